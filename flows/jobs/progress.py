@@ -1,0 +1,71 @@
+"""How far a job is: a bar on a terminal; elsewhere one line of JSON a second, which the flow turns into
+a Prefect progress artifact and ``soe`` into a bar again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PREFIX = "soe-progress "
+Report = Callable[[int, int], None]
+"""``report(done, total)``, to be called as often as one likes."""
+
+
+def bar() -> Progress:
+    """The one look of our progress bars."""
+    return Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+
+
+@contextmanager
+def progress(stage: str, unit: str) -> Iterator[Report]:
+    """Show the progress of one stage while the block runs.
+
+    Args:
+        stage: a few words, such as ``embed passages``.
+        unit: what is counted, such as ``passages``.
+    """
+    if sys.stderr.isatty():
+        with bar() as shown:
+            task = shown.add_task(stage, total=None, unit=unit)
+            yield lambda done, total: shown.update(task, completed=done, total=total)
+        return
+    last: list = [0.0, None]
+
+    def report(done: int, total: int) -> None:
+        last[1] = (done, total)
+        if time.monotonic() - last[0] >= 1.0:
+            last[0] = time.monotonic()
+            _print_line(stage, done, total, unit)
+
+    _print_line(stage, 0, 0, unit)
+    yield report
+    if last[1]:
+        _print_line(stage, *last[1], unit)
+
+
+def parse_line(line: str) -> dict | None:
+    """The progress a log line holds: ``stage, done, total, unit``; None for any other line."""
+    at = line.find(PREFIX)
+    if at < 0:
+        return None
+    try:
+        return json.loads(line[at + len(PREFIX) :])
+    except ValueError:
+        return None
+
+
+def _print_line(stage: str, done: int, total: int, unit: str) -> None:
+    print(PREFIX + json.dumps({"stage": stage, "done": done, "total": total, "unit": unit}), flush=True)

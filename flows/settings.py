@@ -1,0 +1,95 @@
+"""The parameters of the flows. Prefect turns each model into a checked form; the jobs read the same JSON.
+
+Relative names: a store, run, soup or specialist without a slash lives under ``SOE_HOME``
+(see ``storage_schema/layout.py``); anything with a slash is a path. Give corpora as absolute paths.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BuildDomains(Settings):
+    """Corpus → passages → embeddings → tree of centroids → domains."""
+
+    store: str = Field("environment", description="Name or path of the store to build.")
+    corpus: str = Field(
+        "environment",
+        description="`environment` (text files of the installed Python packages, the standard library and "
+        "the manual pages), or the path of a JSON-lines, Parquet or text file, or of a folder of them.",
+    )
+    text_field: str = Field("text", description="JSON lines and Parquet: the field that holds the text.")
+    source_field: str = Field("source", description="The field naming a document's source, where there is one.")
+    held_out_sources: list[str] = Field([], description="Sources kept out of training altogether.")
+    held_out_fraction: float = Field(
+        0.02, ge=0, le=0.5, description="Share of the documents of every other source kept out of training."
+    )
+    max_documents_per_source: int | None = Field(None, ge=1, description="At most so many documents a source.")
+    max_passages: int | None = Field(None, ge=1, description="Stop after so many training passages (spread over all documents).")
+    max_bad_documents: int = Field(100, ge=0, description="Unreadable documents skipped before it is an error.")
+    passage_characters: int = Field(2000, ge=64, le=100_000, description="Longest passage.")
+    tokenizer: str | None = Field(None, description="Path of a tokenizer.json; none trains a byte-level BPE.")
+    vocab_size: int = Field(32_000, ge=300, le=1 << 20)
+    tokenizer_sample_characters: int = Field(200_000_000, ge=10_000, description="Text the BPE is trained on.")
+    embedder: str = Field(
+        "all-MiniLM-L6-v2",
+        description="Any sentence-transformers model, by name or path. Without a hub, all-MiniLM-L6-v2 is "
+        "taken from the `offline` extra.",
+    )
+    max_seq_length: int = Field(256, ge=8, le=8192, description="Word pieces of a passage the embedder sees.")
+    coarse_clusters: int = Field(64, ge=1, le=1024)
+    leaf_clusters: int = Field(64, ge=1, le=1024, description="Leaves of each coarse cluster.")
+    kmeans_iterations: int = Field(20, ge=1, le=1000)
+    kmeans_sample: int = Field(128_000, ge=100, description="Passages each node of the tree is fitted on, at most.")
+    use_gpu: bool = Field(False, description="Embed and cluster on GPUs; an error at once if there are none.")
+    seed: int = Field(0, ge=0, lt=1 << 63)
+    rebuild: bool = Field(False, description="Replace stages built with other settings.")
+
+
+class Pretrain(Settings):
+    """A store → a soup (or its generic twin). Unset fields take the preset's value (soe_model/presets.py)."""
+
+    name: str = Field("soup", description="Name of the run and of the soup it makes.")
+    store: str = Field("environment", description="The store whose domains to train on.")
+    preset: str = Field("tiny", description="tiny, small, paper-35m, paper-55m, paper-110m or paper-335m.")
+    method: Literal["soup", "generic"] = Field("soup", description="`generic` trains the twin: one model, fixed mixture.")
+    steps: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1, description="Sequences a step, over all workers.")
+    sequence_length: int | None = Field(None, ge=8)
+    mixtures_per_step: int | None = Field(None, ge=1, description="W: instances a step; divides batch_size.")
+    support_size: int | None = Field(None, ge=1, description="s: domains in a mixture (section 2.4).")
+    num_experts: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0, description="Of `shared` (and of the generic twin).")
+    expert_learning_rate: float | None = Field(None, gt=0)
+    router_learning_rate: float | None = Field(None, gt=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
+    num_workers: int = Field(1, ge=1, le=4096)
+    use_gpu: bool = Field(False, description="One GPU a worker; an error at once if there are not so many.")
+    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+    checkpoints_kept: int = Field(2, ge=1)
+
+
+class Specialize(Settings):
+    """A few texts → a small stand-alone model, for one or many specialist sets."""
+
+    soup: str = Field("soup", description="Name or path of the soup.")
+    texts: dict[str, str] = Field({}, description="Specialist's name → a text file, JSON-lines file or folder.")
+    held_out_of: str | None = Field(
+        None, description="A store: every held-out source with enough passages becomes a specialist set."
+    )
+    compare_with: str | None = Field(None, description="Name of the generic twin to evaluate beside.")
+    output: str = Field("specialists", description="Name or path of the folder that receives the models.")
+    max_texts: int = Field(200, ge=1, description="Texts a set that estimate its domain weights.")
+    evaluation_passages: int = Field(
+        0, ge=0, description="Further passages a set on which the losses are measured; 0 measures none."
+    )
+    max_sets: int = Field(16, ge=1)
+    rule: Literal["flat", "tree"] = Field("flat", description="Nearest of all leaves (Algorithm 3), or greedy descent.")
+    use_gpu: bool = False
+    rebuild: bool = False

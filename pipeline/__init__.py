@@ -1,0 +1,1 @@
+"""Corpus → passages → embeddings → domains → streams of weighted mixtures."""

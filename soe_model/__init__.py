@@ -1,0 +1,1 @@
+"""Domain weights → model: bank, router, training step, specialists. Needs torch, transformers, safetensors only."""

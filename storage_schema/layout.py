@@ -1,0 +1,39 @@
+"""Where things live. ``SOE_HOME`` (default ``.soe`` in the working directory) holds four kinds of folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """The absolute path of ``SOE_HOME``."""
+    return Path(os.environ.get("SOE_HOME") or ".soe").expanduser().absolute()
+
+
+def store_folder(name: str) -> Path:
+    """A store's folder. A bare name lives under ``SOE_HOME/stores``; a path with a slash is taken as it is."""
+    return _resolve("stores", name)
+
+
+def run_folder(name: str) -> Path:
+    """A pretraining run's folder (checkpoints and log)."""
+    return _resolve("runs", name)
+
+
+def soup_folder(name: str) -> Path:
+    """A finished soup's folder."""
+    return _resolve("soups", name)
+
+
+def specialist_folder(name: str) -> Path:
+    """The folder of one specialist, or of a named set of them."""
+    return _resolve("specialists", name)
+
+
+def _resolve(room: str, name: str) -> Path:
+    if not name or name in (".", ".."):
+        raise ValueError(f"{name!r} is not a name for a folder of {room}.")
+    if "/" in name:
+        return Path(name).expanduser().absolute()
+    return home() / room / name

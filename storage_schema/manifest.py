@@ -1,0 +1,245 @@
+"""A stage is a folder whose manifest is written last.
+
+While a stage is being built it lives in ``<folder>.partial``; :meth:`Stage.finish` hashes its files, writes
+the manifest and renames the folder into place. So a folder without the suffix is finished, whatever
+crashed before, and a ``.partial`` one holds reusable work of exactly one configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+WRITTEN_BY = "soup-of-experts 0.1.0"
+PARTIAL_SUFFIX = ".partial"
+MANIFEST_NAMES = {"soup": "soup.json", "specialist": "specialist.json"}
+_PLAN_NAME = "plan.json"
+
+
+class StoreError(ValueError):
+    """Something on disk is missing, altered, of another version, or made with other settings."""
+
+
+def manifest_name(kind: str) -> str:
+    """The manifest's file name: ``soup.json`` for soups, ``specialist.json``, else ``manifest.json``."""
+    return MANIFEST_NAMES.get(kind, "manifest.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of a stage."""
+
+    path: str
+    """Relative to the stage's folder, with forward slashes."""
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a finished stage holds and what it was made from."""
+
+    kind: str
+    """``tokenizer``, ``passages``, ``embeddings``, ``domains``, ``soup``, ``specialist``, ..."""
+    configuration: dict[str, Any]
+    """The settings that decide the content."""
+    inputs: dict[str, str]
+    """Name of each upstream stage or file to its digest."""
+    counts: dict[str, Any]
+    """Rows, tokens, and whatever else the stage reports."""
+    files: tuple[FileEntry, ...]
+    seconds: float = 0.0
+    """Wall time of the build; not part of the digest."""
+    schema_version: int = SCHEMA_VERSION
+    written_by: str = WRITTEN_BY
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that decides the content; equal digests mean equal stages."""
+        return content_digest(
+            {
+                "kind": self.kind,
+                "schema_version": self.schema_version,
+                "configuration": self.configuration,
+                "inputs": self.inputs,
+                "counts": self.counts,
+                "files": [[f.path, f.bytes, f.sha256] for f in self.files],
+            }
+        )
+
+    def to_json(self) -> str:
+        body = {**self.__dict__, "files": [f.__dict__ for f in self.files], "digest": self.digest}
+        return json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """A stage being opened: either ``finished`` already, or to be built in ``work``."""
+
+    folder: Path
+    kind: str
+    configuration: dict[str, Any]
+    inputs: dict[str, str]
+    finished: Manifest | None
+    work: Path
+    _start: float = field(default_factory=time.monotonic)
+
+    def finish(self, counts: dict[str, Any]) -> Manifest:
+        """Hash the files in ``work``, write the manifest, and rename the folder into place."""
+        (self.work / _PLAN_NAME).unlink(missing_ok=True)
+        manifest = Manifest(
+            kind=self.kind,
+            configuration=self.configuration,
+            inputs=self.inputs,
+            counts=counts,
+            files=tuple(_entries(self.work)),
+            seconds=round(time.monotonic() - self._start, 3),
+        )
+        write_atomically(self.work / manifest_name(self.kind), manifest.to_json())
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        os.rename(self.work, self.folder)
+        _sync_folder(self.folder.parent)
+        self.finished = manifest
+        return manifest
+
+
+def open_stage(
+    folder: str | Path, *, kind: str, configuration: dict, inputs: dict[str, str], rebuild: bool = False
+) -> Stage:
+    """Open the stage at `folder`: finished with these settings, or ready to be built (or resumed).
+
+    Raises :class:`StoreError` when a finished stage was made with other settings or inputs, unless
+    `rebuild`, which replaces it once the new one is complete.
+    """
+    folder, configuration = Path(folder), json.loads(canonical_json(configuration))
+    work = folder.with_name(folder.name + PARTIAL_SUFFIX)
+    finished = None
+    if folder.exists():
+        finished = read_manifest(folder, kind)
+        changes = _differences(finished, configuration, inputs)
+        if changes and not rebuild:
+            raise StoreError(
+                f"{folder} was built with other settings: {'; '.join(changes)}. "
+                "Use another name, or rebuild=true to replace it."
+            )
+        if changes:
+            finished = None
+    stage = Stage(
+        folder=folder, kind=kind, configuration=configuration, inputs=inputs, finished=finished, work=work
+    )
+    if finished is None:
+        _prepare_work(work, canonical_json({"kind": kind, "configuration": configuration, "inputs": inputs}))
+    return stage
+
+
+def read_manifest(folder: str | Path, kind: str) -> Manifest:
+    """Read and check the manifest of a finished stage (not its files; see :func:`verify_files`).
+
+    Raises :class:`StoreError` naming the folder and the way out.
+    """
+    path = Path(folder) / manifest_name(kind)
+    if not path.exists():
+        raise StoreError(f"no {kind} at {folder}: {path.name} is missing. Build it first, or check the name.")
+    try:
+        body = json.loads(path.read_text("utf-8"))
+        version, digest = body["schema_version"], body.pop("digest")
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} is not a manifest: {error!r}. Rebuild the stage.") from error
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} has schema version {version}, written by {body.get('written_by')!r}; this release reads "
+            f"version {SCHEMA_VERSION}. Use the release that wrote it, or rebuild."
+        )
+    body["files"] = tuple(FileEntry(**f) for f in body["files"])
+    manifest = Manifest(**body)
+    if manifest.kind != kind:
+        raise StoreError(f"{folder} holds a {manifest.kind}, not a {kind}.")
+    if manifest.digest != digest:
+        raise StoreError(f"{path} was altered: its digest does not match its content. Rebuild the stage.")
+    return manifest
+
+
+def verify_files(folder: str | Path, manifest: Manifest, *, content: bool = True) -> None:
+    """Check that every file of the stage is there with its size and, if `content`, its sha256."""
+    for entry in manifest.files:
+        path = Path(folder) / entry.path
+        if not path.exists():
+            raise StoreError(f"{path} is missing. Rebuild {folder}.")
+        if path.stat().st_size != entry.bytes:
+            raise StoreError(
+                f"{path} has {path.stat().st_size} bytes, its manifest says {entry.bytes}. Rebuild {folder}."
+            )
+        if content and file_digest(path) != entry.sha256:
+            raise StoreError(f"{path} was altered: its sha256 differs from the manifest. Rebuild {folder}.")
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no NaN; raises TypeError on anything whose text is not its value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_digest(value: Any) -> str:
+    """sha256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: str | Path, data: str | bytes) -> None:
+    """Write aside, flush to disk, rename: `path` holds the old or the new content, never a part."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def _entries(folder: Path) -> list[FileEntry]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return [
+        FileEntry(path=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=file_digest(p))
+        for p in files
+    ]
+
+
+def _differences(manifest: Manifest, configuration: dict, inputs: dict[str, str]) -> list[str]:
+    changes = []
+    for label, old, new in (
+        ("", manifest.configuration, configuration),
+        ("input ", manifest.inputs, inputs),
+    ):
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                changes.append(f"{label}{key} was {old.get(key)!r}, now {new.get(key)!r}")
+    return changes
+
+
+def _prepare_work(work: Path, plan: str) -> None:
+    """Keep unfinished work of the same plan; throw away that of another."""
+    record = work / _PLAN_NAME
+    if work.exists() and not (record.exists() and record.read_text("utf-8") == plan):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    write_atomically(record, plan)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
