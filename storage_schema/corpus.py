@@ -1,7 +1,11 @@
 """Passages (Parquet) and their embeddings (Arrow).
 
     <store>/passages/{train,held_out}/part-00000.parquet
+    <store>/passages/sources.parquet             one row a source: documents, passages of either split
     <store>/embeddings/part-00000.arrow          one file for each training part, same rows, same order
+
+Part numbers run over the training parts, then over the held-out ones, so ``part number << 32 | row`` is
+unique in the store.
 """
 
 from __future__ import annotations
@@ -16,6 +20,16 @@ PASSAGES = pa.schema(
         pa.field("document_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("text", pa.large_string(), nullable=False),
+    ]
+)
+
+SOURCES = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("documents", pa.int64(), nullable=False),
+        pa.field("train_passages", pa.int64(), nullable=False),
+        pa.field("held_out_passages", pa.int64(), nullable=False),
+        pa.field("unseen", pa.bool_(), nullable=False),  # held out by name: no document of it is in training
     ]
 )
 

@@ -50,7 +50,7 @@ class Tree:
     """A two-level tree of centroids. Leaf ``i`` is domain ``i``; its coarse node is ``i // (K // C)``."""
 
     coarse_CD: np.ndarray
-    """float32; the coarse centroids."""
+    """float32; the coarse centroids. A coarse node that no training passage reached is a row of NaN."""
     leaves_KD: np.ndarray
     """float32; the domains' centroids. A leaf that no training passage reached is a row of NaN."""
     counts_K: np.ndarray

@@ -1,0 +1,107 @@
+"""Running a stage's parts as Ray tasks: bounded in flight, results in order, progress, plain errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+Report = Callable[[int, int], None]
+"""``report(done, total)``."""
+LEAST_LOCAL_CPUS = 4
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """A :data:`Report` that shows nothing."""
+
+
+def available_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Use the Ray cluster of ``RAY_ADDRESS`` (set inside submitted jobs), else one of our own in this process.
+
+    The local cluster has at least four logical CPUs: on a small machine an actor that holds one must not
+    keep every task from running.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(LEAST_LOCAL_CPUS, available_cores()),
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_tasks(
+    function: Callable[..., Any],
+    arguments: Sequence[tuple],
+    *,
+    report: Report = ignore_progress,
+    weights: Sequence[int] | None = None,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+) -> list[Any]:
+    """Call `function` on each tuple of arguments in Ray tasks and return the results in the same order.
+
+    Args:
+        report: called as tasks finish, with the sum of their `weights` (default: their number).
+
+    Raises:
+        Exception: the first task's own error (see :func:`unwrap`); the others are cancelled.
+    """
+    weights = weights or [1] * len(arguments)
+    task = ray.remote(function).options(num_cpus=num_cpus, num_gpus=num_gpus)
+    limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    results: list[Any] = [None] * len(arguments)
+    running: dict[ray.ObjectRef, int] = {}
+    done, following = 0, 0
+    try:
+        while following < len(arguments) or running:
+            while following < len(arguments) and len(running) < limit:
+                running[task.remote(*arguments[following])] = following
+                following += 1
+            ready, _ = ray.wait(list(running), num_returns=1)
+            number = running.pop(ready[0])
+            results[number] = ray.get(ready[0])
+            done += weights[number]
+            report(done, sum(weights))
+    except ray.exceptions.RayError as error:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        raise unwrap(error) from error
+    return results
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The ValueError or OSError that a Ray error carries, else the error itself."""
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            break
+        if isinstance(seen, (ValueError, OSError)) and not isinstance(seen, ray.exceptions.RayError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether `error` says that no space is left."""
+    return isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in str(error))
