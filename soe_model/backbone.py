@@ -1,0 +1,79 @@
+"""The small model that a soup instantiates: any Hugging Face causal language model, made flat.
+
+Table 2 of the paper gives the GPT-2 sizes; see presets.py. Legend: B sequences, L tokens in a sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from soe_model.flat import FlatModule
+
+
+def gpt2_config(
+    *,
+    vocab_size: int,
+    sequence_length: int,
+    embedding_size: int,
+    num_layers: int,
+    num_heads: int,
+    hidden_size: int | None = None,
+    end_of_text: int = 0,
+) -> dict[str, Any]:
+    """A GPT-2 style transformer (Table 2) as a Hugging Face configuration: tied embeddings, no dropout.
+
+    Args:
+        hidden_size: width of the MLP, 4 x `embedding_size` by default.
+        end_of_text: id of the token that ends a passage; also begins and pads a generation.
+    """
+    if embedding_size % num_heads:
+        raise ValueError(f"embedding_size {embedding_size} is not a multiple of num_heads {num_heads}.")
+    return {
+        "model_type": "gpt2",
+        "vocab_size": vocab_size,
+        "n_positions": sequence_length,
+        "n_embd": embedding_size,
+        "n_inner": hidden_size or 4 * embedding_size,
+        "n_layer": num_layers,
+        "n_head": num_heads,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "tie_word_embeddings": True,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+    }
+
+
+def hugging_face_config(backbone: dict[str, Any]) -> PretrainedConfig:
+    """The configuration object of a backbone given as a dict with its ``model_type``.
+
+    Raises ValueError for a model type transformers does not know.
+    """
+    settings = dict(backbone)
+    model_type = settings.pop("model_type", None)
+    if model_type is None:
+        raise ValueError("a backbone needs a model_type, such as gpt2 or llama.")
+    return AutoConfig.for_model(model_type, **settings)
+
+
+def build_backbone(backbone: dict[str, Any], *, seed: int, device: str | torch.device = "cpu") -> FlatModule:
+    """The backbone with the architecture's own initialisation, the same for equal seeds on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(hugging_face_config(backbone))
+    model.config.use_cache = False
+    return FlatModule(model.to(device=device, dtype=torch.float32).train())
+
+
+def token_losses(model: torch.nn.Module, tokens_BL1: torch.Tensor) -> torch.Tensor:
+    """Next-token losses in nats, float32 [B, L], of sequences of L + 1 tokens."""
+    inputs, targets = tokens_BL1[:, :-1], tokens_BL1[:, 1:]
+    logits = model(input_ids=inputs).logits
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return losses.view(targets.shape)

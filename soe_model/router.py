@@ -1,0 +1,33 @@
+"""phi: domain weights to expert coefficients, a two-layer MLP (section 2.3).
+
+Legend: W mixtures, K domains, H hidden units, N experts, D embedding size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Router(nn.Module):
+    """Two-layer MLP from domain weights [W, K] to coefficients [W, N].
+
+    Args:
+        input_scale: standard deviation of the first layer's weights. A mixture is a convex combination of
+            the layer's columns, so PyTorch's default (1/sqrt(K)) would make every mixture look the same.
+        output_scale: standard deviation of the coefficients at the start, up to the activation's gain.
+    """
+
+    def __init__(
+        self, num_domains: int, num_experts: int, *, hidden: int, input_scale: float, output_scale: float
+    ):
+        super().__init__()
+        self.hidden = nn.Linear(num_domains, hidden)
+        self.output = nn.Linear(hidden, num_experts)
+        nn.init.normal_(self.hidden.weight, std=input_scale)
+        nn.init.zeros_(self.hidden.bias)
+        nn.init.normal_(self.output.weight, std=output_scale / hidden**0.5)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
+        return self.output(torch.nn.functional.gelu(self.hidden(domain_weights_WK)))
