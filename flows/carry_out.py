@@ -1,0 +1,115 @@
+"""What the flows have in common: check, submit a Ray job, follow it, publish, and stop it when cancelled."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from prefect import get_run_logger
+from prefect.runtime import deployment, flow_run
+from prefect.states import Failed, State
+
+from flows import ray_job
+from flows.artifacts import ProgressArtifacts
+from flows.jobs.progress import parse_line
+from flows.settings import Settings
+from storage_schema import layout
+
+
+def carry_out(
+    name: str,
+    config: Settings,
+    *,
+    module: str,
+    publish: Callable[[], None],
+    cpus: int = 0,
+    gpus: int = 0,
+) -> dict | State:
+    """Run the job `module` with `config` on the Ray cluster, within the flow run of the flow `name`.
+
+    Args:
+        name: the flow's name.
+        config: the job's settings.
+        module: the job's module.
+        publish: makes the artifacts of a finished job.
+        cpus: logical CPUs the cluster must have.
+        gpus: GPUs the cluster must have.
+
+    Returns:
+        The job's summary; or, if it cannot run or fails, a FAILED state whose message is its ``error:`` line.
+    """
+    log = get_run_logger()
+    try:
+        _check_home()
+        client = ray_job.connect()
+        ray_job.check_resources(client, cpus=cpus, gpus=gpus)
+        job_id = ray_job.still_running(client, _job_ids(name, flow_run.id, flow_run.run_count))
+        if job_id:
+            log.info("Following the Ray job %s, which is still running.", job_id)
+        else:
+            job_id = ray_job.submission_id(name, flow_run.id, flow_run.run_count)
+            metadata = {"flow_run_id": str(flow_run.id), "deployment": deployment.name or "none"}
+            ray_job.submit(
+                client, job_id=job_id, module=module, config_json=config.model_dump_json(), metadata=metadata
+            )
+            log.info("Submitted the Ray job %s.", job_id)
+        summary = _follow(name, client, job_id, log)
+    except ray_job.JobError as error:
+        return Failed(message=f"{ray_job.ERROR_PREFIX}{error}")
+    try:
+        publish()
+    except Exception:
+        # The work is done and on disk: a picture that cannot be drawn must not make it a failure.
+        log.warning("The run succeeded, but its artifacts could not be published.", exc_info=True)
+    return summary
+
+
+def stop_on_cancellation(flow, flow_run, state) -> None:
+    """Prefect's hook. It runs in the worker and knows only the flow run; the flow's process may be dead."""
+    client = ray_job.connect()
+    for job_id in _job_ids(flow.name, flow_run.id, flow_run.run_count):
+        if ray_job.stop(client, job_id):
+            print(f"Stopped the Ray job {job_id}.")
+
+
+def _follow(name: str, client, job_id: str, log) -> dict:
+    shown = ProgressArtifacts(name)
+
+    def note(line: str) -> None:
+        progress = parse_line(line)
+        if progress:
+            shown.update(progress)
+        elif line.strip():
+            log.info(line)
+
+    try:
+        return ray_job.follow(client, job_id, note)
+    except ray_job.JobError:
+        raise
+    except BaseException:
+        log.warning("Stopping the Ray job %s.", job_id)
+        ray_job.stop(client, job_id)
+        raise
+    finally:
+        shown.close()
+
+
+def _job_ids(name: str, flow_run_id: str, run_count: int) -> list[str]:
+    """The jobs that this run and its earlier attempts may have started, the newest first."""
+    return [ray_job.submission_id(name, flow_run_id, count) for count in range(run_count, 0, -1)]
+
+
+def _check_home() -> None:
+    """Raise :class:`JobError` unless the worker can write to ``SOE_HOME``."""
+    home: Path = layout.home()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        where = "SOE_HOME" if os.environ.get("SOE_HOME") else "the default SOE_HOME"
+        raise ray_job.JobError(
+            f"cannot write to {home} ({where}): {error.strerror}. Set SOE_HOME."
+        ) from error

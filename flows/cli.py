@@ -1,0 +1,132 @@
+"""The ``soe`` command. Each subcommand imports what it needs, so that the command itself starts at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run the subcommand; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    return arguments.command(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="soe", description="Soup-of-Experts: from a corpus to specialists.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    up = commands.add_parser("up", help="start the Prefect server, its worker and the Ray cluster")
+    up.add_argument("--prefect-port", type=_port, help="Prefect's API and UI (4200)")
+    up.add_argument("--dashboard-port", type=_port, help="Ray's dashboard and job API (8265)")
+    up.add_argument("--ray-port", type=_port, help="Ray itself (6379)")
+    up.set_defaults(command=_up)
+    commands.add_parser("status", help="what runs, and where to look").set_defaults(command=_status)
+    commands.add_parser("down", help="stop it all").set_defaults(command=_down)
+    commands.add_parser("doctor", help="what is installed, what will be used, what is wrong").set_defaults(
+        command=_doctor
+    )
+    commands.add_parser("demo", help="build, pretrain, specialize and compare, on this machine").set_defaults(
+        command=_demo
+    )
+
+    run = commands.add_parser("run", help="run a deployment, follow it, and fail if it fails")
+    run.add_argument("name", help="build-domains, pretrain-soe, specialize; or FLOW/DEPLOYMENT")
+    run.add_argument("--config", type=_json_object, default={}, help="the settings, as a JSON object")
+    run.add_argument(
+        "--param",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one setting of them",
+    )
+    run.add_argument("--no-watch", action="store_true", help="return as soon as the run is scheduled")
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 1024 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give a number from 1024 to 65535")
+    return int(text)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object: give " + '{"name": value, ...}')
+    return value
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """``name=value``; the value is JSON where it can be read as such, else the text itself."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    from flows import status_view
+
+    return status_view.up(arguments.prefect_port, arguments.dashboard_port, arguments.ray_port)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from flows import status_view
+
+    return status_view.status()
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    from flows import status_view
+
+    return status_view.down()
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from flows import doctor
+
+    return doctor.main()
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from flows import demo
+
+    return demo.main()
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from flows.follow import follow, outcome
+    from flows.prefect_api import ApiError, PrefectApi
+
+    console = Console(highlight=False, soft_wrap=True)
+    name = arguments.name if "/" in arguments.name else f"{arguments.name}/{arguments.name}"
+    config = arguments.config | dict(arguments.param)
+    try:
+        api = PrefectApi.of_active_profile()
+        run = api.create_flow_run(name, {"config": config} if config else {})
+        print(f"{name}: flow run {run['name']} ({run['id']})", flush=True)
+        if arguments.no_watch:
+            return 0
+        problem = outcome(follow(api, run["id"], console=console))
+    except ApiError as error:
+        problem = f"error: {error}"
+    if problem:
+        print(problem, file=sys.stderr)
+    return 1 if problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The few calls we make to a Prefect server's REST API, without the seconds that importing Prefect takes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+"""The types of the states that a flow run does not leave by itself."""
+
+
+class ApiError(RuntimeError):
+    """The server refused, or did not answer. ``status`` is the HTTP status, 0 without an answer."""
+
+    def __init__(self, message: str, status: int = 0):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefectApi:
+    """A Prefect server."""
+
+    url: str
+    """With the path ``/api`` and no slash at the end."""
+    auth_string: str | None = None
+    """``user:password`` of a server with basic authentication."""
+    key: str | None = None
+    """The API key of a server that wants one instead."""
+
+    @classmethod
+    def of_active_profile(cls) -> PrefectApi:
+        """The server that ``prefect`` commands reach here. Raises :class:`ApiError` if there is none."""
+        from prefect.settings import get_current_settings
+
+        api = get_current_settings().api
+        if not api.url:
+            raise ApiError(
+                "the active Prefect profile has no server (PREFECT_API_URL): start one with `soe up`."
+            )
+        return cls(
+            url=api.url.rstrip("/"),
+            auth_string=api.auth_string.get_secret_value() if api.auth_string else None,
+            key=api.key.get_secret_value() if api.key else None,
+        )
+
+    def call(self, method: str, path: str, body: Any = None, *, timeout: float = 15.0) -> Any:
+        """One request; the answer's JSON (None if empty). Raises :class:`ApiError`."""
+        request = urllib.request.Request(
+            f"{self.url}{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", **self._credentials()},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                content = answer.read()
+        except urllib.error.HTTPError as error:
+            raise ApiError(_reason(error), error.code) from error
+        except OSError as error:
+            raise ApiError(
+                f"no Prefect server answers at {self.url} ({error}): start one with `soe up`."
+            ) from error
+        return json.loads(content) if content else None
+
+    def healthy(self) -> bool:
+        """Whether the server answers."""
+        try:
+            return self.call("GET", "/health", timeout=2.0) is True
+        except ApiError:
+            return False
+
+    def create_flow_run(self, deployment: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Schedule a run of the deployment ``FLOW/NAME`` for now; the server checks the parameters."""
+        try:
+            found = self.call("GET", f"/deployments/name/{deployment}")
+        except ApiError as error:
+            if error.status == 404:
+                raise ApiError(
+                    f"no deployment {deployment!r} on {self.url}: see `prefect deployment ls`."
+                ) from error
+            raise
+        return self.call(
+            "POST",
+            f"/deployments/{found['id']}/create_flow_run",
+            {"parameters": parameters, "state": {"type": "SCHEDULED"}},
+        )
+
+    def flow_run(self, flow_run_id: str) -> dict[str, Any]:
+        return self.call("GET", f"/flow_runs/{flow_run_id}")
+
+    def running(self) -> list[dict[str, Any]]:
+        """The flow runs that are scheduled for now, pending, running or being cancelled; oldest first."""
+        states = ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED"]
+        query = {
+            "flow_runs": {"state": {"type": {"any_": states}}},
+            "sort": "EXPECTED_START_TIME_ASC",
+            "limit": 50,
+        }
+        return self.call("POST", "/flow_runs/filter", query)
+
+    def progress(self, flow_run_id: str) -> list[dict[str, Any]]:
+        """The progress artifacts of a flow run, oldest first."""
+        query = {
+            "artifacts": {"flow_run_id": {"any_": [flow_run_id]}, "type": {"any_": ["progress"]}},
+            "sort": "CREATED_DESC",
+            "limit": 100,
+        }
+        return self.call("POST", "/artifacts/filter", query)[::-1]
+
+    def _credentials(self) -> dict[str, str]:
+        if self.auth_string:
+            return {"Authorization": "Basic " + base64.b64encode(self.auth_string.encode()).decode()}
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """The server's own words, if it gave any."""
+    try:
+        body = json.loads(error.read())
+    except ValueError:
+        body = None
+    if isinstance(body, dict):
+        detail = body.get("detail") or body.get("exception_message") or body.get("exception_detail")
+        if detail:
+            return detail if isinstance(detail, str) else json.dumps(detail)
+    return f"{error.url} answers {error.code} {error.reason}"

@@ -1,0 +1,14 @@
+"""The flow ``pretrain-soe``: domains become a soup, or its generic twin."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.states import State
+
+from flows.carry_out import carry_out, stop_on_cancellation
+from flows.settings import Pretrain
+
+
+@flow(name="pretrain-soe", on_cancellation=[stop_on_cancellation])
+def pretrain_soe(config: Pretrain = Pretrain()) -> dict | State:  # noqa: B008
+    return carry_out("pretrain-soe", config, module="flows.jobs.pretrain_soe", publish=lambda: None)

@@ -1,0 +1,303 @@
+"""``soe up | down``: a Prefect server on SQLite, a process worker and a Ray head, all on the loopback interface
+only. What lies where: ``flows/stack_state.py``; how processes are found again: ``flows/processes.py``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows import prefect_profile, processes, stack_state
+from flows.prefect_api import ApiError
+from flows.stack_state import COMPONENTS, WORK_POOL, Stack, StackError
+
+PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
+START_SECONDS = 180.0
+"""After so long a component that does not answer is given up."""
+Report = Callable[[str, str], None]
+"""``report(component, state)``: ``starting``, ``ready`` or ``stopping``, ``stopped``."""
+
+
+def up(
+    *,
+    prefect_port: int | None = None,
+    dashboard_port: int | None = None,
+    ray_port: int | None = None,
+    report: Report = lambda component, state: None,
+) -> Stack:
+    """Start whatever of the stack is not running, deploy the flows, and activate the Prefect profile.
+
+    A port that is not given is the one of last time, at first 4200 (Prefect), 8265 (Ray's dashboard) and 6379
+    (Ray). Raises :class:`StackError` on a port in use, or when a component ends instead of answering.
+    """
+    with _lock():
+        old = stack_state.load()
+        stack = _with_ports(old, prefect_port, dashboard_port, ray_port)
+        if is_up(stack):
+            _activate_profile(stack)
+            return stack
+        stack_state.prepare_folders()
+        try:
+            _start_missing(stack, report)
+            _activate_profile(stack)
+        except BaseException:
+            _stop_all(stack)
+            raise
+        return stack
+
+
+def down(report: Report = lambda component, state: None) -> bool:
+    """Stop everything and put the former Prefect profile back. Returns whether anything ran."""
+    stack = stack_state.load()
+    if stack is None:
+        return False
+    with _lock():
+        ran = bool(members(stack))
+        if stack.profile_before is not None:
+            prefect_profile.restore(stack.profile_before, stack.api.url)
+            stack.profile_before = None
+        _stop_all(stack, report)
+        stack.save()
+        return ran
+
+
+def is_up(stack: Stack) -> bool:
+    """Whether every component runs and answers."""
+    return all(stack.alive(name) for name in COMPONENTS) and stack.api.healthy() and ray_answers(stack)
+
+
+def members(stack: Stack) -> set[int]:
+    """The numbers of all the stack's processes."""
+    return processes.members(stack.processes.values(), stack.mark())
+
+
+def ray_answers(stack: Stack) -> bool:
+    """Whether the dashboard answers and knows our token."""
+    request = urllib.request.Request(f"{stack.dashboard_url}/api/version", headers=_ray_credentials())
+    try:
+        with urllib.request.urlopen(request, timeout=2.0) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def worker_is_online(stack: Stack) -> bool:
+    """Whether a worker polls our pool."""
+    try:
+        workers = stack.api.call("POST", f"/work_pools/{WORK_POOL}/workers/filter", {})
+    except ApiError:
+        return False
+    return any(worker["status"] == "ONLINE" for worker in workers)
+
+
+def _ray_credentials() -> dict[str, str]:
+    return {"Authorization": f"Bearer {stack_state.token_file().read_text().strip()}"}
+
+
+def _with_ports(old: Stack | None, prefect: int | None, dashboard: int | None, ray: int | None) -> Stack:
+    """The stack to start: the `old` one if it runs or keeps its ports, else a new one.
+
+    Raises :class:`StackError` if the old one runs with other ports than those asked for.
+    """
+    asked = {"prefect_port": prefect, "dashboard_port": dashboard, "ray_port": ray}
+    known = {name: getattr(old, name) for name in asked} if old else {}
+    ports = {"prefect_port": 4200, "dashboard_port": 8265, "ray_port": 6379} | known
+    ports |= {name: port for name, port in asked.items() if port is not None}
+    if len(set(ports.values())) < 3:
+        raise StackError(f"the ports must differ: {', '.join(f'{n} {p}' for n, p in ports.items())}.")
+    if old is None:
+        return Stack(**ports)
+    if members(old):
+        for name, port in ports.items():
+            if port != known[name]:
+                raise StackError(f"the stack runs with {name} {known[name]}, not {port}: `soe down` first.")
+        return old
+    return Stack(**ports, profile_before=old.profile_before)
+
+
+def _start_missing(stack: Stack, report: Report) -> None:
+    for name in COMPONENTS:
+        if not stack.alive(name):
+            _stop(stack, name, patience=5.0)
+    for name in ("prefect-server", "ray-head"):
+        if not stack.alive(name):
+            _check_ports(stack, name)
+    for name in ("ray-head", "prefect-server"):
+        if not stack.alive(name):
+            _start(stack, name, report)
+    _wait(stack, "prefect-server", stack.api.healthy)
+    report("prefect-server", "ready")
+    report("deployments", "starting")
+    _make_work_pool(stack)
+    if not stack.alive("prefect-worker"):
+        _start(stack, "prefect-worker", report)
+    _deploy(stack)
+    report("deployments", "ready")
+    _wait(stack, "ray-head", lambda: ray_answers(stack))
+    report("ray-head", "ready")
+    _wait(stack, "prefect-worker", lambda: worker_is_online(stack))
+    report("prefect-worker", "ready")
+
+
+def _start(stack: Stack, name: str, report: Report) -> None:
+    report(name, "starting")
+    if name == "ray-head":
+        shutil.rmtree(stack_state.ray_folder(), ignore_errors=True)
+    stack.processes[name] = processes.start(
+        _COMMANDS[name](stack),
+        environment=stack_state.environment(stack, name),
+        log=stack_state.logs_folder() / f"{name}.log",
+        folder=stack_state.folder(),
+    )
+    stack.save()
+
+
+def _server_command(stack: Stack) -> list[str]:
+    options = ["--host", "127.0.0.1", "--port", str(stack.prefect_port), "--analytics-off"]
+    return [sys.executable, "-m", "prefect", "--no-prompt", "server", "start", *options]
+
+
+def _worker_command(stack: Stack) -> list[str]:
+    options = ["--pool", WORK_POOL, "--type", "process", "--install-policy", "never", "--name", "soe"]
+    return [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", *options]
+
+
+def _ray_command(stack: Stack) -> list[str]:
+    """Logical CPUs are at least four: training workers must leave some for the tasks that feed them."""
+    options = {
+        "node-ip-address": "127.0.0.1",
+        "port": stack.ray_port,
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": stack.dashboard_port,
+        "num-cpus": max(4, os.cpu_count() or 1),
+        "object-store-memory": _object_store_bytes(),
+        "temp-dir": stack_state.ray_folder(),
+        "dashboard-agent-listen-port": processes.free_port(),
+        "ray-client-server-port": processes.free_port(),
+    }
+    flat = [f"--{name}={value}" for name, value in options.items()]
+    return [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        *flat,
+    ]
+
+
+_COMMANDS = {"prefect-server": _server_command, "ray-head": _ray_command, "prefect-worker": _worker_command}
+
+
+def _object_store_bytes() -> int:
+    """30 % of the memory, at most 4 GB, and what a usable shared-memory file system has free."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    wanted = min(int(0.3 * memory), 4_000_000_000)
+    shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
+    return min(wanted, int(0.9 * shared)) if shared > 400_000_000 else wanted
+
+
+def _check_ports(stack: Stack, component: str) -> None:
+    ports = {
+        "prefect-server": {"--prefect-port": stack.prefect_port},
+        "ray-head": {"--dashboard-port": stack.dashboard_port, "--ray-port": stack.ray_port},
+    }
+    for option, port in ports[component].items():
+        if not processes.port_is_free(port):
+            raise StackError(
+                f"port {port} is in use by another program: choose another with `soe up {option} PORT`."
+            )
+
+
+def _wait(stack: Stack, component: str, ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not ready():
+        if not stack.alive(component):
+            raise StackError(f"the {component} ended while starting. {_tail(component)}")
+        if time.monotonic() > deadline:
+            raise StackError(
+                f"the {component} does not answer after {START_SECONDS:.0f} s. {_tail(component)}"
+            )
+        time.sleep(0.2)
+
+
+def _tail(component: str) -> str:
+    log = stack_state.logs_folder() / f"{component}.log"
+    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    return "\n".join([f"The end of {log}:", *(f"  {line}" for line in lines[-8:])])
+
+
+def _make_work_pool(stack: Stack) -> None:
+    try:
+        stack.api.call("POST", "/work_pools/", {"name": WORK_POOL, "type": "process"})
+    except ApiError as error:
+        if error.status != 409:  # it is there already
+            raise
+
+
+def _deploy(stack: Stack) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "prefect",
+            "--no-prompt",
+            "deploy",
+            "--all",
+            "--prefect-file",
+            str(PREFECT_FILE),
+        ],
+        env=stack_state.environment(stack, "prefect-worker"),
+        cwd=stack_state.folder(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    (stack_state.logs_folder() / "deploy.log").write_text(done.stdout)
+    if done.returncode:
+        raise StackError(f"the deployments were refused. {_tail('deploy')}")
+
+
+def _activate_profile(stack: Stack) -> None:
+    if prefect_profile.is_active(stack.api.url) and stack.profile_before is not None:
+        return
+    before = prefect_profile.activate(prefect_profile.settings(stack.api.url, stack.api.auth_string))
+    stack.profile_before = stack.profile_before or before
+    stack.save()
+
+
+def _stop_all(stack: Stack, report: Report = lambda component, state: None) -> None:
+    """The worker first, so that its flow runs can stop their jobs and say so; then Ray; then the server."""
+    for name, patience in (("prefect-worker", 15.0), ("ray-head", 4.0), ("prefect-server", 8.0)):
+        report(name, "stopping")
+        _stop(stack, name, patience)
+        report(name, "stopped")
+
+
+def _stop(stack: Stack, name: str, patience: float) -> None:
+    """Stop one component with all its processes, those left of a dead one too."""
+    leaders = [stack.processes.pop(name)] if name in stack.processes else []
+    left = processes.stop(lambda: processes.members(leaders, stack.mark(name)), patience=patience)
+    if left:
+        raise StackError(f"processes {sorted(left)} of the {name} do not end.")
+
+
+@contextmanager
+def _lock() -> Iterator[None]:
+    """One ``soe up`` or ``soe down`` at a time for a ``SOE_HOME``."""
+    stack_state.folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(stack_state.folder() / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,182 @@
+"""What is known of a local stack: its folder, ports, processes and secrets, and the environment of each part.
+
+$SOE_HOME/stack/             mode 0700
+    state.json               this file's :class:`Stack`
+    prefect-password         user:password of the Prefect server, mode 0600
+    ray-token                the Ray cluster's token, mode 0600
+    logs/                    one file a component
+    prefect/                 PREFECT_HOME of server and worker; the database
+    ray/                     Ray's session (under the temporary folder where this path would be too long)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.prefect_api import PrefectApi
+from flows.processes import MARK, Process
+from storage_schema import layout
+from storage_schema.manifest import write_atomically
+
+COMPONENTS = ("prefect-server", "ray-head", "prefect-worker")
+WORK_POOL = "soe"
+LONGEST_RAY_FOLDER = 40
+"""Characters. A Unix socket's path has at most 107, and Ray adds up to 65 to its folder's."""
+
+
+class StackError(RuntimeError):
+    """The stack cannot be started or reached; the message says what to do."""
+
+
+@dataclass(kw_only=True)
+class Stack:
+    """A stack that is up, was, or is about to be."""
+
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    prefect_port: int
+    dashboard_port: int
+    ray_port: int
+    processes: dict[str, Process] = field(default_factory=dict)
+    profile_before: dict[str, Any] | None = None
+    """What :func:`flows.prefect_profile.restore` needs; None while the profile is not ours."""
+
+    @property
+    def api(self) -> PrefectApi:
+        return PrefectApi(url=f"{self.prefect_url}/api", auth_string=password_file().read_text().strip())
+
+    @property
+    def prefect_url(self) -> str:
+        return f"http://127.0.0.1:{self.prefect_port}"
+
+    @property
+    def dashboard_url(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def alive(self, component: str) -> bool:
+        process = self.processes.get(component)
+        return process is not None and process.alive
+
+    def mark(self, component: str = "") -> str:
+        """What the mark of a component's processes begins with; of all of them, without one."""
+        return f"{self.id}:{component}"
+
+    def save(self) -> None:
+        write_atomically(_state_file(), json.dumps(asdict(self), indent=1) + "\n")
+
+
+def folder() -> Path:
+    """The stack's folder under ``SOE_HOME``; it may not exist yet."""
+    return layout.home() / "stack"
+
+
+def logs_folder() -> Path:
+    return folder() / "logs"
+
+
+def password_file() -> Path:
+    return folder() / "prefect-password"
+
+
+def token_file() -> Path:
+    return folder() / "ray-token"
+
+
+def ray_folder() -> Path:
+    """Where Ray keeps its session: logs, sockets, spilled objects."""
+    wanted = folder() / "ray"
+    if len(str(wanted)) <= LONGEST_RAY_FOLDER:
+        return wanted
+    name = hashlib.sha256(str(folder()).encode()).hexdigest()[:10]
+    return Path(tempfile.gettempdir()) / f"soe-{os.getuid()}-{name}" / "ray"
+
+
+def load() -> Stack | None:
+    """The stack of this ``SOE_HOME``, running or not; None if there never was one."""
+    try:
+        body = json.loads(_state_file().read_text("utf-8"))
+        processes = {name: Process(**process) for name, process in body.pop("processes").items()}
+        return Stack(**body, processes=processes)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StackError(
+            f"{_state_file()} is not a stack's state ({error}): stop its processes, then delete the file."
+        ) from error
+
+
+def prepare_folders() -> None:
+    """Make the folders (0700) and, once, the secrets (0600)."""
+    layout.home().mkdir(parents=True, exist_ok=True)
+    # Ray opens its own folder to everybody, so the one around it must be closed.
+    for path in (folder(), logs_folder(), folder() / "prefect", ray_folder().parent):
+        path.mkdir(mode=0o700, exist_ok=True)
+        if path.stat().st_uid != os.getuid():
+            raise StackError(f"{path} belongs to another user. Set SOE_HOME to a folder of your own.")
+        path.chmod(0o700)
+    for file, value in (
+        (password_file(), f"soe:{secrets.token_hex(24)}"),
+        (token_file(), secrets.token_hex(32)),
+    ):
+        if not file.exists():
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as opened:
+                opened.write(value)
+
+
+def environment(stack: Stack, component: str) -> dict[str, str]:
+    """A component's environment: the caller's, less what would point it elsewhere, plus what it needs."""
+    password = password_file().read_text().strip()
+    inherited = {k: v for k, v in os.environ.items() if k not in _POINTERS}
+    inherited |= {
+        MARK: stack.mark(component),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "SOE_HOME": str(layout.home()),
+        "PYTHONUNBUFFERED": "1",
+        "DO_NOT_TRACK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file()),
+    }
+    if component == "ray-head":
+        # Ray replaces 127.0.0.1 by an outside address wherever it believes that clusters are supported;
+        # this is its switch for that. With it off, all of Ray's servers listen on the loopback interface.
+        return inherited | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    inherited |= {
+        "RAY_API_SERVER_ADDRESS": stack.dashboard_url,
+        "PREFECT_HOME": str(folder() / "prefect"),
+        "PREFECT_API_URL": f"{stack.prefect_url}/api",
+        "PREFECT_API_AUTH_STRING": password,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+    }
+    if component == "prefect-server":
+        database = folder() / "prefect" / "prefect.db"
+        inherited |= {
+            "PREFECT_SERVER_API_AUTH_STRING": password,
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
+        }
+    return inherited
+
+
+_POINTERS = {
+    "PREFECT_API_KEY",
+    "PREFECT_PROFILE",
+    "PREFECT_PROFILES_PATH",
+    "PREFECT_PLUGINS_ENABLED",
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "RAY_AUTH_TOKEN",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+}
+
+
+def _state_file() -> Path:
+    return folder() / "state.json"
