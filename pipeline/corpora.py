@@ -153,9 +153,13 @@ def _list(uri: str) -> list[CorpusFile]:
     try:
         info = filesystem.get_file_info(root)
         if info.type == fs.FileType.NotFound:
-            raise ValueError(f"The corpus {uri!r} does not exist. Give the path of a file or folder, or `environment`.")
+            raise ValueError(
+                f"The corpus {uri!r} does not exist. Give the path of a file or folder, or `environment`."
+            )
         if info.type == fs.FileType.File:
-            return [_corpus_file(info, PurePosixPath(root).name, any_suffix=True, folder=PurePosixPath(root).stem)]
+            return [
+                _corpus_file(info, PurePosixPath(root).name, any_suffix=True, folder=PurePosixPath(root).stem)
+            ]
         found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
     except OSError as error:
         raise ValueError(f"The corpus {uri!r} cannot be listed: {error}") from error

@@ -41,7 +41,12 @@ _SUMMARY = b"summary"
 
 
 def build_passages(
-    stage: Stage, corpus: Corpus, selection: Selection, *, passage_characters: int, max_bad_documents: int,
+    stage: Stage,
+    corpus: Corpus,
+    selection: Selection,
+    *,
+    passage_characters: int,
+    max_bad_documents: int,
     report: Report = ignore_progress,
 ) -> Manifest:
     """Build the ``passages`` stage.
@@ -81,7 +86,9 @@ def build_passages(
         "documents": sum(summary["documents"] for summary in summaries),
         "characters": sum(summary["characters"] for summary in summaries),
         "bad_documents": bad_documents,
-        "bad_documents_named": [named for summary in summaries for named in summary["bad"]][:BAD_DOCUMENTS_NAMED],
+        "bad_documents_named": [named for summary in summaries for named in summary["bad"]][
+            :BAD_DOCUMENTS_NAMED
+        ],
     }
     return stage.finish(counts)
 
@@ -108,7 +115,9 @@ def extract_group(
             summary["characters"] += len(document.text)
             document_hash = text_hash(document.document_id)
             for passage in cut_passages(document.text, passage_characters):
-                rows.append((document.document_id, document.source, passage, document_hash, text_hash(passage)))
+                rows.append(
+                    (document.document_id, document.source, passage, document_hash, text_hash(passage))
+                )
                 pending += len(passage)
             if pending >= FLUSH_CHARACTERS:
                 writer.write_table(_table(rows))
@@ -125,7 +134,8 @@ def write_part(part: Part, shards: list[str], path: str) -> None:
         return
     columns = ["document_id", "source", "text"]
     gathered = [
-        pq.read_table(shards[number], columns=columns).take(pa.array(rows)) for number, rows in part.rows_of_shard
+        pq.read_table(shards[number], columns=columns).take(pa.array(rows))
+        for number, rows in part.rows_of_shard
     ]
     table = pa.concat_tables(gathered)
     ids = (np.int64(part.number) << 32) + np.arange(len(table), dtype=np.int64)
@@ -162,7 +172,8 @@ def _part_path(work: Path, part: Part) -> Path:
 def _table(rows: list[tuple]) -> pa.Table:
     columns = list(zip(*rows, strict=True)) or [()] * len(EXTRACTED)
     return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, EXTRACTED, strict=True)], schema=EXTRACTED
+        [pa.array(column, field.type) for column, field in zip(columns, EXTRACTED, strict=True)],
+        schema=EXTRACTED,
     )
 
 

@@ -16,7 +16,9 @@ Reader = Callable[[fs.FileSystem, CorpusFile, Corpus], Iterator[Document | BadDo
 BUFFER_BYTES = 1 << 20
 
 
-def read_text(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Iterator[Document | BadDocument]:
+def read_text(
+    filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus
+) -> Iterator[Document | BadDocument]:
     """The whole file is one document."""
     text = load_text(filesystem, file)
     if isinstance(text, BadDocument):
@@ -36,7 +38,9 @@ def load_text(filesystem: fs.FileSystem, file: CorpusFile) -> str | BadDocument:
         return BadDocument(file.name, _reason(error))
 
 
-def read_lines(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Iterator[Document | BadDocument]:
+def read_lines(
+    filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus
+) -> Iterator[Document | BadDocument]:
     """Each line is a JSON object with the text in ``corpus.text_field``."""
     number = 0
     try:
@@ -68,7 +72,9 @@ def read_parquet(
         yield BadDocument(f"{file.name}:{row}", _reason(error))
 
 
-def _parse_line(line: bytes, where: str, file: CorpusFile, corpus: Corpus) -> Iterator[Document | BadDocument]:
+def _parse_line(
+    line: bytes, where: str, file: CorpusFile, corpus: Corpus
+) -> Iterator[Document | BadDocument]:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -86,7 +92,9 @@ def _document(record: dict, where: str, file: CorpusFile, corpus: Corpus) -> Ite
     text = record.get(corpus.text_field)
     if not isinstance(text, str):
         found = "no text" if text is None else f"a {type(text).__name__}"
-        yield BadDocument(where, f"field {corpus.text_field!r} holds {found}; fields: {', '.join(map(str, record))}")
+        yield BadDocument(
+            where, f"field {corpus.text_field!r} holds {found}; fields: {', '.join(map(str, record))}"
+        )
         return
     try:
         text.encode("utf-8")

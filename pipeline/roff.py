@@ -5,10 +5,55 @@ from __future__ import annotations
 import re
 
 SPECIAL = {"aq": "'", "cq": "'", "oq": "'", "dq": '"', "lq": '"', "rq": '"', "bu": "*", "em": "--", "en": "-"}
-SPECIAL |= {"hy": "-", "mi": "-", "ti": "~", "ha": "^", "rs": "\\", "ga": "`", "co": "(C)", "at": "@", "sh": "#"}
+SPECIAL |= {
+    "hy": "-",
+    "mi": "-",
+    "ti": "~",
+    "ha": "^",
+    "rs": "\\",
+    "ga": "`",
+    "co": "(C)",
+    "at": "@",
+    "sh": "#",
+}
 HEADINGS = {"SH", "SS", "Sh", "Ss"}
-TEXT_MACROS = {"B", "I", "BI", "IB", "BR", "RB", "IR", "RI", "SM", "SB", "IP", "TP", "Nm", "Nd", "Fl", "Ar", "Pa"}
-TEXT_MACROS |= {"Xr", "It", "Dq", "Sq", "Ql", "Cm", "Em", "Sy", "Li", "Va", "Fn", "Fa", "Op", "Ev", "Dv", "Er"}
+TEXT_MACROS = {
+    "B",
+    "I",
+    "BI",
+    "IB",
+    "BR",
+    "RB",
+    "IR",
+    "RI",
+    "SM",
+    "SB",
+    "IP",
+    "TP",
+    "Nm",
+    "Nd",
+    "Fl",
+    "Ar",
+    "Pa",
+}
+TEXT_MACROS |= {
+    "Xr",
+    "It",
+    "Dq",
+    "Sq",
+    "Ql",
+    "Cm",
+    "Em",
+    "Sy",
+    "Li",
+    "Va",
+    "Fn",
+    "Fa",
+    "Op",
+    "Ev",
+    "Dv",
+    "Er",
+}
 BREAKS = {"PP", "P", "LP", "Pp", "sp", "IP", "TP", "It", "HP"}
 
 

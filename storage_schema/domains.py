@@ -132,6 +132,11 @@ class DomainStore:
         return int(self.manifest.configuration["vocab_size"])
 
     @property
+    def end_of_text(self) -> int:
+        """Id of the token that ends a passage."""
+        return int(self.manifest.configuration["end_of_text"])
+
+    @property
     def digest(self) -> str:
         return self.manifest.digest
 

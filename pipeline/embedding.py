@@ -1,0 +1,151 @@
+"""Passages → unit vectors, with any sentence-transformers model.
+
+The embeddings have one part for each part of training passages, same rows, same order, so each part is
+made, and made again after a crash, on its own. Ray Data runs the parts through actors that load the model
+once. An encoder reads only the first ``max_seq_length`` word pieces of a passage; that is a setting and is
+written in the manifest.
+
+Legend: D embedding size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from pipeline.embedder import EmbedderWeights, load_embedder
+from pipeline.passages import part_files
+from pipeline.tasks import Report, available_cores, ignore_progress, unwrap
+from storage_schema.corpus import embeddings_schema
+from storage_schema.manifest import Manifest, Stage
+
+BATCH_SIZE = {"cpu": 32, "cuda": 256}
+
+
+def embed_texts(model, texts: Sequence[str]) -> np.ndarray:
+    """Embed texts in this process.
+
+    Args:
+        model: from :func:`pipeline.embedder.load_embedder`.
+
+    Returns:
+        float32 ``[len(texts), D]`` of unit norm.
+
+    Raises:
+        ValueError: a text whose vector is zero or not finite, named by its number.
+    """
+    vectors = model.encode(
+        list(texts), batch_size=BATCH_SIZE[model.device.type], convert_to_numpy=True, show_progress_bar=False
+    )
+    vectors = np.asarray(vectors, np.float32).reshape(len(texts), -1)
+    norms = np.linalg.norm(vectors, axis=1)
+    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    if len(bad):
+        raise ValueError(
+            f"The embedder gives text {bad[0]} a vector of norm {norms[bad[0]]}: {texts[bad[0]][:80]!r}. "
+            "Use another embedder, or remove the text."
+        )
+    return vectors / norms[:, None]
+
+
+def build_embeddings(
+    stage: Stage,
+    passages: str | Path,
+    weights: EmbedderWeights,
+    *,
+    max_seq_length: int,
+    use_gpu: bool = False,
+    report: Report = ignore_progress,
+) -> Manifest:
+    """Build the ``embeddings`` stage from a finished ``passages`` folder, in the running Ray session."""
+    parts = part_files(passages, "train")
+    rows = [pq.read_metadata(part).num_rows for part in parts]
+    targets = [stage.work / part.with_suffix(".arrow").name for part in parts]
+    missing = [number for number, target in enumerate(targets) if not target.exists()]
+    done = sum(rows) - sum(rows[number] for number in missing)
+    report(done, sum(rows))
+    if missing:
+        items = [{"passages": str(parts[number]), "target": str(targets[number])} for number in missing]
+        for embedded in _through_actors(items, weights, max_seq_length, use_gpu):
+            done += embedded
+            report(done, sum(rows))
+    counts = {
+        "passages": sum(rows),
+        "size": pa.ipc.open_file(str(targets[0])).schema.field("embedding").type.list_size,
+        "embedder_origin": weights.origin,
+        "embedded_on": "gpu" if use_gpu else "cpu",
+    }
+    return stage.finish(counts)
+
+
+class EmbedPart:
+    """The Ray Data actor: reads a part of passages, embeds it, writes its part of embeddings."""
+
+    def __init__(self, weights: EmbedderWeights, max_seq_length: int, device: str):
+        import torch
+
+        if device == "cpu":
+            torch.set_num_threads(available_cores())
+        self.model = load_embedder(weights, max_seq_length=max_seq_length, device=device)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        pairs = zip(batch["passages"], batch["target"], strict=True)
+        return {"rows": np.array([self._embed(str(source), str(target)) for source, target in pairs])}
+
+    def _embed(self, source: str, target: str) -> int:
+        table = pq.read_table(source, columns=["passage_id", "document_id", "text"])
+        try:
+            vectors = embed_texts(self.model, table["text"].to_pylist())
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        write_embeddings(target, table["passage_id"].to_numpy(), vectors)
+        return len(table)
+
+
+def write_embeddings(path: str, passage_ids: np.ndarray, vectors: np.ndarray) -> None:
+    """Write one part, aside and then renamed; `vectors` is float ``[rows, D]``."""
+    schema = embeddings_schema(vectors.shape[1])
+    column = pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors.astype(np.float16).reshape(-1)), type=schema.field("embedding").type
+    )
+    with pa.ipc.new_file(path + ".aside", schema) as writer:
+        writer.write_batch(pa.record_batch([pa.array(passage_ids, pa.int64()), column], schema=schema))
+    os.replace(path + ".aside", path)
+
+
+def read_embeddings(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """One part: passage ids int64 ``[rows]`` and vectors float32 ``[rows, D]``."""
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    column = table["embedding"].combine_chunks()
+    vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return table["passage_id"].to_numpy(), vectors.reshape(len(table), column.type.list_size)
+
+
+def _through_actors(items: list[dict], weights: EmbedderWeights, max_seq_length: int, use_gpu: bool):
+    """Yield the rows of each part as its embeddings are written."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # One actor uses a whole machine's cores, or one GPU.
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    actors = int(ray.cluster_resources().get("GPU", 1)) if use_gpu else nodes
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        EmbedPart,
+        fn_constructor_args=(weights, max_seq_length, "cuda" if use_gpu else "cpu"),
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=1 if use_gpu else 0,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
+    )
+    try:
+        for row in dataset.iter_rows():
+            yield int(row["rows"])
+    except Exception as error:
+        raise unwrap(error) from error

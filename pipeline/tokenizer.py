@@ -1,0 +1,165 @@
+"""Text ↔ token ids: a byte-level BPE trained on a bounded sample of the training passages, or a given one.
+
+Byte-level, so decoding an encoded text gives exactly that text. Text that happens to spell a special token
+is encoded as ordinary characters: documents about tokenizers contain ``<|endoftext|>`` and do not end there.
+
+Legend: L tokens in a window, n windows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pipeline.cutting import text_hash
+from pipeline.passages import part_files
+from storage_schema.manifest import Manifest, Stage, StoreError, write_atomically
+
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
+FILE_NAME = "tokenizer.json"
+DOCUMENT_CHARACTERS = 20_000
+BATCH_TEXTS = 256
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer with its end-of-text token."""
+
+    tokenizer: Tokenizer
+    end_of_text: int
+    """Id of the token that ends every passage."""
+    vocab_size: int
+    """One more than the largest id."""
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger]:
+        """uint16 where the ids fit, else uint32."""
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One array of ids for each text, ending in end-of-text."""
+        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array([*encoding.ids, self.end_of_text], self.dtype) for encoding in encoded]
+
+    def encode_windows(self, texts: Sequence[str], sequence_length: int) -> np.ndarray:
+        """The texts as one packed stream, cut like a domain partition: window r is ``stream[rL : rL + L + 1]``.
+
+        Returns:
+            int64 ``[n, L + 1]``; the incomplete window at the end is left out, so n may be 0.
+        """
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1.")
+        stream = np.concatenate([np.empty(0, self.dtype), *self.encode(texts)]).astype(np.int64)
+        windows = max(len(stream) - 1, 0) // sequence_length
+        starts = np.arange(windows)[:, None] * sequence_length
+        return stream[starts + np.arange(sequence_length + 1)]
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of `ids`, end-of-text left out."""
+        ids = np.asarray(ids)
+        return self.tokenizer.decode(ids[ids != self.end_of_text].tolist(), skip_special_tokens=False)
+
+
+def load_tokenizer(path: str | Path) -> TextTokenizer:
+    """Load a ``tokenizer.json`` (or the one in the folder `path`).
+
+    Raises:
+        StoreError: it is missing, cannot be read, or has no known end-of-text token.
+    """
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise StoreError(f"There is no tokenizer at {path}. Give the path of a tokenizer.json.")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
+        raise StoreError(f"{path} is not a tokenizer.json: {error}") from error
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    names = [name for name in END_OF_TEXT_NAMES if name in vocabulary]
+    if not names:
+        raise StoreError(
+            f"{path} has none of the end-of-text tokens {', '.join(END_OF_TEXT_NAMES)}. Add one as a special token."
+        )
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return TextTokenizer(tokenizer, vocabulary[names[0]], max(vocabulary.values()) + 1)
+
+
+def build_tokenizer(
+    stage: Stage, passages: str | Path, *, vocab_size: int, sample_characters: int, given: str | None = None
+) -> Manifest:
+    """Build the ``tokenizer`` stage: train one, or copy the `given` one.
+
+    Args:
+        passages: the finished ``passages`` folder.
+        sample_characters: train on about so much text, spread over all documents.
+    """
+    path = stage.work / FILE_NAME
+    counts = {"sample_characters": 0}
+    if given is None:
+        total = sum(
+            pq.read_metadata(part).row_group(0).total_byte_size for part in part_files(passages, "train")
+        )
+        sample = _Sample(Path(passages), sample_characters, total)
+        tokenizer = train_tokenizer(iter(sample), vocab_size=vocab_size)
+        counts["sample_characters"] = sample.characters
+        write_atomically(path, tokenizer.to_str(pretty=False))
+    else:
+        load_tokenizer(given)
+        write_atomically(path, Path(given).read_bytes())
+    loaded = load_tokenizer(path)
+    return stage.finish(counts | {"vocab_size": loaded.vocab_size, "end_of_text": loaded.end_of_text})
+
+
+def train_tokenizer(batches: Iterator[list[str]], *, vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE; the same text gives the same tokenizer.
+
+    The vocabulary is smaller than `vocab_size` where the text has too few pairs that occur twice.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(batches, trainer)
+    return tokenizer
+
+
+class _Sample:
+    """Batches of texts: documents by hash, of each at most ``DOCUMENT_CHARACTERS``."""
+
+    def __init__(self, passages: Path, limit: int, total: int):
+        self.passages, self.limit = passages, limit
+        self.threshold = int(min(1.0, limit / max(total, 1)) * 2**64)
+        self.characters = 0
+
+    def __iter__(self) -> Iterator[list[str]]:
+        document, taken = None, 0
+        batch: list[str] = []
+        for part in part_files(self.passages, "train"):
+            table = pq.read_table(part, columns=["document_id", "text"])
+            for name, text in zip(table["document_id"].to_pylist(), table["text"].to_pylist(), strict=True):
+                if name != document:
+                    document, taken, kept = name, 0, text_hash(name) < self.threshold
+                text = text[: DOCUMENT_CHARACTERS - taken] if kept else ""
+                taken += len(text)
+                if text and self.characters < self.limit:
+                    batch.append(text)
+                    self.characters += len(text)
+            if batch:
+                yield batch
+                batch = []
