@@ -108,11 +108,17 @@ def node_seed(seed: int, node: int) -> int:
 
 
 def check_gpu() -> None:
-    """Raise ValueError if FAISS sees no GPU; it would silently use the CPU."""
+    """Raise ValueError if torch or FAISS sees no GPU here; FAISS would silently use the CPU."""
     import faiss
+    import torch
 
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"use_gpu is true, but torch {torch.__version__} sees no GPU. Install a CUDA build of torch, check "
+            "the driver (nvidia-smi), or set use_gpu=false."
+        )
     if faiss.get_num_gpus() == 0:
         raise ValueError(
-            f"use_gpu is true, but FAISS {faiss.__version__} sees no GPU. Install the `gpu` extra in place of "
-            "`cpu`, check the driver (nvidia-smi), or set use_gpu=false."
+            f"use_gpu is true, but FAISS {faiss.__version__} sees no GPU. Install the `gpu` extra in "
+            "place of `cpu`, check the driver (nvidia-smi), or set use_gpu=false."
         )

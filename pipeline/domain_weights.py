@@ -74,7 +74,8 @@ def check_domain_weights(domain_weights_K: np.ndarray, num_domains: int) -> np.n
         raise ValueError(f"domain weight {at} is {weights[at]}; weights must be at least 0.")
     if abs(weights.sum() - 1) > SUM_TOLERANCE:
         raise ValueError(
-            f"domain weights sum to {weights.sum():.9g}; they must sum to 1 within {SUM_TOLERANCE}. Divide by the sum."
+            f"domain weights sum to {weights.sum():.9g}; they must sum to 1 within {SUM_TOLERANCE}. "
+            "Divide them by their sum."
         )
     return weights
 

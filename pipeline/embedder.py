@@ -1,4 +1,4 @@
-"""Finding and loading the sentence-transformers model: a path, a packaged model, or the hub (or its cache)."""
+"""Finding and loading the sentence-transformers model: a path, a packaged model, the hub or its cache."""
 
 from __future__ import annotations
 

@@ -68,8 +68,9 @@ def check_enough_passages(
     """Raise ValueError if there are fewer passages than domains."""
     if passages < settings.num_domains:
         raise ValueError(
-            f"There are {passages} {what}, fewer than the {settings.coarse_clusters} x {settings.leaf_clusters} = "
-            f"{settings.num_domains} domains. Give more text, or lower coarse_clusters and leaf_clusters."
+            f"There are {passages} {what}, fewer than the {settings.num_domains} domains "
+            f"({settings.coarse_clusters} x {settings.leaf_clusters}). Give more text, or lower "
+            "coarse_clusters and leaf_clusters."
         )
 
 

@@ -1,4 +1,4 @@
-"""One reader for each format of corpus file. A reader never raises for bad content: it reports and goes on."""
+"""One reader for each format of corpus file. A reader never raises for bad content: it reports it."""
 
 from __future__ import annotations
 

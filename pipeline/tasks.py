@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
 Report = Callable[[int, int], None]
 """``report(done, total)``."""
-LEAST_LOCAL_CPUS = 4
 
 
 def ignore_progress(done: int, total: int) -> None:
@@ -22,32 +20,6 @@ def ignore_progress(done: int, total: int) -> None:
 def available_cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def ray_session() -> Iterator[None]:
-    """Use the Ray cluster of ``RAY_ADDRESS`` (set inside submitted jobs), else one of our own in this process.
-
-    The local cluster has at least four logical CPUs: on a small machine an actor that holds one must not
-    keep every task from running.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=max(LEAST_LOCAL_CPUS, available_cores()),
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def run_tasks(

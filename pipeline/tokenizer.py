@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.cutting import text_hash
 from pipeline.passages import part_files
-from storage_schema.manifest import Manifest, Stage, StoreError, write_atomically
+from storage_schema.manifest import Manifest, Stage, StoreError, read_manifest, write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
@@ -49,7 +49,7 @@ class TextTokenizer:
         return [np.array([*encoding.ids, self.end_of_text], self.dtype) for encoding in encoded]
 
     def encode_windows(self, texts: Sequence[str], sequence_length: int) -> np.ndarray:
-        """The texts as one packed stream, cut like a domain partition: window r is ``stream[rL : rL + L + 1]``.
+        """The texts as one packed stream, cut like a partition: window r is ``stream[r*L : r*L + L + 1]``.
 
         Returns:
             int64 ``[n, L + 1]``; the incomplete window at the end is left out, so n may be 0.
@@ -85,7 +85,8 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
     names = [name for name in END_OF_TEXT_NAMES if name in vocabulary]
     if not names:
         raise StoreError(
-            f"{path} has none of the end-of-text tokens {', '.join(END_OF_TEXT_NAMES)}. Add one as a special token."
+            f"{path} has none of the end-of-text tokens {', '.join(END_OF_TEXT_NAMES)}. "
+            "Add one of them as a special token."
         )
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
@@ -105,9 +106,7 @@ def build_tokenizer(
     path = stage.work / FILE_NAME
     counts = {"sample_characters": 0}
     if given is None:
-        total = sum(
-            pq.read_metadata(part).row_group(0).total_byte_size for part in part_files(passages, "train")
-        )
+        total = read_manifest(passages, "passages").counts["train_characters"]
         sample = _Sample(Path(passages), sample_characters, total)
         tokenizer = train_tokenizer(iter(sample), vocab_size=vocab_size)
         counts["sample_characters"] = sample.characters
