@@ -1,54 +1,162 @@
-"""What a person sees of a run in the Prefect UI: progress, sizes of domains, loss curves, tables of losses."""
+"""What a person reads of a finished run in the Prefect UI: pictures, tables, and how to go on."""
 
 from __future__ import annotations
 
-import time
+import json
+from collections.abc import Iterable
 from typing import Any
 
-from prefect.artifacts import create_progress_artifact
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.logging import get_logger
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.progress_text import artifact_key, describe, percent_of
+from flows import pictures
+from flows.progress_text import artifact_key
+from flows.settings import BuildDomains, Pretrain, Specialize
+from storage_schema.domains import DomainStore, partition_path
+from storage_schema.layout import run_folder, soup_folder, specialist_folder, store_folder
+from storage_schema.manifest import read_manifest
+
+LARGEST_DOMAINS = 64
+"""Rows of the table of domains, at most."""
 
 
-class ProgressArtifacts:
-    """One progress artifact for each stage of a run, created at its first line and updated once a second.
+def publish_domains(config: BuildDomains) -> None:
+    """The sizes of the domains: a picture, and a table of the largest with the commonest source of each."""
+    store = DomainStore(store_folder(config.store))
+    key = artifact_key("domains", config.store.rpartition("/")[2])
+    create_markdown_artifact(domains_card(store), key=key, description="The domains and their sizes.")
+    create_table_artifact(
+        domains_table(store),
+        key=f"{key}-table",
+        description=f"The {LARGEST_DOMAINS} largest domains at most.",
+    )
 
-    A server that does not answer for a moment costs an update, never the run.
-    """
 
-    def __init__(self, flow_name: str):
-        self._flow_name = flow_name
-        self._client = get_client(sync_client=True).__enter__()
-        self._ids: dict[str, Any] = {}
-        self._sent: dict[str, float] = {}
-        self._waiting: dict[str, dict] = {}
+def publish_soup(config: Pretrain) -> None:
+    """The run's card: what was trained, on what, its loss curve, and the command that resumes it."""
+    create_markdown_artifact(
+        soup_card(config),
+        key=artifact_key(config.method, config.name.rpartition("/")[2]),
+        description="The run.",
+    )
 
-    def update(self, progress: dict) -> None:
-        """Take one progress line: ``stage, done, total, unit``."""
-        stage = progress["stage"]
-        complete = progress["total"] and progress["done"] >= progress["total"]
-        self._waiting[stage] = progress
-        if complete or time.monotonic() - self._sent.get(stage, -1.0) >= 1.0:
-            self._send(stage)
 
-    def close(self) -> None:
-        """Send what the throttle held back."""
-        for stage in list(self._waiting):
-            self._send(stage)
-        self._client.__exit__(None, None, None)
+def publish_specialists(config: Specialize) -> None:
+    """The specialists and, where they were measured, their losses."""
+    folder = specialist_folder(config.output)
+    evaluation = folder / "evaluation.json"
+    if not evaluation.exists():
+        names = sorted(p.parent.name for p in folder.glob("*/specialist.json"))
+        rows = [{"specialist": name, "folder": str(folder / name)} for name in names]
+        create_table_artifact(
+            rows, key=artifact_key("specialists", folder.name), description="The specialists."
+        )
+        return
+    body = json.loads(evaluation.read_text("utf-8"))
+    create_markdown_artifact(
+        losses_card(body), key=artifact_key("losses", folder.name), description="Losses on held-out text."
+    )
+    create_table_artifact(
+        [_rounded(row) for row in body["specialist_sets"]],
+        key=artifact_key("losses", folder.name, "table"),
+        description="Nats per token; less is better.",
+    )
 
-    def _send(self, stage: str) -> None:
-        progress = self._waiting.pop(stage)
-        percent, text = percent_of(progress), describe(progress)
-        self._sent[stage] = time.monotonic()
-        try:
-            if stage in self._ids:
-                self._client.update_artifact(self._ids[stage], ArtifactUpdate(data=percent, description=text))
-            else:
-                key = artifact_key(self._flow_name, stage)
-                self._ids[stage] = create_progress_artifact(percent, key=key, description=text)
-        except Exception as error:
-            get_logger("soe").debug("progress not shown: %s", error)
+
+def domains_card(store: DomainStore) -> str:
+    """Markdown: counts, the spread of the sizes, the digest and a picture."""
+    tokens_K = store.tokens_K
+    quantiles = np.quantile(tokens_K, (0, 0.25, 0.5, 0.75, 1)).astype(int).tolist()
+    lines = [
+        "# Domains",
+        f"{store.num_domains:,} domains of {int(store.passages_K.sum()):,} passages and "
+        f"{int(tokens_K.sum()):,} tokens; {int((tokens_K == 0).sum())} are empty. "
+        f"Imbalance {store.tree.imbalance:.2f} (1 is equal sizes).",
+        pictures.as_markdown(pictures.domain_sizes(tokens_K.tolist()), "tokens of each domain"),
+        _table(
+            ["tokens of a domain", "least", "25 %", "median", "75 %", "most"],
+            [["", *map(_number, quantiles)]],
+        ),
+        f"Store `{store.folder.parent}`, digest `{store.digest}`.",
+    ]
+    return "\n\n".join(lines)
+
+
+def domains_table(store: DomainStore) -> list[dict[str, Any]]:
+    """One row for each of the largest domains: passages, tokens, share, and its commonest source."""
+    tokens_K = store.tokens_K
+    rows = []
+    for domain in np.argsort(-tokens_K, kind="stable")[:LARGEST_DOMAINS].tolist():
+        if tokens_K[domain] == 0:
+            break
+        source, share = _commonest_source(store, domain)
+        rows.append(
+            {
+                "domain": domain,
+                "passages": int(store.passages_K[domain]),
+                "tokens": int(tokens_K[domain]),
+                "share": f"{100 * tokens_K[domain] / tokens_K.sum():.2f} %",
+                "mostly": f"{source} ({share:.0%})",
+                "mean distance": round(float(store.tree.mean_distance_K[domain]), 3),
+            }
+        )
+    return rows
+
+
+def soup_card(config: Pretrain) -> str:
+    """Markdown: the run's settings, numbers, digests, loss curve, and the command that makes it again."""
+    manifest = read_manifest(soup_folder(config.name), "soup")
+    summary = json.loads((run_folder(config.name) / "summary.json").read_text("utf-8"))
+    log = {row["step"]: row["loss"] for row in _json_lines(run_folder(config.name) / "log.jsonl")}
+    steps = sorted(log)
+    inputs = [[f"{name} digest", f"`{digest}`"] for name, digest in manifest.inputs.items()]
+    rows = [[name.replace("_", " "), _number(value)] for name, value in summary.items()]
+    chosen = config.model_dump_json(exclude_defaults=True)
+    lines = [
+        f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}",
+        pictures.as_markdown(pictures.loss_curve(steps, [log[s] for s in steps]), "training loss by step"),
+        _table(["", ""], [*rows, ["digest", f"`{manifest.digest}`"], *inputs]),
+        f"In `{soup_folder(config.name)}`; checkpoints and log in `{run_folder(config.name)}`.",
+        "The same command resumes the run where it was cut off, and finds it finished when it is:",
+        f"```\nprefect deployment run pretrain-soe --params '{{\"config\": {chosen}}}'\n```",
+    ]
+    return "\n\n".join(lines)
+
+
+def losses_card(evaluation: dict[str, Any]) -> str:
+    """Markdown: a picture of the losses of every specialist set, if a generic twin was measured beside it."""
+    sets = [s for s in evaluation["specialist_sets"] if s.get("generic_loss") is not None]
+    if not sets:
+        return "# Losses\n\nNo generic twin was measured (`compare_with`): see the table."
+    picture = pictures.as_markdown(pictures.specialist_losses(sets), "losses of the specialist sets")
+    return f"# Losses\n\n{picture}"
+
+
+def _commonest_source(store: DomainStore, domain: int) -> tuple[str, float]:
+    with pa.memory_map(str(store.folder / partition_path(domain))) as file:
+        sources = pa.ipc.open_file(file).read_all()["source"]
+        counts = pc.value_counts(sources).to_pylist()
+    most = max(counts, key=lambda entry: entry["counts"])
+    return most["values"], most["counts"] / len(sources)
+
+
+def _json_lines(path) -> Iterable[dict[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

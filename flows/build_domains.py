@@ -11,4 +11,17 @@ from flows.settings import BuildDomains
 
 @flow(name="build-domains", on_cancellation=[stop_on_cancellation])
 def build_domains(config: BuildDomains = BuildDomains()) -> dict | State:  # noqa: B008
-    return carry_out("build-domains", config, module="flows.jobs.build_domains", publish=lambda: None)
+    """A corpus becomes passages, embeddings, a tree of centroids and one partition a domain."""
+
+    def publish() -> None:
+        from flows.artifacts import publish_domains  # draws: only a run that succeeded needs it
+
+        publish_domains(config)
+
+    return carry_out(
+        "build-domains",
+        config,
+        module="flows.jobs.build_domains",
+        gpus=int(config.use_gpu),
+        publish=publish,
+    )

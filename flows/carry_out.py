@@ -12,8 +12,8 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Failed, State
 
 from flows import ray_job
-from flows.artifacts import ProgressArtifacts
 from flows.jobs.progress import parse_line
+from flows.progress_artifacts import ProgressArtifacts
 from flows.settings import Settings
 from storage_schema import layout
 

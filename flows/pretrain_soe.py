@@ -11,4 +11,18 @@ from flows.settings import Pretrain
 
 @flow(name="pretrain-soe", on_cancellation=[stop_on_cancellation])
 def pretrain_soe(config: Pretrain = Pretrain()) -> dict | State:  # noqa: B008
-    return carry_out("pretrain-soe", config, module="flows.jobs.pretrain_soe", publish=lambda: None)
+    """A store of domains becomes a soup of experts, or its generic twin."""
+
+    def publish() -> None:
+        from flows.artifacts import publish_soup  # draws: only a run that succeeded needs it
+
+        publish_soup(config)
+
+    return carry_out(
+        "pretrain-soe",
+        config,
+        module="flows.jobs.pretrain_soe",
+        cpus=config.num_workers,
+        gpus=config.num_workers * config.use_gpu,
+        publish=publish,
+    )

@@ -1,8 +1,8 @@
 """One job on a Ray cluster: check that it can run there, submit it, follow its log, stop it.
 
 The cluster is the one of ``RAY_API_SERVER_ADDRESS`` (or ``RAY_ADDRESS``), its token that of
-``RAY_AUTH_TOKEN`` or ``RAY_AUTH_TOKEN_PATH``. A flow is never a Ray driver itself: Ray takes over the signals by which Prefect
-cancels.
+``RAY_AUTH_TOKEN`` or ``RAY_AUTH_TOKEN_PATH``. A flow is never a Ray driver itself: Ray takes over the
+signals by which Prefect cancels.
 """
 
 from __future__ import annotations

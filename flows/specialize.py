@@ -11,4 +11,17 @@ from flows.settings import Specialize
 
 @flow(name="specialize", on_cancellation=[stop_on_cancellation])
 def specialize(config: Specialize = Specialize()) -> dict | State:  # noqa: B008
-    return carry_out("specialize", config, module="flows.jobs.specialize", publish=lambda: None)
+    """A few texts become a small stand-alone language model, for one or many specialist sets."""
+
+    def publish() -> None:
+        from flows.artifacts import publish_specialists  # draws: only a run that succeeded needs it
+
+        publish_specialists(config)
+
+    return carry_out(
+        "specialize",
+        config,
+        module="flows.jobs.specialize",
+        gpus=int(config.use_gpu),
+        publish=publish,
+    )

@@ -1,5 +1,5 @@
-"""``soe up | down``: a Prefect server on SQLite, a process worker and a Ray head, all on the loopback interface
-only. What lies where: ``flows/stack_state.py``; how processes are found again: ``flows/processes.py``.
+"""``soe up | down``: a Prefect server on SQLite, a process worker and a Ray head, all on the loopback
+interface. What lies where: ``flows/stack_state.py``; how processes are found again: ``flows/processes.py``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,71 @@
+"""The pictures of a run: sizes of domains, loss curves, losses of the specialist sets."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+_SOUP, _GENERIC, _GREY = "#1f6f8b", "#c8823a", "#777777"
+
+
+def domain_sizes(tokens_K: Sequence[int]) -> Figure:
+    """Tokens of each domain, the largest first, beside the size that equal domains would have."""
+    figure, axes = _axes(7.0, 2.8)
+    ordered = sorted(tokens_K, reverse=True)
+    axes.fill_between(range(len(ordered)), ordered, step="mid", color=_SOUP, linewidth=0)
+    axes.axhline(sum(ordered) / max(len(ordered), 1), color=_GREY, linewidth=1, linestyle="--")
+    axes.set(xlabel="domains, the largest first", ylabel="tokens", xlim=(0, max(len(ordered) - 1, 1)), ylim=0)
+    return figure
+
+
+def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
+    """Training loss by step, with its moving average over a fiftieth of the run."""
+    figure, axes = _axes(7.0, 3.2)
+    axes.plot(steps, losses, color=_SOUP, linewidth=0.6, alpha=0.35)
+    width = max(1, len(losses) // 50)
+    smooth = [
+        sum(losses[max(0, i - width) : i + 1]) / (i + 1 - max(0, i - width)) for i in range(len(losses))
+    ]
+    axes.plot(steps, smooth, color=_SOUP, linewidth=1.6)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    return figure
+
+
+def specialist_losses(sets: Sequence[dict[str, Any]]) -> Figure:
+    """The loss of the generic twin and of the specialist on each set; the best specialists on top."""
+    ordered = sorted(sets, key=lambda s: s["generic_loss"] - s["soup_loss"])
+    rows = range(len(ordered))
+    figure, axes = _axes(7.0, 1.1 + 0.32 * len(ordered))
+    for row, one in zip(rows, ordered, strict=True):
+        axes.plot([one["generic_loss"], one["soup_loss"]], [row, row], color=_GREY, linewidth=1, zorder=1)
+    axes.scatter([s["generic_loss"] for s in ordered], rows, color=_GENERIC, label="generic twin", zorder=2)
+    axes.scatter(
+        [s["soup_loss"] for s in ordered], rows, color=_SOUP, label="specialist of the soup", zorder=3
+    )
+    axes.set_yticks(rows, [s["name"] for s in ordered])
+    axes.set(xlabel="loss on held-out text (nats per token; less is better)")
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.6 / figure.get_figheight()), ncols=2, frameon=False
+    )
+    return figure
+
+
+def as_markdown(figure: Figure, text: str) -> str:
+    """The picture inside a Markdown text, as a data URI: Prefect stores it with the artifact."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f"![{text}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Any]:
+    """An empty picture of so many inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="both", color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
