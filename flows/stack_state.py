@@ -17,6 +17,7 @@ import os
 import secrets
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def prepare_folders() -> None:
 def environment(stack: Stack, component: str) -> dict[str, str]:
     """A component's environment: the caller's, less what would point it elsewhere, plus what it needs."""
     password = password_file().read_text().strip()
-    inherited = {k: v for k, v in os.environ.items() if k not in _POINTERS}
+    inherited = without_pointers(os.environ)
     inherited |= {
         MARK: stack.mark(component),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
@@ -166,7 +167,14 @@ def environment(stack: Stack, component: str) -> dict[str, str]:
     return inherited
 
 
+def without_pointers(variables: Mapping[str, str]) -> dict[str, str]:
+    """These variables, less those that lead Prefect and Ray to another server, profile or cluster."""
+    return {name: value for name, value in variables.items() if name not in _POINTERS}
+
+
 _POINTERS = {
+    "PREFECT_API_URL",
+    "PREFECT_API_AUTH_STRING",
     "PREFECT_API_KEY",
     "PREFECT_PROFILE",
     "PREFECT_PROFILES_PATH",

@@ -30,7 +30,7 @@ def up(prefect_port: int | None, dashboard_port: int | None, ray_port: int | Non
         print(f"error: {error}", file=sys.stderr)
         return 1
     _CONSOLE.print("The stack is up.")
-    _print_places(running)
+    print_places(running)
     _CONSOLE.print("Next: prefect deployment run build-domains      Stop it all: soe down")
     return 0
 
@@ -69,7 +69,7 @@ def status() -> int:
         process = str(known.processes[name].pid) if alive else "-"
         table.add_row(name, state, process, str(stack_state.logs_folder() / f"{name}.log"))
     _CONSOLE.print(table)
-    _print_places(known)
+    print_places(known)
     if answers["prefect-server"]:
         _print_runs(known)
     everything = all(known.alive(name) and answers[name] for name in COMPONENTS)
@@ -78,7 +78,8 @@ def status() -> int:
     return 0 if everything else 1
 
 
-def _print_places(known: Stack) -> None:
+def print_places(known: Stack) -> None:
+    """Where to look, and where the password and the token are."""
     _CONSOLE.print(f"Prefect        {known.prefect_url}   password: {stack_state.password_file()}")
     _CONSOLE.print(f"Ray dashboard  {known.dashboard_url}   token: {stack_state.token_file()}")
     _CONSOLE.print(f"SOE_HOME       {layout.home()}")

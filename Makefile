@@ -1,0 +1,32 @@
+# From a bare machine: `make demo` shows the whole walk, `make test` runs the tests.
+#   EXTRAS=gpu,offline,dev   on a machine with NVIDIA GPUs
+#   PYTHON=python3.12        another interpreter (3.11 to 3.13)
+PYTHON ?= python3
+EXTRAS ?= cpu,offline,dev
+VENV := .venv
+comma := ,
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+# The two distributions of FAISS share one folder: never both.
+OTHER_FAISS := $(if $(findstring gpu,$(EXTRAS)),faiss-cpu,faiss-gpu)
+PYTEST_OPTIONS ?=
+
+.PHONY: demo test install down
+
+demo: install
+	@$(VENV)/bin/soe demo
+
+test: install
+	@$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
+
+install: $(STAMP)
+
+down:
+	@if [ -x $(VENV)/bin/soe ]; then $(VENV)/bin/soe down; fi
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "[1/2] Making $(VENV) with $$($(PYTHON) --version)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "[2/2] Installing the packages (a few minutes the first time)"
+	@$(VENV)/bin/python -m pip uninstall -q -y $(OTHER_FAISS) 2>/dev/null
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@rm -f $(VENV)/.installed-* && touch $@

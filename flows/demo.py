@@ -1,0 +1,105 @@
+"""``soe demo``: the commands a user would type, one after another, and whether the soup was worth it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flows import comparison, stack, stack_state, status_view
+from flows.follow import follow, outcome
+from flows.prefect_api import ApiError, PrefectApi
+
+STORE, SOUP, GENERIC, SPECIALISTS = "demo", "demo-soup", "demo-generic", "demo"
+_UUID = re.compile(r"UUID: ([0-9a-f-]{36})")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One deployment to run."""
+
+    title: str
+    deployment: str
+    config: dict[str, Any]
+
+    @property
+    def command(self) -> list[str]:
+        parameters = json.dumps({"config": self.config})
+        return ["prefect", "deployment", "run", self.deployment, "--params", parameters]
+
+
+def steps() -> list[Step]:
+    """The demonstration, in order."""
+    held_out = ["cryptography", "networkx", "pip", "sympy", "prefect", "polars"]
+    build = {"store": STORE, "held_out_sources": held_out, "max_passages": 26000, "vocab_size": 4096}
+    build |= {"coarse_clusters": 8, "leaf_clusters": 8, "max_seq_length": 64}
+    train = {"store": STORE, "preset": "tiny"}
+    special = {"soup": SOUP, "held_out_of": STORE, "compare_with": GENERIC, "output": SPECIALISTS}
+    return [
+        Step("Build domains from the text on this machine", "build-domains", build),
+        Step("Pretrain the soup", "pretrain-soe", {"name": SOUP, **train}),
+        Step("Pretrain its generic twin", "pretrain-soe", {"name": GENERIC, "method": "generic", **train}),
+        Step("Make and measure the specialists", "specialize", {**special, "evaluation_passages": 100}),
+    ]
+
+
+def main() -> int:
+    """Run the demonstration; returns the exit code. Finished stages are recognised by the jobs themselves."""
+    console = Console(highlight=False, soft_wrap=True)
+    begun = time.monotonic()
+    known = stack_state.load()
+    if known is None or not stack.is_up(known):
+        console.rule("Start the stack", align="left")
+        if status_view.up(None, None, None):
+            return 1
+        known = stack_state.load()
+    try:
+        for step in steps():
+            console.rule(step.title, align="left")
+            problem = _run(step, known.api, console)
+            if problem:
+                print(problem, file=sys.stderr)
+                print("What is finished is kept: mend this and run `soe demo` again.", file=sys.stderr)
+                return 1
+        result = comparison.collect(store=STORE, soup=SOUP, generic=GENERIC, specialists=SPECIALISTS)
+    except (ApiError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console.rule("Was the soup worth it?", align="left")
+    folder = comparison.write(result)
+    comparison.show(result, console)
+    console.print(
+        f"Written to {folder}/summary.json and {folder}/plot.png, {time.monotonic() - begun:.0f} s in all."
+    )
+    status_view.print_places(known)
+    console.print("The stack is still up, to look around in. Stop it: soe down")
+    return 0
+
+
+def _run(step: Step, api: PrefectApi, console: Console) -> str | None:
+    """Type the command, follow its run; returns what went wrong."""
+    console.print(f"$ {shlex.join(step.command)}", style="cyan")
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("prefect")), *step.command[1:]],
+        env=stack_state.without_pointers(os.environ) | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+    )
+    found = _UUID.search(done.stdout)
+    if done.returncode or not found:
+        return f"error: {(done.stderr or done.stdout).strip()}"
+    begun = time.monotonic()
+    problem = outcome(follow(api, found[1], console=console))
+    if not problem:
+        page = f"{api.url.removesuffix('/api')}/runs/flow-run/{found[1]}"
+        console.print(f"Done in {time.monotonic() - begun:.0f} s. See {page}")
+    return problem
