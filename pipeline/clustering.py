@@ -18,6 +18,8 @@ import hashlib
 import numpy as np
 
 ASSIGN_ROWS = 16_384
+STARTS = 4
+"""k-means ends in a local minimum; the best of so many is kept, which costs little beside embedding."""
 
 
 def fit_node(
@@ -45,6 +47,7 @@ def fit_node(
         size,
         clusters,
         niter=iterations,
+        nredo=STARTS,
         seed=seed & 0x7FFFFFFF,
         gpu=use_gpu,
         init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,

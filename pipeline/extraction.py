@@ -36,7 +36,7 @@ def extract_group(
         kept in the shard's own metadata. Beyond `max_bad_documents` the work is given up and no shard made.
     """
     if os.path.exists(shard):
-        return json.loads(pq.read_schema(shard).metadata[_SUMMARY])
+        return json.loads(pq.read_metadata(shard).metadata[_SUMMARY])
     summary: dict = {"documents": 0, "characters": 0, "bad_documents": 0, "bad": []}
     aside = shard + ".aside"
     with pq.ParquetWriter(aside, EXTRACTED, compression="zstd", compression_level=1) as writer:

@@ -13,7 +13,7 @@ from pyarrow import fs
 from pipeline.corpora import BadDocument, Corpus, CorpusFile, Document
 
 Reader = Callable[[fs.FileSystem, CorpusFile, Corpus], Iterator[Document | BadDocument]]
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 16
 
 
 def read_text(

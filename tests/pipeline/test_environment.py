@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+
+from pipeline.corpora import Document, open_corpus, read_documents
+from pipeline.environment import manual_text, written_text
+from pipeline.roff import plain_text
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return open_corpus("environment")
+
+
+def test_it_has_packages_and_the_standard_library(corpus):
+    sources = {file.source for file in corpus.files}
+    assert {"numpy", "networkx", "python-asyncio", "python-json"} <= sources
+    assert "soup-of-experts" not in sources
+    assert corpus.digest == open_corpus("environment").digest
+
+
+def test_names_are_unique_and_no_copies_or_tests_are_in_it(corpus):
+    names = [file.name for file in corpus.files]
+    assert len(set(names)) == len(names)
+    folders = {part for name in names for part in name.split("/")[:-1]}
+    assert not folders & {"_vendor", "vendored", "tests", "test", "externals", "__pycache__", "site-packages"}
+    assert all(200 <= file.bytes <= 200_000 for file in corpus.files)
+
+
+def test_documents_carry_package_and_path(corpus):
+    file = next(file for file in corpus.files if file.name == "python/json/decoder.py")
+    [document] = read_documents(corpus, file)
+    assert isinstance(document, Document)
+    assert (document.document_id, document.source) == ("python/json/decoder.py", "python-json")
+    assert "class JSONDecoder" in document.text
+
+
+def test_generated_minified_and_tables_are_left_out():
+    prose = "A line of words that someone wrote.\n" * 20
+    assert written_text(prose) == prose
+    assert written_text("# This file is auto-generated. Do not edit.\n" + prose) is None
+    assert written_text("var a=1;" * 200) is None
+    assert written_text("0x1f, 0x2e, 0x99, 12345,\n" * 50) is None
+
+
+def test_manual_pages_lose_their_markup():
+    page = (
+        '.\\" a comment\n.TH LS 1 "2024"\n.SH NAME\nls \\- list \\fIdirectory\\fR contents\n.de XX\n.ft B\n..\n'
+        '.SH DESCRIPTION\n.TP\n.BR \\-a ", " \\-\\-all\nshow \\(aqhidden\\(aq\n'
+    )
+    text = "NAME\n\nls - list directory contents\n\nDESCRIPTION\n\n-a, --all\nshow 'hidden'\n"
+    assert plain_text(page) == text
+    assert manual_text(".so man3/other.3\n") is None
