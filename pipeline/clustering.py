@@ -117,8 +117,8 @@ def check_gpu() -> None:
 
     if not torch.cuda.is_available():
         raise ValueError(
-            f"use_gpu is true, but torch {torch.__version__} sees no GPU. Install a CUDA build of torch, check "
-            "the driver (nvidia-smi), or set use_gpu=false."
+            f"use_gpu is true, but torch {torch.__version__} sees no GPU. Install a CUDA build of torch, "
+            "check the driver (nvidia-smi), or set use_gpu=false."
         )
     if faiss.get_num_gpus() == 0:
         raise ValueError(

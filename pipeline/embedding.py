@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from pipeline.embedder import EmbedderWeights, load_embedder
 from pipeline.passages import part_files
-from pipeline.tasks import Report, available_cores, ignore_progress, unwrap
+from pipeline.tasks import Report, available_cores, ignore_progress
 from storage_schema.corpus import embeddings_schema
 from storage_schema.manifest import Manifest, Stage
 
@@ -94,9 +93,13 @@ class EmbedPart:
             torch.set_num_threads(available_cores())
         self.model = load_embedder(weights, max_seq_length=max_seq_length, device=device)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        pairs = zip(batch["passages"], batch["target"], strict=True)
-        return {"rows": np.array([self._embed(str(source), str(target)) for source, target in pairs])}
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+        source, target = str(batch["passages"][0]), str(batch["target"][0])
+        # Ray Data passes on no more than the text of an exception, so the user's errors return as rows.
+        try:
+            return {"rows": [self._embed(source, target)], "errno": [0], "error": [""]}
+        except (OSError, ValueError) as error:
+            return {"rows": [0], "errno": [getattr(error, "errno", None) or -1], "error": [str(error)]}
 
     def _embed(self, source: str, target: str) -> int:
         table = pq.read_table(source, columns=["passage_id", "document_id", "text"])
@@ -130,6 +133,8 @@ def read_embeddings(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _through_actors(items: list[dict], weights: EmbedderWeights, max_seq_length: int, use_gpu: bool):
     """Yield the rows of each part as its embeddings are written."""
+    import ray.data  # slow, and other stages' tasks import this module
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -144,8 +149,9 @@ def _through_actors(items: list[dict], weights: EmbedderWeights, max_seq_length:
         num_gpus=1 if use_gpu else 0,
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
     )
-    try:
-        for row in dataset.iter_rows():
-            yield int(row["rows"])
-    except Exception as error:
-        raise unwrap(error) from error
+    for row in dataset.iter_rows():
+        if row["errno"] > 0:
+            raise OSError(row["errno"], row["error"])
+        if row["error"]:
+            raise ValueError(row["error"])
+        yield row["rows"]

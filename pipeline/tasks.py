@@ -63,15 +63,9 @@ def run_tasks(
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The ValueError or OSError that a Ray error carries, else the error itself."""
-    seen: BaseException | None = error
-    for _ in range(10):
-        if seen is None:
-            break
-        if isinstance(seen, (ValueError, OSError)) and not isinstance(seen, ray.exceptions.RayError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
+    """The ValueError or OSError that a task raised, else the Ray error itself, a fault."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, (ValueError, OSError)) else error
 
 
 def is_disk_full(error: BaseException) -> bool:

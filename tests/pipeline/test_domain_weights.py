@@ -18,7 +18,7 @@ def tree(leaves, coarse):
 
 
 NAN = float("nan")
-# Leaves 0, 1 under the coarse node at (0, 0), 2, 3 under (10, 0); leaf 1 is empty, and leaf 2 lies near the border.
+# Leaves 0, 1 under the coarse node at (0, 0), 2, 3 under (10, 0); leaf 1 is empty, leaf 2 near the border.
 TREE = tree([[0, 0], [NAN, NAN], [5.2, 0], [12, 0]], [[0, 0], [10, 0]])
 
 

