@@ -4,7 +4,7 @@ Ray Data runs windows of steps: one block holds this rank's slots of `window` co
 an actor from memory-mapped partitions, so Ray's cost per block is shared by many steps. Every row carries
 its step and slot and the consumer checks them: a wrong order is an error, never a silent shuffle.
 
-Legend: B slots of one rank in a step, L tokens in a sequence.
+Legend: B slots of one rank in a step, L tokens in a sequence, W mixtures a step, K domains.
 """
 
 from __future__ import annotations
@@ -65,6 +65,10 @@ class Batch:
     step: int
     tokens_BL1: np.ndarray
     """int64."""
+    mixture_B: np.ndarray
+    """int64; the mixture each slot belongs to, ascending."""
+    domain_weights_WK: np.ndarray
+    """float32; of all mixtures of the step, on every rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +158,14 @@ class MixtureStream:
             )
         column = table["tokens"].combine_chunks()
         tokens = column.flatten().to_numpy().reshape(last - first, len(slots), self.sequence_length + 1)
-        for offset, tokens_BL1 in enumerate(tokens):
-            yield Batch(step=first + offset, tokens_BL1=tokens_BL1.astype(np.int64))
+        steps, mixture_B = self.plan.steps(first, last), self.plan.mixture_of_slot()[self.slots]
+        for step, tokens_BL1 in enumerate(tokens, start=first):
+            yield Batch(
+                step=step,
+                tokens_BL1=tokens_BL1.astype(np.int64),
+                mixture_B=mixture_B,
+                domain_weights_WK=steps.domain_weights(step, self.plan.num_domains).astype(np.float32),
+            )
 
 
 class _Fetch:

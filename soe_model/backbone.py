@@ -28,7 +28,7 @@ def gpt2_config(
 
     Args:
         hidden_size: width of the MLP, 4 x `embedding_size` by default.
-        end_of_text: id of the token that ends a passage; also begins and pads a generation.
+        end_of_text: id of the token that ends a passage; it also begins a generation.
     """
     if embedding_size % num_heads:
         raise ValueError(f"embedding_size {embedding_size} is not a multiple of num_heads {num_heads}.")
@@ -46,7 +46,6 @@ def gpt2_config(
         "tie_word_embeddings": True,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
-        "pad_token_id": end_of_text,
     }
 
 

@@ -52,7 +52,7 @@ class Sharding:
         if self.world_size == 1:
             return part_Wp
         parts = part_Wp.new_empty(self.world_size, *part_Wp.shape)
-        dist.all_gather_into_tensor(parts, part_Wp.contiguous())
+        dist.all_gather(list(parts.unbind()), part_Wp.contiguous())
         return parts.transpose(0, 1).reshape(len(part_Wp), -1)[:, : self.num_params]
 
     def reduce_scatter(self, full_WP: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ class Sharding:
         full = torch.nn.functional.pad(full_WP, (0, padding))
         parts = full.view(len(full), self.world_size, self.width).transpose(0, 1).contiguous()
         part = full.new_empty(len(full), self.width)
-        dist.reduce_scatter_tensor(part, parts)
+        dist.reduce_scatter(part, list(parts.unbind()))
         return part
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -63,6 +63,11 @@ class Tree:
         return len(self.leaves_KD)
 
     @property
+    def generic_weights(self) -> np.ndarray:
+        """float64[K]: the corpus's own histogram over its domains (Algorithm 3 applied to all of it)."""
+        return self.counts_K / self.counts_K.sum()
+
+    @property
     def imbalance(self) -> float:
         """K Σ p_i² over leaf shares p: 1 for equal leaves, K if one holds everything (FAISS's factor)."""
         total = self.counts_K.sum()

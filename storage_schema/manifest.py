@@ -103,10 +103,7 @@ class Stage:
             seconds=round(time.monotonic() - self._start, 3),
         )
         write_atomically(self.work / manifest_name(self.kind), manifest.to_json())
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        os.rename(self.work, self.folder)
-        _sync_folder(self.folder.parent)
+        _replace_folder(self.work, self.folder)
         self.finished = manifest
         return manifest
 
@@ -122,6 +119,8 @@ def open_stage(
     folder, configuration = Path(folder), json.loads(canonical_json(configuration))
     work = folder.with_name(folder.name + PARTIAL_SUFFIX)
     finished = None
+    if not folder.exists() and (work / manifest_name(kind)).exists():
+        _replace_folder(work, folder)  # a crash came between the manifest and the rename
     if folder.exists():
         finished = read_manifest(folder, kind)
         changes = _differences(finished, configuration, inputs)
@@ -235,6 +234,17 @@ def _prepare_work(work: Path, plan: str) -> None:
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     write_atomically(record, plan)
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; what was there stays until the new one is in place."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(new, folder)
+    _sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

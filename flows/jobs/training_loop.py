@@ -1,0 +1,157 @@
+"""What each training worker does: restore, take batches from the stream, step, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, DataConfig
+
+from flows.jobs.progress import progress
+from pipeline.streaming import Batch, MixtureStream
+from soe_model.checkpoint import load_checkpoint, save_checkpoint
+from soe_model.soup import write_soup
+from soe_model.training import SoupTrainer, StepResult
+from storage_schema.manifest import StoreError, canonical_json, write_atomically
+
+LOG_EVERY = 10
+"""Steps between lines of log.jsonl."""
+
+
+class MixtureDataConfig(DataConfig):
+    """Gives each rank its own ordered stream instead of splitting one.
+
+    The stream is an object, not a started dataset: it begins at whatever step the worker restored, so a
+    restart or another world size changes nothing in the global batches.
+    """
+
+    def configure(self, datasets: dict[str, MixtureStream], world_size: int, **_: Any) -> list[dict]:
+        stream = datasets["train"]
+        return [{"train": stream.for_rank(rank, world_size)} for rank in range(world_size)]
+
+
+def claim_run(folder: Path, settings: dict[str, Any]) -> None:
+    """Record the settings of a run; refuse a folder that holds another run's checkpoints.
+
+    Ray Train resumes whatever it finds under the same name, so the check must come first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record, settings = folder / "run.json", json.loads(canonical_json(settings))
+    if record.exists():
+        before = json.loads(record.read_text("utf-8"))
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if changed:
+            raise StoreError(
+                f"{folder} holds another run: {', '.join(changed)} differ. Use another name, or remove the folder."
+            )
+        return
+    write_atomically(record, json.dumps(settings, indent=1))
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """The function Ray Train runs on every worker."""
+    context = ray.train.get_context()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    device = ray.train.torch.get_device()
+    stream: MixtureStream = ray.train.get_dataset_shard("train")
+    trainer = SoupTrainer(config["soup"], config["training"], device=device)
+    run = _Run(config, stream, trainer, is_first=context.get_world_rank() == 0)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            run.restore(folder)
+    run.to_the_end()
+    write_soup(
+        config["soup_folder"], trainer, tree=run.store / "domains/tree.arrow", tokenizer=run.store / "tokenizer/tokenizer.json"
+    )
+    run.write_summary()
+
+
+class _Run:
+    """One worker's walk through the steps."""
+
+    def __init__(self, config: dict[str, Any], stream: MixtureStream, trainer: SoupTrainer, *, is_first: bool):
+        self.stream, self.trainer, self.is_first = stream, trainer, is_first
+        self.folder, self.store = Path(config["run_folder"]), Path(stream.store_folder)
+        self.steps, self.checkpoint_every = trainer.training.steps, config["checkpoint_every"]
+        self.train_seconds = 0.0
+
+    def restore(self, folder: str) -> None:
+        notes = load_checkpoint(folder, self.trainer, plan_digest=self.stream.plan.digest)
+        self.train_seconds = notes["train_seconds"]
+        if self.is_first:
+            print(f"resuming at step {self.trainer.step} of {self.steps}", flush=True)
+
+    def to_the_end(self) -> None:
+        trainer = self.trainer
+        if trainer.step >= self.steps:
+            return
+        shown = progress(f"pretrain {self.folder.name}", "steps") if self.is_first else nullcontext()
+        with shown as report:
+            clock = None
+            for batch in self.stream.through_ray(trainer.step, self.steps):
+                clock = clock or time.monotonic()  # the first batch waits for Ray to start its actors
+                result = self._step(batch)
+                now = time.monotonic()
+                self.train_seconds, clock = self.train_seconds + now - clock, now
+                if self.is_first:
+                    report(trainer.step, self.steps)
+                    if trainer.step % LOG_EVERY == 0 or trainer.step == self.steps:
+                        self._log(result)
+                if trainer.step % self.checkpoint_every == 0 or trainer.step == self.steps:
+                    self._checkpoint(result)
+                    clock = time.monotonic()
+
+    def _step(self, batch: Batch) -> StepResult:
+        if batch.step != self.trainer.step:
+            raise RuntimeError(f"the stream gave step {batch.step}, the trainer is at step {self.trainer.step}.")
+        device = self.trainer.device
+        return self.trainer.train_step(
+            torch.from_numpy(batch.tokens_BL1).to(device),
+            torch.from_numpy(batch.mixture_B).to(device),
+            torch.from_numpy(batch.domain_weights_WK).to(device),
+        )
+
+    def _checkpoint(self, result: StepResult) -> None:
+        with tempfile.TemporaryDirectory(prefix="soe-checkpoint-") as folder:
+            save_checkpoint(
+                folder,
+                self.trainer,
+                plan_digest=self.stream.plan.digest,
+                notes={"train_seconds": self.train_seconds},
+            )
+            ray.train.report(
+                {"step": self.trainer.step, "loss": result.loss},
+                checkpoint=Checkpoint.from_directory(folder),
+                checkpoint_dir_name=f"step-{self.trainer.step:09d}",
+            )
+
+    def _log(self, result: StepResult) -> None:
+        line = {
+            "step": self.trainer.step,
+            "loss": result.loss,
+            "gradient_norm": result.gradient_norm,
+            "router_gradient_norm": result.router_gradient_norm,
+            "train_seconds": round(self.train_seconds, 3),
+        }
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def write_summary(self) -> None:
+        if self.is_first:
+            training = self.trainer.training
+            summary = {
+                "tokens": training.steps * training.batch_size * training.sequence_length,
+                "train_seconds": round(self.train_seconds, 3),
+                "steps": training.steps,
+                "parameters": self.trainer.backbone.num_params,
+                "num_experts": self.trainer.soup.num_experts,
+            }
+            write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1))

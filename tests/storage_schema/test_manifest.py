@@ -1,0 +1,91 @@
+"""Stages: written last, verified, refused when they do not fit, and never half there."""
+
+import json
+import os
+
+import pytest
+
+from storage_schema.manifest import StoreError, open_stage, read_manifest, verify_files
+
+
+def build(folder, configuration=None, **options):
+    stage = open_stage(folder, kind="passages", configuration=configuration or {"n": 1}, inputs={}, **options)
+    if stage.finished is None:
+        (stage.work / "part").mkdir(exist_ok=True)
+        (stage.work / "part" / "a.bin").write_bytes(b"content")
+        stage.finish({"rows": 3})
+    return stage
+
+
+def test_a_finished_stage_is_skipped_and_verified(tmp_path):
+    first = build(tmp_path / "s").finished
+    again = open_stage(tmp_path / "s", kind="passages", configuration={"n": 1}, inputs={})
+    assert again.finished is not None and again.finished.digest == first.digest
+    assert [f.path for f in first.files] == ["part/a.bin"]
+    verify_files(tmp_path / "s", first)
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    build(tmp_path / "s")
+    with pytest.raises(StoreError, match="n was 1, now 2"):
+        build(tmp_path / "s", {"n": 2})
+    assert read_manifest(tmp_path / "s", "passages").counts == {"rows": 3}
+    rebuilt = build(tmp_path / "s", {"n": 2}, rebuild=True)
+    assert read_manifest(tmp_path / "s", "passages").configuration == {"n": 2} == rebuilt.configuration
+
+
+def test_unfinished_work_is_kept_for_the_same_settings_only(tmp_path):
+    stage = open_stage(tmp_path / "s", kind="passages", configuration={"n": 1}, inputs={})
+    (stage.work / "half").write_bytes(b"x")
+    with pytest.raises(StoreError, match="no passages at"):
+        read_manifest(tmp_path / "s", "passages")
+    assert (open_stage(tmp_path / "s", kind="passages", configuration={"n": 1}, inputs={}).work / "half").exists()
+    assert not (open_stage(tmp_path / "s", kind="passages", configuration={"n": 2}, inputs={}).work / "half").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 99}, "schema version 99, written by 'soup-of-experts"),
+        ({"counts": {"rows": 4}}, "was altered"),
+        ({"kind": "domains"}, "holds a domains, not a passages"),
+    ],
+)
+def test_a_foreign_manifest_is_refused(tmp_path, change, message):
+    build(tmp_path / "s")
+    path = tmp_path / "s" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(StoreError, match=message):
+        read_manifest(tmp_path / "s", "passages")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(None, "is missing"), (b"short", "has 5 bytes"), (b"CONTENT", "sha256 differs")],
+)
+def test_changed_files_are_named(tmp_path, data, message):
+    manifest = build(tmp_path / "s").finished
+    path = tmp_path / "s" / "part" / "a.bin"
+    path.unlink() if data is None else path.write_bytes(data)
+    with pytest.raises(StoreError, match=f"a.bin.*{message}"):
+        verify_files(tmp_path / "s", manifest)
+
+
+@pytest.mark.parametrize("renames_done", [0, 1])
+def test_a_crash_between_manifest_and_rename_loses_nothing(tmp_path, monkeypatch, renames_done):
+    build(tmp_path / "s")
+    rename, done = os.rename, []
+
+    def killed(source, target):
+        if len(done) == renames_done:
+            raise KeyboardInterrupt
+        done.append(target)
+        rename(source, target)
+
+    monkeypatch.setattr("os.rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "s", {"n": 2}, rebuild=True)
+    monkeypatch.undo()
+    expected = {"n": 1} if renames_done == 0 else {"n": 2}
+    assert build(tmp_path / "s", expected).finished.configuration == expected
+    verify_files(tmp_path / "s", read_manifest(tmp_path / "s", "passages"))
