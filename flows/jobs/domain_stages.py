@@ -102,12 +102,13 @@ class StoreBuilder:
 
     def domains(self) -> None:
         tree = self._tree_settings()
-        vocab_size = self.manifests["tokenizer"].counts["vocab_size"]
+        vocabulary = self.manifests["tokenizer"].counts
         stage = self._open(
             "domains",
             {
                 **{name: value for name, value in tree.__dict__.items() if name != "use_gpu"},
-                "vocab_size": vocab_size,
+                "vocab_size": vocabulary["vocab_size"],
+                "end_of_text": vocabulary["end_of_text"],
                 "distance": "l2",
             },
             {name: self.manifests[name].digest for name in ("passages", "tokenizer", "embeddings")},
