@@ -1,7 +1,8 @@
 """The corpus everyone has: the text of the installed Python packages, the standard library and the manual.
 
-Left out, because they repeat or are not writing: this project, copies of other packages (``_vendor``), tests
-and their data, minified and generated files, tables of numbers, and anything outside 200 bytes to 200 kB.
+Left out, because they repeat or are not writing: this project, copies of other packages (``_vendor``),
+licences (near-copies of a dozen texts, which would fill domains of their own), tests and their data,
+minified and generated files, tables of numbers, and anything outside 200 bytes to 200 kB.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ from pipeline.roff import plain_text
 
 OWN_DISTRIBUTION = "soup-of-experts"
 SUFFIXES = {".py", ".pyi", ".md", ".rst", ".txt", ".toml", ".cfg", ".pyx", ".pxd", ".html"}
-NAMES = re.compile(r"(METADATA|(LICEN[CS]E|COPYING|NOTICE|README|CHANGE|HISTORY|AUTHORS|NEWS).*)", re.I)
+NAMES = re.compile(r"(METADATA|(README|CHANGE|HISTORY|NEWS).*)", re.I)
+EXCLUDED_NAMES = re.compile(
+    r"test_.*|conftest\.py|entry_points\.txt|top_level\.txt"
+    r"|(?!.*\.py).*(licen[cs]e|copying|copyright|notice|authors).*",
+    re.I,
+)
 DATA_SUFFIXES = {".json", ".so", ".js", ".css", ".map", ".gz", ".zip", ".png", ".svg"}
 EXCLUDED_FOLDERS = re.compile(
-    r"_*(vendor|vendored|third_?party(_files)?|externals?|extern|tests?|idle_test|testdata|test_data|fixtures"
+    r"_*(vendor|vendored|licen[cs]es?|third_?party(_files)?|externals?|extern|tests?|idle_test|testdata|test_data|fixtures"
     r"|site-packages|dist-packages|__pycache__|__phello__|node_modules|baseline_images)_*"
 )
 MANUAL_FOLDERS = ("/usr/share/man", "/usr/local/share/man")
@@ -100,8 +106,10 @@ def _family(page: Path) -> str:
 def _is_wanted(path: PurePosixPath) -> bool:
     if any(EXCLUDED_FOLDERS.fullmatch(part) for part in path.parts[:-1]):
         return False
+    if EXCLUDED_NAMES.fullmatch(path.name):
+        return False
     if path.suffix.lower() in SUFFIXES:
-        return not re.match(r"(test_|conftest\b|entry_points\.txt|top_level\.txt)", path.name)
+        return True
     return bool(NAMES.fullmatch(path.name)) and path.suffix.lower() not in DATA_SUFFIXES
 
 

@@ -1,7 +1,7 @@
 """Passages and their embeddings → the tree and the domain partitions.
 
 1. The root is fitted on a sample of all embeddings.
-2. *Scatter*: each part of passages is tokenized and its rows are written to the coarse nodes they go to.
+2. *Scatter* (``scatter.py``): each part of passages is tokenized and written to the nodes its rows go to.
 3. *Node*: each coarse node fits its leaves, then writes its domains one after the other.
 
 So no task ever holds more than one partition open, and each part and node is resumed on its own.
@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 from pipeline.clustering import assign, distinct_rows, fit_node, node_seed, sample_rows, without_unreached
 from pipeline.embedding import read_embeddings
 from pipeline.passages import part_files
+from pipeline.scatter import Folders, read_table, scatter_part, write_batch
 from pipeline.tasks import Report, ignore_progress, run_tasks
-from pipeline.tokenizer import load_tokenizer
 from storage_schema.domains import INDEX, Tree, partition_path, partition_schema
-from storage_schema.manifest import Manifest, Stage, StoreError
+from storage_schema.manifest import Manifest, Stage
 
 ROOT = -1
 
@@ -48,20 +48,6 @@ class TreeSettings:
         return self.coarse_clusters * self.leaf_clusters
 
 
-@dataclass(frozen=True, kw_only=True)
-class Folders:
-    """What partitioning reads and where it works."""
-
-    passages: str
-    embeddings: str
-    tokenizer: str
-    work: str
-
-    @property
-    def scratch(self) -> Path:
-        return Path(self.work) / "scatter"
-
-
 def check_enough_passages(
     passages: int, settings: TreeSettings, *, what: str = "distinct training passages"
 ) -> None:
@@ -80,7 +66,8 @@ def build_domains(
     """Build the ``domains`` stage from finished passages, embeddings and tokenizer.
 
     Raises:
-        ValueError: fewer passages, or fewer distinct embeddings, than domains.
+        ValueError: fewer passages than domains, or fewer distinct embeddings (which are counted if the root
+            is fitted on all of them).
     """
     parts = part_files(folders.passages, "train")
     rows = [pq.read_metadata(part).num_rows for part in parts]
@@ -120,53 +107,21 @@ def build_domains(
     return stage.finish(counts)
 
 
-def scatter_part(folders: Folders, number: int, coarse_CD: np.ndarray) -> None:
-    """Tokenize one part and write its rows, with their embeddings, to their coarse nodes' folders."""
-    finished = folders.scratch / f"part-{number:05d}.finished"
-    if finished.exists():
-        return
-    source = part_files(folders.passages, "train")[number]
-    table = pq.read_table(source)
-    ids, vectors_ND = read_embeddings(Path(folders.embeddings) / source.with_suffix(".arrow").name)
-    if not np.array_equal(ids, table["passage_id"].to_numpy()):
-        raise StoreError(f"The embeddings of {source} are of other passages. Rebuild {folders.embeddings}.")
-    tokenizer = load_tokenizer(folders.tokenizer)
-    tokens = tokenizer.encode(table["text"].to_pylist())
-    schema = scatter_schema(tokenizer.vocab_size, vectors_ND.shape[1])
-    coarse_N = assign(vectors_ND, coarse_CD)[0]
-    for node in np.unique(coarse_N):
-        rows = np.flatnonzero(coarse_N == node)
-        offsets = np.concatenate([[0], np.cumsum([len(tokens[row]) for row in rows])])
-        columns = [
-            *(table[name].take(rows).combine_chunks() for name in ("passage_id", "document_id", "source")),
-            pa.FixedSizeListArray.from_arrays(
-                pa.array(vectors_ND[rows].astype(np.float16).reshape(-1)), vectors_ND.shape[1]
-            ),
-            pa.LargeListArray.from_arrays(
-                pa.array(offsets), pa.array(np.concatenate([tokens[row] for row in rows]))
-            ),
-        ]
-        folder = folders.scratch / f"node-{node:05d}"
-        folder.mkdir(exist_ok=True)
-        _write_batch(folder / f"part-{number:05d}.arrow", pa.record_batch(columns, schema=schema))
-    finished.touch()
-
-
 def write_node(folders: Folders, node: int, settings: TreeSettings) -> dict[str, np.ndarray]:
     """Fit one coarse node's leaves and write its domains.
 
     Returns:
         ``leaves_kD``, ``counts_k``, ``mean_distance_k`` and ``tokens_k`` (kept on disk too, for a resume).
     """
-    kept = folders.scratch / f"node-{node:05d}.npz"
+    kept = folders.node(node).with_suffix(".npz")
     if kept.exists():
         with np.load(kept, allow_pickle=False) as arrays:
             return dict(arrays)
-    pieces = sorted((folders.scratch / f"node-{node:05d}").glob("part-*.arrow"))
+    pieces = sorted(folders.node(node).glob("part-*.arrow"))
     k = settings.leaf_clusters
     if not pieces:
         return {"counts_k": np.zeros(k, np.int64)}
-    table = pa.concat_tables([_read_table(piece) for piece in pieces]).combine_chunks()
+    table = pa.concat_tables([read_table(piece) for piece in pieces]).combine_chunks()
     column = table["embedding"].combine_chunks()
     vectors_ND = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     vectors_ND = vectors_ND.reshape(len(table), column.type.list_size)
@@ -194,13 +149,6 @@ def write_node(folders: Folders, node: int, settings: TreeSettings) -> dict[str,
     return result
 
 
-def scatter_schema(vocab_size: int, size: int) -> pa.Schema:
-    """A partition's schema with the embedding in place of the distance."""
-    partition = partition_schema(vocab_size)
-    embedding = pa.field("embedding", pa.list_(pa.float16(), size), nullable=False)
-    return partition.set(partition.get_field_index("distance"), embedding)
-
-
 def _write_leaves(
     work: Path, first: int, table: pa.Table, leaf_N: np.ndarray, counts_k: np.ndarray
 ) -> np.ndarray:
@@ -216,7 +164,7 @@ def _write_leaves(
         path = work / partition_path(first + int(leaf))
         path.parent.mkdir(exist_ok=True)
         [batch] = rows.cast(schema).to_batches()
-        _write_batch(path, batch)
+        write_batch(path, batch)
         tokens_k[leaf] = sum(len(tokens) for tokens in batch.column("tokens"))
     return tokens_k
 
@@ -273,14 +221,3 @@ def _assemble(coarse_CD: np.ndarray, nodes: list[dict[str, np.ndarray]]) -> tupl
     )
     index = pa.table([np.arange(tree.num_domains), tree.counts_K, stacked["tokens_k"]], names=INDEX.names)
     return tree, index.cast(INDEX)
-
-
-def _write_batch(path: Path, batch: pa.RecordBatch) -> None:
-    with pa.ipc.new_file(f"{path}.aside", batch.schema) as writer:
-        writer.write_batch(batch)
-    os.replace(f"{path}.aside", path)
-
-
-def _read_table(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()

@@ -9,8 +9,9 @@ from flows.settings import BuildDomains
 from pipeline.corpora import ENVIRONMENT, Corpus
 from pipeline.embedder import EmbedderWeights
 from pipeline.embedding import build_embeddings
-from pipeline.partitioning import Folders, TreeSettings, build_domains, check_enough_passages
+from pipeline.partitioning import TreeSettings, build_domains, check_enough_passages
 from pipeline.passages import build_passages
+from pipeline.scatter import Folders
 from pipeline.selection import Selection
 from pipeline.tokenizer import build_tokenizer
 from storage_schema.manifest import Manifest, Stage, file_digest, open_stage

@@ -24,6 +24,7 @@ def test_names_are_unique_and_no_copies_or_tests_are_in_it(corpus):
     assert len(set(names)) == len(names)
     folders = {part for name in names for part in name.split("/")[:-1]}
     assert not folders & {"_vendor", "vendored", "tests", "test", "externals", "__pycache__", "site-packages"}
+    assert not any("LICENSE" in name or name.endswith("COPYING") for name in names)
     assert all(200 <= file.bytes <= 200_000 for file in corpus.files)
 
 

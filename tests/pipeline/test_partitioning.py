@@ -14,9 +14,10 @@ import pytest
 from pipeline.corpora import open_corpus
 from pipeline.domain_weights import estimate_domain_weights
 from pipeline.embedding import read_embeddings, write_embeddings
-from pipeline.partitioning import Folders, TreeSettings, build_domains
+from pipeline.partitioning import TreeSettings, build_domains
 from pipeline.passages import build_passages, part_files
 from pipeline.planted import planted_languages, write_planted_corpus
+from pipeline.scatter import Folders
 from pipeline.selection import Selection
 from pipeline.tokenizer import build_tokenizer, load_tokenizer
 from storage_schema.domains import DomainStore, Tree, partition_path, partition_schema
