@@ -30,7 +30,7 @@ def publish_domains(config: BuildDomains) -> None:
     create_table_artifact(
         domains_table(store),
         key=f"{key}-table",
-        description=f"The {LARGEST_DOMAINS} largest domains at most.",
+        description=f"The largest domains, {LARGEST_DOMAINS} at most, and where most of each is from.",
     )
 
 

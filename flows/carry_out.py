@@ -81,7 +81,7 @@ def _follow(name: str, client, job_id: str, log) -> dict:
         progress = parse_line(line)
         if progress:
             shown.update(progress)
-        elif line.strip():
+        elif line.strip() and not line.startswith(ray_job.SUMMARY_PREFIX):
             log.info(line)
 
     try:

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from flows.jobs.progress import bar
 from flows.prefect_api import TERMINAL, ApiError, PrefectApi
-from flows.progress_text import parse_description
+from flows.progress_text import describe, parse_description
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 10.0
@@ -78,10 +78,7 @@ class _Lines:
         if progress["done"] == done or (time.monotonic() - when < LINE_SECONDS and not complete):
             return
         self._printed[progress["stage"]] = (time.monotonic(), progress["done"])
-        of = f"{progress['done']:,} of {progress['total']:,}" if progress["total"] else "begins"
-        self._console.print(
-            f"  {progress['stage']}: {of} {progress['unit'] if progress['total'] else ''}".rstrip()
-        )
+        self._console.print(f"  {describe(progress)}")
 
 
 def _poll(api: PrefectApi, flow_run_id: str, view: _Bars | _Lines) -> dict:

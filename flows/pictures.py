@@ -16,9 +16,10 @@ def domain_sizes(tokens_K: Sequence[int]) -> Figure:
     """Tokens of each domain, the largest first, beside the size that equal domains would have."""
     figure, axes = _axes(7.0, 2.8)
     ordered = sorted(tokens_K, reverse=True)
-    axes.fill_between(range(len(ordered)), ordered, step="mid", color=_SOUP, linewidth=0)
+    axes.stairs(ordered, fill=True, color=_SOUP)
     axes.axhline(sum(ordered) / max(len(ordered), 1), color=_GREY, linewidth=1, linestyle="--")
-    axes.set(xlabel="domains, the largest first", ylabel="tokens", xlim=(0, max(len(ordered) - 1, 1)), ylim=0)
+    axes.set(xlabel="domains, the largest first", ylabel="tokens", xlim=(0, max(len(ordered), 1)), ylim=0)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     return figure
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_DESCRIPTION = re.compile(r"(?P<stage>.*): (?P<done>[\d,]+) of (?P<total>[\d,]+) (?P<unit>.*)", re.DOTALL)
+_DESCRIPTION = re.compile(r"(?P<stage>.*): (?P<done>[\d,]+)( of (?P<total>[\d,]+))? (?P<unit>.*)")
 
 
 def artifact_key(*words: str) -> str:
@@ -19,7 +19,13 @@ def percent_of(progress: dict) -> float:
 
 def describe(progress: dict) -> str:
     """The text of a progress artifact; :func:`parse_description` reads it back."""
-    return f"{progress['stage']}: {progress['done']:,} of {progress['total']:,} {progress['unit']}"
+    return f"{progress['stage']}: {amount(progress)}"
+
+
+def amount(progress: dict) -> str:
+    """``1,200 of 26,000 passages``; without ``of ...`` while the total is unknown."""
+    of = f" of {progress['total']:,}" if progress["total"] else ""
+    return f"{progress['done']:,}{of} {progress['unit']}"
 
 
 def parse_description(text: str) -> dict | None:
@@ -27,5 +33,5 @@ def parse_description(text: str) -> dict | None:
     found = _DESCRIPTION.fullmatch(text or "")
     if not found:
         return None
-    numbers = {name: int(found[name].replace(",", "")) for name in ("done", "total")}
+    numbers = {name: int((found[name] or "0").replace(",", "")) for name in ("done", "total")}
     return {"stage": found["stage"], "unit": found["unit"], **numbers}

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import queue
+import re
 import shlex
 import threading
 import time
@@ -26,6 +27,7 @@ SUMMARY_PREFIX = "soe-summary "
 LOST_SECONDS = 60.0
 """A cluster that does not answer for so long is given up."""
 _TAIL_LINES = 12
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 Note = Callable[[str], None]
 """Receives one line of the job's log, without its end of line."""
 
@@ -208,5 +210,6 @@ def _lines_as_they_come(client: JobSubmissionClient, job_id: str) -> Iterator[st
 
 
 def _lines(text: str) -> list[str]:
-    """The text's lines; of a line that was redrawn in place, its last form."""
-    return [line.rstrip("\r").rpartition("\r")[2] for line in text.removesuffix("\n").split("\n")]
+    """The text's lines without colours; of a line that was redrawn in place, its last form."""
+    plain = _COLOUR.sub("", text)
+    return [line.rstrip("\r").rpartition("\r")[2] for line in plain.removesuffix("\n").split("\n")]

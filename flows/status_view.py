@@ -12,7 +12,7 @@ from rich.table import Table
 
 from flows import prefect_profile, stack, stack_state
 from flows.prefect_api import ApiError
-from flows.progress_text import parse_description
+from flows.progress_text import amount, parse_description
 from flows.stack_state import COMPONENTS, Stack, StackError
 from storage_schema import layout
 
@@ -101,7 +101,7 @@ def _print_runs(known: Stack) -> None:
             deployments.get(identity, "-"),
             run["state_name"],
             progress["stage"] if progress else "-",
-            f"{progress['done']:,} of {progress['total']:,} {progress['unit']}" if progress else "-",
+            amount(progress) if progress else "-",
         )
     _CONSOLE.print(table if table.row_count else "No flow runs.")
 

@@ -1,0 +1,178 @@
+"""One real stack for the whole session: Prefect server, worker, Ray head; its own folders and ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flows import processes, stack_state
+from flows.prefect_api import TERMINAL, PrefectApi
+from flows.stack_state import Stack
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def finish(command: subprocess.Popen[str]) -> Done:
+    """Wait for the command's end."""
+    stdout, stderr = command.communicate(timeout=120)
+    return Done(command.returncode, stdout, stderr)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A SOE_HOME and a PREFECT_HOME of their own, and the commands as one would type them there."""
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        mine = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "SOE_"))}
+        return mine | {
+            "SOE_HOME": str(self.folder / "soe"),
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PYTHONPATH": str(REPOSITORY),
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "COLUMNS": "250",
+        }
+
+    def start(self, *command: str, cwd: Path | str = "/", **variables: str) -> subprocess.Popen[str]:
+        """Start a command of the environment's ``bin`` in another folder than the repository."""
+        return subprocess.Popen(
+            [str(BIN / command[0]), *command[1:]],
+            env=self.environment | variables,
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *command: str, cwd: Path | str = "/", **variables: str) -> Done:
+        """Run such a command to its end."""
+        return finish(self.start(*command, cwd=cwd, **variables))
+
+    def stack(self) -> Stack:
+        """The state that ``soe up`` left."""
+        before = os.environ.get("SOE_HOME")
+        os.environ["SOE_HOME"] = self.environment["SOE_HOME"]
+        try:
+            return stack_state.load()
+        finally:
+            os.environ.pop("SOE_HOME") if before is None else os.environ.update(SOE_HOME=before)
+
+    @property
+    def api(self) -> PrefectApi:
+        password = (self.folder / "soe" / "stack" / "prefect-password").read_text()
+        return PrefectApi(url=f"{self.stack().prefect_url}/api", auth_string=password)
+
+    def submit(self, **config) -> str:
+        """Schedule a run of the stub; returns the flow run's id."""
+        return self.api.create_flow_run("stub/stub", {"config": config})["id"]
+
+    def wait(self, flow_run_id: str, until: set[str] = TERMINAL, seconds: float = 90) -> dict:
+        """Wait until the run is in a state of one of these types."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            run = self.api.flow_run(flow_run_id)
+            if run["state_type"] in until:
+                return run
+            time.sleep(0.3)
+        raise AssertionError(f"still {run['state_type']} after {seconds} s: {run['state']}")
+
+    def ray(self, path: str) -> dict:
+        """The answer of the dashboard to a request that bears the token."""
+        import urllib.request
+
+        token = (self.folder / "soe" / "stack" / "ray-token").read_text()
+        request = urllib.request.Request(
+            f"{self.stack().dashboard_url}{path}", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.loads(answer.read())
+
+
+@pytest.fixture()
+def place():
+    """A place where no stack was ever started."""
+    folder = Path(tempfile.mkdtemp(prefix="soe-"))  # short: Ray's sockets lie below it
+    yield Place(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def running():
+    """A place whose stack is up, with the stub deployed. When it is taken down nothing may be left."""
+    folder = Path(tempfile.mkdtemp(prefix="soe-"))
+    place = Place(folder)
+    ports = [str(processes.free_port()) for _ in range(3)]
+    options = ("--prefect-port", ports[0], "--dashboard-port", ports[1], "--ray-port", ports[2])
+    try:
+        begun = time.monotonic()
+        done = place.run("soe", "up", *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert time.monotonic() - begun < 60
+        file = str(REPOSITORY / "tests" / "flows" / "stub.yaml")
+        done = place.run("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield place
+    finally:
+        before = place.stack()
+        done = place.run("soe", "down")
+        assert done.returncode == 0, done.stdout + done.stderr
+        left = processes.members(before.processes.values(), before.mark())
+        assert not left, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
+        for port in ports:
+            assert processes.port_is_free(int(port))
+        assert not (folder / "prefect" / "profiles.toml").exists()
+        shutil.rmtree(folder)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of the stub that are under way together."""
+
+    crash: str
+    gpu: str
+    wait: str
+    commands: dict[str, subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="session")
+def runs(running):
+    """One run of each kind, started at once: two by ``soe run``, three by the API (their flow runs' ids)."""
+    return Runs(
+        wait=running.submit(store="wait"),
+        commands={
+            "fine": running.start("soe", "run", "stub", "--param", "store=fine"),
+            "fail": running.start("soe", "run", "stub/stub", "--config", '{"store": "fail"}'),
+        },
+        crash=running.submit(store="crash"),
+        gpu=running.submit(store="fine", use_gpu=True),
+    )
+
+
+@pytest.fixture(scope="session")
+def followed(running, runs) -> dict[str, tuple[Done, dict]]:
+    """What became of the two ``soe run``: how the command ended, and its flow run."""
+    ended = {name: finish(command) for name, command in runs.commands.items()}
+    ids = {name: re.search(r"\((\S{36})\)", done.stdout)[1] for name, done in ended.items()}
+    return {name: (done, running.api.flow_run(ids[name])) for name, done in ended.items()}

@@ -1,0 +1,78 @@
+"""What is published of a finished run, from files made by the tests."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+
+import pytest
+
+from flows import artifacts
+from flows.progress_text import artifact_key, describe, parse_description, percent_of
+from flows.settings import Pretrain
+from storage_schema.domains import DomainStore
+from storage_schema.layout import run_folder, soup_folder
+from storage_schema.manifest import open_stage
+from tests.toy_store import make_store
+
+PNG = re.compile(r"!\[[^]]*\]\(data:image/png;base64,([A-Za-z0-9+/=]+)\)")
+
+
+def pictures(markdown: str) -> list[bytes]:
+    return [base64.b64decode(found) for found in PNG.findall(markdown)]
+
+
+@pytest.mark.parametrize(
+    ("progress", "text", "percent"),
+    [
+        ({"stage": "embed: all", "done": 1200, "total": 26000, "unit": "passages"}, "1,200 of 26,000", 4.6),
+        ({"stage": "x", "done": 7, "total": 0, "unit": "files of text"}, "x: 7 files of text", 0.0),
+        ({"stage": "x", "done": 9, "total": 3, "unit": "steps"}, "9 of 3", 100),
+    ],
+)
+def test_progress_survives_its_text(progress, text, percent):
+    assert text in describe(progress)
+    assert parse_description(describe(progress)) == progress
+    assert percent_of(progress) == percent
+
+
+def test_other_artifacts_are_not_taken_for_ours():
+    assert parse_description("100 % of nothing") is None and parse_description(None) is None
+
+
+@pytest.mark.parametrize("words", [("build-domains", "Embed passages (GPU)"), ("a", "_b_"), ("Ä/x.y", "2")])
+def test_keys_are_what_prefect_accepts(words):
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", artifact_key(*words))
+
+
+def test_the_domains_card_and_table(tmp_path):
+    store = DomainStore(make_store(tmp_path / "store", [300, 0, 1000, 700]))
+    card = artifacts.domains_card(store)
+    assert "4 domains of 3 passages and 2,000 tokens; 1 are empty" in card
+    assert store.digest in card and pictures(card)[0].startswith(b"\x89PNG")
+    rows = artifacts.domains_table(store)
+    assert [row["domain"] for row in rows] == [2, 3, 0]
+    assert rows[0]["tokens"] == 1000 and rows[0]["share"] == "50.00 %" and rows[0]["mostly"] == "toy (100%)"
+    json.dumps(rows)
+
+
+def test_the_soups_card_says_how_to_resume(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    stage = open_stage(soup_folder("mine"), kind="soup", configuration={}, inputs={"domains": "d" * 64})
+    digest = stage.finish({}).digest
+    run_folder("mine").mkdir(parents=True)
+    (run_folder("mine") / "summary.json").write_text(json.dumps({"tokens": 4096000, "train_seconds": 12.5}))
+    # A run that was cut off and resumed has some steps twice in its log.
+    log = [{"step": step, "loss": 9.0 / step} for step in (1, 2, 3, 2, 3, 4)]
+    (run_folder("mine") / "log.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
+    card = artifacts.soup_card(Pretrain(name="mine", steps=4))
+    assert digest in card and "d" * 64 in card and "4,096,000" in card and len(pictures(card)) == 1
+    command = re.search(r"--params '(.*)'", card)[1]
+    assert Pretrain(**json.loads(command)["config"]) == Pretrain(name="mine", steps=4)
+
+
+def test_the_losses_card_draws_only_what_was_compared():
+    row = {"name": "a", "soup_loss": 4.0, "unseen_source": True}
+    assert not pictures(artifacts.losses_card({"specialist_sets": [row]}))
+    assert pictures(artifacts.losses_card({"specialist_sets": [{**row, "generic_loss": 4.5}]}))

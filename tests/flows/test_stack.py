@@ -1,0 +1,245 @@
+"""The local stack: what it opens, what it keeps secret, how it is taken down, mended, and refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from flows import prefect_profile, processes, stack, stack_state
+from flows.prefect_api import ApiError, PrefectApi
+from flows.stack_state import Stack, StackError
+
+
+def answer(url: str) -> int:
+    """The HTTP status of a request without credentials."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as found:
+            return found.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def members(place) -> set[int]:
+    known = place.stack()
+    return processes.members(known.processes.values(), known.mark())
+
+
+def listening(pids: set[int]) -> set[tuple[str, int]]:
+    """(address as /proc writes it, port) of every TCP socket these processes listen on."""
+    inodes = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                target = os.readlink(link)
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                address, port = fields[1].split(":")
+                found.add((address, int(port, 16)))
+    return found
+
+
+def test_every_port_is_on_the_loopback_interface(running):
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    ports = listening(members(running))
+    known = running.stack()
+    assert {known.prefect_port, known.dashboard_port, known.ray_port} <= {port for _, port in ports}
+    assert {address for address, _ in ports} <= loopback
+
+
+def test_prefect_wants_its_password(running):
+    for api in (PrefectApi(url=running.api.url), PrefectApi(url=running.api.url, auth_string="soe:guess")):
+        with pytest.raises(ApiError) as caught:
+            api.call("POST", "/deployments/filter", {})
+        assert caught.value.status == 401
+    assert answer(running.stack().prefect_url + "/api/admin/settings") == 401
+    assert running.api.call("POST", "/deployments/filter", {})
+
+
+def test_ray_wants_its_token(running):
+    for path in ("/api/jobs/", "/api/version", "/nodes?view=summary"):
+        assert answer(running.stack().dashboard_url + path) in (401, 403)
+    assert running.ray("/api/version")["ray_version"]
+
+
+def test_secrets_are_for_their_owner_only(running):
+    folder = running.folder / "soe" / "stack"
+    for path in (folder, folder / "logs", folder / "prefect"):
+        assert path.stat().st_mode & 0o777 == 0o700, path
+    for path in (
+        folder / "prefect-password",
+        folder / "ray-token",
+        running.folder / "prefect" / "profiles.toml",
+    ):
+        assert path.stat().st_mode & 0o777 == 0o600, path
+    for path in folder.rglob("*.log"):
+        for secret in ("prefect-password", "ray-token"):
+            assert (folder / secret).read_bytes() not in path.read_bytes(), (path, secret)
+
+
+def test_telemetry_is_off(running):
+    for process in running.stack().processes.values():
+        variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        assert b"DO_NOT_TRACK=1" in variables
+        assert b"RAY_USAGE_STATS_ENABLED=0" in variables
+    assert running.api.call("GET", "/admin/settings")["server"]["analytics_enabled"] is False
+
+
+def test_training_workers_cannot_hold_every_core(running):
+    nodes = running.ray("/nodes?view=summary")["data"]["summary"]
+    assert nodes[0]["raylet"]["resourcesTotal"]["CPU"] == max(4, os.cpu_count())
+
+
+def test_up_again_changes_nothing(running):
+    before = running.stack()
+    done = running.run("soe", "up")
+    assert done.returncode == 0 and "is up" in done.stdout
+    assert running.stack() == before
+
+
+def test_up_with_another_port_is_refused_while_it_runs(running):
+    done = running.run("soe", "up", "--prefect-port", "4999")
+    assert done.returncode == 1
+    assert str(running.stack().prefect_port) in done.stderr and "soe down" in done.stderr
+
+
+def test_what_died_is_seen_and_started_again(running):
+    before = running.stack()
+    os.kill(before.processes["prefect-worker"].pid, signal.SIGKILL)
+    time.sleep(0.5)
+    done = running.run("soe", "status")
+    assert done.returncode == 1 and "down" in done.stdout
+    assert running.run("soe", "up").returncode == 0
+    after = running.stack()
+    assert after.processes["prefect-worker"] != before.processes["prefect-worker"]
+    assert after.processes["ray-head"] == before.processes["ray-head"]
+    assert running.run("soe", "status").returncode == 0
+
+
+def test_a_port_in_use_is_named_with_the_option(place):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        options = ("--prefect-port", "--dashboard-port", "--ray-port")
+        for option in options:
+            chosen = [(o, str(port if o == option else processes.free_port())) for o in options]
+            done = place.run("soe", "up", *(word for pair in chosen for word in pair))
+            assert done.returncode == 1
+            assert f"port {port} is in use" in done.stderr and option in done.stderr, done.stderr
+    assert place.stack() is None
+
+
+def test_status_and_down_without_a_stack(place):
+    assert place.run("soe", "status").returncode == 1
+    done = place.run("soe", "down")
+    assert done.returncode == 0 and "No stack" in done.stdout
+
+
+def test_ports_must_differ(place, monkeypatch):
+    monkeypatch.setenv("SOE_HOME", str(place.folder))
+    with pytest.raises(StackError, match="differ"):
+        stack.up(prefect_port=6000, ray_port=6000)
+
+
+def test_a_damaged_state_file_is_an_error_that_names_it(place, monkeypatch):
+    monkeypatch.setenv("SOE_HOME", str(place.folder))
+    stack_state.folder().mkdir(parents=True)
+    (stack_state.folder() / "state.json").write_text("{")
+    with pytest.raises(StackError, match="state.json"):
+        stack_state.load()
+
+
+def test_rays_sockets_fit_wherever_soe_home_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path / ("deep" * 30)))
+    socket_path = (
+        f"{stack_state.ray_folder()}/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
+    )
+    assert len(socket_path) <= 107
+
+
+def test_the_environment_leads_nowhere_else(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_API_KEY", "pnu_other")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    stack_state.prepare_folders()
+    made = Stack(prefect_port=1, dashboard_port=2, ray_port=3)
+    for component in stack_state.COMPONENTS:
+        variables = stack_state.environment(made, component)
+        assert "PREFECT_API_KEY" not in variables and "RAY_ADDRESS" not in variables
+        assert variables["HF_HUB_OFFLINE"] == "1"
+        assert variables["PATH"].startswith(str(Path(sys.executable).parent))
+    assert "PREFECT_API_AUTH_STRING" not in stack_state.environment(made, "ray-head")
+
+
+ORPHAN = """
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env={})
+print("started", flush=True)
+if sys.argv[1] == "die":
+    os._exit(0)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("leader", ["die", "live"])
+def test_stop_finds_every_process_and_no_other(tmp_path, leader):
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    begun = processes.start(
+        [sys.executable, "-c", ORPHAN, leader],
+        environment={**os.environ, processes.MARK: "abc:x"},
+        log=tmp_path / "log",
+        folder=tmp_path,
+    )
+    deadline = time.monotonic() + 20
+    while "started" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    find = lambda: processes.members([begun], "abc:x")  # noqa: E731
+    assert len(find()) == (2 if leader == "die" else 3)
+    assert stranger.pid not in find()
+    assert processes.stop(find, patience=5) == set()
+    assert find() == set() and not begun.alive
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_the_former_profile_comes_back(monkeypatch, tmp_path):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.delenv("PREFECT_PROFILES_PATH", raising=False)
+    file = tmp_path / "profiles.toml"
+    former = 'active = "mine"\n\n[profiles.mine]\nPREFECT_API_URL = "http://there/api"\n'
+    file.write_text(former)
+    before = prefect_profile.activate(prefect_profile.settings("http://here/api", "soe:x"))
+    assert prefect_profile.is_active("http://here/api") and not prefect_profile.is_active("http://there/api")
+    assert file.stat().st_mode & 0o777 == 0o600
+    prefect_profile.restore(before, "http://here/api")
+    assert file.read_text() == former
+
+
+def test_another_stacks_profile_is_left_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    first = prefect_profile.activate(prefect_profile.settings("http://first/api", "soe:x"))
+    second = prefect_profile.activate(prefect_profile.settings("http://second/api", "soe:y"))
+    prefect_profile.restore(first, "http://first/api")
+    assert prefect_profile.is_active("http://second/api")
+    prefect_profile.restore(second, "http://second/api")
+    assert prefect_profile.is_active("http://first/api")
