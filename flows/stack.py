@@ -5,6 +5,7 @@ interface. What lies where: ``flows/stack_state.py``; how processes are found ag
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,8 @@ from pathlib import Path
 
 from flows import prefect_profile, processes, stack_state
 from flows.prefect_api import ApiError
-from flows.stack_state import COMPONENTS, WORK_POOL, Stack, StackError
+from flows.stack_commands import WORK_POOL, command
+from flows.stack_state import COMPONENTS, Stack, StackError
 
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
 START_SECONDS = 180.0
@@ -81,12 +83,13 @@ def members(stack: Stack) -> set[int]:
 
 
 def ray_answers(stack: Stack) -> bool:
-    """Whether the dashboard answers and knows our token."""
+    """Whether the dashboard answers, knows our token, and belongs to our Ray head."""
     request = urllib.request.Request(f"{stack.dashboard_url}/api/version", headers=_ray_credentials())
     try:
         with urllib.request.urlopen(request, timeout=2.0) as answer:
-            return answer.status == 200
-    except OSError:
+            session = json.loads(answer.read())["session_name"]
+        return session == Path(os.readlink(stack_state.ray_folder() / "session_latest")).name
+    except (OSError, ValueError, KeyError):
         return False
 
 
@@ -152,60 +155,16 @@ def _start(stack: Stack, name: str, report: Report) -> None:
     report(name, "starting")
     if name == "ray-head":
         shutil.rmtree(stack_state.ray_folder(), ignore_errors=True)
+    log = stack_state.logs_folder() / f"{name}.log"
+    if log.exists():
+        log.replace(log.with_suffix(".log.1"))
     stack.processes[name] = processes.start(
-        _COMMANDS[name](stack),
+        command(stack, name),
         environment=stack_state.environment(stack, name),
-        log=stack_state.logs_folder() / f"{name}.log",
+        log=log,
         folder=stack_state.folder(),
     )
     stack.save()
-
-
-def _server_command(stack: Stack) -> list[str]:
-    options = ["--host", "127.0.0.1", "--port", str(stack.prefect_port), "--analytics-off"]
-    return [sys.executable, "-m", "prefect", "--no-prompt", "server", "start", *options]
-
-
-def _worker_command(stack: Stack) -> list[str]:
-    options = ["--pool", WORK_POOL, "--type", "process", "--install-policy", "never", "--name", "soe"]
-    return [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", *options]
-
-
-def _ray_command(stack: Stack) -> list[str]:
-    """Logical CPUs are at least four: training workers must leave some for the tasks that feed them."""
-    options = {
-        "node-ip-address": "127.0.0.1",
-        "port": stack.ray_port,
-        "dashboard-host": "127.0.0.1",
-        "dashboard-port": stack.dashboard_port,
-        "num-cpus": max(4, os.cpu_count() or 1),
-        "object-store-memory": _object_store_bytes(),
-        "temp-dir": stack_state.ray_folder(),
-        "dashboard-agent-listen-port": processes.free_port(),
-        "ray-client-server-port": processes.free_port(),
-    }
-    flat = [f"--{name}={value}" for name, value in options.items()]
-    return [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--head",
-        "--block",
-        "--disable-usage-stats",
-        *flat,
-    ]
-
-
-_COMMANDS = {"prefect-server": _server_command, "ray-head": _ray_command, "prefect-worker": _worker_command}
-
-
-def _object_store_bytes() -> int:
-    """30 % of the memory, at most 4 GB, and what a usable shared-memory file system has free."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    wanted = min(int(0.3 * memory), 4_000_000_000)
-    shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
-    return min(wanted, int(0.9 * shared)) if shared > 400_000_000 else wanted
 
 
 def _check_ports(stack: Stack, component: str) -> None:
@@ -222,9 +181,11 @@ def _check_ports(stack: Stack, component: str) -> None:
 
 def _wait(stack: Stack, component: str, ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not ready():
+    while True:
         if not stack.alive(component):
             raise StackError(f"the {component} ended while starting. {_tail(component)}")
+        if ready():
+            return
         if time.monotonic() > deadline:
             raise StackError(
                 f"the {component} does not answer after {START_SECONDS:.0f} s. {_tail(component)}"
@@ -235,6 +196,9 @@ def _wait(stack: Stack, component: str, ready: Callable[[], bool]) -> None:
 def _tail(component: str) -> str:
     log = stack_state.logs_folder() / f"{component}.log"
     lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    taken = next((line.strip() for line in lines if "already in use" in line), None)
+    if taken:
+        return f"Another program has taken a port: {taken}. Choose ports with the options of `soe up`."
     return "\n".join([f"The end of {log}:", *(f"  {line}" for line in lines[-8:])])
 
 

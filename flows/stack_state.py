@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.prefect_api import PrefectApi
-from flows.processes import MARK, Process
+from flows.processes import MARK, Process, free_port
 from storage_schema import layout
 from storage_schema.manifest import write_atomically
 
 COMPONENTS = ("prefect-server", "ray-head", "prefect-worker")
-WORK_POOL = "soe"
 LONGEST_RAY_FOLDER = 40
 """Characters. A Unix socket's path has at most 107, and Ray adds up to 65 to its folder's."""
 
@@ -149,6 +148,8 @@ def environment(stack: Stack, component: str) -> dict[str, str]:
     if component == "ray-head":
         # Ray replaces 127.0.0.1 by an outside address wherever it believes that clusters are supported;
         # this is its switch for that. With it off, all of Ray's servers listen on the loopback interface.
+        ports = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
+        inherited |= {name: str(free_port()) for name in ports}
         return inherited | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     inherited |= {
         "RAY_API_SERVER_ADDRESS": stack.dashboard_url,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -68,6 +70,26 @@ def test_gpus_that_are_not_there_are_an_error_at_once(running, runs):
     assert run["state_type"] == "FAILED"
     assert "1 GPUs are asked for and the Ray cluster has 0" in run["state"]["message"]
     assert not jobs(running, run["id"])
+
+
+def test_a_retry_follows_the_job_that_is_still_running(running, runs):
+    running.wait(runs.wait, {"RUNNING"})
+    deadline = time.monotonic() + 60
+    while not running.api.progress(runs.wait):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    sign = f"PREFECT__FLOW_RUN_ID={runs.wait}".encode()
+    engine = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/environ") if sign in _read(p)]
+    for pid in engine:
+        os.kill(pid, signal.SIGKILL)
+    assert running.wait(runs.wait)["state_type"] == "CRASHED"
+    assert running.run("prefect", "flow-run", "retry", runs.wait).returncode == 0
+    message = f"Following the Ray job stub-{runs.wait}-1, which is still running."
+    deadline = time.monotonic() + 60
+    while message not in logs(running, runs.wait):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    assert [job["status"] for job in jobs(running, runs.wait)] == ["RUNNING"]
 
 
 def test_a_cancelled_run_is_cancelled_and_its_job_stopped(running, runs):
