@@ -44,6 +44,15 @@ def test_generated_minified_and_tables_are_left_out():
     assert written_text("0x1f, 0x2e, 0x99, 12345,\n" * 50) is None
 
 
+def test_licence_headers_go_and_other_comments_stay():
+    prose = "def function():\n    return 'what someone wrote'\n" * 10
+    header = "#!/usr/bin/env python\n# Copyright 2024 The Authors.\n#\n# Licensed under terms.\n\n"
+    assert written_text(header + prose) == prose
+    assert written_text("# How this works.\n" + prose) == "# How this works.\n" + prose
+    assert written_text(header) is None
+    assert written_text("# This file was automatically generated.\n" + header + prose) is None
+
+
 def test_manual_pages_lose_their_markup():
     page = (
         '.\\" a comment\n.TH LS 1 "2024"\n.SH NAME\nls \\- list \\fIdirectory\\fR contents\n'
