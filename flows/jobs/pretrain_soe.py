@@ -40,7 +40,9 @@ def run(settings: Pretrain) -> dict[str, Any]:
             "method": settings.method,
             "soup": asdict(soup),
             "training": asdict(training),
-            "embedder": read_manifest(store_folder(settings.store) / "embeddings", "embeddings").configuration,
+            "embedder": read_manifest(
+                store_folder(settings.store) / "embeddings", "embeddings"
+            ).configuration,
         },
         inputs={"domains": store.digest},
     )

@@ -68,7 +68,7 @@ def read_sets(settings: Specialize) -> list[SpecialistSet]:
         )
     if not sets:
         raise ValueError(
-            "no specialist set: name files of texts, such as texts={\"notes\": \"/data/notes\"}, or a store "
+            'no specialist set: name files of texts, such as texts={"notes": "/data/notes"}, or a store '
             "with held-out sources (held_out_of)."
         )
     return sets
@@ -90,10 +90,14 @@ def _read_set(name: str, path: str, settings: Specialize) -> SpecialistSet:
             f"specialist set {name} has {len(passages)} passages; it needs at least one, and {needed} more to "
             "evaluate on. Give more text, or lower evaluation_passages."
         )
-    return SpecialistSet(name=name, texts=passages[needed:][: settings.max_texts], evaluation=passages[:needed])
+    return SpecialistSet(
+        name=name, texts=passages[needed:][: settings.max_texts], evaluation=passages[:needed]
+    )
 
 
-def _specialize(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: Path) -> dict[str, Any]:
+def _specialize(
+    settings: Specialize, folder: Path, sets: list[SpecialistSet], output: Path
+) -> dict[str, Any]:
     """The work itself, in a Ray task."""
     soup = SoupOfExperts.open(folder, verify=False)
     weights_WK = _domain_weights(settings, soup, sets)

@@ -69,7 +69,10 @@ def train_loop(config: dict[str, Any]) -> None:
             run.restore(folder)
     run.to_the_end()
     write_soup(
-        config["soup_folder"], trainer, tree=run.store / "domains/tree.arrow", tokenizer=run.store / "tokenizer/tokenizer.json"
+        config["soup_folder"],
+        trainer,
+        tree=run.store / "domains/tree.arrow",
+        tokenizer=run.store / "tokenizer/tokenizer.json",
     )
     run.write_summary()
 
@@ -77,7 +80,9 @@ def train_loop(config: dict[str, Any]) -> None:
 class _Run:
     """One worker's walk through the steps."""
 
-    def __init__(self, config: dict[str, Any], stream: MixtureStream, trainer: SoupTrainer, *, is_first: bool):
+    def __init__(
+        self, config: dict[str, Any], stream: MixtureStream, trainer: SoupTrainer, *, is_first: bool
+    ):
         self.stream, self.trainer, self.is_first = stream, trainer, is_first
         self.folder, self.store = Path(config["run_folder"]), Path(stream.store_folder)
         self.steps, self.checkpoint_every = trainer.training.steps, config["checkpoint_every"]
@@ -111,7 +116,9 @@ class _Run:
 
     def _step(self, batch: Batch) -> StepResult:
         if batch.step != self.trainer.step:
-            raise RuntimeError(f"the stream gave step {batch.step}, the trainer is at step {self.trainer.step}.")
+            raise RuntimeError(
+                f"the stream gave step {batch.step}, the trainer is at step {self.trainer.step}."
+            )
         device = self.trainer.device
         return self.trainer.train_step(
             torch.from_numpy(batch.tokens_BL1).to(device),

@@ -20,9 +20,7 @@ def store(tmp_path_factory):
 def make_stream(store, **changes):
     opened = DomainStore(store)
     settings = dict(seed=3, batch_size=8, mixtures_per_step=4, support_size=2) | changes
-    plan = MixturePlan(
-        opened.windows_K(L), store_digest=opened.digest, sequence_length=L, **settings
-    )
+    plan = MixturePlan(opened.windows_K(L), store_digest=opened.digest, sequence_length=L, **settings)
     return MixtureStream(store_folder=str(store), sequence_length=L, plan=plan)
 
 
@@ -65,7 +63,9 @@ def test_resuming_at_every_step_gives_the_same_batches(store):
     for start in range(30):
         rest = list(stream.in_process(start, 30))
         assert [b.step for b in rest] == list(range(start, 30))
-        assert all(np.array_equal(a.tokens_BL1, b.tokens_BL1) for a, b in zip(rest, whole[start:], strict=True))
+        assert all(
+            np.array_equal(a.tokens_BL1, b.tokens_BL1) for a, b in zip(rest, whole[start:], strict=True)
+        )
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -51,7 +51,9 @@ def test_files_of_any_number_of_ranks_can_be_read(tmp_path):
 def test_a_checkpoint_of_another_store_is_refused(tmp_path):
     trainer = make_trainer()
     save_checkpoint(tmp_path, trainer, plan_digest="a" * 64, notes={})
-    with pytest.raises(StoreError, match="made with other data: its plan aaaaaaaaaaaa is not this run's bbbb"):
+    with pytest.raises(
+        StoreError, match="made with other data: its plan aaaaaaaaaaaa is not this run's bbbb"
+    ):
         load_checkpoint(tmp_path, trainer, plan_digest="b" * 64)
 
 

@@ -47,7 +47,9 @@ def test_two_workers_give_the_same_losses_and_bank(free_tcp_port):
 def test_columns_cover_every_parameter_once():
     for num_params in (1, 7, 8, 64):
         for world_size in (1, 2, 3, 8):
-            shards = [Sharding(num_params=num_params, rank=r, world_size=world_size) for r in range(world_size)]
+            shards = [
+                Sharding(num_params=num_params, rank=r, world_size=world_size) for r in range(world_size)
+            ]
             covered = [c for s in shards for c in range(s.columns.start, s.columns.stop)]
             assert covered == list(range(num_params))
             assert {len(s.shard(torch.zeros(num_params))) for s in shards} == {shards[0].width}

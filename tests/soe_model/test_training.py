@@ -34,7 +34,11 @@ class Oracle:
     """The same soup with dense autograd gradients, ``clip_grad_norm_`` and ``torch.optim.Adam``."""
 
     def __init__(self, trainer):
-        self.layout, self.model, self.training = trainer.backbone.layout, trainer.backbone.module, trainer.training
+        self.layout, self.model, self.training = (
+            trainer.backbone.layout,
+            trainer.backbone.module,
+            trainer.training,
+        )
         self.shared = trainer.bank.shared_p.clone().requires_grad_()
         self.experts = trainer.bank.experts_Np.clone().requires_grad_()
         self.router = trainer.router.module
@@ -48,12 +52,16 @@ class Oracle:
 
     def step(self, number, tokens, mixture, weights):
         names = [name for name, _ in self.router.named_parameters()]
-        coefficients = functional_call(self.router, dict(zip(names, self.router_params, strict=True)), weights)
+        coefficients = functional_call(
+            self.router, dict(zip(names, self.router_params, strict=True)), weights
+        )
         instances = self.shared + coefficients @ self.experts
         loss = 0
         for w in range(W):
             run = lambda t, w=w: functional_call(  # noqa: E731
-                _Losses(self.model), {f"model.{k}": v for k, v in unflatten(instances[w], self.layout).items()}, t
+                _Losses(self.model),
+                {f"model.{k}": v for k, v in unflatten(instances[w], self.layout).items()},
+                t,
             )
             loss = loss + run(tokens[mixture == w]).sum() / (B * L)
         self.optimizer.zero_grad()

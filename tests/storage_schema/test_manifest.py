@@ -39,8 +39,12 @@ def test_unfinished_work_is_kept_for_the_same_settings_only(tmp_path):
     (stage.work / "half").write_bytes(b"x")
     with pytest.raises(StoreError, match="no passages at"):
         read_manifest(tmp_path / "s", "passages")
-    assert (open_stage(tmp_path / "s", kind="passages", configuration={"n": 1}, inputs={}).work / "half").exists()
-    assert not (open_stage(tmp_path / "s", kind="passages", configuration={"n": 2}, inputs={}).work / "half").exists()
+    assert (
+        open_stage(tmp_path / "s", kind="passages", configuration={"n": 1}, inputs={}).work / "half"
+    ).exists()
+    assert not (
+        open_stage(tmp_path / "s", kind="passages", configuration={"n": 2}, inputs={}).work / "half"
+    ).exists()
 
 
 @pytest.mark.parametrize(

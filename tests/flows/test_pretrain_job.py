@@ -1,0 +1,116 @@
+"""The pretraining job on a real Ray cluster: streams, workers, checkpoints, the soup it leaves."""
+
+import json
+
+import pytest
+import torch
+
+from flows.jobs import pretrain_soe
+from flows.settings import Pretrain
+from soe_model.soup import SoupOfExperts
+from soe_model.training import SoupTrainer
+from storage_schema.domains import DomainStore
+from storage_schema.manifest import StoreError
+from tests.toy_store import make_store
+
+SETTINGS = dict(
+    store="toy", preset="tiny", steps=24, batch_size=8, sequence_length=16, mixtures_per_step=4,
+    support_size=2, num_experts=3, checkpoint_every=10,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, ray_cluster):
+    folder = tmp_path_factory.mktemp("home")
+    make_store(folder / "stores" / "toy", [400, 0, 300, 900])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOE_HOME", str(folder))
+        yield folder
+
+
+def losses(home, name):
+    lines = (home / "runs" / name / "log.jsonl").read_text().splitlines()
+    return {line["step"]: line["loss"] for line in map(json.loads, lines)}
+
+
+@pytest.fixture(scope="module")
+def one_worker(home):
+    """A soup trained through Ray on one worker."""
+    return pretrain_soe.run(Pretrain(name="one", **SETTINGS))
+
+
+def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
+    settings = Pretrain(name="one", **SETTINGS)
+    store = DomainStore(home / "stores" / "toy")
+    soup, training = pretrain_soe.resolve(settings, store)
+    trainer = SoupTrainer(soup, training)
+    expected = {}
+    for batch in pretrain_soe.make_stream(settings, store, training).in_process(0, 24):
+        result = trainer.train_step(
+            torch.from_numpy(batch.tokens_BL1),
+            torch.from_numpy(batch.mixture_B),
+            torch.from_numpy(batch.domain_weights_WK),
+        )
+        expected[batch.step + 1] = result.loss
+    found = losses(home, "one")
+    assert sorted(found) == [10, 20, 24]
+    for step, loss in found.items():
+        assert abs(loss - expected[step]) < 1e-5
+    opened = SoupOfExperts.open(home / "soups" / "one")
+    weights = torch.tensor([[0.5, 0.0, 0.5, 0.0]])
+    instance = trainer.bank.combine(trainer.router.module(weights).detach())
+    torch.testing.assert_close(opened.instances(opened.coefficients(weights)), instance, rtol=1e-4, atol=1e-5)
+    assert one_worker["tokens"] == 24 * 8 * 16 and one_worker["train_seconds"] > 0
+
+
+def test_two_workers_give_the_same_losses(home, one_worker):
+    pretrain_soe.run(Pretrain(name="two", num_workers=2, **SETTINGS))
+    for step, loss in losses(home, "two").items():
+        assert abs(loss - losses(home, "one")[step]) < 1e-4
+
+
+def test_a_finished_run_is_skipped(home, one_worker):
+    before = (home / "runs" / "one" / "log.jsonl").read_text()
+    assert pretrain_soe.run(Pretrain(name="one", **SETTINGS))["digest"] == one_worker["digest"]
+    assert (home / "runs" / "one" / "log.jsonl").read_text() == before
+
+
+def test_a_name_in_use_is_refused(home, one_worker):
+    with pytest.raises(StoreError, match="built with other settings: .*training was"):
+        pretrain_soe.run(Pretrain(name="one", **SETTINGS | {"steps": 25}))
+
+
+def test_checkpoints_of_another_store_are_refused(home, one_worker):
+    """The soup is gone, its run's checkpoints are there, and the store was rebuilt with other text."""
+    make_store(home / "stores" / "other", [400, 0, 300, 900], seed=1)
+    (home / "soups" / "one").rename(home / "soups" / "kept")
+    try:
+        with pytest.raises(StoreError, match="runs/one holds another run: plan differ"):
+            pretrain_soe.run(Pretrain(name="one", **SETTINGS | {"store": "other"}))
+    finally:
+        (home / "soups" / "kept").rename(home / "soups" / "one")
+
+
+def test_the_generic_twin_has_one_mixture_and_no_expert(home):
+    settings = Pretrain(name="twin", method="generic", **SETTINGS)
+    soup, training = pretrain_soe.resolve(settings, DomainStore(home / "stores" / "toy"))
+    plan = pretrain_soe.make_stream(settings, DomainStore(home / "stores" / "toy"), training).plan
+    assert soup.num_experts == 0 and training.mixtures_per_step == 1
+    assert plan.fixed_weights_K.tolist() == pytest.approx([24 / 98, 0, 18 / 98, 56 / 98])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"preset": "huge"}, "no preset 'huge'; there are tiny"),
+        ({"store": "nowhere"}, "no domains at"),
+        ({"num_workers": 3}, "batch_size 8 is not a multiple of the 3 workers"),
+        ({"support_size": 4}, "between 1 and the 3 domains"),
+        ({"mixtures_per_step": 3}, "batch_size 8 is not a multiple of mixtures_per_step 3"),
+        ({"num_workers": 4, "use_gpu": True}, "4 workers need 4 GPUs; the Ray cluster has 0"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_starts(home, change, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain_soe.run(Pretrain(name="bad", **SETTINGS | change))
+    assert not (home / "runs" / "bad").exists()
