@@ -50,7 +50,11 @@ def carry_out(
             log.info("Following the Ray job %s, which is still running.", job_id)
         else:
             job_id = ray_job.submission_id(name, flow_run.id, flow_run.run_count)
-            metadata = {"flow_run_id": str(flow_run.id), "deployment": deployment.name or "none"}
+            metadata = {
+                "flow_run_id": str(flow_run.id),
+                "deployment": deployment.name or "none",
+                "job_name": name,
+            }
             ray_job.submit(
                 client, job_id=job_id, module=module, config_json=config.model_dump_json(), metadata=metadata
             )

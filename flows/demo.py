@@ -18,6 +18,7 @@ from rich.console import Console
 from flows import comparison, stack, stack_state, status_view
 from flows.follow import follow, outcome
 from flows.prefect_api import ApiError, PrefectApi
+from storage_schema.layout import home
 
 STORE, SOUP, GENERIC, SPECIALISTS = "demo", "demo-soup", "demo-generic", "demo"
 _UUID = re.compile(r"UUID: ([0-9a-f-]{36})")
@@ -37,6 +38,10 @@ class Step:
         return ["prefect", "deployment", "run", self.deployment, "--params", parameters]
 
 
+class StepError(RuntimeError):
+    """A step did not succeed; the message is for the user."""
+
+
 def steps() -> list[Step]:
     """The demonstration, in order."""
     held_out = ["cryptography", "networkx", "pip", "sympy", "prefect", "polars"]
@@ -53,7 +58,7 @@ def steps() -> list[Step]:
 
 
 def main() -> int:
-    """Run the demonstration; returns the exit code. Finished stages are recognised by the jobs themselves."""
+    """Run the demonstration; returns the exit code."""
     console = Console(highlight=False, soft_wrap=True)
     begun = time.monotonic()
     known = stack_state.load()
@@ -63,30 +68,55 @@ def main() -> int:
             return 1
         known = stack_state.load()
     try:
-        for step in steps():
-            console.rule(step.title, align="left")
-            problem = _run(step, known.api, console)
-            if problem:
-                print(problem, file=sys.stderr)
-                print("What is finished is kept: mend this and run `soe demo` again.", file=sys.stderr)
-                return 1
-        result = comparison.collect(store=STORE, soup=SOUP, generic=GENERIC, specialists=SPECIALISTS)
+        _run_all(steps(), known.api, console)
+        result = _collect()
+    except StepError as error:
+        print(error, file=sys.stderr)
+        print("What is finished is kept: mend this and run `soe demo` again.", file=sys.stderr)
+        return 1
     except (ApiError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     console.rule("Was the soup worth it?", align="left")
     folder = comparison.write(result)
     comparison.show(result, console)
-    console.print(
-        f"Written to {folder}/summary.json and {folder}/plot.png, {time.monotonic() - begun:.0f} s in all."
-    )
+    seconds = time.monotonic() - begun
+    console.print(f"Written to {folder}/summary.json and {folder}/plot.png, {seconds:.0f} s in all.")
     status_view.print_places(known)
     console.print("The stack is still up, to look around in. Stop it: soe down")
     return 0
 
 
-def _run(step: Step, api: PrefectApi, console: Console) -> str | None:
-    """Type the command, follow its run; returns what went wrong."""
+def _run_all(chosen: list[Step], api: PrefectApi, console: Console) -> None:
+    """One after another, each needing the one before; at once where a former demonstration finished them all.
+
+    Either way the jobs themselves recognise what is finished. Raises :class:`StepError`.
+    """
+    if _finished_before():
+        console.print("A former demonstration is finished: its commands are sent together, to find that out.")
+        for step, run_id in [(step, _type(step, console)) for step in chosen]:
+            _follow(step, run_id, api, console)
+        return
+    for step in chosen:
+        _follow(step, _type(step, console), api, console)
+
+
+def _finished_before() -> bool:
+    """Whether a former demonstration came to its end and what it measured is still there."""
+    try:
+        _collect()
+    except (OSError, ValueError):
+        return False
+    return (home() / "demo" / "summary.json").exists()
+
+
+def _collect() -> dict[str, Any]:
+    return comparison.collect(store=STORE, soup=SOUP, generic=GENERIC, specialists=SPECIALISTS)
+
+
+def _type(step: Step, console: Console) -> str:
+    """Run the step's command as a user would; returns the flow run's id."""
+    console.rule(step.title, align="left")
     console.print(f"$ {shlex.join(step.command)}", style="cyan")
     done = subprocess.run(
         [str(Path(sys.executable).with_name("prefect")), *step.command[1:]],
@@ -96,10 +126,14 @@ def _run(step: Step, api: PrefectApi, console: Console) -> str | None:
     )
     found = _UUID.search(done.stdout)
     if done.returncode or not found:
-        return f"error: {(done.stderr or done.stdout).strip()}"
+        raise StepError(f"error: {(done.stderr or done.stdout).strip()}")
+    return found[1]
+
+
+def _follow(step: Step, run_id: str, api: PrefectApi, console: Console) -> None:
     begun = time.monotonic()
-    problem = outcome(follow(api, found[1], console=console))
-    if not problem:
-        page = f"{api.url.removesuffix('/api')}/runs/flow-run/{found[1]}"
-        console.print(f"Done in {time.monotonic() - begun:.0f} s. See {page}")
-    return problem
+    problem = outcome(follow(api, run_id, console=console))
+    if problem:
+        raise StepError(problem)
+    page = f"{api.url.removesuffix('/api')}/runs/flow-run/{run_id}"
+    console.print(f"{step.title}: done in {time.monotonic() - begun:.0f} s. See {page}")

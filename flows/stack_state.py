@@ -163,6 +163,7 @@ def environment(stack: Stack, component: str) -> dict[str, str]:
         database = folder() / "prefect" / "prefect.db"
         inherited |= {
             "PREFECT_SERVER_API_AUTH_STRING": password,
+            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
         }
     return inherited

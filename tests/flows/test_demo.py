@@ -50,6 +50,30 @@ def test_its_commands_are_valid_deployment_runs():
         SETTINGS[step.deployment](**json.loads(step.command[-1])["config"])
 
 
+class Order:
+    """Notes in which order commands are typed and runs followed."""
+
+    def __init__(self, monkeypatch):
+        self.seen = []
+        monkeypatch.setattr(demo, "_type", lambda step, console: self.seen.append("type") or "id")
+        monkeypatch.setattr(demo, "_follow", lambda *arguments: self.seen.append("follow"))
+        demo._run_all(demo.steps(), api=None, console=Console())
+
+
+def test_each_step_waits_for_the_one_before_unless_all_were_finished(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    assert Order(monkeypatch).seen == ["type", "follow"] * 4
+    names = {"STORE": "store", "SOUP": "soup", "GENERIC": "twin", "SPECIALISTS": "out"}
+    for name, value in names.items():
+        monkeypatch.setattr(demo, name, value)
+    measured()
+    assert Order(monkeypatch).seen == ["type", "follow"] * 4
+    comparison.write(collect())
+    assert Order(monkeypatch).seen == ["type"] * 4 + ["follow"] * 4
+    (specialist_folder("out") / "evaluation.json").unlink()
+    assert Order(monkeypatch).seen == ["type", "follow"] * 4
+
+
 def test_the_summary_has_these_keys_and_no_others(monkeypatch, tmp_path):
     monkeypatch.setenv("SOE_HOME", str(tmp_path))
     measured()

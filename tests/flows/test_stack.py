@@ -178,6 +178,7 @@ def test_the_environment_leads_nowhere_else(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFECT_API_KEY", "pnu_other")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     stack_state.prepare_folders()
     made = Stack(prefect_port=1, dashboard_port=2, ray_port=3)
     for component in stack_state.COMPONENTS:
