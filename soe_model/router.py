@@ -13,21 +13,42 @@ class Router(nn.Module):
     """Two-layer MLP from domain weights [W, K] to coefficients [W, N].
 
     Args:
-        input_scale: standard deviation of the first layer's weights. A mixture is a convex combination of
-            the layer's columns, so PyTorch's default (1/sqrt(K)) would make every mixture look the same.
+        input_scale: size of the first layer's weights. A mixture is a convex combination of the layer's
+            columns, so PyTorch's default (1/sqrt(K)) would make every mixture look the same.
         output_scale: standard deviation of the coefficients at the start, up to the activation's gain.
+        centroids_KD: start the first layer as a random projection of the domains' centroids, so that
+            neighbouring domains start with neighbouring coefficients; without them, at random.
     """
 
     def __init__(
-        self, num_domains: int, num_experts: int, *, hidden: int, input_scale: float, output_scale: float
+        self,
+        num_domains: int,
+        num_experts: int,
+        *,
+        hidden: int,
+        input_scale: float,
+        output_scale: float,
+        centroids_KD: torch.Tensor | None = None,
     ):
         super().__init__()
         self.hidden = nn.Linear(num_domains, hidden)
         self.output = nn.Linear(hidden, num_experts)
         nn.init.normal_(self.hidden.weight, std=input_scale)
+        if centroids_KD is not None:
+            self.hidden.weight.data.copy_(input_scale * _projected(centroids_KD, hidden).T)
         nn.init.zeros_(self.hidden.bias)
         nn.init.normal_(self.output.weight, std=output_scale / hidden**0.5)
         nn.init.zeros_(self.output.bias)
 
     def forward(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
         return self.output(torch.nn.functional.gelu(self.hidden(domain_weights_WK)))
+
+
+def _projected(centroids_KD: torch.Tensor, hidden: int) -> torch.Tensor:
+    """Random projections [K, H] of the unit directions of the centroids from their mean; an empty domain's
+    centroid is NaN and becomes zero.
+    """
+    empty = centroids_KD.isnan().any(1, keepdim=True)
+    mean_D = centroids_KD[~empty[:, 0]].mean(0)
+    directions_KD = torch.nn.functional.normalize(torch.where(empty, 0.0, centroids_KD - mean_D), dim=1)
+    return directions_KD @ torch.randn(centroids_KD.shape[1], hidden)

@@ -39,11 +39,18 @@ class SoupTrainer:
 
     Args:
         sharding: made from the number of parameters; by default over the current process group.
+        centroids_KD: of the domains; the router starts from them (see :class:`Router`).
         compile: compile the loss with ``torch.compile``.
     """
 
     def __init__(
-        self, soup: SoupConfig, training: TrainingConfig, *, device: str = "cpu", compile: bool = False
+        self,
+        soup: SoupConfig,
+        training: TrainingConfig,
+        *,
+        centroids_KD: torch.Tensor | None = None,
+        device: str | torch.device = "cpu",
+        compile: bool = False,
     ):
         self.soup, self.training, self.device = soup, training, torch.device(device)
         self.backbone = build_backbone(soup.backbone, seed=training.seed, device=device)
@@ -55,7 +62,7 @@ class SoupTrainer:
             seed=training.seed,
             sharding=self.sharding,
         )
-        self.router = FlatModule(_build_router(soup, training.seed).to(device))
+        self.router = FlatModule(_build_router(soup, training.seed, centroids_KD).to(device))
         self.step = 0
         """Steps done; the next one to run."""
         self._optimizers = {
@@ -161,7 +168,7 @@ def learning_rate_factor(step: int, training: TrainingConfig) -> float:
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def _build_router(soup: SoupConfig, seed: int) -> Router:
+def _build_router(soup: SoupConfig, seed: int, centroids_KD: torch.Tensor | None) -> Router:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         return Router(
@@ -170,4 +177,5 @@ def _build_router(soup: SoupConfig, seed: int) -> Router:
             hidden=soup.router_hidden,
             input_scale=soup.router_input_scale,
             output_scale=soup.router_output_scale,
+            centroids_KD=centroids_KD,
         )

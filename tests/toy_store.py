@@ -14,8 +14,17 @@ VOCAB = 64
 
 
 def make_store(folder: Path, sizes: list[int], seed: int = 0, embedding_size: int = 6) -> Path:
-    """Domains of the given numbers of tokens (0 leaves a domain empty), with a tokenizer and a tree."""
+    """Domains of the given numbers of random tokens (0 leaves a domain empty), with a tokenizer and a tree."""
     rng = np.random.Generator(np.random.PCG64(seed))
+    # Each domain has its own favourite tokens, so that there is something to learn.
+    streams = [rng.integers(1, 8, size) + 7 * (domain % 8) for domain, size in enumerate(sizes)]
+    return write_store(folder, streams, seed=seed, embedding_size=embedding_size)
+
+
+def write_store(folder: Path, streams: list[np.ndarray], *, seed: int = 0, embedding_size: int = 6) -> Path:
+    """Domains that hold the given token streams."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    sizes = [len(stream) for stream in streams]
     stage = open_stage(
         folder / "domains",
         kind="domains",
@@ -26,8 +35,7 @@ def make_store(folder: Path, sizes: list[int], seed: int = 0, embedding_size: in
     for domain, size in enumerate(sizes):
         if not size:
             continue
-        # Each domain has its own favourite tokens, so that there is something to learn.
-        tokens = (rng.integers(1, 8, size) + 7 * (domain % 8)).astype(np.uint16)
+        tokens = streams[domain].astype(np.uint16)
         path = stage.work / partition_path(domain)
         path.parent.mkdir(exist_ok=True)
         batch = pa.record_batch(

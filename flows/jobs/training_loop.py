@@ -19,6 +19,7 @@ from pipeline.streaming import Batch, MixtureStream
 from soe_model.checkpoint import load_checkpoint, save_checkpoint
 from soe_model.soup import write_soup
 from soe_model.training import SoupTrainer, StepResult
+from storage_schema.domains import DomainStore
 from storage_schema.manifest import StoreError, canonical_json, write_atomically
 
 LOG_EVERY = 10
@@ -61,7 +62,8 @@ def train_loop(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     stream: MixtureStream = ray.train.get_dataset_shard("train")
-    trainer = SoupTrainer(config["soup"], config["training"], device=device)
+    centroids_KD = torch.from_numpy(DomainStore(stream.store_folder).tree.leaves_KD)
+    trainer = SoupTrainer(config["soup"], config["training"], centroids_KD=centroids_KD, device=device)
     run = _Run(config, stream, trainer, is_first=context.get_world_rank() == 0)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:

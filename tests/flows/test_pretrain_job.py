@@ -43,7 +43,7 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
     settings = Pretrain(name="one", **SETTINGS)
     store = DomainStore(home / "stores" / "toy")
     soup, training = pretrain_soe.resolve(settings, store)
-    trainer = SoupTrainer(soup, training)
+    trainer = SoupTrainer(soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
     expected = {}
     for batch in pretrain_soe.make_stream(settings, store, training).in_process(0, 24):
         result = trainer.train_step(
