@@ -1,8 +1,8 @@
 """Resumable training state: one safetensors file a rank and one JSON of the run.
 
-    checkpoint.json                       step, world size, digests the run must match
-    rank-00000-of-00002.safetensors       this rank's columns of shared, experts and their moments; rank 0
-                                          also the router
+checkpoint.json                       step, world size, digests the run must match
+rank-00000-of-00002.safetensors       this rank's columns of shared, experts and their moments; rank 0
+                                      also the router
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from storage_schema.manifest import SCHEMA_VERSION, StoreError, write_atomically
 _STATE = "checkpoint.json"
 
 
-def save_checkpoint(folder: str | Path, trainer: SoupTrainer, *, plan_digest: str, notes: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: str | Path, trainer: SoupTrainer, *, plan_digest: str, notes: dict[str, Any]
+) -> None:
     """Write this rank's share of the trainer's state into `folder` (rank 0 writes the JSON too).
 
     Args:
@@ -72,7 +74,9 @@ def load_checkpoint(folder: str | Path, trainer: SoupTrainer, *, plan_digest: st
 
 def _check(folder: Path, state: dict, trainer: SoupTrainer, plan_digest: str) -> None:
     if state["schema_version"] != SCHEMA_VERSION:
-        raise StoreError(f"{folder} has schema version {state['schema_version']}; this release reads {SCHEMA_VERSION}.")
+        raise StoreError(
+            f"{folder} has schema version {state['schema_version']}; this release reads {SCHEMA_VERSION}."
+        )
     if state["plan_digest"] != plan_digest:
         raise StoreError(
             f"{folder} was made with other data: its plan {state['plan_digest'][:12]} is not this run's "

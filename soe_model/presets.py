@@ -81,6 +81,7 @@ class Preset:
     generic_learning_rate: float
     """The generic twin's own best rate: the soup's would flatter or harm it."""
     router_hidden: int = 128
+    router_output_scale: float = 1.0
     expert_std: float = 0.0
 
     def backbone(self, *, vocab_size: int, sequence_length: int, end_of_text: int) -> dict[str, Any]:
@@ -94,16 +95,19 @@ def tiny() -> Preset:
     return Preset(
         shape=dict(embedding_size=64, num_layers=2, num_heads=2),
         num_experts=16,
-        generic_learning_rate=6e-3,
+        generic_learning_rate=3e-3,
+        # Adam moves an instance (1 + sum |coefficient|) times as far as the rates say: small coefficients at
+        # the start and a low rate for the experts, or the soup leaves the first plateau later than its twin.
+        router_output_scale=0.3,
         training=TrainingConfig(
-            steps=2000,
+            steps=1600,
             batch_size=16,
             sequence_length=128,
             mixtures_per_step=8,
-            support_size=4,
-            learning_rate=6e-3,
-            expert_learning_rate=1.5e-3,
-            router_learning_rate=3e-3,
+            support_size=8,
+            learning_rate=2.5e-3,
+            expert_learning_rate=5e-4,
+            router_learning_rate=1e-3,
             warmup_steps=100,
             final_learning_rate_fraction=0.05,
             gradient_clip=1.0,

@@ -58,7 +58,11 @@ class SoupOfExperts:
     def __init__(self, folder: Path, config: SoupConfig, digest: str):
         self.folder, self.config, self.digest = folder, config, digest
         self.router = Router(
-            config.num_domains, config.num_experts, hidden=config.router_hidden, input_scale=1.0, output_scale=1.0
+            config.num_domains,
+            config.num_experts,
+            hidden=config.router_hidden,
+            input_scale=1.0,
+            output_scale=1.0,
         )
         self.router.load_state_dict(load_file(folder / "router.safetensors"))
         self._backbone: FlatModule | None = None

@@ -54,7 +54,9 @@ def write_specialists(
         instances_WP = soup.instances(coefficients_WN[missing])
         for w, instance_P in zip(missing, instances_WP, strict=True):
             _write_model(soup, instance_P, stages[w].work)
-            (stages[w].work / "README.md").write_text(_card(folders[w].name, stages[w].configuration), "utf-8")
+            (stages[w].work / "README.md").write_text(
+                _card(folders[w].name, stages[w].configuration), "utf-8"
+            )
             stages[w].finish({"parameters": len(instance_P)})
     return [stage.finished for stage in stages]
 

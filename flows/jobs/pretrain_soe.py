@@ -105,6 +105,7 @@ def resolve(settings: Pretrain, store: DomainStore) -> tuple[SoupConfig, Trainin
         num_experts=num_experts,
         num_domains=store.num_domains,
         router_hidden=chosen.router_hidden,
+        router_output_scale=chosen.router_output_scale,
         expert_std=chosen.expert_std,
     )
     return soup, training

@@ -25,7 +25,13 @@ def made(tmp_path_factory):
         folder / "soup",
         kind="soup",
         configuration={
-            "soup": {"backbone": BACKBONE, "num_experts": 4, "num_domains": K, "router_hidden": 6, "expert_std": 0.05}
+            "soup": {
+                "backbone": BACKBONE,
+                "num_experts": 4,
+                "num_domains": K,
+                "router_hidden": 6,
+                "expert_std": 0.05,
+            }
         },
         inputs={},
     )
@@ -65,7 +71,9 @@ def test_plain_transformers_gives_the_soups_logits(made, tmp_path):
         model = AutoModelForCausalLM.from_pretrained(place)
         instance = trainer.bank.combine(trainer.router.module(weights[None]).detach())[0]
         parameters = unflatten(instance, trainer.backbone.layout)
-        expected = torch.func.functional_call(trainer.backbone.module, parameters, kwargs={"input_ids": tokens}).logits
+        expected = torch.func.functional_call(
+            trainer.backbone.module, parameters, kwargs={"input_ids": tokens}
+        ).logits
         with torch.no_grad():
             torch.testing.assert_close(model(input_ids=tokens).logits, expected.detach(), rtol=0, atol=1e-5)
         tokenizer = AutoTokenizer.from_pretrained(place)
@@ -73,7 +81,9 @@ def test_plain_transformers_gives_the_soups_logits(made, tmp_path):
         generated = model.generate(torch.tensor([[3]]), max_new_tokens=4, do_sample=False)
         assert generated.shape[1] <= 5 and generated.max() < 40
         assert manifest.inputs == {"soup": soup.digest}
-        assert set(manifest.configuration["domain_weights"]) == {str(i) for i in weights.nonzero().flatten().tolist()}
+        assert set(manifest.configuration["domain_weights"]) == {
+            str(i) for i in weights.nonzero().flatten().tolist()
+        }
 
 
 def test_a_target_that_holds_another_specialist_is_refused(made, tmp_path):

@@ -1,0 +1,85 @@
+"""Every command of the README, in its order, on the real stack; only sizes and paths are replaced."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from tests.flows.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text("utf-8")
+RUN_ELSEWHERE = {
+    "make demo": "test_demo.py checks its commands; it is run by hand for its result",
+    "make test": "this very run",
+    "source .venv/bin/activate": "the tests run in that environment",
+    "soe up": "conftest.py",
+    "soe down": "test_stack.py",
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A corpus of three sources, one of them `manuals`, and a folder of notes."""
+    from pipeline.planted import planted_languages, write_planted_corpus
+
+    folder = tmp_path_factory.mktemp("data")
+    write_planted_corpus(
+        folder / "planted.jsonl",
+        planted_languages(3, seed=1),
+        documents_per_language=60,
+        words_per_document=120,
+    )
+    documents = [json.loads(line) for line in (folder / "planted.jsonl").read_text().splitlines()]
+    sources = sorted({document["source"] for document in documents})
+    with open(folder / "docs.jsonl", "w") as file:
+        for document in documents:
+            name = ["guides", "letters", "manuals"][sources.index(document["source"])]
+            file.write(json.dumps({"text": document["text"], "source": name}) + "\n")
+    (folder / "notes").mkdir()
+    for number, document in enumerate(documents[:5]):
+        (folder / "notes" / f"{number}.txt").write_text(document["text"])
+    return folder
+
+
+def test_every_command_of_the_readme_works(running, data):
+    run = [command for command in commands() if command not in RUN_ELSEWHERE]
+    assert len(run) >= 8
+    for command in run:
+        typed = command.replace("/data", str(data)).replace('"steps": 2000', '"steps": 12, "batch_size": 8')
+        done = subprocess.run(
+            ["bash", "-c", typed],
+            env=running.environment | {"HF_HUB_OFFLINE": "1"},
+            cwd=data,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        # `soe doctor` and `soe status` end with 1 on a machine where something is amiss, and say what.
+        assert done.returncode == 0, f"{typed}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    home = running.folder / "soe"
+    evaluation = json.loads((home / "specialists/held-out/evaluation.json").read_text())
+    [manuals] = evaluation["specialist_sets"]
+    assert manuals["name"] == "manuals" and manuals["unseen_source"] and manuals["passages"] == 20
+    assert 0 < manuals["soup_loss"] < 20 and 0 < manuals["generic_loss"] < 20
+    assert (home / "specialists/notes/notes/model.safetensors").exists()
+
+
+def test_commands_run_elsewhere_are_in_the_readme():
+    assert set(RUN_ELSEWHERE) <= set(commands())
+
+
+def test_the_python_of_the_readme_loads_the_specialist(running):
+    [code] = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    code = code.replace('".soe/', f'"{running.folder}/soe/')
+    scope: dict = {}
+    exec(code, scope)
+    ids = scope["tokenizer"]("hello", return_tensors="pt").input_ids
+    assert scope["model"](input_ids=ids).logits.shape[-1] == scope["model"].config.vocab_size

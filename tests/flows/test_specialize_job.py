@@ -1,0 +1,48 @@
+"""What the specialise job refuses, before anything starts. (test_readme.py runs it from end to end.)"""
+
+import pytest
+
+from flows.jobs import specialize
+from flows.settings import Specialize
+from storage_schema.manifest import StoreError
+
+
+def read(tmp_path, text, **settings):
+    (tmp_path / "notes.txt").write_text(text)
+    return specialize.read_sets(Specialize(texts={"notes": str(tmp_path / "notes.txt")}, **settings))
+
+
+def test_texts_are_cut_and_evaluation_is_disjoint(tmp_path):
+    paragraphs = "".join(f"Paragraph {n} " + "of some words " * 60 + "\n\n" for n in range(30))
+    [made] = read(tmp_path, paragraphs, evaluation_passages=4, max_texts=5)
+    assert len(made.evaluation) == 4 and len(made.texts) == 5
+    assert not set(made.evaluation) & set(made.texts)
+
+
+@pytest.mark.parametrize("text", ["", "   \n\n  \n"])
+def test_zero_texts_are_refused(tmp_path, text):
+    with pytest.raises(ValueError, match="notes|no readable|empty"):
+        read(tmp_path, text)
+
+
+def test_too_few_texts_to_evaluate_on_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="notes has 1 passages; it needs at least one, and 10 more"):
+        read(tmp_path, "one short passage", evaluation_passages=10)
+
+
+def test_no_set_at_all_is_refused():
+    with pytest.raises(ValueError, match="no specialist set: name files of texts"):
+        specialize.read_sets(Specialize())
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", ""])
+def test_a_name_that_is_no_folder_name_is_refused(tmp_path, name):
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(ValueError, match="cannot name a specialist"):
+        specialize.read_sets(Specialize(texts={name: str(tmp_path / "notes.txt")}))
+
+
+def test_a_soup_that_is_not_there_is_named(ray_cluster, monkeypatch, tmp_path):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    with pytest.raises(StoreError, match="no soup at .*/soups/nothing: soup.json is missing"):
+        specialize.run(Specialize(soup="nothing", texts={"a": "/nowhere"}))
