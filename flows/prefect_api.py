@@ -48,7 +48,7 @@ class PrefectApi:
             key=api.key.get_secret_value() if api.key else None,
         )
 
-    def call(self, method: str, path: str, body: Any = None, *, timeout: float = 15.0) -> Any:
+    def call(self, method: str, path: str, body: Any = None, *, timeout: float = 60.0) -> Any:
         """One request; the answer's JSON (None if empty). Raises :class:`ApiError`."""
         request = urllib.request.Request(
             f"{self.url}{path}",

@@ -1,7 +1,7 @@
 """A job that obeys the jobs' contract and does nothing: ``python -m tests.flows.stub_job --config JSON``.
 
-What it does is in the store's name: ``fail`` ends with an error line, ``crash`` with a traceback, ``wait``
-runs for ten minutes, anything else succeeds.
+What it does is in the store's name: ``fail`` ends with an error line, ``wait`` runs for ten minutes,
+anything else succeeds.
 """
 
 import argparse
@@ -21,8 +21,6 @@ def main() -> int:
         for i in range(600 if name == "wait" else 3):
             report(i + 1, 600 if name == "wait" else 3)
             time.sleep(1.0 if name == "wait" else 0.1)
-    if name == "crash":
-        raise RuntimeError("the stub crashed")
     if name == "fail":
         print("error: the corpus /nowhere is empty: give a folder that holds text.", file=sys.stderr)
         return 2

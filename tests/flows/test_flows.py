@@ -58,13 +58,6 @@ def test_a_failing_job_fails_its_run_with_its_error_line(followed):
     assert run["state"]["message"] == "error: the corpus /nowhere is empty: give a folder that holds text."
 
 
-def test_a_crashing_job_fails_its_run_with_the_end_of_its_log(running, runs):
-    run = running.wait(runs.crash)
-    assert run["state_type"] == "FAILED"
-    message = run["state"]["message"]
-    assert "exit code 1" in message and "RuntimeError: the stub crashed" in message
-
-
 def test_gpus_that_are_not_there_are_an_error_at_once(running, runs):
     run = running.wait(runs.gpu)
     assert run["state_type"] == "FAILED"

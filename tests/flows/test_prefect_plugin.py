@@ -67,9 +67,7 @@ def cancel(running, output: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["build-domains", "pretrain-soe", "specialize", "build-domains/build-domains"]
-)
+@pytest.mark.parametrize("name", ["build-domains", "pretrain-soe/pretrain-soe"])
 def test_the_exact_words_work_in_any_folder(running, tmp_path, name):
     done = running.run("prefect", "deployment", "run", name, "--start-in", "1 hour", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
