@@ -9,6 +9,7 @@ finished soup goes to SOE_HOME/soups/<name>. The same command resumes a run that
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -62,6 +63,10 @@ def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> Non
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    # A worker's first import of torch takes more than Ray Train's 60 s on a small, busy machine; and each of
+    # a worker's lines should be in the log once.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     folder = run_folder(settings.name)
     TorchTrainer(
         train_loop,
