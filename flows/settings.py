@@ -25,18 +25,28 @@ class BuildDomains(Settings):
         "the manual pages), or the path of a JSON-lines, Parquet or text file, or of a folder of them.",
     )
     text_field: str = Field("text", description="JSON lines and Parquet: the field that holds the text.")
-    source_field: str = Field("source", description="The field naming a document's source, where there is one.")
+    source_field: str = Field(
+        "source", description="The field naming a document's source, where there is one."
+    )
     held_out_sources: list[str] = Field([], description="Sources kept out of training altogether.")
     held_out_fraction: float = Field(
         0.02, ge=0, le=0.5, description="Share of the documents of every other source kept out of training."
     )
-    max_documents_per_source: int | None = Field(None, ge=1, description="At most so many documents a source.")
-    max_passages: int | None = Field(None, ge=1, description="Stop after so many training passages (spread over all documents).")
-    max_bad_documents: int = Field(100, ge=0, description="Unreadable documents skipped before it is an error.")
+    max_documents_per_source: int | None = Field(
+        None, ge=1, description="At most so many documents a source."
+    )
+    max_passages: int | None = Field(
+        None, ge=1, description="Stop after so many training passages (spread over all documents)."
+    )
+    max_bad_documents: int = Field(
+        100, ge=0, description="Unreadable documents skipped before it is an error."
+    )
     passage_characters: int = Field(2000, ge=64, le=100_000, description="Longest passage.")
     tokenizer: str | None = Field(None, description="Path of a tokenizer.json; none trains a byte-level BPE.")
     vocab_size: int = Field(32_000, ge=300, le=1 << 20)
-    tokenizer_sample_characters: int = Field(200_000_000, ge=10_000, description="Text the BPE is trained on.")
+    tokenizer_sample_characters: int = Field(
+        200_000_000, ge=10_000, description="Text the BPE is trained on."
+    )
     embedder: str = Field(
         "all-MiniLM-L6-v2",
         description="Any sentence-transformers model, by name or path. Without a hub, all-MiniLM-L6-v2 is "
@@ -46,7 +56,9 @@ class BuildDomains(Settings):
     coarse_clusters: int = Field(64, ge=1, le=1024)
     leaf_clusters: int = Field(64, ge=1, le=1024, description="Leaves of each coarse cluster.")
     kmeans_iterations: int = Field(20, ge=1, le=1000)
-    kmeans_sample: int = Field(128_000, ge=100, description="Passages each node of the tree is fitted on, at most.")
+    kmeans_sample: int = Field(
+        128_000, ge=100, description="Passages each node of the tree is fitted on, at most."
+    )
     use_gpu: bool = Field(False, description="Embed and cluster on GPUs; an error at once if there are none.")
     seed: int = Field(0, ge=0, lt=1 << 63)
     rebuild: bool = Field(False, description="Replace stages built with other settings.")
@@ -58,7 +70,9 @@ class Pretrain(Settings):
     name: str = Field("soup", description="Name of the run and of the soup it makes.")
     store: str = Field("environment", description="The store whose domains to train on.")
     preset: str = Field("tiny", description="tiny, small, paper-35m, paper-55m, paper-110m or paper-335m.")
-    method: Literal["soup", "generic"] = Field("soup", description="`generic` trains the twin: one model, fixed mixture.")
+    method: Literal["soup", "generic"] = Field(
+        "soup", description="`generic` trains the twin: one model, fixed mixture."
+    )
     steps: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1, description="Sequences a step, over all workers.")
     sequence_length: int | None = Field(None, ge=8)
@@ -79,7 +93,9 @@ class Specialize(Settings):
     """A few texts → a small stand-alone model, for one or many specialist sets."""
 
     soup: str = Field("soup", description="Name or path of the soup.")
-    texts: dict[str, str] = Field({}, description="Specialist's name → a text file, JSON-lines file or folder.")
+    texts: dict[str, str] = Field(
+        {}, description="Specialist's name → a text file, JSON-lines file or folder."
+    )
     held_out_of: str | None = Field(
         None, description="A store: every held-out source with enough passages becomes a specialist set."
     )
@@ -90,6 +106,8 @@ class Specialize(Settings):
         0, ge=0, description="Further passages a set on which the losses are measured; 0 measures none."
     )
     max_sets: int = Field(16, ge=1)
-    rule: Literal["flat", "tree"] = Field("flat", description="Nearest of all leaves (Algorithm 3), or greedy descent.")
+    rule: Literal["flat", "tree"] = Field(
+        "flat", description="Nearest of all leaves (Algorithm 3), or greedy descent."
+    )
     use_gpu: bool = False
     rebuild: bool = False
