@@ -151,7 +151,8 @@ class MixturePlan:
     def _check(self, support_size: int) -> None:
         if self.batch_size < 1 or self.batch_size % self.mixtures_per_step:
             raise ValueError(
-                f"batch_size {self.batch_size} is not a positive multiple of mixtures_per_step {self.mixtures_per_step}."
+                f"batch_size {self.batch_size} is not a positive multiple of mixtures_per_step "
+                f"{self.mixtures_per_step}."
             )
         if not len(self.eligible):
             raise ValueError("every domain is empty at this sequence length; use a shorter one or more text.")

@@ -96,7 +96,13 @@ def test_whole_support_is_the_uniform_meta_distribution():
 
 def test_digest_names_the_data():
     assert plan().digest == plan().digest
-    for change in ({"seed": 6}, {"batch_size": 64}, {"support_size": 5}, {"store_digest": "x"}, {"sequence_length": 9}):
+    for change in (
+        {"seed": 6},
+        {"batch_size": 64},
+        {"support_size": 5},
+        {"store_digest": "x"},
+        {"sequence_length": 9},
+    ):
         assert plan(**change).digest != plan().digest
 
 
