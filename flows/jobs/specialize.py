@@ -27,6 +27,7 @@ from pipeline.domain_weights import estimate_domain_weights
 from pipeline.embedder import find_embedder, load_embedder
 from pipeline.embedding import embed_texts
 from pipeline.specialist_sets import SpecialistSet, generic_evaluation, held_out_sets
+from pipeline.tasks import available_cores
 from pipeline.tokenizer import load_tokenizer
 from soe_model.evaluation import mean_loss
 from soe_model.soup import SoupOfExperts
@@ -99,6 +100,7 @@ def _specialize(
     settings: Specialize, folder: Path, sets: list[SpecialistSet], output: Path
 ) -> dict[str, Any]:
     """The work itself, in a Ray task."""
+    torch.set_num_threads(available_cores())  # Ray gives a task one thread a logical CPU it asked for
     soup = SoupOfExperts.open(folder, verify=False)
     weights_WK = _domain_weights(settings, soup, sets)
     with progress("make specialists", "models") as report:
@@ -147,7 +149,7 @@ def _evaluate(
     generic_K = Tree.read(soup.folder / "tree.arrow").generic_weights
     weights_WK = torch.cat([weights_WK, torch.from_numpy(generic_K).float()[None]])
     if store is not None:
-        texts.append(generic_evaluation(store, passages=8 * settings.evaluation_passages))
+        texts.append(generic_evaluation(store, passages=4 * settings.evaluation_passages))
     instances_WP = soup.instances(soup.coefficients(weights_WK))
     twin = _twin(settings)
     rows = []
