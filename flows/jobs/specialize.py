@@ -34,7 +34,10 @@ from soe_model.soup import SoupOfExperts
 from soe_model.specialization import write_specialists
 from storage_schema.domains import Tree
 from storage_schema.layout import soup_folder, specialist_folder, store_folder
-from storage_schema.manifest import read_manifest, write_atomically
+from storage_schema.manifest import content_digest, read_manifest, write_atomically
+
+MADE = "made.json"
+"""What the folder of specialists holds and from what: the same request again is a skip."""
 
 
 def run(settings: Specialize) -> dict[str, Any]:
@@ -47,10 +50,43 @@ def run(settings: Specialize) -> dict[str, Any]:
     soup = SoupOfExperts.open(soup_folder(settings.soup))
     sets = read_sets(settings)
     output = specialist_folder(settings.output)
+    identity = _identity(settings, soup, sets)
+    finished = _finished(output, sets, identity)
+    if finished is not None and not settings.rebuild:
+        print(f"{output} is finished; nothing to make.", flush=True)
+        return {"output": str(output), **finished}
     # In a Ray task, so that the dashboard shows the work where it is done, on a GPU if asked for.
     task = ray.remote(num_cpus=1, num_gpus=1 if settings.use_gpu else 0)(_specialize)
     report = ray.get(task.remote(settings, soup.folder, sets, output))
+    write_atomically(output / MADE, json.dumps({"identity": identity, "report": report}, indent=1))
     return {"output": str(output), **report}
+
+
+def _identity(settings: Specialize, soup: SoupOfExperts, sets: list[SpecialistSet]) -> str:
+    """Digest of all that decides the specialists and their losses."""
+    twin = settings.compare_with and read_manifest(soup_folder(settings.compare_with), "soup").digest
+    return content_digest(
+        {
+            "soup": soup.digest,
+            "twin": twin,
+            "rule": settings.rule,
+            "held_out_of": settings.held_out_of,
+            "sets": [
+                [made.name, content_digest(made.texts), content_digest(made.evaluation)] for made in sets
+            ],
+        }
+    )
+
+
+def _finished(output: Path, sets: list[SpecialistSet], identity: str) -> dict[str, Any] | None:
+    """The report of an earlier run of the same specialists, if they are all still there."""
+    try:
+        made = json.loads((output / MADE).read_text("utf-8"))
+        for one in sets:
+            read_manifest(output / one.name, "specialist")
+    except (OSError, ValueError):
+        return None
+    return made["report"] if made["identity"] == identity else None
 
 
 def read_sets(settings: Specialize) -> list[SpecialistSet]:
