@@ -51,6 +51,7 @@ def steps() -> list[Step]:
     build |= {"coarse_clusters": 8, "leaf_clusters": 8}
     train = {"store": STORE, "preset": "tiny"}
     special = {"soup": SOUP, "held_out_of": STORE, "compare_with": GENERIC, "output": SPECIALISTS}
+    special |= {"max_sets": 2 * len(held_out)}  # as many of seen sources as of unseen ones
     return [
         Step("Build domains from the text on this machine", "build-domains", build),
         Step("Pretrain the soup", "pretrain-soe", {"name": SOUP, **train}),
