@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 import urllib.error
 import urllib.request
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +51,19 @@ class PrefectApi:
         )
 
     def call(self, method: str, path: str, body: Any = None, *, timeout: float = 60.0) -> Any:
-        """One request; the answer's JSON (None if empty). Raises :class:`ApiError`."""
+        """One request; the answer's JSON (None if empty). Raises :class:`ApiError`.
+
+        A server that is too busy for its database says so (503, 429), and is asked again for half a minute.
+        """
+        for pause in (0.5, 1, 2, 4, 8, 16, None):
+            try:
+                return self._call_once(method, path, body, timeout)
+            except ApiError as error:
+                if error.status not in (429, 503) or pause is None:
+                    raise
+                time.sleep(pause)
+
+    def _call_once(self, method: str, path: str, body: Any, timeout: float) -> Any:
         request = urllib.request.Request(
             f"{self.url}{path}",
             method=method,
@@ -87,7 +101,7 @@ class PrefectApi:
         return self.call(
             "POST",
             f"/deployments/{found['id']}/create_flow_run",
-            {"parameters": parameters, "state": {"type": "SCHEDULED"}},
+            {"parameters": parameters, "state": {"type": "SCHEDULED"}, "idempotency_key": str(uuid.uuid4())},
         )
 
     def flow_run(self, flow_run_id: str) -> dict[str, Any]:

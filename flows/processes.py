@@ -68,15 +68,21 @@ def members(leaders: Iterable[Process], mark: str) -> set[int]:
     mark begins with `mark`, and of the descendants of both. The calling process is never among them.
     """
     table = {stat.pid: stat for stat in _all() if not stat.ended}
-    sign = f"{MARK}={mark}".encode()
     ours = {p.pid for p in leaders if p.pid not in table or table[p.pid].started == p.started}
-    found = {pid for pid, stat in table.items() if stat.session in ours or sign in _environment(pid)}
+    found = {pid for pid, stat in table.items() if stat.session in ours}
+    found |= carrying(f"{MARK}={mark}") & table.keys()
     grown = True
     while grown:
         below = {pid for pid, stat in table.items() if stat.parent in found} - found
         found |= below
         grown = bool(below)
     return found - {os.getpid()}
+
+
+def carrying(variable: str) -> set[int]:
+    """Numbers of the processes with an environment variable that begins so: ``NAME=value``."""
+    sign = b"\0" + variable.encode()
+    return {pid for pid in _numbers() if sign in b"\0" + _environment(pid)}
 
 
 def stop(find: Callable[[], set[int]], *, patience: float) -> set[int]:
@@ -127,7 +133,11 @@ def _signal(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def _all() -> list[_Stat]:
-    return [stat for name in os.listdir("/proc") if name.isdigit() and (stat := _read_stat(int(name)))]
+    return [stat for pid in _numbers() if (stat := _read_stat(pid))]
+
+
+def _numbers() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def _read_stat(pid: int) -> _Stat | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows import prefect_profile, processes, stack_state
+from flows import orphans, prefect_profile, processes, stack_state
 from flows.prefect_api import ApiError
 from flows.stack_commands import WORK_POOL, command
 from flows.stack_state import COMPONENTS, Stack, StackError
@@ -48,11 +48,14 @@ def up(
             _activate_profile(stack)
             return stack
         stack_state.prepare_folders()
+        missing = [name for name in COMPONENTS if not stack.alive(name)]
         try:
-            _start_missing(stack, report)
+            _start_missing(stack, missing, report)
             _activate_profile(stack)
         except BaseException:
-            _stop_all(stack)
+            # Only what was started here: a cluster that was already up may be in the middle of a long job.
+            for name in missing:
+                _stop(stack, name, patience=5.0)
             raise
         return stack
 
@@ -83,14 +86,14 @@ def members(stack: Stack) -> set[int]:
 
 
 def ray_answers(stack: Stack) -> bool:
-    """Whether the dashboard answers, knows our token, and belongs to our Ray head."""
-    request = urllib.request.Request(f"{stack.dashboard_url}/api/version", headers=_ray_credentials())
+    """Whether the dashboard answers, knows our token, belongs to our Ray head, and has a living node."""
     try:
-        with urllib.request.urlopen(request, timeout=2.0) as answer:
-            session = json.loads(answer.read())["session_name"]
-        return session == Path(os.readlink(stack_state.ray_folder() / "session_latest")).name
-    except (OSError, ValueError, KeyError):
+        session = _ask_ray(stack, "/api/version")["session_name"]
+        ours = Path(os.readlink(stack_state.ray_folder() / "session_latest")).name
+        nodes = _ask_ray(stack, "/api/v0/nodes")["data"]["result"]["result"]
+    except (OSError, ValueError, KeyError, TypeError):
         return False
+    return session == ours and any(node["state"] == "ALIVE" for node in nodes)
 
 
 def worker_is_online(stack: Stack) -> bool:
@@ -102,8 +105,13 @@ def worker_is_online(stack: Stack) -> bool:
     return any(worker["status"] == "ONLINE" for worker in workers)
 
 
-def _ray_credentials() -> dict[str, str]:
-    return {"Authorization": f"Bearer {stack_state.token_file().read_text().strip()}"}
+def _ask_ray(stack: Stack, path: str) -> dict:
+    token = stack_state.token_file().read_text().strip()
+    request = urllib.request.Request(
+        f"{stack.dashboard_url}{path}", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request, timeout=5.0) as answer:
+        return json.loads(answer.read())
 
 
 def _with_ports(old: Stack | None, prefect: int | None, dashboard: int | None, ray: int | None) -> Stack:
@@ -127,21 +135,21 @@ def _with_ports(old: Stack | None, prefect: int | None, dashboard: int | None, r
     return Stack(**ports, profile_before=old.profile_before)
 
 
-def _start_missing(stack: Stack, report: Report) -> None:
-    for name in COMPONENTS:
-        if not stack.alive(name):
+def _start_missing(stack: Stack, missing: list[str], report: Report) -> None:
+    for name in missing:
+        if name != "prefect-worker":  # the flow runs of a dead worker go on by themselves
             _stop(stack, name, patience=5.0)
-    for name in ("prefect-server", "ray-head"):
-        if not stack.alive(name):
-            _check_ports(stack, name)
+    for name in missing:
+        _check_ports(stack, name)
     for name in ("ray-head", "prefect-server"):
-        if not stack.alive(name):
+        if name in missing:
             _start(stack, name, report)
     _wait(stack, "prefect-server", stack.api.healthy)
     report("prefect-server", "ready")
     report("deployments", "starting")
     _make_work_pool(stack)
-    if not stack.alive("prefect-worker"):
+    if "prefect-worker" in missing:
+        orphans.close(stack, "Its process ended with the stack.")
         _start(stack, "prefect-worker", report)
     _deploy(stack)
     report("deployments", "ready")
@@ -172,7 +180,7 @@ def _check_ports(stack: Stack, component: str) -> None:
         "prefect-server": {"--prefect-port": stack.prefect_port},
         "ray-head": {"--dashboard-port": stack.dashboard_port, "--ray-port": stack.ray_port},
     }
-    for option, port in ports[component].items():
+    for option, port in ports.get(component, {}).items():
         if not processes.port_is_free(port):
             raise StackError(
                 f"port {port} is in use by another program: choose another with `soe up {option} PORT`."
@@ -242,11 +250,13 @@ def _activate_profile(stack: Stack) -> None:
     stack.save()
 
 
-def _stop_all(stack: Stack, report: Report = lambda component, state: None) -> None:
+def _stop_all(stack: Stack, report: Report) -> None:
     """The worker first, so that its flow runs can stop their jobs and say so; then Ray; then the server."""
     for name, patience in (("prefect-worker", 15.0), ("ray-head", 4.0), ("prefect-server", 8.0)):
         report(name, "stopping")
         _stop(stack, name, patience)
+        if name == "prefect-worker" and stack.alive("prefect-server") and stack.api.healthy():
+            orphans.close(stack, "`soe down` stopped it.")
         report(name, "stopped")
 
 

@@ -157,13 +157,16 @@ def environment(stack: Stack, component: str) -> dict[str, str]:
         "PREFECT_API_URL": f"{stack.prefect_url}/api",
         "PREFECT_API_AUTH_STRING": password,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Look often, but take a run only when it is due: one that waits for another pretraining to end would
+        # otherwise be tried, refused and logged at every look.
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_WORKER_PREFETCH_SECONDS": "1",
     }
     if component == "prefect-server":
         database = folder() / "prefect" / "prefect.db"
         inherited |= {
             "PREFECT_SERVER_API_AUTH_STRING": password,
-            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
+            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "15",
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
         }
     return inherited

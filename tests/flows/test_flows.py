@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import stack
+from flows import orphans, stack
 from flows.build_domains import build_domains
 from flows.prefect_api import ApiError
 from flows.pretrain_soe import pretrain_soe
@@ -83,6 +83,19 @@ def test_a_retry_follows_the_job_that_is_still_running(running, runs):
         assert time.monotonic() < deadline
         time.sleep(0.3)
     assert [job["status"] for job in jobs(running, runs.wait)] == ["RUNNING"]
+
+
+def test_a_run_without_a_process_is_closed_and_one_with_a_process_is_not(running, runs, monkeypatch):
+    running.wait(runs.wait, {"RUNNING"})
+    lost = running.submit(store="fine")
+    for state in ("PENDING", "RUNNING"):
+        running.api.call("POST", f"/flow_runs/{lost}/set_state", {"state": {"type": state}, "force": True})
+    monkeypatch.setenv("SOE_HOME", running.environment["SOE_HOME"])
+    closed = orphans.close(running.stack(), "The power went out.")
+    run = running.api.flow_run(lost)
+    assert closed == [run["name"]] and run["state_type"] == "CRASHED"
+    assert run["state"]["message"] == f"The power went out. To go on with it: prefect flow-run retry {lost}"
+    assert running.api.flow_run(runs.wait)["state_type"] == "RUNNING"
 
 
 def test_a_cancelled_run_is_cancelled_and_its_job_stopped(running, runs):

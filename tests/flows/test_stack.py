@@ -131,6 +131,19 @@ def test_what_died_is_seen_and_started_again(running):
     assert running.run("soe", "status").returncode == 0
 
 
+def test_mending_that_fails_leaves_the_rest_running(running, monkeypatch):
+    before = running.stack()
+    os.kill(before.processes["prefect-worker"].pid, signal.SIGKILL)
+    monkeypatch.setenv("SOE_HOME", running.environment["SOE_HOME"])
+    monkeypatch.setattr(stack, "_deploy", lambda known: (_ for _ in ()).throw(StackError("refused")))
+    with pytest.raises(StackError, match="refused"):
+        stack.up()
+    after = running.stack()
+    assert after.alive("ray-head") and after.alive("prefect-server") and not after.alive("prefect-worker")
+    assert after.processes["ray-head"] == before.processes["ray-head"]
+    assert running.run("soe", "up").returncode == 0
+
+
 def test_a_port_in_use_is_named_with_the_option(place):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -1,0 +1,35 @@
+"""Flow runs whose process is gone: the server would show them as running for ever, and queue others behind."""
+
+from __future__ import annotations
+
+from flows.prefect_api import ApiError
+from flows.processes import carrying
+from flows.stack_commands import WORK_POOL
+from flows.stack_state import Stack
+
+_ACTIVE = ["PENDING", "RUNNING", "CANCELLING"]
+
+
+def close(stack: Stack, why: str) -> list[str]:
+    """Mark the active runs of the stack's pool that have no process as crashed, saying `why` and the way on.
+
+    To be called while no worker runs. Returns the runs' names.
+    """
+    query = {
+        "flow_runs": {"state": {"type": {"any_": _ACTIVE}}},
+        "work_pools": {"name": {"any_": [WORK_POOL]}},
+        "limit": 200,
+    }
+    closed = []
+    for run in stack.api.call("POST", "/flow_runs/filter", query):
+        if carrying(f"PREFECT__FLOW_RUN_ID={run['id']}"):
+            continue
+        message = f"{why} To go on with it: prefect flow-run retry {run['id']}"
+        state = {"type": "CRASHED", "name": "Crashed", "message": message}
+        try:
+            stack.api.call("POST", f"/flow_runs/{run['id']}/set_state", {"state": state})
+        except ApiError as error:
+            if error.status != 404:  # deleted meanwhile
+                raise
+        closed.append(run["name"])
+    return closed
