@@ -184,28 +184,32 @@ def _evaluate(
     texts = [made.evaluation for made in sets]
     generic_K = Tree.read(soup.folder / "tree.arrow").generic_weights
     weights_WK = torch.cat([weights_WK, torch.from_numpy(generic_K).float()[None]])
-    if store is not None:
-        texts.append(generic_evaluation(store, passages=4 * settings.evaluation_passages))
+    windows = [torch.from_numpy(tokenizer.encode_windows(some, length)) for some in texts]
+    generic = (
+        generic_evaluation(store, passages=4 * settings.evaluation_passages) if store is not None else []
+    )
+    generic_windows = torch.from_numpy(tokenizer.encode_windows(generic, length))
+    if len(generic_windows):
+        windows.append(generic_windows)
     instances_WP = soup.instances(soup.coefficients(weights_WK))
     twin = _twin(settings)
     rows = []
     with progress("evaluate", "sets") as report:
-        for number, some in enumerate(texts):
-            report(number, len(texts))
-            windows = torch.from_numpy(tokenizer.encode_windows(some, length))
-            row = {"soup_loss": mean_loss(soup.model(instances_WP[number]), windows)}
-            row["soup_generic_instance_loss"] = mean_loss(soup.model(instances_WP[-1]), windows)
+        for number, some in enumerate(windows):
+            report(number, len(windows))
+            row = {"soup_loss": mean_loss(soup.model(instances_WP[number]), some)}
+            row["soup_generic_instance_loss"] = mean_loss(soup.model(instances_WP[-1]), some)
             if twin is not None:
-                row["generic_loss"] = mean_loss(twin, windows)
+                row["generic_loss"] = mean_loss(twin, some)
             rows.append(row)
-        report(len(texts), len(texts))
+        report(len(windows), len(windows))
     described = [
         {"name": made.name, "unseen_source": made.unseen_source, "passages": len(made.evaluation), **row}
         for made, row in zip(sets, rows, strict=False)
     ]
     losses: dict[str, Any] = {"specialist_sets": described}
-    if store is not None:
-        losses["generic_mixture"] = {"passages": len(texts[-1]), **rows[-1]}
+    if len(generic_windows):
+        losses["generic_mixture"] = {"passages": len(generic), **rows[-1]}
     return losses
 
 
