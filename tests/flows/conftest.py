@@ -53,6 +53,7 @@ class Place:
             "PYTHONPATH": str(REPOSITORY),
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "COLUMNS": "250",
+            "RAY_worker_niceness": "0",  # on a busy machine Ray's default, 15, makes jobs wait for minutes
         }
 
     def start(self, *command: str, cwd: Path | str = "/", **variables: str) -> subprocess.Popen[str]:
