@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows import comparison, stack, stack_state, status_view
+from flows import comparison, stack_health, stack_state, status_view
 from flows.follow import follow, outcome
 from flows.prefect_api import ApiError, PrefectApi
 from storage_schema.layout import home
@@ -65,7 +65,7 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
     begun = time.monotonic()
     known = stack_state.load()
-    if known is None or not stack.is_up(known):
+    if known is None or not stack_health.is_up(known):
         console.rule("Start the stack", align="left")
         if status_view.up(None, None, None):
             return 1

@@ -154,15 +154,15 @@ def environment() -> Finding:
 
 def stack() -> Finding:
     """Whether the local stack is up and answers."""
-    from flows import stack, stack_state
+    from flows import stack_health, stack_state
 
     try:
         known = stack_state.load()
     except stack_state.StackError as error:
         return Finding("wrong", "stack", str(error))
-    if known is None or not stack.members(known):
+    if known is None or not stack_health.members(known):
         return Finding("note", "stack", "is down: `soe up` starts it")
-    if stack.is_up(known):
+    if stack_health.is_up(known):
         return Finding("good", "stack", f"Prefect {known.prefect_url}, Ray {known.dashboard_url}")
     return Finding("wrong", "stack", "runs in part: see `soe status`; `soe up` starts what is missing")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from flows import prefect_profile, stack, stack_state
+from flows import prefect_profile, stack, stack_health, stack_state
 from flows.prefect_api import ApiError
 from flows.progress_text import amount, parse_description
 from flows.stack_state import COMPONENTS, Stack, StackError
@@ -54,13 +54,13 @@ def status() -> int:
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if known is None or not stack.members(known):
+    if known is None or not stack_health.members(known):
         _CONSOLE.print(f"No stack runs for SOE_HOME={layout.home()}. Start it with `soe up`.")
         return 1
     answers = {
         "prefect-server": known.api.healthy(),
-        "ray-head": stack.ray_answers(known),
-        "prefect-worker": stack.worker_is_online(known),
+        "ray-head": stack_health.ray_answers(known),
+        "prefect-worker": stack_health.worker_is_online(known),
     }
     table = Table("component", "state", "process", "log", box=None)
     for name in COMPONENTS:

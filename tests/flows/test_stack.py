@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import prefect_profile, processes, stack, stack_state
+from flows import processes, stack, stack_state
 from flows.prefect_api import ApiError, PrefectApi
 from flows.stack_state import Stack, StackError
 
@@ -118,10 +117,16 @@ def test_up_with_another_port_is_refused_while_it_runs(running):
     assert str(running.stack().prefect_port) in done.stderr and "soe down" in done.stderr
 
 
+def kill_worker(known: Stack) -> None:
+    worker = known.processes["prefect-worker"]
+    os.kill(worker.pid, signal.SIGKILL)
+    while worker.alive:
+        time.sleep(0.05)
+
+
 def test_what_died_is_seen_and_started_again(running):
     before = running.stack()
-    os.kill(before.processes["prefect-worker"].pid, signal.SIGKILL)
-    time.sleep(0.5)
+    kill_worker(before)
     done = running.run("soe", "status")
     assert done.returncode == 1 and "down" in done.stdout
     assert running.run("soe", "up").returncode == 0
@@ -133,7 +138,7 @@ def test_what_died_is_seen_and_started_again(running):
 
 def test_mending_that_fails_leaves_the_rest_running(running, monkeypatch):
     before = running.stack()
-    os.kill(before.processes["prefect-worker"].pid, signal.SIGKILL)
+    kill_worker(before)
     monkeypatch.setenv("SOE_HOME", running.environment["SOE_HOME"])
     monkeypatch.setattr(stack, "_deploy", lambda known: (_ for _ in ()).throw(StackError("refused")))
     with pytest.raises(StackError, match="refused"):
@@ -200,60 +205,3 @@ def test_the_environment_leads_nowhere_else(monkeypatch, tmp_path):
         assert variables["HF_HUB_OFFLINE"] == "1"
         assert variables["PATH"].startswith(str(Path(sys.executable).parent))
     assert "PREFECT_API_AUTH_STRING" not in stack_state.environment(made, "ray-head")
-
-
-ORPHAN = """
-import os, subprocess, sys, time
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env={})
-print("started", flush=True)
-if sys.argv[1] == "die":
-    os._exit(0)
-time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("leader", ["die", "live"])
-def test_stop_finds_every_process_and_no_other(tmp_path, leader):
-    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    begun = processes.start(
-        [sys.executable, "-c", ORPHAN, leader],
-        environment={**os.environ, processes.MARK: "abc:x"},
-        log=tmp_path / "log",
-        folder=tmp_path,
-    )
-    deadline = time.monotonic() + 20
-    while "started" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.2)
-    find = lambda: processes.members([begun], "abc:x")  # noqa: E731
-    assert len(find()) == (2 if leader == "die" else 3)
-    assert stranger.pid not in find()
-    assert processes.stop(find, patience=5) == set()
-    assert find() == set() and not begun.alive
-    assert stranger.poll() is None
-    stranger.kill()
-    stranger.wait()
-
-
-def test_the_former_profile_comes_back(monkeypatch, tmp_path):
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    monkeypatch.delenv("PREFECT_PROFILES_PATH", raising=False)
-    file = tmp_path / "profiles.toml"
-    former = 'active = "mine"\n\n[profiles.mine]\nPREFECT_API_URL = "http://there/api"\n'
-    file.write_text(former)
-    before = prefect_profile.activate(prefect_profile.settings("http://here/api", "soe:x"))
-    assert prefect_profile.is_active("http://here/api") and not prefect_profile.is_active("http://there/api")
-    assert file.stat().st_mode & 0o777 == 0o600
-    prefect_profile.restore(before, "http://here/api")
-    assert file.read_text() == former
-
-
-def test_another_stacks_profile_is_left_alone(monkeypatch, tmp_path):
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    first = prefect_profile.activate(prefect_profile.settings("http://first/api", "soe:x"))
-    second = prefect_profile.activate(prefect_profile.settings("http://second/api", "soe:y"))
-    prefect_profile.restore(first, "http://first/api")
-    assert prefect_profile.is_active("http://second/api")
-    prefect_profile.restore(second, "http://second/api")
-    assert prefect_profile.is_active("http://first/api")

@@ -1,0 +1,52 @@
+"""Whether the components of a local stack run and answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from pathlib import Path
+
+from flows import processes, stack_state
+from flows.prefect_api import ApiError
+from flows.stack_commands import WORK_POOL
+from flows.stack_state import COMPONENTS, Stack
+
+
+def is_up(stack: Stack) -> bool:
+    """Whether every component runs and answers."""
+    return all(stack.alive(name) for name in COMPONENTS) and stack.api.healthy() and ray_answers(stack)
+
+
+def members(stack: Stack) -> set[int]:
+    """The numbers of all the stack's processes."""
+    return processes.members(stack.processes.values(), stack.mark())
+
+
+def ray_answers(stack: Stack) -> bool:
+    """Whether the dashboard answers, knows our token, belongs to our Ray head, and has a living node."""
+    try:
+        session = _ask_ray(stack, "/api/version")["session_name"]
+        ours = Path(os.readlink(stack_state.ray_folder() / "session_latest")).name
+        nodes = _ask_ray(stack, "/api/v0/nodes")["data"]["result"]["result"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return session == ours and any(node["state"] == "ALIVE" for node in nodes)
+
+
+def worker_is_online(stack: Stack) -> bool:
+    """Whether a worker polls our pool."""
+    try:
+        workers = stack.api.call("POST", f"/work_pools/{WORK_POOL}/workers/filter", {})
+    except ApiError:
+        return False
+    return any(worker["status"] == "ONLINE" for worker in workers)
+
+
+def _ask_ray(stack: Stack, path: str) -> dict:
+    token = stack_state.token_file().read_text().strip()
+    request = urllib.request.Request(
+        f"{stack.dashboard_url}{path}", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request, timeout=5.0) as answer:
+        return json.loads(answer.read())
