@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -124,6 +125,7 @@ def running():
     """A place whose stack is up, with the stub deployed. When it is taken down nothing may be left."""
     folder = Path(tempfile.mkdtemp(prefix="soe-"))
     place = Place(folder)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a killed session takes it down too
     ports = [str(processes.free_port()) for _ in range(3)]
     options = ("--prefect-port", ports[0], "--dashboard-port", ports[1], "--ray-port", ports[2])
     try:
