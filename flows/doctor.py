@@ -61,6 +61,7 @@ def examine() -> Iterator[Finding]:
 
 
 def installed_version(name: str) -> str | None:
+    """The version of a distribution, None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -111,6 +112,7 @@ def faiss_distribution(installed: Installed = installed_version) -> Finding:
 
 
 def compiler() -> Finding:
+    """Whether there is a C compiler, for torch.compile."""
     names = [os.environ.get("CC"), "cc", "gcc", "clang"]
     found = next((path for name in names if name and (path := shutil.which(name))), None)
     if found:
@@ -119,6 +121,7 @@ def compiler() -> Finding:
 
 
 def memory() -> Finding:
+    """The machine's memory, in GB of 10^9 bytes."""
     lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
     kilobytes = {line[0].rstrip(":"): int(line[1]) for line in lines}
     total, free = 1024 * kilobytes["MemTotal"], 1024 * kilobytes["MemAvailable"]
@@ -127,6 +130,7 @@ def memory() -> Finding:
 
 
 def disk() -> Finding:
+    """The space that is free where SOE_HOME is or will be, and whether we may write there."""
     home = layout.home()
     there = next(path for path in (home, *home.parents) if path.exists())
     free = shutil.disk_usage(there).free

@@ -35,6 +35,7 @@ _RUN_FLAGS = {"--prompt", "--no-prompt", "--watch", "--no-watch"}
 
 @register_hook
 def setup_environment(*, ctx) -> None:
+    """Prefect's hook: runs once, before Prefect reads its command line."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     sys.argv[:] = complete(sys.argv)
 

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Settings(BaseModel):
+    """Parameters of a flow: unknown names are refused, values cannot be changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

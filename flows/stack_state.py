@@ -78,14 +78,17 @@ def folder() -> Path:
 
 
 def logs_folder() -> Path:
+    """Where each component's log lies."""
     return folder() / "logs"
 
 
 def password_file() -> Path:
+    """The file with ``user:password`` of the Prefect server."""
     return folder() / "prefect-password"
 
 
 def token_file() -> Path:
+    """The file with the token of the Ray cluster."""
     return folder() / "ray-token"
 
 

@@ -46,6 +46,8 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
+    """Which passages of which shards are written, part by part."""
+
     parts: list[Part]
     sources: pa.Table
     counts: dict[str, int]

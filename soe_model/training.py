@@ -40,7 +40,6 @@ class SoupTrainer:
     Args:
         sharding: made from the number of parameters; by default over the current process group.
         centroids_KD: of the domains; the router starts from them (see :class:`Router`).
-        compile: compile the loss with ``torch.compile``.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class SoupTrainer:
         *,
         centroids_KD: torch.Tensor | None = None,
         device: str | torch.device = "cpu",
-        compile: bool = False,
     ):
         self.soup, self.training, self.device = soup, training, torch.device(device)
         self.backbone = build_backbone(soup.backbone, seed=training.seed, device=device)
@@ -70,7 +68,6 @@ class SoupTrainer:
             "experts": Adam(self.bank.experts_Np, training.adam),
             "router": Adam(self.router.params_P, training.adam),
         }
-        self._losses = torch.compile(token_losses, dynamic=False) if compile else token_losses
 
     def train_step(
         self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor, domain_weights_WK: torch.Tensor
@@ -106,7 +103,7 @@ class SoupTrainer:
             self.backbone.params_P.copy_(instances_WP[w])
             self.backbone.grads_P.zero_()
             with torch.enable_grad(), self._precision():
-                share = self._losses(self.backbone.module, tokens_BL1[mixture_B == w]).sum() / tokens_in_step
+                share = token_losses(self.backbone.module, tokens_BL1[mixture_B == w]).sum() / tokens_in_step
                 share.backward()
             grads_WP[w] = self.backbone.grads_P
             loss += share.detach()

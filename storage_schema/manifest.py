@@ -109,12 +109,18 @@ class Stage:
 
 
 def open_stage(
-    folder: str | Path, *, kind: str, configuration: dict, inputs: dict[str, str], rebuild: bool = False
+    folder: str | Path,
+    *,
+    kind: str,
+    configuration: dict,
+    inputs: dict[str, str],
+    rebuild: bool | None = False,
 ) -> Stage:
     """Open the stage at `folder`: finished with these settings, or ready to be built (or resumed).
 
     Raises :class:`StoreError` when a finished stage was made with other settings or inputs, unless
-    `rebuild`, which replaces it once the new one is complete.
+    `rebuild`, which replaces it once the new one is complete. None means that the caller never rebuilds:
+    the message does not offer it.
     """
     folder, configuration = Path(folder), json.loads(canonical_json(configuration))
     work = folder.with_name(folder.name + PARTIAL_SUFFIX)
@@ -125,9 +131,9 @@ def open_stage(
         finished = read_manifest(folder, kind)
         changes = _differences(finished, configuration, inputs)
         if changes and not rebuild:
+            way_out = "remove the folder" if rebuild is None else "rebuild=true to replace it"
             raise StoreError(
-                f"{folder} was built with other settings: {'; '.join(changes)}. "
-                "Use another name, or rebuild=true to replace it."
+                f"{folder} was built with other settings: {'; '.join(changes)}. Use another name, or {way_out}."
             )
         if changes:
             finished = None

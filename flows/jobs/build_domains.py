@@ -99,9 +99,5 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def main() -> None:
-    runner.main(BuildDomains, run)
-
-
 if __name__ == "__main__":
-    main()
+    runner.main(BuildDomains, run)

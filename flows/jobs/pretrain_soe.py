@@ -46,6 +46,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
             ).configuration,
         },
         inputs={"domains": store.digest},
+        rebuild=None,
     )
     folder = run_folder(settings.name)
     if stage.finished is None:

@@ -181,10 +181,9 @@ def _evaluate(
     tokenizer = load_tokenizer(soup.folder / "tokenizer.json")
     length = read_manifest(soup.folder, "soup").configuration["training"]["sequence_length"]
     store = store_folder(settings.held_out_of) if settings.held_out_of else None
-    texts = [made.evaluation for made in sets]
     generic_K = Tree.read(soup.folder / "tree.arrow").generic_weights
     weights_WK = torch.cat([weights_WK, torch.from_numpy(generic_K).float()[None]])
-    windows = [torch.from_numpy(tokenizer.encode_windows(some, length)) for some in texts]
+    windows = [torch.from_numpy(tokenizer.encode_windows(made.evaluation, length)) for made in sets]
     generic = (
         generic_evaluation(store, passages=4 * settings.evaluation_passages) if store is not None else []
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from contextlib import nullcontext
@@ -16,6 +15,7 @@ from ray.train import Checkpoint, DataConfig
 
 from flows.jobs.progress import progress
 from pipeline.streaming import Batch, MixtureStream
+from pipeline.tasks import available_cores
 from soe_model.checkpoint import load_checkpoint, save_checkpoint
 from soe_model.soup import write_soup
 from soe_model.training import SoupTrainer, StepResult
@@ -59,7 +59,7 @@ def claim_run(folder: Path, settings: dict[str, Any]) -> None:
 def train_loop(config: dict[str, Any]) -> None:
     """The function Ray Train runs on every worker."""
     context = ray.train.get_context()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    torch.set_num_threads(max(1, available_cores() // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     stream: MixtureStream = ray.train.get_dataset_shard("train")
     centroids_KD = torch.from_numpy(DomainStore(stream.store_folder).tree.leaves_KD)

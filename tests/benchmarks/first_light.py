@@ -1,6 +1,7 @@
 """Is the soup worth it? The demonstration's soup and its generic twin, over several seeds.
 
     python -m tests.benchmarks.first_light --store demo --seeds 0 1 2 --json result.json
+    python -m tests.benchmarks.first_light --methods generic --seeds 0 --config '{"learning_rate": 2e-3}'
 
 Needs a store with held-out sources (``soe demo`` leaves one). Trains in process, on the batches Ray would give;
 prints the losses at equal tokens as they fall, and at the end the mean and spread over the seeds.
@@ -29,6 +30,8 @@ from soe_model.training import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.layout import store_folder
 from storage_schema.manifest import read_manifest
+
+METHODS = ("generic", "soup")
 
 
 class Evaluation:
@@ -82,6 +85,29 @@ def train(settings: Pretrain, store: DomainStore, evaluation: Evaluation, points
     return {"method": settings.method, "seed": settings.seed, "tokens": tokens, "curve": curve}
 
 
+def summarise(runs: list[dict]) -> dict:
+    """Mean and spread over the seeds of the last losses and of the soup's gain; printed too."""
+    summary = {}
+    for method in METHODS:
+        losses = np.array([run["curve"][-1]["losses"] for run in runs if run["method"] == method])
+        if not len(losses):
+            continue
+        means = losses[:, :-1].mean(1)
+        summary[method] = {"specialists": means.tolist(), "generic_mixture": losses[:, -1].tolist()}
+        print(
+            f"{method:8} specialists {means.mean():.4f} ± {means.std():.4f}, generic mixture "
+            f"{losses[:, -1].mean():.4f} ± {losses[:, -1].std():.4f} over {len(means)} seeds"
+        )
+    if len(summary) == len(METHODS):
+        gain = np.subtract(*(summary[method]["specialists"] for method in METHODS))
+        summary["gain"] = gain.tolist()
+        print(
+            f"the soup is better by {gain.mean():.4f} ± {gain.std():.4f} nats per token "
+            f"(per seed: {gain.round(4)})"
+        )
+    return summary
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,40 +115,33 @@ def main() -> None:
     parser.add_argument("--store", default="demo")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--config", type=json.loads, default={}, help="further settings of both, as JSON")
     parser.add_argument("--passages", type=int, default=100)
     parser.add_argument("--points", type=int, default=5)
     parser.add_argument("--json", help="write the result there")
     options = parser.parse_args()
     folder = store_folder(options.store)
     store = DomainStore(folder)
-    shared = dict(store=options.store, preset=options.preset, steps=options.steps)
+    shared = dict(store=options.store, preset=options.preset, **options.config)
     _, training = pretrain_soe.resolve(Pretrain(**shared), store)
     evaluation = Evaluation(store, folder, training.sequence_length, options.passages)
     runs = [
         train(Pretrain(method=method, seed=seed, **shared), store, evaluation, options.points)
         for seed in options.seeds
-        for method in ("generic", "soup")
+        for method in options.methods
     ]
-    last = {
-        method: np.array([run["curve"][-1]["losses"] for run in runs if run["method"] == method])
-        for method in ("generic", "soup")
+    result = {
+        "sets": evaluation.names,
+        "preset": options.preset,
+        "config": options.config,
+        "runs": runs,
+        "summary": summarise(runs),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }
-    gain = last["generic"][:, :-1].mean(1) - last["soup"][:, :-1].mean(1)
-    for method, losses in last.items():
-        means = losses[:, :-1].mean(1)
-        print(
-            f"{method:8} specialists {means.mean():.4f} ± {means.std():.4f}, generic mixture "
-            f"{losses[:, -1].mean():.4f} ± {losses[:, -1].std():.4f} over {len(means)} seeds"
-        )
-    print(
-        f"the soup is better by {gain.mean():.4f} ± {gain.std():.4f} nats per token (per seed: {gain.round(4)})"
-    )
     if options.json:
-        machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        body = {"sets": evaluation.names, "runs": runs, "gain": gain.tolist(), "machine": machine}
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(body, file, indent=1)
+            json.dump(result, file, indent=1)
 
 
 if __name__ == "__main__":

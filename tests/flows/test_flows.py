@@ -76,11 +76,14 @@ def test_a_retry_follows_the_job_that_is_still_running(running, runs):
     for pid in engine:
         os.kill(pid, signal.SIGKILL)
     assert running.wait(runs.wait)["state_type"] == "CRASHED"
-    assert running.run("prefect", "flow-run", "retry", runs.wait).returncode == 0
     message = f"Following the Ray job stub-{runs.wait}-1, which is still running."
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 90
     while message not in logs(running, runs.wait):
         assert time.monotonic() < deadline
+        # Prefect 3.8 reports a crash twice, some seconds apart (its runner, then its worker): a retry made in
+        # between is overwritten, and has to be made again.
+        if running.api.flow_run(runs.wait)["state_type"] == "CRASHED":
+            assert running.run("prefect", "flow-run", "retry", runs.wait).returncode == 0
         time.sleep(0.3)
     assert [job["status"] for job in jobs(running, runs.wait)] == ["RUNNING"]
 

@@ -2,12 +2,16 @@
 
 import errno
 import json
+import os
+import subprocess
 import sys
 
 import pytest
 
+from flows import processes
 from flows.jobs import runner
 from flows.settings import Pretrain
+from tests.flows.sockets import LOOPBACK, listening
 
 
 def end(monkeypatch, capsys, run, config="{}"):
@@ -71,3 +75,21 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(ray_cluster):
         runner.require_workers(5, use_gpu=False)
     with pytest.raises(ValueError, match="1 workers need 1 GPUs; the Ray cluster has 0: set use_gpu=false"):
         runner.require_workers(1, use_gpu=True)
+
+
+def test_a_cluster_of_ones_own_listens_on_loopback_only():
+    mark = f"SOE_TEST_OF_CONNECT={os.getpid()}"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    job = subprocess.Popen(
+        [sys.executable, "-c", "from flows.jobs import runner; runner.connect(); print('up'); input()"],
+        env=clean | dict([mark.split("=")]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert job.stdout.readline() == "up\n"
+        addresses = {address for address, _ in listening(set(processes.carrying(mark)))}
+        assert addresses and addresses <= LOOPBACK
+    finally:
+        job.communicate("\n", timeout=60)

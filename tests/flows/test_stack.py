@@ -16,6 +16,7 @@ import pytest
 from flows import processes, stack, stack_state
 from flows.prefect_api import ApiError, PrefectApi
 from flows.stack_state import Stack, StackError
+from tests.flows.sockets import LOOPBACK, listening
 
 
 def answer(url: str) -> int:
@@ -32,33 +33,11 @@ def members(place) -> set[int]:
     return processes.members(known.processes.values(), known.mark())
 
 
-def listening(pids: set[int]) -> set[tuple[str, int]]:
-    """(address as /proc writes it, port) of every TCP socket these processes listen on."""
-    inodes = set()
-    for pid in pids:
-        for link in Path(f"/proc/{pid}/fd").glob("*"):
-            try:
-                target = os.readlink(link)
-            except OSError:
-                continue
-            if target.startswith("socket:["):
-                inodes.add(target[8:-1])
-    found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in inodes:
-                address, port = fields[1].split(":")
-                found.add((address, int(port, 16)))
-    return found
-
-
 def test_every_port_is_on_the_loopback_interface(running):
-    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     ports = listening(members(running))
     known = running.stack()
     assert {known.prefect_port, known.dashboard_port, known.ray_port} <= {port for _, port in ports}
-    assert {address for address, _ in ports} <= loopback
+    assert {address for address, _ in ports} <= LOOPBACK
 
 
 def test_prefect_wants_its_password(running):
