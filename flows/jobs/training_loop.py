@@ -100,6 +100,8 @@ class _Run:
         trainer = self.trainer
         if trainer.step >= self.steps:
             return
+        if self.is_first:
+            self._cut_log()
         shown = progress(f"pretrain {self.folder.name}", "steps") if self.is_first else nullcontext()
         with shown as report:
             clock = None
@@ -152,6 +154,19 @@ class _Run:
         }
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _cut_log(self) -> None:
+        """Drop what a former attempt logged after the checkpoint we go on from: those steps come again."""
+        path = self.folder / "log.jsonl"
+        kept = []
+        for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+            try:
+                if json.loads(line)["step"] > self.trainer.step:
+                    break
+            except ValueError:  # cut off while it was written
+                break
+            kept.append(line + "\n")
+        write_atomically(path, "".join(kept))
 
     def write_summary(self) -> None:
         if self.is_first:

@@ -1,8 +1,14 @@
 """The pretraining job on a real Ray cluster: streams, workers, checkpoints, the soup it leaves."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
+import ray
 import torch
 
 from flows.jobs import pretrain_soe
@@ -14,8 +20,8 @@ from storage_schema.manifest import StoreError
 from tests.toy_store import make_store
 
 SETTINGS = dict(
-    store="toy", preset="tiny", steps=24, batch_size=8, sequence_length=16, mixtures_per_step=4,
-    support_size=2, num_experts=3, checkpoint_every=10,
+    store="toy", preset="tiny", steps=120, batch_size=8, sequence_length=16, mixtures_per_step=4,
+    support_size=2, num_experts=3, checkpoint_every=40,
 )  # fmt: skip
 
 
@@ -45,7 +51,7 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
     soup, training = pretrain_soe.resolve(settings, store)
     trainer = SoupTrainer(soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
     expected = {}
-    for batch in pretrain_soe.make_stream(settings, store, training).in_process(0, 24):
+    for batch in pretrain_soe.make_stream(settings, store, training).in_process(0, 120):
         result = trainer.train_step(
             torch.from_numpy(batch.tokens_BL1),
             torch.from_numpy(batch.mixture_B),
@@ -53,20 +59,45 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
         )
         expected[batch.step + 1] = result.loss
     found = losses(home, "one")
-    assert sorted(found) == [10, 20, 24]
+    assert sorted(found) == list(range(10, 121, 10))
     for step, loss in found.items():
         assert abs(loss - expected[step]) < 1e-5
     opened = SoupOfExperts.open(home / "soups" / "one")
     weights = torch.tensor([[0.5, 0.0, 0.5, 0.0]])
     instance = trainer.bank.combine(trainer.router.module(weights).detach())
     torch.testing.assert_close(opened.instances(opened.coefficients(weights)), instance, rtol=1e-4, atol=1e-5)
-    assert one_worker["tokens"] == 24 * 8 * 16 and one_worker["train_seconds"] > 0
+    assert one_worker["tokens"] == 120 * 8 * 16 and one_worker["train_seconds"] > 0
 
 
 def test_two_workers_give_the_same_losses(home, one_worker):
     pretrain_soe.run(Pretrain(name="two", num_workers=2, **SETTINGS))
     for step, loss in losses(home, "two").items():
         assert abs(loss - losses(home, "one")[step]) < 1e-4
+
+
+def test_a_run_killed_in_its_middle_goes_on_as_if_nothing_had_happened(home, one_worker):
+    config = Pretrain(name="killed", **SETTINGS).model_dump_json()
+    run = home / "runs" / "killed"
+    job = subprocess.Popen(
+        [sys.executable, "-m", "flows.jobs.pretrain_soe", "--config", config],
+        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        start_new_session=True,
+    )
+    snapshot = run / "checkpoint_manager_snapshot.json"
+    while not (snapshot.exists() and "step-000000040" in snapshot.read_text()):
+        assert job.poll() is None
+        time.sleep(0.01)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    time.sleep(2)  # Ray ends the workers of a dead driver
+    assert not (home / "soups" / "killed").exists()
+    with open(run / "log.jsonl", "a") as file:
+        file.write('{"step": 60, "lo')  # as a kill in the middle of a line leaves it
+    before = (run / "log.jsonl").read_text().splitlines()
+    resumed = pretrain_soe.run(Pretrain(name="killed", **SETTINGS))
+    assert (run / "log.jsonl").read_text().splitlines()[:4] == before[:4]  # to step 40: not done again
+    assert losses(home, "killed") == losses(home, "one")
+    assert resumed["digest"] == one_worker["digest"]
 
 
 def test_a_finished_run_is_skipped(home, one_worker):
@@ -77,7 +108,7 @@ def test_a_finished_run_is_skipped(home, one_worker):
 
 def test_a_name_in_use_is_refused(home, one_worker):
     with pytest.raises(StoreError, match="built with other settings: .*training was"):
-        pretrain_soe.run(Pretrain(name="one", **SETTINGS | {"steps": 25}))
+        pretrain_soe.run(Pretrain(name="one", **SETTINGS | {"steps": 121}))
 
 
 def test_checkpoints_of_another_store_are_refused(home, one_worker):
