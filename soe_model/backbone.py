@@ -1,17 +1,20 @@
 """The small model that a soup instantiates: any Hugging Face causal language model, made flat.
 
 Table 2 of the paper gives the GPT-2 sizes; see presets.py. Legend: B sequences, L tokens in a sequence.
+transformers takes seconds to import, so only what makes a model does.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from soe_model.flat import FlatModule
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def gpt2_config(
@@ -54,6 +57,8 @@ def hugging_face_config(backbone: dict[str, Any]) -> PretrainedConfig:
 
     Raises ValueError for a model type transformers does not know.
     """
+    from transformers import AutoConfig
+
     settings = dict(backbone)
     model_type = settings.pop("model_type", None)
     if model_type is None:
@@ -63,6 +68,8 @@ def hugging_face_config(backbone: dict[str, Any]) -> PretrainedConfig:
 
 def build_backbone(backbone: dict[str, Any], *, seed: int, device: str | torch.device = "cpu") -> FlatModule:
     """The backbone with the architecture's own initialisation, the same for equal seeds on every rank."""
+    from transformers import AutoModelForCausalLM
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(hugging_face_config(backbone))

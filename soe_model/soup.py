@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 from soe_model.backbone import build_backbone
 from soe_model.flat import FlatModule, ParameterSlot, unflatten
@@ -24,6 +24,9 @@ from soe_model.presets import SoupConfig
 from soe_model.router import Router
 from soe_model.training import SoupTrainer
 from storage_schema.manifest import StoreError, read_manifest, verify_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def expert_file(number: int) -> str:

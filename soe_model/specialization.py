@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from soe_model.soup import SoupOfExperts
 from storage_schema.manifest import Manifest, open_stage
@@ -62,6 +61,8 @@ def write_specialists(
 
 
 def _write_model(soup: SoupOfExperts, instance_P: torch.Tensor, folder: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
     soup.model(instance_P).save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(soup.folder / "tokenizer.json"),

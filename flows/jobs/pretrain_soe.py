@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from flows.jobs import runner
-from flows.jobs.training_loop import MixtureDataConfig, claim_run, train_loop
 from flows.settings import Pretrain
 from pipeline.mixtures import MixturePlan, generic_weights
 from pipeline.streaming import MixtureStream
@@ -50,6 +49,8 @@ def run(settings: Pretrain) -> dict[str, Any]:
     )
     folder = run_folder(settings.name)
     if stage.finished is None:
+        from flows.jobs.training_loop import claim_run  # imports Ray Train and the model: seconds
+
         claim_run(folder, {**asdict(soup), **asdict(training), "plan": stream.plan.digest})
         _fit(settings, stream, {"soup": soup, "training": training, "soup_folder": str(stage.work)})
         stage.finish({"steps": training.steps})
@@ -63,6 +64,8 @@ def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> Non
     """Run the workers to the end; Ray restarts a failed group from the newest checkpoint."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+
+    from flows.jobs.training_loop import MixtureDataConfig, train_loop
 
     # A worker's first import of torch takes more than Ray Train's 60 s on a small, busy machine; and each of
     # a worker's lines should be in the log once.
