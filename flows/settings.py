@@ -58,6 +58,13 @@ class BuildDomains(Settings):
     coarse_clusters: int = Field(64, ge=1, le=1024)
     leaf_clusters: int = Field(64, ge=1, le=1024, description="Leaves of each coarse cluster.")
     kmeans_iterations: int = Field(20, ge=1, le=1000)
+    kmeans_starts: int = Field(1, ge=1, le=100, description="The best of so many fits of each node is kept.")
+    kmeans_init: Literal["k-means++", "random"] = "k-means++"
+    kmeans_size_limit: float | None = Field(
+        1.5,
+        gt=1,
+        description="While fitting, a cluster of more than this many even shares is split; none: no bound.",
+    )
     kmeans_sample: int = Field(
         128_000, ge=100, description="Passages each node of the tree is fitted on, at most."
     )

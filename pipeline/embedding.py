@@ -123,11 +123,11 @@ def write_embeddings(path: str, passage_ids: np.ndarray, vectors: np.ndarray) ->
 
 
 def read_embeddings(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """One part: passage ids int64 ``[rows]`` and vectors float32 ``[rows, D]``."""
+    """One part: passage ids int64 ``[rows]`` and vectors float16 ``[rows, D]``, memory-mapped."""
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
     column = table["embedding"].combine_chunks()
-    vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    vectors = column.flatten().to_numpy(zero_copy_only=False)
     return table["passage_id"].to_numpy(), vectors.reshape(len(table), column.type.list_size)
 
 

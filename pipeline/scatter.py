@@ -18,7 +18,7 @@ from pipeline.embedding import read_embeddings
 from pipeline.passages import part_files
 from pipeline.tokenizer import load_tokenizer
 from storage_schema.domains import partition_schema
-from storage_schema.manifest import StoreError
+from storage_schema.manifest import StoreError, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,15 @@ class Folders:
         return self.scratch / f"node-{node:05d}"
 
 
-def scatter_part(folders: Folders, number: int, coarse_CD: np.ndarray) -> None:
-    """Tokenize one part and write its rows, with their embeddings, to their coarse nodes' folders."""
+def scatter_part(folders: Folders, number: int, coarse_CD: np.ndarray) -> float:
+    """Tokenize one part and write its rows, with their embeddings, to their coarse nodes' folders.
+
+    Returns:
+        The sum of the rows' squared distances to their coarse centroid.
+    """
     finished = folders.scratch / f"part-{number:05d}.finished"
     if finished.exists():
-        return
+        return float(finished.read_text())
     source = part_files(folders.passages, "train")[number]
     table = pq.read_table(source)
     ids, vectors_ND = read_embeddings(Path(folders.embeddings) / source.with_suffix(".arrow").name)
@@ -53,15 +57,13 @@ def scatter_part(folders: Folders, number: int, coarse_CD: np.ndarray) -> None:
     tokenizer = load_tokenizer(folders.tokenizer)
     tokens = tokenizer.encode(table["text"].to_pylist())
     schema = scatter_schema(tokenizer.vocab_size, vectors_ND.shape[1])
-    coarse_N = assign(vectors_ND, coarse_CD)[0]
+    coarse_N, distance_N = assign(vectors_ND, coarse_CD)
     for node in np.unique(coarse_N):
         rows = np.flatnonzero(coarse_N == node)
         offsets = np.concatenate([[0], np.cumsum([len(tokens[row]) for row in rows])])
         columns = [
             *(table[name].take(rows).combine_chunks() for name in ("passage_id", "document_id", "source")),
-            pa.FixedSizeListArray.from_arrays(
-                pa.array(vectors_ND[rows].astype(np.float16).reshape(-1)), vectors_ND.shape[1]
-            ),
+            pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND[rows].reshape(-1)), vectors_ND.shape[1]),
             pa.LargeListArray.from_arrays(
                 pa.array(offsets), pa.array(np.concatenate([tokens[row] for row in rows]))
             ),
@@ -69,7 +71,9 @@ def scatter_part(folders: Folders, number: int, coarse_CD: np.ndarray) -> None:
         folder = folders.node(int(node))
         folder.mkdir(exist_ok=True)
         write_batch(folder / f"part-{number:05d}.arrow", pa.record_batch(columns, schema=schema))
-    finished.touch()
+    squared = float(np.square(distance_N, dtype=np.float64).sum())
+    write_atomically(finished, repr(squared))
+    return squared
 
 
 def scatter_schema(vocab_size: int, size: int) -> pa.Schema:
@@ -84,6 +88,12 @@ def write_batch(path: Path, batch: pa.RecordBatch) -> None:
     with pa.ipc.new_file(f"{path}.aside", batch.schema) as writer:
         writer.write_batch(batch)
     os.replace(f"{path}.aside", path)
+
+
+def embeddings_of(table: pa.Table) -> np.ndarray:
+    """The column ``embedding``, float16 ``[N, D]``, not copied where the table is one batch."""
+    column = table["embedding"].combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
 
 
 def read_table(path: Path) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from flows.jobs.progress import progress
@@ -9,7 +10,9 @@ from flows.settings import BuildDomains
 from pipeline.corpora import ENVIRONMENT, Corpus
 from pipeline.embedder import EmbedderWeights
 from pipeline.embedding import build_embeddings
-from pipeline.partitioning import TreeSettings, build_domains, check_enough_passages
+from pipeline.kmeans import KMeansSettings
+from pipeline.leaves import TreeSettings
+from pipeline.partitioning import build_domains, check_enough_passages
 from pipeline.passages import build_passages
 from pipeline.scatter import Folders
 from pipeline.selection import Selection
@@ -107,7 +110,7 @@ class StoreBuilder:
         stage = self._open(
             "domains",
             {
-                **{name: value for name, value in tree.__dict__.items() if name != "use_gpu"},
+                **{name: value for name, value in asdict(tree).items() if name != "use_gpu"},
                 "vocab_size": vocabulary["vocab_size"],
                 "end_of_text": vocabulary["end_of_text"],
                 "distance": "l2",
@@ -129,7 +132,12 @@ class StoreBuilder:
         return TreeSettings(
             coarse_clusters=self.settings.coarse_clusters,
             leaf_clusters=self.settings.leaf_clusters,
-            iterations=self.settings.kmeans_iterations,
+            kmeans=KMeansSettings(
+                iterations=self.settings.kmeans_iterations,
+                starts=self.settings.kmeans_starts,
+                init=self.settings.kmeans_init,
+                size_limit=self.settings.kmeans_size_limit,
+            ),
             sample=self.settings.kmeans_sample,
             seed=self.settings.seed,
             use_gpu=self.settings.use_gpu,

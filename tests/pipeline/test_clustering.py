@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline import clustering
-from pipeline.clustering import assign, distinct_rows, fit_node, node_seed, sample_rows, without_unreached
+from pipeline.clustering import Blocks, assign, distinct_rows, node_seed, sample_rows, without_unreached
 
 
 def unit(vectors):
@@ -16,38 +16,6 @@ def blobs(number=6, each=50, size=16, seed=0):
     centers = unit(generator.normal(size=(number, size)))
     labels = np.repeat(np.arange(number), each)
     return unit(centers[labels] + 0.05 * generator.normal(size=(len(labels), size))), labels
-
-
-def test_separate_groups_are_found():
-    vectors, labels = blobs()
-    for seed in range(5):
-        nearest, distance = assign(vectors, fit_node(vectors, 6, iterations=20, seed=seed))
-        assert len({(a, b) for a, b in zip(nearest, labels, strict=True)}) == 6
-        assert distance.max() < 0.5
-
-
-def test_same_seed_same_bytes_other_seed_other_order():
-    vectors, _ = blobs(each=200)
-    first = fit_node(vectors, 16, iterations=10, seed=3)
-    assert first.tobytes() == fit_node(vectors, 16, iterations=10, seed=3).tobytes()
-    assert first.tobytes() != fit_node(vectors, 16, iterations=10, seed=4).tobytes()
-
-
-def test_fewer_distinct_vectors_than_clusters_leave_nan():
-    vectors = np.repeat(unit(np.random.default_rng(0).normal(size=(3, 8))), [5, 1, 9], axis=0)
-    centroids = fit_node(vectors, 5, iterations=5, seed=0)
-    assert np.isfinite(centroids[:3]).all() and np.isnan(centroids[3:]).all()
-    nearest, distance = assign(vectors, centroids)
-    assert np.bincount(nearest, minlength=5).tolist() == [5, 1, 9, 0, 0]
-    assert distance.max() == 0
-    assert np.isnan(fit_node(vectors[:0], 4, iterations=5, seed=0)).all()
-
-
-def test_more_duplicates_than_anything_else():
-    vectors = np.concatenate([np.repeat(unit(np.eye(8)[:1]), 500, axis=0), blobs(size=8)[0]])
-    centroids = fit_node(vectors, 7, iterations=10, seed=0)
-    assert np.isfinite(centroids).all()
-    assert len(set(assign(vectors[:500], centroids)[0])) == 1
 
 
 def test_assignment_is_to_the_nearest_finite_centroid():
@@ -65,11 +33,30 @@ def test_assignment_is_to_the_nearest_finite_centroid():
         assign(vectors, np.full((2, 12), np.nan, np.float32))
 
 
-def test_nan_vectors_are_refused_by_the_fit():
+def test_half_precision_is_widened_exactly_whatever_the_blocks_and_threads(monkeypatch):
+    vectors, centroids = blobs(each=70)[0].astype(np.float16), blobs(seed=3)[0][::40]
+    expected = assign(vectors.astype(np.float32), centroids)
+    monkeypatch.setattr(clustering, "BLOCK_ROWS", 32)
+    monkeypatch.setattr(clustering, "_TORCH_GRAIN", 100)
+    for threads in (1, 4):
+        nearest, distance = assign(vectors, centroids, threads=threads)
+        assert nearest.tobytes() == expected[0].tobytes()
+        np.testing.assert_allclose(distance, expected[1], rtol=1e-6)
+
+
+def test_means_are_the_means(monkeypatch):
+    vectors, labels = blobs()
+    monkeypatch.setattr(clustering, "BLOCK_ROWS", 32)
+    means = Blocks(vectors, threads=2).means(labels, 7)
+    np.testing.assert_allclose(means[:6], [vectors[labels == k].mean(0) for k in range(6)], atol=1e-6)
+    assert np.isnan(means[6]).all()
+
+
+def test_a_vector_that_is_not_finite_is_named():
     vectors, _ = blobs()
     vectors[7, 3] = np.nan
-    with pytest.raises(RuntimeError, match="NaN"):
-        fit_node(vectors, 4, iterations=5, seed=0)
+    with pytest.raises(ValueError, match="Vector 7 is not finite"):
+        assign(vectors, blobs(seed=3)[0][::40])
 
 
 def test_helpers():

@@ -81,5 +81,5 @@ def test_files_keep_rows_and_order(tmp_path):
     write_embeddings(str(tmp_path / "part.arrow"), np.arange(5) * 7, vectors)
     ids, read = read_embeddings(tmp_path / "part.arrow")
     assert ids.tolist() == [0, 7, 14, 21, 28]
-    assert read.dtype == np.float32
+    assert read.dtype == np.float16
     np.testing.assert_allclose(read, vectors, atol=1e-3)

@@ -14,7 +14,9 @@ import pytest
 from pipeline.corpora import open_corpus
 from pipeline.domain_weights import estimate_domain_weights
 from pipeline.embedding import read_embeddings, write_embeddings
-from pipeline.partitioning import TreeSettings, build_domains
+from pipeline.kmeans import KMeansSettings
+from pipeline.leaves import TreeSettings
+from pipeline.partitioning import build_domains
 from pipeline.passages import build_passages, part_files
 from pipeline.planted import planted_languages, write_planted_corpus
 from pipeline.scatter import Folders
@@ -24,7 +26,9 @@ from storage_schema.domains import DomainStore, Tree, partition_path, partition_
 from storage_schema.manifest import StoreError, open_stage, verify_files
 
 LANGUAGES = 4
-TREE = TreeSettings(coarse_clusters=LANGUAGES, leaf_clusters=3, iterations=10, sample=10_000, seed=1)
+TREE = TreeSettings(
+    coarse_clusters=LANGUAGES, leaf_clusters=3, kmeans=KMeansSettings(iterations=10), sample=10_000, seed=1
+)
 
 
 def bags_of_words(texts, size=64):

@@ -1,0 +1,123 @@
+"""The second step of partitioning: a coarse node's scattered rows → its leaves and their domain partitions.
+
+Memory holds the sample the leaves are fitted on, then one piece, then one leaf, however large the node is.
+
+Legend: N rows, k leaves of the node, D embedding size.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.clustering import assign, node_seed, sample_rows, without_unreached
+from pipeline.kmeans import KMeansSettings, NodeFit, fit_node
+from pipeline.scatter import Folders, embeddings_of, read_table, write_batch
+from storage_schema.domains import partition_path, partition_schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeSettings:
+    """The tree's shape and how it is fitted."""
+
+    coarse_clusters: int
+    leaf_clusters: int
+    kmeans: KMeansSettings
+    sample: int
+    """Passages each node is fitted on, at most."""
+    seed: int
+    use_gpu: bool = False
+
+    @property
+    def num_domains(self) -> int:
+        return self.coarse_clusters * self.leaf_clusters
+
+
+def write_node(folders: Folders, node: int, settings: TreeSettings) -> dict[str, np.ndarray]:
+    """Fit one coarse node's leaves and write its domains.
+
+    Returns:
+        ``leaves_kD``, ``counts_k``, ``distance_k`` and ``squared_k`` (sums over a leaf's rows), ``tokens_k``
+        and ``splits`` (kept on disk too, for a resume); of a node without rows only ``counts_k``.
+    """
+    kept = folders.node(node).with_suffix(".npz")
+    if kept.exists():
+        with np.load(kept, allow_pickle=False) as arrays:
+            return dict(arrays)
+    pieces = sorted(folders.node(node).glob("part-*.arrow"))
+    k = settings.leaf_clusters
+    if not pieces:
+        return {"counts_k": np.zeros(k, np.int64)}
+    fit = _fit_leaves(pieces, node, settings)
+    streams = [folders.node(node) / f"leaf-{leaf:04d}.arrows" for leaf in range(k)]
+    sums = _split(pieces, fit.centroids_kD, streams)
+    for leaf in np.flatnonzero(sums["counts_k"]):
+        path = Path(folders.work) / partition_path(node * k + int(leaf))
+        path.parent.mkdir(exist_ok=True)
+        _write_partition(streams[leaf], path)
+    result = {
+        **sums,
+        "leaves_kD": without_unreached(fit.centroids_kD, sums["counts_k"]),
+        "splits": np.array(fit.splits),
+    }
+    with open(f"{kept}.aside", "wb") as file:
+        np.savez(file, **result)
+    os.replace(f"{kept}.aside", kept)
+    for stream in streams:
+        stream.unlink(missing_ok=True)
+    return result
+
+
+def _fit_leaves(pieces: list[Path], node: int, settings: TreeSettings) -> NodeFit:
+    """Fit on a sample of the node's rows."""
+    tables = [read_table(piece) for piece in pieces]
+    edges = np.cumsum([0, *(len(table) for table in tables)])
+    seed = node_seed(settings.seed, node)
+    wanted = sample_rows(int(edges[-1]), settings.sample, seed)
+    sample = [
+        embeddings_of(table)[wanted[(wanted >= first) & (wanted < first + len(table))] - first]
+        for table, first in zip(tables, edges, strict=False)
+    ]
+    return fit_node(
+        np.concatenate(sample), settings.leaf_clusters, settings.kmeans, seed=seed, use_gpu=settings.use_gpu
+    )
+
+
+def _split(pieces: list[Path], leaves_kD: np.ndarray, streams: list[Path]) -> dict[str, np.ndarray]:
+    """Append every row to its leaf's stream; return the leaves' sums."""
+    k = len(leaves_kD)
+    sums = {name: np.zeros(k) for name in ("distance_k", "squared_k")}
+    sums |= {name: np.zeros(k, np.int64) for name in ("counts_k", "tokens_k")}
+    with ExitStack() as stack:
+        writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+        for piece in pieces:
+            table = read_table(piece)
+            leaf_N, distance_N = assign(embeddings_of(table), leaves_kD)
+            column = table.schema.get_field_index("embedding")
+            table = table.set_column(column, "distance", pa.array(distance_N))
+            lengths_N = np.diff(table["tokens"].combine_chunks().offsets.to_numpy())
+            sums["counts_k"] += np.bincount(leaf_N, minlength=k)
+            sums["tokens_k"] += np.bincount(leaf_N, lengths_N, minlength=k).astype(np.int64)
+            sums["distance_k"] += np.bincount(leaf_N, distance_N, minlength=k)
+            sums["squared_k"] += np.bincount(leaf_N, np.square(distance_N), minlength=k)
+            for leaf in np.unique(leaf_N):
+                if leaf not in writers:
+                    writers[leaf] = stack.enter_context(pa.ipc.new_stream(str(streams[leaf]), table.schema))
+                writers[leaf].write_table(table.take(np.flatnonzero(leaf_N == leaf)))
+    return sums
+
+
+def _write_partition(stream: Path, path: Path) -> None:
+    """A leaf's passages in the order of their ids, as one record batch."""
+    with pa.memory_map(str(stream)) as source:
+        table = pa.ipc.open_stream(source).read_all()
+    token_type = table.schema.field("tokens").type.value_type
+    schema = partition_schema(1 << 16 if token_type == pa.uint16() else 1 << 17)
+    table = table.take(np.argsort(table["passage_id"].to_numpy())).cast(schema).combine_chunks()
+    [batch] = table.to_batches()
+    write_batch(path, batch)
