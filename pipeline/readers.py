@@ -62,7 +62,7 @@ def read_lines(
 def read_parquet(
     filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus
 ) -> Iterator[Document | BadDocument]:
-    """Each row is a document."""
+    """Each row is a document; one row group's columns are in memory at a time."""
     yield from _read_rows(_parquet_batches(filesystem, file, corpus), file, corpus)
 
 
@@ -80,7 +80,9 @@ class _MissingColumn(Exception):
 def _parquet_batches(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Iterator[pa.RecordBatch]:
     with filesystem.open_input_file(file.path) as stream, pq.ParquetFile(stream) as table:
         columns = _columns(table.schema_arrow.names, corpus)
-        yield from table.iter_batches(batch_size=ROWS, columns=columns)
+        # Asked for all row groups at once, pyarrow would fetch them all before the first row.
+        for group in range(table.num_row_groups):
+            yield from table.iter_batches(batch_size=ROWS, row_groups=[group], columns=columns)
 
 
 def _arrow_batches(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Iterator[pa.RecordBatch]:

@@ -60,8 +60,9 @@ def _data_names(filesystem: fs.FileSystem, listing: Listing, folder: str) -> lis
             f"The dataset of {where} is a selection of rows kept beside its data (_indices_data_files), which "
             "is not followed here. Load it with `datasets`, call flatten_indices(), and save it again."
         )
-    files = state.get("_data_files")
-    entries = [entry.get("filename") if isinstance(entry, dict) else None for entry in files or ()]
+    entries = state.get("_data_files")
+    if isinstance(entries, list):
+        entries = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries]
     names = [_join(folder, name) for name in _names(entries, where)]
     if absent := [name for name in names if name not in listing]:
         raise ValueError(f"{where} names the file {absent[0]!r}, which is not there. Save the dataset again.")
