@@ -24,7 +24,8 @@ class BuildDomains(Settings):
     corpus: str = Field(
         "environment",
         description="`environment` (text files of the installed Python packages, the standard library and "
-        "the manual pages), or the path of a JSON-lines, Parquet or text file, or of a folder of them.",
+        "the manual pages), or the path or `s3://` URI of a JSON-lines, Parquet or text file, of a folder of "
+        "them, or of a Hugging Face dataset saved with save_to_disk.",
     )
     text_field: str = Field("text", description="JSON lines and Parquet: the field that holds the text.")
     source_field: str = Field(
@@ -103,7 +104,7 @@ class Specialize(Settings):
 
     soup: str = Field("soup", description="Name or path of the soup.")
     texts: dict[str, str] = Field(
-        {}, description="Specialist's name → a text file, JSON-lines file or folder."
+        {}, description="Specialist's name → texts: a path or URI, as build-domains' `corpus`."
     )
     held_out_of: str | None = Field(
         None, description="A store: every held-out source with enough passages becomes a specialist set."

@@ -1,7 +1,8 @@
 """Documents from any corpus: the installed environment, JSON lines, Parquet, text, or a folder of them.
 
 A corpus is first listed (:func:`open_corpus`), which is cheap and names every file, and then read file by
-file (``readers.py``), so that files can be read in parallel and a broken one is skipped without the rest.
+file (``readers.py``), so that files can be read in parallel and a broken one is skipped without the rest. It
+may lie anywhere (``locations.py``): the documents are the same.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 from pyarrow import fs
 
+from pipeline.locations import explain, missing, open_filesystem
+from pipeline.saved_datasets import DATA_SUFFIX, keep_data
 from storage_schema.manifest import content_digest
 
 ENVIRONMENT = "environment"
@@ -52,7 +55,7 @@ class CorpusFile:
     source: str
     """The source of its documents where they do not name their own."""
     format: str
-    """``text``, ``lines``, ``parquet``, ``code`` or ``manual`` (the last two: ``environment.py``)."""
+    """``text``, ``lines``, ``parquet``, ``arrow``, ``code`` or ``manual`` (the last two: ``environment.py``)."""
     compression: str | None
     bytes: int
     modified: int
@@ -64,7 +67,7 @@ class Corpus:
     """A listed corpus."""
 
     uri: str
-    """``environment``, a path, or any URI that pyarrow.fs opens."""
+    """``environment``, a path, ``s3://bucket/prefix``, or any URI that pyarrow.fs opens."""
     files: tuple[CorpusFile, ...]
     text_field: str = "text"
     source_field: str = "source"
@@ -97,12 +100,14 @@ def open_corpus(uri: str, *, text_field: str = "text", source_field: str = "sour
     """List the files of a corpus, in a deterministic order.
 
     Args:
-        uri: ``environment``, or a local path or ``pyarrow.fs`` URI of a file or folder.
-        text_field: field of JSON lines and Parquet that holds the text.
+        uri: ``environment``, or a local path or ``pyarrow.fs`` URI of a file or folder; of a dataset saved
+            with ``save_to_disk``, its folder.
+        text_field: field of JSON lines, Parquet and saved datasets that holds the text.
         source_field: field that names a document's source, where there is one.
 
     Raises:
-        ValueError: nothing is there, it cannot be reached, or it holds no file of a known kind.
+        ValueError: nothing is there, it cannot be reached, refuses the credentials, or holds no file of a
+            known kind or a saved dataset that cannot be read.
     """
     if uri == ENVIRONMENT:
         from pipeline.environment import list_environment
@@ -115,30 +120,23 @@ def open_corpus(uri: str, *, text_field: str = "text", source_field: str = "sour
         known = " ".join(sorted({*LINE_SUFFIXES, ".parquet", *TEXT_SUFFIXES}))
         raise ValueError(
             f"The corpus {uri!r} is empty: it has no file with anything in it of the kinds {known} "
-            "(.gz and .zst too). Give the path of a file or folder that has, or `environment`."
+            "(.gz and .zst too), nor a dataset saved with save_to_disk. Give the path of a file or folder "
+            "that has, or `environment`."
         )
     return Corpus(uri=uri, files=tuple(files), text_field=text_field, source_field=source_field)
 
 
 def read_documents(corpus: Corpus, file: CorpusFile) -> Iterator[Document | BadDocument]:
-    """The documents of one file, in order; what cannot be read comes as a :class:`BadDocument`."""
+    """The documents of one file, in order; what cannot be read comes as a :class:`BadDocument`.
+
+    Raises ValueError if the corpus's place is no longer reached, or lets us read no longer.
+    """
     from pipeline.readers import READERS
 
-    yield from READERS[file.format](open_filesystem(corpus.uri)[0], file, corpus)
-
-
-def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it.
-
-    Raises:
-        ValueError: the URI's scheme or its address is not one pyarrow can open.
-    """
-    if "://" not in uri:
-        return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
     try:
-        return fs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, OSError, ImportError) as error:
-        raise ValueError(f"The corpus {uri!r} cannot be opened: {error}") from error
+        yield from READERS[file.format](open_filesystem(corpus.uri)[0], file, corpus)
+    except OSError as error:
+        raise explain(corpus.uri, error) from error
 
 
 def split_suffix(name: str) -> tuple[str, str | None]:
@@ -150,24 +148,29 @@ def split_suffix(name: str) -> tuple[str, str | None]:
 
 def _list(uri: str) -> list[CorpusFile]:
     filesystem, root = open_filesystem(uri)
+    folder = PurePosixPath(root).name
     try:
         info = filesystem.get_file_info(root)
         if info.type == fs.FileType.NotFound:
-            raise ValueError(
-                f"The corpus {uri!r} does not exist. Give the path of a file or folder, or `environment`."
-            )
+            raise missing(uri, filesystem, root)
         if info.type == fs.FileType.File:
-            return [
-                _corpus_file(info, PurePosixPath(root).name, any_suffix=True, folder=PurePosixPath(root).stem)
-            ]
+            return [_single_file(uri, info)]
         found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-    except OSError as error:
-        raise ValueError(f"The corpus {uri!r} cannot be listed: {error}") from error
-    prefix, folder = root.rstrip("/") + "/", PurePosixPath(root).name
-    named = sorted((info.path.removeprefix(prefix), info) for info in found if info.type == fs.FileType.File)
-    visible = [(name, info) for name, info in named if not re.search(r"(^|/)[._]", name)]
-    files = [_corpus_file(info, name, any_suffix=False, folder=folder) for name, info in visible]
+        prefix = root.rstrip("/") + "/"
+        named = {info.path.removeprefix(prefix): info for info in found if info.type == fs.FileType.File}
+        visible = {name: info for name, info in named.items() if not re.search(r"(^|/)[._]", name)}
+        kept = keep_data(filesystem, visible)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise explain(uri, error) from error
+    files = [_corpus_file(info, name, any_suffix=False, folder=folder) for name, info in sorted(kept.items())]
     return [file for file in files if file is not None]
+
+
+def _single_file(uri: str, info: fs.FileInfo) -> CorpusFile:
+    path = PurePosixPath(info.path)
+    if path.suffix.lower() == DATA_SUFFIX:
+        raise ValueError(f"The corpus {uri!r} is one file of a saved dataset. Give the dataset's folder.")
+    return _corpus_file(info, path.name, any_suffix=True, folder=path.stem)
 
 
 def _corpus_file(info: fs.FileInfo, name: str, *, any_suffix: bool, folder: str) -> CorpusFile | None:
@@ -178,6 +181,8 @@ def _corpus_file(info: fs.FileInfo, name: str, *, any_suffix: bool, folder: str)
         kind, default_source = "lines", path.stem
     elif suffix == ".parquet":
         kind, default_source = "parquet", path.stem
+    elif suffix == DATA_SUFFIX:
+        kind, default_source = "arrow", folder
     elif suffix in TEXT_SUFFIXES or any_suffix:
         kind, default_source = "text", folder
     else:

@@ -1,4 +1,8 @@
-"""One reader for each format of corpus file. A reader never raises for bad content: it reports it."""
+"""One reader for each format of corpus file. A reader never raises for bad content: it reports it.
+
+It does raise OSError where the file's place fails, not the file: a lost connection must not pass for a corpus of
+bad documents.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,12 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.corpora import BadDocument, Corpus, CorpusFile, Document
+from pipeline.locations import input_options, is_lost_access
 
 Reader = Callable[[fs.FileSystem, CorpusFile, Corpus], Iterator[Document | BadDocument]]
 BUFFER_BYTES = 1 << 16
+ROWS = 1024
+"""Of a table, turned into documents at a time."""
 
 
 def read_text(
@@ -30,12 +37,12 @@ def read_text(
 def load_text(filesystem: fs.FileSystem, file: CorpusFile) -> str | BadDocument:
     """A file's text, decompressed and decoded as UTF-8."""
     try:
-        with filesystem.open_input_stream(file.path, compression=file.compression) as stream:
+        with _open_stream(filesystem, file) as stream:
             return stream.read().decode("utf-8")
     except UnicodeDecodeError as error:
         return BadDocument(file.name, f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}")
-    except OSError as error:
-        return BadDocument(file.name, _reason(error))
+    except (OSError, pa.ArrowException) as error:
+        return BadDocument(file.name, _problem(error))
 
 
 def read_lines(
@@ -44,32 +51,67 @@ def read_lines(
     """Each line is a JSON object with the text in ``corpus.text_field``."""
     number = 0
     try:
-        with filesystem.open_input_stream(file.path, compression=file.compression) as stream:
+        with _open_stream(filesystem, file) as stream:
             for number, line in enumerate(io.BufferedReader(stream, BUFFER_BYTES), start=1):
                 if line.strip():
                     yield from _parse_line(line, f"{file.name}:{number}", file, corpus)
-    except OSError as error:
-        yield BadDocument(f"{file.name}:{number + 1}", _reason(error))
+    except (OSError, pa.ArrowException) as error:
+        yield BadDocument(f"{file.name}:{number + 1}", _problem(error))
 
 
 def read_parquet(
     filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus
 ) -> Iterator[Document | BadDocument]:
-    """Each row is a document."""
+    """Each row is a document; one row group's columns are in memory at a time."""
+    yield from _read_rows(_parquet_batches(filesystem, file, corpus), file, corpus)
+
+
+def read_arrow(
+    filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus
+) -> Iterator[Document | BadDocument]:
+    """Each row of an Arrow stream is a document; one record batch is in memory at a time."""
+    yield from _read_rows(_arrow_batches(filesystem, file, corpus), file, corpus)
+
+
+class _MissingColumn(Exception):
+    """A table has no column of text; the message says which it has."""
+
+
+def _parquet_batches(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Iterator[pa.RecordBatch]:
+    with filesystem.open_input_file(file.path) as stream, pq.ParquetFile(stream) as table:
+        columns = _columns(table.schema_arrow.names, corpus)
+        # Asked for all row groups at once, pyarrow would fetch them all before the first row.
+        for group in range(table.num_row_groups):
+            yield from table.iter_batches(batch_size=ROWS, row_groups=[group], columns=columns)
+
+
+def _arrow_batches(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Iterator[pa.RecordBatch]:
+    with _open_stream(filesystem, file) as stream, pa.ipc.open_stream(stream) as batches:
+        columns = _columns(batches.schema.names, corpus)
+        for batch in batches:
+            yield batch.select(columns)
+
+
+def _columns(names: list[str], corpus: Corpus) -> list[str]:
+    if corpus.text_field not in names:
+        raise _MissingColumn(f"no column {corpus.text_field!r}; it has {', '.join(names)}")
+    return [name for name in (corpus.text_field, corpus.source_field) if name in names]
+
+
+def _read_rows(
+    batches: Iterator[pa.RecordBatch], file: CorpusFile, corpus: Corpus
+) -> Iterator[Document | BadDocument]:
     row = 0
     try:
-        with pq.ParquetFile(filesystem.open_input_file(file.path)) as table:
-            names = table.schema_arrow.names
-            if corpus.text_field not in names:
-                yield BadDocument(file.name, f"no column {corpus.text_field!r}; it has {', '.join(names)}")
-                return
-            columns = [name for name in (corpus.text_field, corpus.source_field) if name in names]
-            for batch in table.iter_batches(batch_size=1024, columns=columns):
-                for record in batch.to_pylist():
+        for batch in batches:
+            for start in range(0, batch.num_rows, ROWS):
+                for record in batch.slice(start, ROWS).to_pylist():
                     yield from _document(record, f"{file.name}:{row}", file, corpus)
                     row += 1
+    except _MissingColumn as error:
+        yield BadDocument(file.name, str(error))
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        yield BadDocument(f"{file.name}:{row}", _reason(error))
+        yield BadDocument(f"{file.name}:{row}", _problem(error))
 
 
 def _parse_line(
@@ -106,7 +148,15 @@ def _document(record: dict, where: str, file: CorpusFile, corpus: Corpus) -> Ite
         yield Document(document_id=where, source=file.source if source is None else str(source), text=text)
 
 
-def _reason(error: Exception) -> str:
+def _open_stream(filesystem: fs.FileSystem, file: CorpusFile) -> pa.NativeFile:
+    options = input_options(file.bytes)
+    return filesystem.open_input_stream(file.path, compression=file.compression, **options)
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a file. Raises `error` itself if nothing is, but its place."""
+    if is_lost_access(error):
+        raise error
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -127,6 +177,7 @@ READERS: dict[str, Reader] = {
     "text": read_text,
     "lines": read_lines,
     "parquet": read_parquet,
+    "arrow": read_arrow,
     "code": _environment_reader("written_text"),
     "manual": _environment_reader("manual_text"),
 }

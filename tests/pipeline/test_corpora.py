@@ -9,15 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from pipeline.corpora import BadDocument, Document, open_corpus, read_documents
+from pipeline.corpora import BadDocument, Document, open_corpus
+from tests.toy_corpora import read_all
 
 RECORDS = [{"text": f"text {i}", "source": f"s{i % 2}"} for i in range(5)]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
-
-
-def read_all(uri, **options):
-    corpus = open_corpus(str(uri), **options)
-    return [document for file in corpus.files for document in read_documents(corpus, file)]
 
 
 def test_json_lines_plain_gz_and_zst_hold_the_same_documents(tmp_path):

@@ -1,0 +1,174 @@
+"""Where a corpus lies: a path, ``s3://bucket/prefix``, or another URI of ``pyarrow.fs``, as a file system.
+
+S3 takes its credentials, endpoint and region from the usual variables of the process that reads (or from the
+machine's profile or role), never from the URI: settings are shown in dashboards.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+S3 = "s3://"
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
+ATTEMPTS = 3
+"""Of each S3 request: with the bounds below, a place that does not answer is given up within a minute."""
+CONNECT_SECONDS = 5.0
+STALLED_SECONDS = 10.0
+"""A request that moves no byte for so long has failed."""
+_REFUSED = re.compile(
+    r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|[A-Z_]*SIGNATURE[A-Z_]*|[A-Z_]*TOKEN[A-Z_]*"
+    r"|UNRECOGNIZED_CLIENT|REQUEST_EXPIRED|REQUEST_TIME_TOO_SKEWED)|HTTP status 40[013]\b"
+)
+_ELSEWHERE = re.compile(r"HTTP status 30[17]\b|configured region|AuthorizationHeaderMalformed")
+
+
+def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it. Reaches nothing but, on AWS, a bucket's region.
+
+    Raises:
+        ValueError: the URI's scheme or its address is not one pyarrow can open, an S3 URI names no bucket or
+            holds more than a bucket and a key, or the S3 endpoint is no URL or would send credentials in
+            the clear.
+    """
+    if "://" not in uri:
+        return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
+    if uri.startswith(S3):
+        return _open_s3(uri)
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError, ImportError) as error:
+        raise ValueError(f"The corpus {uri!r} cannot be opened: {error}") from error
+
+
+def input_options(size: int) -> dict[str, int]:
+    """Options of ``open_input_stream`` for a file of `size` bytes: S3 is asked for 8 MiB at a time."""
+    return {"buffer_size": max(1, min(size, 8 << 20))}
+
+
+def is_lost_access(error: Exception) -> bool:
+    """Whether a file could not be read because of its place, and not because of what it holds."""
+    return isinstance(error, OSError) and "AWS Error" in str(error)
+
+
+def missing(uri: str, filesystem: fs.FileSystem, path: str) -> ValueError:
+    """The error of a corpus of which nothing is there. Raises OSError if its bucket cannot be asked for."""
+    bucket = path.partition("/")[0]
+    if uri.startswith(S3) and filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
+        return ValueError(
+            f"The corpus {uri!r} does not exist: {_endpoint_words()} has no bucket {bucket!r}. Check its name "
+            "and AWS_ENDPOINT_URL."
+        )
+    return ValueError(
+        f"The corpus {uri!r} does not exist. Give the path of a file or folder, or `environment`."
+    )
+
+
+def explain(uri: str, error: Exception) -> ValueError:
+    """What a file system's error means to the one who named the corpus `uri`, and the way out."""
+    reason = " ".join(str(error).split())
+    if not uri.startswith(S3):
+        return ValueError(f"The corpus {uri!r} cannot be listed: {reason}")
+    if _ELSEWHERE.search(reason):
+        return ValueError(
+            f"The corpus {uri!r} lies in another region: {reason}. Set AWS_REGION to the bucket's, on every "
+            "node of the Ray cluster."
+        )
+    if _REFUSED.search(reason):
+        return ValueError(
+            f"The corpus {uri!r} refuses the credentials: {reason}. Set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or give the machine a role, that may list and read it, on every node of "
+            "the Ray cluster."
+        )
+    if "NETWORK_CONNECTION" in reason:
+        return ValueError(
+            f"The corpus {uri!r} cannot be reached at {_endpoint_words()}: {reason}. Check AWS_ENDPOINT_URL, "
+            "AWS_REGION and the network, on every node of the Ray cluster, and run again."
+        )
+    return ValueError(f"The corpus {uri!r} cannot be read: {reason}. Mend that and run again.")
+
+
+def _open_s3(uri: str) -> tuple[fs.FileSystem, str]:
+    path = uri.removeprefix(S3).rstrip("/")
+    bucket = path.partition("/")[0]
+    if "@" in bucket or ":" in bucket:
+        raise ValueError(
+            "The corpus's S3 URI holds credentials or a host, which would be shown in dashboards. Give "
+            "s3://bucket/prefix and set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL."
+        )
+    if not bucket:
+        raise ValueError(f"The corpus {uri!r} names no bucket. Give s3://bucket/prefix.")
+    if "?" in path:
+        raise ValueError(
+            f"The corpus {uri!r} has options. Give s3://bucket/prefix and set AWS_ENDPOINT_URL and AWS_REGION."
+        )
+    scheme, host = _endpoint()
+    return _s3(scheme, host, _region(bucket, host)), path
+
+
+def _endpoint() -> tuple[str, str | None]:
+    """``("http", "127.0.0.1:9000")``; the host is None for AWS itself."""
+    for variable in ENDPOINT_VARIABLES:
+        url = os.environ.get(variable)
+        if not url:
+            continue
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError(f"{variable} is not a URL of a server. Give one such as https://s3.example.org.")
+        if parts.path.strip("/") or parts.query:
+            raise ValueError(f"{variable} is {url!r}: an endpoint has no path. Give scheme, host and port.")
+        if parts.scheme == "http" and not _is_loopback(parts.hostname):
+            raise ValueError(
+                f"{variable} is {url!r}: plain http is only for this machine (127.0.0.1). Use https."
+            )
+        return parts.scheme, parts.netloc
+    return "https", None
+
+
+def _endpoint_words() -> str:
+    scheme, host = _endpoint()
+    return f"{scheme}://{host}" if host else "AWS"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _region(bucket: str, host: str | None) -> str | None:
+    for variable in REGION_VARIABLES:
+        if os.environ.get(variable):
+            return os.environ[variable]
+    return "us-east-1" if host else _bucket_region(bucket)
+
+
+@functools.lru_cache(maxsize=16)
+def _bucket_region(bucket: str) -> str | None:
+    """Where AWS keeps a bucket; None leaves it to the machine's profile, and errors to the listing."""
+    try:
+        return fs.resolve_s3_region(bucket)
+    except (OSError, pa.ArrowInvalid):
+        return None
+
+
+@functools.lru_cache(maxsize=16)
+def _s3(scheme: str, host: str | None, region: str | None) -> fs.S3FileSystem:
+    """One client for all files: making one costs more than reading a small file."""
+    return fs.S3FileSystem(
+        scheme=scheme,
+        endpoint_override=host,
+        region=region,
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=STALLED_SECONDS,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+    )
