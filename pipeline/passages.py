@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.corpora import Corpus
 from pipeline.extraction import BAD_DOCUMENTS_NAMED, extract_group, too_many_bad
-from pipeline.selection import Part, Selection, select_passages
+from pipeline.selection import Part, Selection, rows_of, select_passages
 from pipeline.tasks import Report, ignore_progress, run_tasks
 from storage_schema.corpus import PASSAGES, SPLITS, part_name
 from storage_schema.manifest import Manifest, Stage
@@ -61,10 +61,13 @@ def build_passages(
         report=lambda done, _: report(done, 2 * files),
     )
     bad_documents_named = _check_bad_documents(summaries, corpus, max_bad_documents)
-    plan = select_passages(shards, selection)
+    plan = select_passages(shards, selection, scratch)
     characters = run_tasks(
         write_part,
-        [(part, [str(shard) for shard in shards], str(_part_path(stage.work, part))) for part in plan.parts],
+        [
+            (part, plan.decisions, [shards[s] for s, _, _ in part.shards], _part_path(stage.work, part))
+            for part in plan.parts
+        ],
         report=lambda done, parts: report(files + files * done // parts, 2 * files),
     )
     pq.write_table(plan.sources, stage.work / "sources.parquet")
@@ -84,20 +87,20 @@ def build_passages(
     return stage.finish(counts)
 
 
-def write_part(part: Part, shards: Sequence[str], path: str) -> int:
-    """Gather one part's passages from the shards and write it, unless it is there; return its characters."""
-    if not os.path.exists(path):
+def write_part(part: Part, decisions: Path, shards: Sequence[Path], path: Path) -> int:
+    """Gather one part's passages from its shards and write it, unless it is there; return its characters."""
+    if not path.exists():
         columns = ["document_id", "source", "text"]
         gathered = [
-            pq.read_table(shards[number], columns=columns).take(pa.array(rows))
-            for number, rows in part.rows_of_shard
+            pq.read_table(shard, columns=columns).take(pa.array(rows))
+            for shard, rows in zip(shards, rows_of(part, decisions), strict=True)
         ]
         table = pa.concat_tables(gathered)
         ids = (np.int64(part.number) << 32) + np.arange(len(table), dtype=np.int64)
         casted = [table[name].cast(PASSAGES.field(name).type) for name in columns]
         table = pa.Table.from_arrays([pa.chunked_array([ids]), *casted], schema=PASSAGES)
-        pq.write_table(table, path + ".aside", compression="zstd", compression_level=1)
-        os.replace(path + ".aside", path)
+        pq.write_table(table, f"{path}.aside", compression="zstd", compression_level=1)
+        os.replace(f"{path}.aside", path)
     return pc.sum(pc.utf8_length(pq.read_table(path, columns=["text"])["text"])).as_py()
 
 

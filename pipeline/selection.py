@@ -3,12 +3,16 @@
 Held out are all documents of the named sources and, of every other source, the documents whose hash falls
 below `held_out_fraction`; so a document's split does not depend on what else is in the corpus. A passage is
 kept once; a held-out passage whose text occurs in a training document is dropped, because it was seen.
+
+Equal passages have equal hashes, so the hashes are dealt out to buckets on disk by their first bits and each
+bucket is decided on its own: memory holds one bucket, and what is decided is one byte a passage, on disk.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +24,14 @@ import pyarrow.parquet as pq
 from storage_schema.corpus import SOURCES, SPLITS
 
 LEAST_PART_ROWS, MOST_PART_ROWS, USUAL_PARTS = 256, 16_384, 64
+BUCKET_ROWS = 1 << 20
+MOST_BUCKETS = 128
+"""So many files are open at once."""
+DROPPED, *KEPT = range(1 + len(SPLITS))
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+_BUCKET = pa.schema(
+    [("shard", pa.int32()), ("row", pa.uint32()), ("text_hash", pa.uint64()), ("held_out", pa.bool_())]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +47,16 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One part to be written: rows of some shards, in order."""
+    """One part to be written: consecutive passages of a split, in the order of shards and rows."""
 
     split: str
     number: int
     """Over both splits: training parts first."""
-    rows_of_shard: list[tuple[int, np.ndarray]]
+    shards: list[tuple[int, int, int]]
+    """Of each shard it draws from: its number, and where its passages begin and end among all."""
+    skip: int
+    """Passages of this split in the first shard that belong to earlier parts."""
+    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,62 +64,134 @@ class Plan:
     """Which passages of which shards are written, part by part."""
 
     parts: list[Part]
+    decisions: Path
+    """One byte a passage, shard after shard: 0, or 1 + the number of its split."""
     sources: pa.Table
     counts: dict[str, int]
 
 
-def select_passages(shards: Sequence[Path], selection: Selection) -> Plan:
-    """Decide on every passage of the extracted `shards`.
+def select_passages(shards: Sequence[Path], selection: Selection, scratch: Path) -> Plan:
+    """Decide on every passage of the extracted `shards`; `scratch` is a folder to work in.
 
     Raises:
         ValueError: a held-out source that is not there, or nothing to train on.
     """
-    passages = _read_hashes(shards)
-    _check_sources(passages, selection.held_out_sources)
-    if selection.max_documents_per_source is not None:
-        passages = _limit_documents(passages, selection.max_documents_per_source)
-    unseen = pl.col("source").is_in(list(selection.held_out_sources))
-    by_hash = pl.col("document_hash") < int(selection.held_out_fraction * 2**64)
-    passages = passages.with_columns(unseen=unseen, held_out=unseen | by_hash)
-    every_train = passages.filter(~pl.col("held_out"))
-    every_held_out = passages.filter(pl.col("held_out"))
-    train = every_train.unique("text_hash", keep="first", maintain_order=True)
-    held_out = every_held_out.unique("text_hash", keep="first", maintain_order=True)
-    fresh = held_out.join(train, on="text_hash", how="anti", maintain_order="left")
-    distinct = len(train)
-    if selection.max_passages is not None and distinct > selection.max_passages:
-        train = train.sort("text_hash").head(selection.max_passages).sort("shard", "row")
-    if not len(train):
+    edges = np.cumsum([0, *(pq.read_metadata(shard).num_rows for shard in shards)])
+    buckets = [scratch / f"bucket-{b:03d}.arrows" for b in range(_bucket_count(int(edges[-1])))]
+    sources = _deal_out(shards, selection, buckets)
+    decisions = scratch / "decisions.u8"
+    decided = np.memmap(decisions, np.uint8, "w+", shape=max(1, int(edges[-1])))
+    counts = _decide(buckets, selection, edges, decided)
+    if not counts["passages"]:
         raise ValueError(
             "The corpus leaves no passage to train on: it has no readable document that is not held out. "
             "Give more text, or hold out less (held_out_sources, held_out_fraction)."
         )
-    parts = [*_parts("train", train, 0)]
-    parts += _parts("held_out", fresh, len(parts))
-    counts = {
-        "passages": len(train),
-        "held_out_passages": len(fresh),
-        "train_duplicates_dropped": len(every_train) - distinct,
-        "train_passages_over_the_limit": distinct - len(train),
-        "held_out_duplicates_dropped": len(every_held_out) - len(held_out),
-        "held_out_seen_in_training_dropped": len(held_out) - len(fresh),
-    }
-    return Plan(parts=parts, sources=_sources(passages, train, fresh), counts=counts)
+    decided.flush()
+    parts: list[Part] = []
+    for split, code in zip(SPLITS, KEPT, strict=True):
+        parts += _parts(split, code, decided, edges, len(parts))
+    table = _sources(shards, sources, decided, edges)
+    return Plan(parts=parts, decisions=decisions, sources=table, counts=counts)
 
 
-def _read_hashes(shards: Sequence[Path]) -> pl.DataFrame:
-    columns = ["source", "document_hash", "text_hash"]
-    frames = [
-        pl.from_arrow(pq.read_table(shard, columns=columns))
-        .with_columns(pl.col("source").cast(pl.String), shard=pl.lit(number, pl.Int32))
-        .with_row_index("row")
-        for number, shard in enumerate(shards)
-    ]
-    return pl.concat(frames)
+def rows_of(part: Part, decisions: Path) -> Iterator[np.ndarray]:
+    """The rows that `part` takes from each of its shards."""
+    code = KEPT[SPLITS.index(part.split)]
+    skip, left = part.skip, part.rows
+    with open(decisions, "rb") as file:
+        for _, begin, end in part.shards:
+            file.seek(begin)
+            rows = np.flatnonzero(np.fromfile(file, np.uint8, end - begin) == code)[skip : skip + left]
+            skip, left = 0, left - len(rows)
+            yield rows
 
 
-def _check_sources(passages: pl.DataFrame, held_out: Sequence[str]) -> None:
-    known = set(passages["source"].unique())
+def _bucket_count(rows: int) -> int:
+    return min(MOST_BUCKETS, 1 << max(0, (rows // BUCKET_ROWS).bit_length()))
+
+
+def _deal_out(shards: Sequence[Path], selection: Selection, buckets: list[Path]) -> pl.DataFrame:
+    """Write every passage's hash to its bucket; return the sources with their documents."""
+    last_order = _last_orders(shards, selection.max_documents_per_source)
+    unseen = pl.col("source").is_in(list(selection.held_out_sources))
+    by_hash = pl.col("document_hash") < int(selection.held_out_fraction * 2**64)
+    found: list[pl.DataFrame] = []
+    shift = 64 - (len(buckets) - 1).bit_length()
+    with ExitStack() as stack:
+        writers = [stack.enter_context(pa.ipc.new_stream(str(bucket), _BUCKET)) for bucket in buckets]
+        for number, shard in enumerate(shards):
+            rows = _read_hashes(shard).with_columns(shard=pl.lit(number, pl.Int32))
+            if last_order is not None:
+                rows = rows.join(last_order, on="source").filter(pl.col("order") <= pl.col("last"))
+            rows = rows.with_columns(unseen=unseen, held_out=unseen | by_hash).sort("row")
+            found.append(_documents(rows))
+            if len(found) > 64:
+                found = [_merge(found)]
+            hashes = rows["text_hash"].to_numpy()
+            bucket_of = hashes >> np.uint64(shift) if len(buckets) > 1 else np.zeros_like(hashes)
+            table = rows.select(_BUCKET.names).to_arrow().cast(_BUCKET)
+            for bucket in np.unique(bucket_of):
+                writers[bucket].write_table(table.take(np.flatnonzero(bucket_of == bucket)))
+    sources = _merge(found)
+    _check_sources(set(sources["source"]), selection.held_out_sources)
+    return sources
+
+
+def _decide(buckets: list[Path], selection: Selection, edges: np.ndarray, decided: np.ndarray) -> dict:
+    """Fill `decided`. Buckets come in the order of their hashes, so a limit on passages fills up in that order."""
+    names = ("passages", "held_out_passages", "train_duplicates_dropped", "train_passages_over_the_limit")
+    names += ("held_out_duplicates_dropped", "held_out_seen_in_training_dropped")
+    counts = dict.fromkeys(names, 0)
+    limit = np.inf if selection.max_passages is None else selection.max_passages
+    for bucket in buckets:
+        with pa.memory_map(str(bucket)) as source:
+            rows = pl.from_arrow(pa.ipc.open_stream(source).read_all())
+        train, held_out = rows.filter(~pl.col("held_out")), rows.filter("held_out")
+        distinct = train.unique("text_hash", keep="first", maintain_order=True)
+        distinct_held_out = held_out.unique("text_hash", keep="first", maintain_order=True)
+        fresh = distinct_held_out.join(distinct, on="text_hash", how="anti")
+        room = limit - counts["passages"]
+        kept = distinct if len(distinct) <= room else distinct.sort("text_hash").head(int(room))
+        for code, chosen in zip(KEPT, (kept, fresh), strict=True):
+            decided[edges[chosen["shard"].to_numpy()] + chosen["row"].to_numpy()] = code
+        numbers = (len(kept), len(fresh), len(train) - len(distinct), len(distinct) - len(kept))
+        numbers += (len(held_out) - len(distinct_held_out), len(distinct_held_out) - len(fresh))
+        counts = {name: counts[name] + number for name, number in zip(names, numbers, strict=True)}
+        bucket.unlink()
+    return counts
+
+
+def _read_hashes(shard: Path) -> pl.DataFrame:
+    table = pl.from_arrow(pq.read_table(shard, columns=["source", "document_hash", "text_hash"]))
+    # Another hash than the one that splits: else the documents kept would be the held-out ones.
+    order = table["document_hash"].to_numpy() * _MIX
+    return table.with_columns(pl.col("source").cast(pl.String), order=pl.Series(order)).with_row_index("row")
+
+
+def _last_orders(shards: Sequence[Path], limit: int | None) -> pl.DataFrame | None:
+    """The order of the last document each source may have; None if there is no limit."""
+    if limit is None:
+        return None
+    kept = pl.DataFrame(schema={"source": pl.String, "order": pl.UInt64})
+    for shard in shards:
+        kept = pl.concat([kept, _read_hashes(shard).select("source", "order")]).unique()
+        kept = kept.filter(pl.col("order").rank("ordinal").over("source") <= limit)
+    return kept.group_by("source").agg(last=pl.col("order").max())
+
+
+def _documents(rows: pl.DataFrame) -> pl.DataFrame:
+    """Sources with their documents; a document lies in one shard, so shards add up."""
+    return rows.group_by("source").agg(
+        documents=pl.col("document_hash").n_unique(), unseen=pl.col("unseen").first()
+    )
+
+
+def _merge(found: list[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat(found).group_by("source").agg(pl.col("documents").sum(), pl.col("unseen").first())
+
+
+def _check_sources(known: set[str], held_out: Sequence[str]) -> None:
     for name in held_out:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or sorted(known)[:5]
@@ -114,32 +201,43 @@ def _check_sources(passages: pl.DataFrame, held_out: Sequence[str]) -> None:
             )
 
 
-def _limit_documents(passages: pl.DataFrame, limit: int) -> pl.DataFrame:
-    # Another hash than the one that splits: else the documents kept would be the held-out ones.
-    order = passages["document_hash"].to_numpy() * _MIX
-    rank = pl.col("order").rank("dense").over("source")
-    return passages.with_columns(order=pl.Series(order)).filter(rank <= limit).drop("order")
+def _parts(
+    split: str, code: int, decided: np.ndarray, edges: np.ndarray, first_number: int
+) -> Iterator[Part]:
+    """Equal parts of a split."""
+    kept_S = [np.count_nonzero(decided[a:b] == code) for a, b in zip(edges, edges[1:], strict=False)]
+    before_S = np.cumsum([0, *kept_S])
+    total = int(before_S[-1])
+    size = min(max(LEAST_PART_ROWS, -(-total // USUAL_PARTS)), MOST_PART_ROWS)
+    for number, start in enumerate(range(0, total, size)):
+        stop = min(start + size, total)
+        first = int(np.searchsorted(before_S, start, side="right")) - 1
+        last = int(np.searchsorted(before_S, stop, side="left"))
+        yield Part(
+            split=split,
+            number=first_number + number,
+            shards=[(s, int(edges[s]), int(edges[s + 1])) for s in range(first, last) if kept_S[s]],
+            skip=start - int(before_S[first]),
+            rows=stop - start,
+        )
 
 
-def _parts(split: str, passages: pl.DataFrame, first_number: int) -> list[Part]:
-    assert split in SPLITS
-    size = min(max(LEAST_PART_ROWS, -(-len(passages) // USUAL_PARTS)), MOST_PART_ROWS)
-    parts = []
-    for start in range(0, len(passages), size):
-        shard = passages["shard"][start : start + size].to_numpy()
-        row = passages["row"][start : start + size].to_numpy()
-        rows_of_shard = [(int(number), row[shard == number]) for number in np.unique(shard)]
-        parts.append(Part(split=split, number=first_number + len(parts), rows_of_shard=rows_of_shard))
-    return parts
+def _sources(
+    shards: Sequence[Path], sources: pl.DataFrame, decided: np.ndarray, edges: np.ndarray
+) -> pa.Table:
+    """The sources with their documents, and their passages that are kept."""
+    kept: list[pl.DataFrame] = []
+    for number, shard in enumerate(shards):
+        names = pl.from_arrow(pq.read_table(shard, columns=["source"]))["source"].cast(pl.String)
+        rows = pl.DataFrame({"source": names, "code": decided[edges[number] : edges[number + 1]]})
+        kept.append(_passages(rows))
+        if len(kept) > 64:
+            kept = [pl.concat(kept).group_by("source").sum()]
+    table = sources.join(pl.concat(kept).group_by("source").sum(), on="source", how="left").sort("source")
+    return table.fill_null(0).select(SOURCES.names).to_arrow().cast(SOURCES)
 
 
-def _sources(passages: pl.DataFrame, train: pl.DataFrame, held_out: pl.DataFrame) -> pa.Table:
-    table = (
-        passages.group_by("source")
-        .agg(documents=pl.col("document_hash").n_unique(), unseen=pl.col("unseen").first())
-        .join(train.group_by("source").len("train_passages"), on="source", how="left")
-        .join(held_out.group_by("source").len("held_out_passages"), on="source", how="left")
-        .fill_null(0)
-        .sort("source")
-    )
-    return table.select(SOURCES.names).to_arrow().cast(SOURCES)
+def _passages(rows: pl.DataFrame) -> pl.DataFrame:
+    counted = (pl.col("code") == code for code in KEPT)
+    train, held_out = (expression.sum() for expression in counted)
+    return rows.group_by("source").agg(train_passages=train, held_out_passages=held_out)
