@@ -1,8 +1,8 @@
 """Passages → unit vectors, with any sentence-transformers model.
 
 The embeddings have one part for each part of training passages, same rows, same order, so each part is
-made, and made again after a crash, on its own. Ray Data runs the parts through actors that load the model
-once. An encoder reads only the first ``max_seq_length`` word pieces of a passage; that is a setting and is
+made, and made again after a crash, on its own. Ray Data tokenizes the parts in tasks and runs them through
+actors that load the model once, on a GPU in half precision. An encoder reads only the first ``max_seq_length`` word pieces of a passage; that is a setting and is
 written in the manifest.
 
 Legend: D embedding size.
@@ -11,7 +11,7 @@ Legend: D embedding size.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.embedder import EmbedderWeights, load_embedder
 from pipeline.passages import part_files
 from pipeline.tasks import Report, available_cores, ignore_progress
+from pipeline.word_pieces import WordPieces, embed_word_pieces, tokenize
 from storage_schema.corpus import embeddings_schema
 from storage_schema.manifest import Manifest, Stage
 
@@ -42,7 +43,11 @@ def embed_texts(model, texts: Sequence[str]) -> np.ndarray:
     vectors = model.encode(
         list(texts), batch_size=BATCH_SIZE[model.device.type], convert_to_numpy=True, show_progress_bar=False
     )
-    vectors = np.asarray(vectors, np.float32).reshape(len(texts), -1)
+    return unit_vectors(np.asarray(vectors, np.float32).reshape(len(texts), -1), texts)
+
+
+def unit_vectors(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """The vectors of `texts` divided by their norms; raises ValueError as :func:`embed_texts` does."""
     norms = np.linalg.norm(vectors, axis=1)
     bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
     if len(bad):
@@ -57,12 +62,17 @@ def build_embeddings(
     stage: Stage,
     passages: str | Path,
     weights: EmbedderWeights,
+    tokenizer_json: str | None,
     *,
     max_seq_length: int,
     use_gpu: bool = False,
     report: Report = ignore_progress,
 ) -> Manifest:
-    """Build the ``embeddings`` stage from a finished ``passages`` folder, in the running Ray session."""
+    """Build the ``embeddings`` stage from a finished ``passages`` folder, in the running Ray session.
+
+    Args:
+        tokenizer_json: of :func:`pipeline.word_pieces.tokenizer_of`; None lets the model tokenize for itself.
+    """
     parts = part_files(passages, "train")
     rows = [pq.read_metadata(part).num_rows for part in parts]
     targets = [stage.work / part.with_suffix(".arrow").name for part in parts]
@@ -71,7 +81,7 @@ def build_embeddings(
     report(done, sum(rows))
     if missing:
         items = [{"passages": str(parts[number]), "target": str(targets[number])} for number in missing]
-        for embedded in _through_actors(items, weights, max_seq_length, use_gpu):
+        for embedded in _through_actors(items, weights, tokenizer_json, max_seq_length, use_gpu):
             done += embedded
             report(done, sum(rows))
     counts = {
@@ -83,8 +93,22 @@ def build_embeddings(
     return stage.finish(counts)
 
 
+class TokenizePart:
+    """The Ray Data task: reads a part of passages and, where it can be done apart, tokenizes it."""
+
+    def __init__(self, tokenizer_json: str | None, max_seq_length: int):
+        self.tokenizer_json, self.max_seq_length = tokenizer_json, max_seq_length
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+        if self.tokenizer_json is None:
+            return batch | {"ids": [np.empty(0, np.int32)], "lengths": [np.empty(0, np.int32)]}
+        table = pq.read_table(str(batch["passages"][0]), columns=["text"])
+        pieces = tokenize(self.tokenizer_json, table["text"].to_pylist(), self.max_seq_length)
+        return batch | {"ids": [pieces.ids], "lengths": [pieces.lengths_N]}
+
+
 class EmbedPart:
-    """The Ray Data actor: reads a part of passages, embeds it, writes its part of embeddings."""
+    """The Ray Data actor: embeds a part and writes its part of embeddings."""
 
     def __init__(self, weights: EmbedderWeights, max_seq_length: int, device: str):
         import torch
@@ -92,19 +116,26 @@ class EmbedPart:
         if device == "cpu":
             torch.set_num_threads(available_cores())
         self.model = load_embedder(weights, max_seq_length=max_seq_length, device=device)
+        if device == "cuda":
+            self.model.half()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
         source, target = str(batch["passages"][0]), str(batch["target"][0])
         # Ray Data passes on no more than the text of an exception, so the user's errors return as rows.
         try:
-            return {"rows": [self._embed(source, target)], "errno": [0], "error": [""]}
+            pieces = WordPieces(np.asarray(batch["ids"][0]), np.asarray(batch["lengths"][0]))
+            return {"rows": [self._embed(source, target, pieces)], "errno": [0], "error": [""]}
         except (OSError, ValueError) as error:
             return {"rows": [0], "errno": [getattr(error, "errno", None) or -1], "error": [str(error)]}
 
-    def _embed(self, source: str, target: str) -> int:
+    def _embed(self, source: str, target: str, pieces: WordPieces) -> int:
         table = pq.read_table(source, columns=["passage_id", "document_id", "text"])
+        texts = table["text"].to_pylist()
         try:
-            vectors = embed_texts(self.model, table["text"].to_pylist())
+            if len(pieces.lengths_N):
+                vectors = unit_vectors(embed_word_pieces(self.model, pieces), texts)
+            else:
+                vectors = embed_texts(self.model, texts)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
         write_embeddings(target, table["passage_id"].to_numpy(), vectors)
@@ -131,7 +162,13 @@ def read_embeddings(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return table["passage_id"].to_numpy(), vectors.reshape(len(table), column.type.list_size)
 
 
-def _through_actors(items: list[dict], weights: EmbedderWeights, max_seq_length: int, use_gpu: bool):
+def _through_actors(
+    items: list[dict],
+    weights: EmbedderWeights,
+    tokenizer_json: str | None,
+    max_seq_length: int,
+    use_gpu: bool,
+) -> Iterator[int]:
     """Yield the rows of each part as its embeddings are written."""
     import ray.data  # slow, and other stages' tasks import this module
 
@@ -141,7 +178,9 @@ def _through_actors(items: list[dict], weights: EmbedderWeights, max_seq_length:
     # One actor uses a whole machine's cores, or one GPU.
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     actors = int(ray.cluster_resources().get("GPU", 1)) if use_gpu else nodes
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    tokenizing = TokenizePart(tokenizer_json, max_seq_length)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset = dataset.map_batches(tokenizing.__call__, batch_size=1, num_cpus=1).map_batches(
         EmbedPart,
         fn_constructor_args=(weights, max_seq_length, "cuda" if use_gpu else "cpu"),
         batch_size=1,

@@ -20,6 +20,7 @@ from pipeline.corpora import open_corpus
 from pipeline.embedder import EmbedderWeights, find_embedder, load_embedder, weights_digest
 from pipeline.tasks import is_disk_full, run_tasks
 from pipeline.tokenizer import load_tokenizer
+from pipeline.word_pieces import tokenizer_of
 from storage_schema.layout import store_folder
 from storage_schema.manifest import StoreError
 
@@ -41,7 +42,7 @@ def run(settings: BuildDomains) -> dict[str, Any]:
         corpus = open_corpus(
             settings.corpus, text_field=settings.text_field, source_field=settings.source_field
         )
-        weights, model_digest = _check_embedder(settings)
+        encoder = _check_embedder(settings)
         if settings.tokenizer is not None:
             load_tokenizer(settings.tokenizer)
         runner.connect()
@@ -49,7 +50,7 @@ def run(settings: BuildDomains) -> dict[str, Any]:
         build = StoreBuilder(settings, folder)
         build.passages(corpus)
         build.tokenizer()
-        build.embeddings(weights, model_digest)
+        build.embeddings(*encoder)
         build.domains()
     return {"store": str(folder), "stages": build.summary}
 
@@ -68,10 +69,11 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
-def _check_embedder(settings: BuildDomains) -> tuple[EmbedderWeights, str]:
+def _check_embedder(settings: BuildDomains) -> tuple[EmbedderWeights, str, str | None]:
+    """Where the model is, the digest of its weights, and its tokenizer where that can be used apart."""
     weights = find_embedder(settings.embedder)
     model = load_embedder(weights, max_seq_length=settings.max_seq_length)
-    return weights, weights_digest(model)
+    return weights, weights_digest(model), tokenizer_of(model)
 
 
 def _check_gpus(settings: BuildDomains) -> None:

@@ -85,7 +85,7 @@ class StoreBuilder:
                 report(1, 1)
         self._close("tokenizer", stage)
 
-    def embeddings(self, weights: EmbedderWeights, model_digest: str) -> None:
+    def embeddings(self, weights: EmbedderWeights, model_digest: str, tokenizer_json: str | None) -> None:
         settings = self.settings
         stage = self._open(
             "embeddings",
@@ -98,6 +98,7 @@ class StoreBuilder:
                     stage,
                     self.folder / "passages",
                     weights,
+                    tokenizer_json,
                     max_seq_length=settings.max_seq_length,
                     use_gpu=settings.use_gpu,
                     report=report,

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from flows.jobs import build_domains as job
-from flows.jobs import domain_stages
+from flows.jobs import domain_stages, runner
 from flows.settings import BuildDomains
 from pipeline.passages import part_files
 from pipeline.tokenizer import load_tokenizer
@@ -84,7 +84,7 @@ def built(interrupted, settings):
 def run_main(capsys, monkeypatch, settings: dict):
     monkeypatch.setattr(sys, "argv", ["build_domains", "--config", json.dumps(settings)])
     with pytest.raises(SystemExit) as exit_:
-        job.main()
+        runner.main(BuildDomains, job.run)
     output = capsys.readouterr()
     return exit_.value.code, (output.out + output.err).strip().splitlines()[-1]
 

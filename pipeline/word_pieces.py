@@ -1,0 +1,84 @@
+"""Tokenizing for the encoder apart from its forward pass: on CPU workers, while the encoder computes.
+
+Only for models whose text goes through one fast tokenizer and nothing else, which is almost all of them; any
+other model tokenizes for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BATCH_WORD_PIECES = {"cpu": 4096, "cuda": 131_072}
+"""Word pieces of a batch, padding included: on a CPU it should stay in the cache, a GPU wants it large."""
+
+
+@dataclass(frozen=True)
+class WordPieces:
+    """The word pieces of N texts, one after the other."""
+
+    ids: np.ndarray
+    """int32"""
+    lengths_N: np.ndarray
+    """int32, at least 1 each (the model's own marks)."""
+
+    def batches(self, device_type: str, padding: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Rows, padded ids ``[rows, L]`` and mask, the longest texts first, so that little is padded."""
+        order = np.argsort(-self.lengths_N, kind="stable")
+        starts = np.cumsum(self.lengths_N) - self.lengths_N
+        first = 0
+        while first < len(order):
+            longest = int(self.lengths_N[order[first]])
+            rows = order[first : first + max(1, BATCH_WORD_PIECES[device_type] // longest)]
+            mask = np.arange(longest) < self.lengths_N[rows, None]
+            at = np.where(mask, starts[rows, None] + np.arange(longest), 0)
+            yield rows, np.where(mask, self.ids[at], padding), mask
+            first += len(rows)
+
+
+def tokenizer_of(model) -> str | None:
+    """The model's tokenizer as JSON; None if its text does not go through one fast tokenizer alone."""
+    from sentence_transformers.models import Transformer
+
+    tokenizer = getattr(model, "tokenizer", None)
+    plain = type(model[0]) is Transformer and not model.default_prompt_name
+    if not plain or not getattr(tokenizer, "is_fast", False) or getattr(model[0], "do_lower_case", False):
+        return None
+    return tokenizer.backend_tokenizer.to_str()
+
+
+def tokenize(tokenizer_json: str, texts: Sequence[str], max_seq_length: int) -> WordPieces:
+    """The first `max_seq_length` word pieces of each text, the model's marks included."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_seq_length)
+    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    lengths = np.fromiter((len(some) for some in ids), np.int32, len(ids))
+    flat = np.concatenate([np.empty(0, np.int32), *(np.asarray(some, np.int32) for some in ids)])
+    return WordPieces(flat, lengths)
+
+
+def embed_word_pieces(model, pieces: WordPieces) -> np.ndarray:
+    """The model's vectors, float32 ``[N, D]``, as ``model.encode`` would give them."""
+    import torch
+
+    names = model.tokenizer.model_input_names
+    device = model.device
+    vectors = None
+    with torch.inference_mode():
+        for rows, ids, mask in pieces.batches(device.type, model.tokenizer.pad_token_id or 0):
+            features = {
+                "input_ids": torch.from_numpy(ids).long().to(device),
+                "attention_mask": torch.from_numpy(mask).long().to(device),
+            }
+            if "token_type_ids" in names:
+                features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+            found = model(features)["sentence_embedding"].float().cpu().numpy()
+            if vectors is None:
+                vectors = np.empty((len(pieces.lengths_N), found.shape[1]), np.float32)
+            vectors[rows] = found
+    return vectors
