@@ -32,7 +32,7 @@ WORD = re.compile(r"(?<![^\W_])[^\W_]{3,24}(?![^\W_])")
 WORDS, SOURCES, SAMPLES = 12, 5, 3
 SOURCE_CHARACTERS = 80
 SAMPLE_BYTES = 360
-ALL_SAMPLES_BYTES = 3_200_000
+ALL_SAMPLES_BYTES = 2_400_000
 KEPT_WORDS = 300
 """Candidates kept of each domain until all of them are read."""
 BACKGROUND_WORDS = 500_000

@@ -18,6 +18,12 @@ function colours() {
   return { least, most: most > least ? most : least + 1, values: [least, ...clusters, ...values.map((v) => v ?? least)] };
 }
 
+/* Ink for a tile: the one of two that stands out from its colour, 4.2 to 1 at the least. */
+function inks({ least, most, values }) {
+  const turn = dark.matches ? 0.55 : 0.78;
+  return values.map((value) => ((value - least) / (most - least) < turn) === dark.matches ? "#ffffff" : "#0b1519");
+}
+
 /* A cluster's number and as many of its words as a cluster of middling size has room for. */
 function name(cluster) {
   const room = Math.sqrt((at("map").clientWidth * at("map").clientHeight) / C) / 7;
@@ -40,7 +46,8 @@ function texts() {
 }
 
 function trace() {
-  const { least, most, values } = colours();
+  const scale = colours();
+  const { least, most, values } = scale;
   const style = getComputedStyle(document.documentElement);
   const tokens = data.clusters.map((_, c) => total(members(c).map((i) => data.tokens[i])));
   const hover = (name, number) => `<b>${name}</b><br>${count(number)} tokens`;
@@ -51,7 +58,7 @@ function trace() {
     values: [allTokens, ...tokens, ...data.tokens],
     labels: ["all domains", ...data.clusters.map((_, c) => name(c)),
       ...data.tokens.map((_, i) => `domain ${i}`)],
-    text: texts(), textinfo: "text", textposition: "middle center",
+    text: texts(), textinfo: "text", textposition: "middle center", textfont: { color: inks(scale) },
     hovertext: [
       hover("all domains", allTokens),
       ...data.clusters.map((list, c) => hover(`cluster ${c}: ${list.slice(0, 5).join(" ")}`, tokens[c])),
