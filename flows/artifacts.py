@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows import pictures
+from flows import atlas_page, pictures
 from flows.progress_text import artifact_key
 from flows.settings import BuildDomains, Pretrain, Specialize
-from storage_schema.domains import DomainStore, partition_path
+from storage_schema.domains import DomainStore
 from storage_schema.layout import run_folder, soup_folder, specialist_folder, store_folder
 from storage_schema.manifest import read_manifest
 
@@ -23,7 +23,7 @@ LARGEST_DOMAINS = 64
 
 
 def publish_domains(config: BuildDomains) -> None:
-    """The sizes of the domains: a picture, and a table of the largest with the commonest source of each."""
+    """The sizes of the domains: a picture, a table of the largest with the commonest source of each; the atlas."""
     store = DomainStore(store_folder(config.store))
     key = artifact_key("domains", config.store.rpartition("/")[2])
     create_markdown_artifact(domains_card(store), key=key, description="The domains and their sizes.")
@@ -32,6 +32,11 @@ def publish_domains(config: BuildDomains) -> None:
         key=f"{key}-table",
         description=f"The largest domains, {LARGEST_DOMAINS} at most, and where most of each is from.",
     )
+    atlas = store.folder.parent / atlas_page.FILE_NAME
+    if atlas.exists():
+        create_link_artifact(
+            atlas.as_uri(), link_text=str(atlas), key=f"{key}-atlas", description=atlas_text(atlas)
+        )
 
 
 def publish_soup(config: Pretrain) -> None:
@@ -81,7 +86,18 @@ def domains_card(store: DomainStore) -> str:
         ),
         f"Store `{store.folder.parent}`, digest `{store.digest}`.",
     ]
+    atlas = store.folder.parent / atlas_page.FILE_NAME
+    if atlas.exists():
+        lines.append(atlas_text(atlas))
     return "\n\n".join(lines)
+
+
+def atlas_text(path: Path) -> str:
+    """Where the atlas lies: browsers open no file from a link on an http page, so the path is said too."""
+    return (
+        f"The domain atlas: each domain's words, passages and numbers on a map. Open `{path}` in a browser on the "
+        "machine where it lies, or copy it: it is one file."
+    )
 
 
 def domains_table(store: DomainStore) -> list[dict[str, Any]]:
@@ -135,9 +151,8 @@ def losses_card(evaluation: dict[str, Any]) -> str:
 
 
 def _commonest_source(store: DomainStore, domain: int) -> tuple[str, float]:
-    with pa.memory_map(str(store.folder / partition_path(domain))) as file:
-        sources = pa.ipc.open_file(file).read_all()["source"]
-        counts = pc.value_counts(sources).to_pylist()
+    sources = store.partition(domain).column("source")
+    counts = pc.value_counts(sources).to_pylist()
     most = max(counts, key=lambda entry: entry["counts"])
     return most["values"], most["counts"] / len(sources)
 

@@ -32,6 +32,16 @@ def _parser() -> argparse.ArgumentParser:
         command=_demo
     )
 
+    atlas = commands.add_parser(
+        "atlas", help="draw a store's domains as one HTML page, and a specialist's h on it"
+    )
+    atlas.add_argument("store", help="name or path of the store")
+    atlas.add_argument(
+        "--specialist", metavar="FOLDER", help="name or path of a specialist, or a folder of some"
+    )
+    atlas.add_argument("--out", metavar="FILE", help="the page; by default it lies in the store's folder")
+    atlas.set_defaults(command=_atlas)
+
     run = commands.add_parser("run", help="run a deployment, follow it, and fail if it fails")
     run.add_argument("name", help="build-domains, pretrain-soe, specialize; or FLOW/DEPLOYMENT")
     run.add_argument("--config", type=_json_object, default={}, help="the settings, as a JSON object")
@@ -103,6 +113,24 @@ def _demo(arguments: argparse.Namespace) -> int:
     from flows import demo
 
     return demo.main()
+
+
+def _atlas(arguments: argparse.Namespace) -> int:
+    from flows.atlas_page import write_atlas
+    from storage_schema.layout import specialist_folder, store_folder
+
+    try:
+        chosen = arguments.specialist
+        path = write_atlas(
+            store_folder(arguments.store),
+            specialists=specialist_folder(chosen) if chosen else None,
+            out=arguments.out,
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser.")
+    return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -2,8 +2,8 @@
 
 The embeddings have one part for each part of training passages, same rows, same order, so each part is
 made, and made again after a crash, on its own. Ray Data tokenizes the parts in tasks and runs them through
-actors that load the model once, on a GPU in half precision. An encoder reads only the first ``max_seq_length`` word pieces of a passage; that is a setting and is
-written in the manifest.
+actors that load the model once, on a GPU in half precision. An encoder reads only the first
+``max_seq_length`` word pieces of a passage; that is a setting and is written in the manifest.
 
 Legend: D embedding size.
 """

@@ -155,6 +155,17 @@ class DomainStore:
             raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1.")
         return np.maximum(self.tokens_K - 1, 0) // sequence_length
 
+    def partition(self, domain: int) -> pa.RecordBatch:
+        """The domain's passages (columns of :func:`partition_schema`), memory-mapped: only what is used is read.
+
+        Raises :class:`StoreError` naming the domain and file if the partition is missing or truncated.
+        """
+        path = self.folder / partition_path(domain)
+        try:
+            return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StoreError(f"domain {domain}: cannot read {path}: {error}") from error
+
     def tokens(self, domain: int) -> np.ndarray:
         """The domain's packed token stream, memory-mapped, read-only (uint16 or uint32).
 
@@ -163,10 +174,8 @@ class DomainStore:
         """
         path = self.folder / partition_path(domain)
         try:
-            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-            column = batch.column("tokens")
-            values = column.values.to_numpy(zero_copy_only=True)
-        except (OSError, KeyError, pa.ArrowInvalid) as error:
+            values = self.partition(domain).column("tokens").values.to_numpy(zero_copy_only=True)
+        except (KeyError, pa.ArrowInvalid) as error:
             raise StoreError(f"domain {domain}: cannot read {path}: {error}") from error
         if len(values) != self.tokens_K[domain]:
             raise StoreError(

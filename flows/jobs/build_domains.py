@@ -1,4 +1,4 @@
-"""The build-domains job: corpus → passages → tokenizer → embeddings → tree and domains.
+"""The build-domains job: corpus → passages → tokenizer → embeddings → tree and domains → atlas.
 
     python -m flows.jobs.build_domains --config '{"store": "mine", "corpus": "/data/texts"}'
 
@@ -29,8 +29,8 @@ def run(settings: BuildDomains) -> dict[str, Any]:
     """Build the store, on the Ray cluster this process has joined, or a local one.
 
     Returns:
-        ``store`` (its folder) and ``stages``: of each stage its ``digest``, ``counts``, ``seconds`` and
-        whether it was ``skipped``.
+        ``store`` (its folder), ``atlas`` (the page's path, None if there are too many domains for one) and
+        ``stages``: of each stage its ``digest``, ``counts``, ``seconds`` and whether it was ``skipped``.
 
     Raises:
         ValueError: bad settings, corpus or embedder (checked first), or a store built with other settings.
@@ -52,7 +52,8 @@ def run(settings: BuildDomains) -> dict[str, Any]:
         build.tokenizer()
         build.embeddings(*encoder)
         build.domains()
-    return {"store": str(folder), "stages": build.summary}
+        atlas = build.atlas()
+    return {"store": str(folder), "atlas": atlas and str(atlas), "stages": build.summary}
 
 
 def _check_writable(folder: Path) -> None:

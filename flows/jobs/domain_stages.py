@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from flows.atlas_page import MOST_DOMAINS, write_atlas
 from flows.jobs.progress import progress
 from flows.settings import BuildDomains
 from pipeline.corpora import ENVIRONMENT, Corpus
@@ -128,6 +129,20 @@ class StoreBuilder:
             with progress("cluster and write domains", "rows") as report:
                 build_domains(stage, folders, tree, report=report)
         self._close("domains", stage)
+
+    def atlas(self) -> Path | None:
+        """Write the atlas page beside the stages; None if there are more domains than a page can show."""
+        domains = self.manifests["domains"].counts["domains"]
+        if domains > MOST_DOMAINS:
+            print(
+                f"atlas: left out, {domains} domains are more than a page can show ({MOST_DOMAINS})",
+                flush=True,
+            )
+            return None
+        with progress("draw the atlas", "domains") as report:
+            path = write_atlas(self.folder, report=report)
+        print(f"atlas: {path}", flush=True)
+        return path
 
     def _tree_settings(self) -> TreeSettings:
         return TreeSettings(

@@ -9,8 +9,9 @@ import re
 import pytest
 
 from flows import artifacts
+from flows.atlas_page import write_atlas
 from flows.progress_text import artifact_key, describe, parse_description, percent_of
-from flows.settings import Pretrain
+from flows.settings import BuildDomains, Pretrain
 from storage_schema.domains import DomainStore
 from storage_schema.layout import run_folder, soup_folder
 from storage_schema.manifest import open_stage
@@ -55,6 +56,23 @@ def test_the_domains_card_and_table(tmp_path):
     assert [row["domain"] for row in rows] == [2, 3, 0]
     assert rows[0]["tokens"] == 1000 and rows[0]["share"] == "50.00 %" and rows[0]["mostly"] == "toy (100%)"
     json.dumps(rows)
+
+
+def test_the_atlas_is_linked_and_its_path_is_said(tmp_path, monkeypatch):
+    published = {}
+    for kind in ("markdown", "table", "link"):
+        name = f"create_{kind}_artifact"
+        monkeypatch.setattr(
+            artifacts, name, lambda body, *, kind=kind, **rest: published.update({kind: (body, rest)})
+        )
+    folder = make_store(tmp_path / "store", [300, 0, 1000, 700])
+    artifacts.publish_domains(BuildDomains(store=str(folder)))
+    assert sorted(published) == ["markdown", "table"] and "atlas.html" not in published["markdown"][0]
+    atlas = write_atlas(folder)
+    artifacts.publish_domains(BuildDomains(store=str(folder)))
+    link, rest = published["link"]
+    assert link == atlas.as_uri() and rest["link_text"] == str(atlas) and rest["key"] == "domains-store-atlas"
+    assert str(atlas) in rest["description"] and str(atlas) in published["markdown"][0]
 
 
 def test_the_soups_card_says_how_to_resume(tmp_path, monkeypatch):

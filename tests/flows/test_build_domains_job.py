@@ -92,6 +92,9 @@ def run_main(capsys, monkeypatch, settings: dict):
 def test_the_stages_are_finished_and_reported(built, settings):
     folder = Path(settings.store)
     assert built["store"] == str(folder) and list(built["stages"]) == STAGES
+    assert built["atlas"] == str(folder / "atlas.html") and "kitten" in Path(built["atlas"]).read_text(
+        "utf-8"
+    )
     for name, stage in built["stages"].items():
         manifest = read_manifest(folder / name, name)
         verify_files(folder / name, manifest)
@@ -123,7 +126,9 @@ def test_every_training_passage_is_in_one_domain_and_decodes(built, settings):
 def test_a_second_run_skips_everything(built, settings, monkeypatch, capsys):
     for name in ("build_passages", "build_tokenizer", "build_embeddings", "build_domains"):
         monkeypatch.delattr(domain_stages, name)
+    before = Path(built["atlas"]).stat().st_mtime_ns
     again = job.run(settings)
+    assert Path(again["atlas"]).stat().st_mtime_ns == before
     assert [stage["skipped"] for stage in again["stages"].values()] == [True] * 4
     assert {n: s["digest"] for n, s in again["stages"].items()} == {
         n: s["digest"] for n, s in built["stages"].items()
@@ -140,6 +145,7 @@ def test_another_tree_reuses_the_earlier_stages(built, settings):
     rebuilt = job.run(changed.model_copy(update={"rebuild": True}))
     assert [stage["skipped"] for stage in rebuilt["stages"].values()] == [True, True, True, False]
     assert DomainStore(settings.store).num_domains == 9
+    assert DomainStore(settings.store).digest in Path(rebuilt["atlas"]).read_text("utf-8")
     back = job.run(settings.model_copy(update={"rebuild": True}))
     assert back["stages"]["domains"]["digest"] == built["stages"]["domains"]["digest"]
 

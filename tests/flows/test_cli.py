@@ -38,6 +38,7 @@ def test_a_settings_value_is_json_or_text(text, value):
         ["run", "x", "--config", "{"],
         ["up", "--prefect-port", "80"],
         ["up", "--ray-port", "many"],
+        ["atlas"],
     ],
 )
 def test_bad_command_lines_are_refused(arguments, capsys):
@@ -48,7 +49,9 @@ def test_bad_command_lines_are_refused(arguments, capsys):
 
 
 def test_the_command_starts_without_the_heavy_libraries():
-    code = "import flows.cli, sys; print({'prefect', 'ray', 'torch', 'matplotlib'} & set(sys.modules))"
+    code = (
+        "import flows.cli, sys; print({'prefect', 'ray', 'torch', 'matplotlib', 'plotly'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
 
