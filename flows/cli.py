@@ -42,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     atlas.add_argument("--out", metavar="FILE", help="the page; by default it lies in the store's folder")
     atlas.set_defaults(command=_atlas)
 
+    audit = commands.add_parser("audit", help="read a whole store again and check every byte and passage")
+    audit.add_argument("store", help="name or path of the store")
+    audit.set_defaults(command=_audit)
+
     run = commands.add_parser("run", help="run a deployment, follow it, and fail if it fails")
     run.add_argument("name", help="build-domains, pretrain-soe, specialize; or FLOW/DEPLOYMENT")
     run.add_argument("--config", type=_json_object, default={}, help="the settings, as a JSON object")
@@ -130,6 +134,21 @@ def _atlas(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser.")
+    return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from flows.jobs.progress import progress
+    from pipeline.audit import audit_store
+    from storage_schema.layout import store_folder
+
+    try:
+        with progress("audit", "files and domains") as report:
+            checked = audit_store(store_folder(arguments.store), report=report)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(", ".join(f"{number:,} {name}" for name, number in checked.items()) + ": all as they were written.")
     return 0
 
 

@@ -175,15 +175,20 @@ def read_manifest(folder: str | Path, kind: str) -> Manifest:
 def verify_files(folder: str | Path, manifest: Manifest, *, content: bool = True) -> None:
     """Check that every file of the stage is there with its size and, if `content`, its sha256."""
     for entry in manifest.files:
-        path = Path(folder) / entry.path
-        if not path.exists():
-            raise StoreError(f"{path} is missing. Rebuild {folder}.")
-        if path.stat().st_size != entry.bytes:
-            raise StoreError(
-                f"{path} has {path.stat().st_size} bytes, its manifest says {entry.bytes}. Rebuild {folder}."
-            )
-        if content and file_digest(path) != entry.sha256:
-            raise StoreError(f"{path} was altered: its sha256 differs from the manifest. Rebuild {folder}.")
+        verify_file(folder, entry, content=content)
+
+
+def verify_file(folder: str | Path, entry: FileEntry, *, content: bool = True) -> None:
+    """Check one file of the stage at `folder`. Raises :class:`StoreError` naming it."""
+    path = Path(folder) / entry.path
+    if not path.exists():
+        raise StoreError(f"{path} is missing. Rebuild {folder}.")
+    if path.stat().st_size != entry.bytes:
+        raise StoreError(
+            f"{path} has {path.stat().st_size} bytes, its manifest says {entry.bytes}. Rebuild {folder}."
+        )
+    if content and file_digest(path) != entry.sha256:
+        raise StoreError(f"{path} was altered: its sha256 differs from the manifest. Rebuild {folder}.")
 
 
 def canonical_json(value: Any) -> str:

@@ -22,6 +22,7 @@ from pipeline.tasks import is_disk_full, run_tasks
 from pipeline.tokenizer import load_tokenizer
 from pipeline.word_pieces import tokenizer_of
 from storage_schema.layout import store_folder
+from storage_schema.lock import only_writer
 from storage_schema.manifest import StoreError
 
 
@@ -47,12 +48,13 @@ def run(settings: BuildDomains) -> dict[str, Any]:
             load_tokenizer(settings.tokenizer)
         runner.connect()
         _check_gpus(settings)
-        build = StoreBuilder(settings, folder)
-        build.passages(corpus)
-        build.tokenizer()
-        build.embeddings(*encoder)
-        build.domains()
-        atlas = build.atlas()
+        with only_writer(folder):
+            build = StoreBuilder(settings, folder)
+            build.passages(corpus)
+            build.tokenizer()
+            build.embeddings(*encoder)
+            build.domains()
+            atlas = build.atlas()
     return {"store": str(folder), "atlas": atlas and str(atlas), "stages": build.summary}
 
 

@@ -20,6 +20,7 @@ from pipeline.streaming import MixtureStream
 from soe_model.presets import Preset, SoupConfig, TrainingConfig, preset
 from storage_schema.domains import DomainStore
 from storage_schema.layout import run_folder, soup_folder, store_folder
+from storage_schema.lock import only_writer
 from storage_schema.manifest import open_stage, read_manifest
 
 
@@ -51,9 +52,10 @@ def run(settings: Pretrain) -> dict[str, Any]:
     if stage.finished is None:
         from flows.jobs.training_loop import claim_run  # imports Ray Train and the model: seconds
 
-        claim_run(folder, {**asdict(soup), **asdict(training), "plan": stream.plan.digest})
-        _fit(settings, stream, {"soup": soup, "training": training, "soup_folder": str(stage.work)})
-        stage.finish({"steps": training.steps})
+        with only_writer(folder):
+            claim_run(folder, {**asdict(soup), **asdict(training), "plan": stream.plan.digest})
+            _fit(settings, stream, {"soup": soup, "training": training, "soup_folder": str(stage.work)})
+            stage.finish({"steps": training.steps})
     else:
         print(f"{stage.folder} is finished; nothing to train.", flush=True)
     summary = json.loads((folder / "summary.json").read_text("utf-8"))

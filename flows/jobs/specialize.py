@@ -34,6 +34,7 @@ from soe_model.soup import SoupOfExperts
 from soe_model.specialization import write_specialists
 from storage_schema.domains import Tree
 from storage_schema.layout import soup_folder, specialist_folder, store_folder
+from storage_schema.lock import only_writer
 from storage_schema.manifest import content_digest, read_manifest, write_atomically
 
 MADE = "made.json"
@@ -57,8 +58,9 @@ def run(settings: Specialize) -> dict[str, Any]:
         return {"output": str(output), **finished}
     # In a Ray task, so that the dashboard shows the work where it is done, on a GPU if asked for.
     task = ray.remote(num_cpus=1, num_gpus=1 if settings.use_gpu else 0)(_specialize)
-    report = ray.get(task.remote(settings, soup.folder, sets, output))
-    write_atomically(output / MADE, json.dumps({"identity": identity, "report": report}, indent=1))
+    with only_writer(output):
+        report = ray.get(task.remote(settings, soup.folder, sets, output))
+        write_atomically(output / MADE, json.dumps({"identity": identity, "report": report}, indent=1))
     return {"output": str(output), **report}
 
 

@@ -40,7 +40,9 @@ def bags_of_words(texts, size=64):
 
 
 def stage_of(folder, kind):
-    return open_stage(folder / kind, kind=kind, configuration={"vocab_size": 300}, inputs={})
+    return open_stage(
+        folder / kind, kind=kind, configuration={"vocab_size": 300, "end_of_text": 0}, inputs={}
+    )
 
 
 def partition(folder, settings=TREE):

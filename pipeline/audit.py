@@ -1,0 +1,123 @@
+"""Reading a whole store again: is every passage in exactly one domain, and every byte what was written?
+
+Legend: K domains.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.passages import part_files
+from pipeline.tasks import Report, ignore_progress
+from storage_schema.domains import DomainStore, partition_path, partition_schema
+from storage_schema.manifest import StoreError, read_manifest, verify_file
+
+STAGES = ("passages", "tokenizer", "embeddings", "domains")
+
+
+def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict[str, int]:
+    """Check everything a finished store promises; one byte of memory a passage.
+
+    Args:
+        report: progress in files and domains.
+
+    Returns:
+        How many ``files``, ``bytes``, ``passages``, ``tokens`` and ``domains`` were checked.
+
+    Raises:
+        StoreError: the first thing that does not hold, naming the file or the domain.
+    """
+    folder = Path(folder)
+    manifests = {stage: read_manifest(folder / stage, stage) for stage in STAGES}
+    files = [(stage, entry) for stage in STAGES for entry in manifests[stage].files]
+    _check_chain(folder, manifests)
+    store = DomainStore(folder)
+    total = len(files) + store.num_domains
+    for number, (stage, entry) in enumerate(files):
+        verify_file(folder / stage, entry)
+        report(number + 1, total)
+    seen = _Seen(folder)
+    for domain in range(store.num_domains):
+        _check_domain(store, domain, seen)
+        report(len(files) + domain + 1, total)
+    seen.check_all()
+    return {
+        "files": len(files),
+        "bytes": sum(entry.bytes for _, entry in files),
+        "passages": int(store.passages_K.sum()),
+        "tokens": int(store.tokens_K.sum()),
+        "domains": store.num_domains,
+    }
+
+
+class _Seen:
+    """How often each training passage was met; a passage's id is its part and its row."""
+
+    def __init__(self, folder: Path):
+        parts = part_files(folder / "passages", "train")
+        self.rows = np.array([pq.read_metadata(part).num_rows for part in parts])
+        self.edges = np.cumsum([0, *self.rows])
+        self.times = np.zeros(int(self.edges[-1]), np.uint8)
+
+    def add(self, domain: int, ids: np.ndarray) -> None:
+        part, row = ids >> 32, ids & 0xFFFFFFFF
+        unknown = (part < 0) | (part >= len(self.rows))
+        unknown |= row >= self.rows[np.where(unknown, 0, part)]
+        if unknown.any():
+            raise StoreError(
+                f"domain {domain} holds passage {ids[np.argmax(unknown)]}, which does not exist."
+            )
+        at = self.edges[part] + row
+        if len(np.unique(at)) < len(at) or self.times[at].any():
+            twice = ids[np.argmax(self.times[at])] if self.times[at].any() else ids[0]
+            raise StoreError(
+                f"domain {domain} holds a passage twice, or one of another domain, such as {twice}."
+            )
+        self.times[at] = 1
+
+    def check_all(self) -> None:
+        if not self.times.all():
+            at = int(np.argmin(self.times))
+            part = int(np.searchsorted(self.edges, at, side="right")) - 1
+            raise StoreError(
+                f"{np.count_nonzero(self.times == 0)} passages are in no domain; the first is row "
+                f"{at - self.edges[part]} of part {part}. Rebuild the store."
+            )
+
+
+def _check_chain(folder: Path, manifests: dict) -> None:
+    """Each stage was made from the others as they are now."""
+    for stage, manifest in manifests.items():
+        for name, digest in manifest.inputs.items():
+            if name in manifests and manifests[name].digest != digest:
+                raise StoreError(
+                    f"{folder / stage} was made from other {name} than those beside it. Rebuild it."
+                )
+
+
+def _check_domain(store: DomainStore, domain: int, seen: _Seen) -> None:
+    path = store.folder / partition_path(domain)
+    if not store.passages_K[domain]:
+        if path.exists():
+            raise StoreError(f"domain {domain} is empty in the index, but {path} exists.")
+        return
+    with pa.memory_map(str(path)) as source:
+        file = pa.ipc.open_file(source)
+        if file.num_record_batches != 1 or file.schema != partition_schema(store.vocab_size):
+            raise StoreError(f"{path} is not one record batch of a domain partition. Rebuild the store.")
+    batch = store.partition(domain)
+    tokens = batch.column("tokens")
+    offsets = tokens.offsets.to_numpy()
+    stream = store.tokens(domain)
+    ends = stream[offsets[1:] - 1] if len(offsets) > 1 else stream
+    whole = offsets[0] == 0 and offsets[-1] == len(stream) and (np.diff(offsets) > 0).all()
+    if not whole or batch.num_rows != store.passages_K[domain] or (ends != store.end_of_text).any():
+        raise StoreError(
+            f"{path} does not hold {store.passages_K[domain]} passages, each ending in end-of-text, "
+            "one after the other. Rebuild the store."
+        )
+    seen.add(domain, batch.column("passage_id").to_numpy())

@@ -1,0 +1,48 @@
+"""One writer a folder: a second one is refused, and a dead one leaves nothing to clear away."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from storage_schema.manifest import StoreError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Hold `folder`, which is made if need be, while the block runs.
+
+    The system drops the lock with the process, however that ends. Between machines it holds where the file
+    system passes locks on (NFS 4 and the cluster file systems do).
+
+    Raises:
+        StoreError: another process holds it; the message names it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise StoreError(
+                f"{folder} is being written by {_holder(file.read())}. Wait for it, or use another name."
+            ) from error
+        file.truncate(0)
+        file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+        file.flush()
+        yield
+
+
+def _holder(text: str) -> str:
+    try:
+        return "process {process} on {host}".format(**json.loads(text))
+    except (ValueError, KeyError):
+        return "another process"
