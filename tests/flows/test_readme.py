@@ -95,3 +95,23 @@ def test_the_python_of_the_readme_loads_the_specialist(running):
     exec(code, scope)
     ids = scope["tokenizer"]("hello", return_tensors="pt").input_ids
     assert scope["model"](input_ids=ids).logits.shape[-1] == scope["model"].config.vocab_size
+
+
+def test_the_tree_names_every_file_and_no_other():
+    tree = re.search(r"## The tree\n\n```\n(.*?)```", README, flags=re.S)[1]
+    folder, named = "", set()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name
+        else:
+            named.add(folder + name)
+    rooms = ("storage_schema", "pipeline", "soe_model", "flows", "flows/jobs")
+    there = {
+        path.relative_to(REPOSITORY).as_posix()
+        for room in rooms
+        for path in (REPOSITORY / room).glob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert {name for name in named if name.endswith(".py")} == there
+    assert all((REPOSITORY / name).exists() for name in named)
