@@ -50,6 +50,9 @@ class TrainingConfig:
     expert_learning_rate: float = 1e-4
     router_learning_rate: float = 1e-4
     warmup_steps: int = 2000
+    experts_from: int = 0
+    """Step at which experts and router begin to learn; their rates rise linearly over as many steps again.
+    Before it `shared` leaves the first plateau undisturbed."""
     final_learning_rate_fraction: float = 1.0
     """Share of the peak rate left at the last step; 1 keeps it constant, as the paper does."""
     gradient_clip: float = 0.1

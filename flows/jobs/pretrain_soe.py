@@ -96,7 +96,7 @@ def resolve(settings: Pretrain, store: DomainStore) -> tuple[SoupConfig, Trainin
         name: getattr(settings, name)
         for name in (
             "steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size", "learning_rate",
-            "expert_learning_rate", "router_learning_rate",
+            "expert_learning_rate", "router_learning_rate", "experts_from",
         )
         if getattr(settings, name) is not None
     }  # fmt: skip

@@ -1,0 +1,226 @@
+"""The 64 x 64 tree beside flat k-means: how good, how fast, and how far assignment is from what limits it.
+
+    python -m tests.benchmarks.clustering --vectors 500000 --json result.json
+
+The vectors are real text's: passages of at most 256 characters of the environment corpus, each the mean of the
+encoder's own input vectors of its word pieces, unit norm, 384-d, float16. (A bag of words: what the whole
+encoder would give takes hours, and its geometry is not what is compared here.) All methods see the same
+vectors and cores, in one run. Inertia is the mean squared distance of all vectors to their centroid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.clustering import Blocks, node_seed, sample_rows
+from pipeline.corpora import BadDocument, open_corpus, read_documents
+from pipeline.cutting import cut_passages
+from pipeline.embedder import DEFAULT, find_embedder, load_embedder
+from pipeline.kmeans import KMeansSettings, fit_node
+from pipeline.tasks import available_cores
+from pipeline.word_pieces import tokenize, tokenizer_of
+from storage_schema.layout import home
+
+C = 64
+SAMPLE = 128_000
+CHUNK = 20_000
+
+
+def vectors_of_text(number: int) -> np.ndarray:
+    """float16 ``[number, 384]``, made once and kept under SOE_HOME/benchmarks."""
+    kept = home() / "benchmarks" / f"word-vectors-{number}.npy"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        model = load_embedder(find_embedder(DEFAULT), max_seq_length=128)
+        tokenizer_json = tokenizer_of(model)
+        words = model[0].auto_model.get_input_embeddings().weight.detach().numpy()
+        rows = np.empty((number, words.shape[1]), np.float16)
+        done = 0
+        for texts in _chunks_of_text():
+            pieces = tokenize(tokenizer_json, texts[: number - done], 128)
+            starts = np.cumsum(pieces.lengths_N) - pieces.lengths_N
+            means = np.add.reduceat(words[pieces.ids], starts) / pieces.lengths_N[:, None]
+            rows[done : done + len(means)] = means / np.linalg.norm(means, axis=1, keepdims=True)
+            done += len(means)
+            print(f"\r{done} of {number} vectors", end="", flush=True)
+            if done == number:
+                break
+        print()
+        np.save(kept, rows[:done])
+    return np.load(kept)
+
+
+def _chunks_of_text():
+    """Distinct passages of at least 32 characters, files in an order of their own hash's making."""
+    corpus = open_corpus("environment")
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(corpus.files))
+    seen, texts = set(), []
+    for number in order:
+        for document in read_documents(corpus, corpus.files[number]):
+            if isinstance(document, BadDocument):
+                continue
+            for text in cut_passages(document.text, 256):
+                if len(text) >= 32 and hash(text) not in seen:
+                    seen.add(hash(text))
+                    texts.append(text)
+                if len(texts) == CHUNK:
+                    yield texts
+                    texts = []
+    yield texts
+
+
+def tree(vectors_ND: np.ndarray, settings: KMeansSettings, threads: int) -> dict:
+    """Fit and assign as the pipeline does."""
+    begun = time.perf_counter()
+    rows = sample_rows(len(vectors_ND), SAMPLE, node_seed(0, -1))
+    root = fit_node(vectors_ND[rows], C, settings, seed=node_seed(0, -1), threads=threads)
+    fitting, assigning = time.perf_counter() - begun, 0.0
+    begun = time.perf_counter()
+    coarse_N, _ = Blocks(vectors_ND, threads=threads).nearest(root.centroids_kD)
+    assigning += time.perf_counter() - begun
+    squared, counts = 0.0, []
+    for node in range(C):
+        inside = vectors_ND[coarse_N == node]
+        begun = time.perf_counter()
+        sample = inside[sample_rows(len(inside), SAMPLE, node_seed(0, node))]
+        fit = fit_node(sample, C, settings, seed=node_seed(0, node), threads=threads)
+        fitting += time.perf_counter() - begun
+        centroids_kD = fit.centroids_kD[np.isfinite(fit.centroids_kD).all(1)]
+        begun = time.perf_counter()
+        leaf_N, squared_N = Blocks(inside, threads=threads).nearest(centroids_kD)
+        assigning += time.perf_counter() - begun
+        squared += squared_N.sum(dtype=np.float64)
+        counts.append(np.bincount(leaf_N, minlength=C))
+    return _row(squared / len(vectors_ND), fitting, assigning, np.concatenate(counts))
+
+
+def flat_faiss(vectors_ND: np.ndarray) -> dict:
+    """FAISS's k-means with 4096 centroids on all vectors, at its default of 25 iterations."""
+    import faiss
+
+    wide_ND = vectors_ND.astype(np.float32)
+    begun = time.perf_counter()
+    kmeans = faiss.Kmeans(
+        wide_ND.shape[1], C * C, niter=25, seed=0, max_points_per_centroid=len(wide_ND), verbose=False
+    )
+    kmeans.train(wide_ND)
+    fitting = time.perf_counter() - begun
+    begun = time.perf_counter()
+    squared, nearest = faiss.knn(wide_ND, kmeans.centroids, 1)
+    counts = np.bincount(nearest[:, 0], minlength=C * C)
+    return _row(float(squared.mean()), fitting, time.perf_counter() - begun, counts)
+
+
+def mini_batch(vectors_ND: np.ndarray) -> dict:
+    """scikit-learn's MiniBatchKMeans with 4096 centroids, at its defaults but for a batch of 10 a centroid."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    wide_ND = vectors_ND.astype(np.float32)
+    begun = time.perf_counter()
+    kmeans = MiniBatchKMeans(C * C, batch_size=10 * C * C, n_init=1, random_state=0).fit(wide_ND)
+    fitting = time.perf_counter() - begun
+    begun = time.perf_counter()
+    counts = np.bincount(kmeans.predict(wide_ND), minlength=C * C)
+    assigning = time.perf_counter() - begun
+    return _row(-kmeans.score(wide_ND) / len(wide_ND), fitting, assigning, counts)
+
+
+def limits(vectors_ND: np.ndarray, folder: Path) -> dict:
+    """Rows a second of the bare matrix product (2 x 64 x 384 multiply-adds a row) and of reading the vectors."""
+    wide_ND = vectors_ND[:100_000].astype(np.float32)
+    centroids_kD = np.ascontiguousarray(wide_ND[: 2 * C])
+    product = min(_seconds(lambda: wide_ND @ centroids_kD.T) for _ in range(5)) / len(wide_ND)
+    path = folder / "read-rate.bin"
+    vectors_ND.tofile(path)
+    buffer = np.empty(1 << 24, np.uint8)
+
+    def read() -> None:
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+    reading = min(_seconds(read) for _ in range(3)) / len(vectors_ND)
+    path.unlink()
+    return {"product_rows_per_second": 1 / product, "read_rows_per_second": 1 / reading}
+
+
+def _seconds(function) -> float:
+    begun = time.perf_counter()
+    function()
+    return time.perf_counter() - begun
+
+
+def _row(inertia: float, fitting: float, assigning: float, counts: np.ndarray) -> dict:
+    shares = counts / counts.sum()
+    return {
+        "inertia": float(inertia),
+        "fit_seconds": fitting,
+        "assign_seconds": assigning,
+        "imbalance": float(C * C * np.square(shares).sum()),
+        "empty": int(C * C - np.count_nonzero(counts)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vectors", type=int, default=500_000)
+    parser.add_argument(
+        "--only-tree", action="store_true", help="leave out the flat methods, which take long"
+    )
+    parser.add_argument("--json", help="write the result there")
+    options = parser.parse_args()
+    vectors_ND = vectors_of_text(options.vectors)
+    threads = available_cores()
+    methods = {
+        "tree": lambda: tree(vectors_ND, KMeansSettings(), threads),
+        "tree, no bound": lambda: tree(vectors_ND, KMeansSettings(size_limit=None), threads),
+        "tree, random start": lambda: tree(vectors_ND, KMeansSettings(init="random"), threads),
+    }
+    if not options.only_tree:
+        methods |= {"flat FAISS": lambda: flat_faiss(vectors_ND)}
+        methods |= {"MiniBatchKMeans": lambda: mini_batch(vectors_ND)}
+    result = {}
+    print(f"{len(vectors_ND)} vectors, {threads} cores\n{'':20} inertia    fit s  assign s  imbalance  empty")
+    for name, run in methods.items():
+        row = result[name] = run()
+        print(
+            f"{name:20} {row['inertia']:7.4f} {row['fit_seconds']:8.1f} {row['assign_seconds']:9.2f} "
+            f"{row['imbalance']:10.2f} {row['empty']:6}",
+            flush=True,
+        )
+    rates = limits(vectors_ND, home() / "benchmarks")
+    assigned = len(vectors_ND) / result["tree"]["assign_seconds"]
+    limit = min(rates.values())
+    ratios = {"assignment_of_limit": assigned / limit}
+    print(
+        f"assignment {assigned:,.0f} rows/s, limit {limit:,.0f} (matrix product "
+        f"{rates['product_rows_per_second']:,.0f}, read {rates['read_rows_per_second']:,.0f}): "
+        f"{ratios['assignment_of_limit']:.0%}"
+    )
+    if not options.only_tree:
+        ours, flat = result["tree"], result["flat FAISS"]
+        both = [row["fit_seconds"] + row["assign_seconds"] for row in (ours, flat)]
+        ratios |= {
+            "inertia_over_flat": ours["inertia"] / flat["inertia"],
+            "flat_over_tree_seconds": both[1] / both[0],
+        }
+        print(
+            f"inertia {ratios['inertia_over_flat']:.4f} x flat FAISS, "
+            f"{ratios['flat_over_tree_seconds']:.1f} times as fast"
+        )
+    if options.json:
+        body = {"vectors": len(vectors_ND), "methods": result, "limits": rates, "ratios": ratios}
+        body["machine"] = f"{platform.machine()}, {threads} cores"
+        Path(options.json).write_text(json.dumps(body, indent=1))
+
+
+if __name__ == "__main__":
+    main()

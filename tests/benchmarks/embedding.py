@@ -1,0 +1,113 @@
+"""How much of the bare encoder's rate is left from passages on disk to embeddings on disk.
+
+    python -m tests.benchmarks.embedding --passages 2048 --max-seq-length 64 --json result.json
+
+In one run, on the same passages of the environment corpus and the same cores: the bare encoder (batches
+tokenized and sorted by length beforehand, nothing but its forward pass), sentence-transformers' own ``encode``
+of the whole list, and the pipeline (read, tokenize, forward, write, through Ray Data). The pipeline's rate is
+counted from its first finished part, that is without starting Ray and loading the model, whose seconds are
+given apart. The bare encoder is measured before and after, because machines drift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from flows.jobs import runner
+from pipeline.corpora import open_corpus
+from pipeline.embedder import DEFAULT, find_embedder, load_embedder
+from pipeline.embedding import BATCH_SIZE, build_embeddings
+from pipeline.passages import build_passages, part_files
+from pipeline.selection import Selection
+from pipeline.tasks import available_cores
+from pipeline.word_pieces import embed_word_pieces, tokenize, tokenizer_of
+from storage_schema.manifest import open_stage
+
+
+def bare(model, texts: list[str], max_seq_length: int) -> float:
+    """Passages a second of the forward pass alone."""
+    pieces = tokenize(tokenizer_of(model), texts, max_seq_length)
+    begun = time.perf_counter()
+    embed_word_pieces(model, pieces)
+    return len(texts) / (time.perf_counter() - begun)
+
+
+def encode(model, texts: list[str]) -> float:
+    """Passages a second of ``SentenceTransformer.encode``, tokenizing included."""
+    begun = time.perf_counter()
+    model.encode(texts, batch_size=BATCH_SIZE[model.device.type], show_progress_bar=False)
+    return len(texts) / (time.perf_counter() - begun)
+
+
+def pipeline(folder: Path, model, max_seq_length: int, use_gpu: bool) -> dict[str, float]:
+    """Passages a second from the first finished part on, and the seconds before it."""
+    marks: list[tuple[float, int]] = []
+    stage = open_stage(folder / "embeddings", kind="embeddings", configuration={}, inputs={})
+    build_embeddings(
+        stage,
+        folder / "passages",
+        find_embedder(DEFAULT),
+        tokenizer_of(model),
+        max_seq_length=max_seq_length,
+        use_gpu=use_gpu,
+        report=lambda done, _: marks.append((time.perf_counter(), done)),
+    )
+    (begun, _), (first, done), (last, total) = marks[0], marks[1], marks[-1]
+    return {"rate": (total - done) / (last - first), "seconds_to_first_part": first - begun}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--passages", type=int, default=2048)
+    parser.add_argument("--max-seq-length", type=int, default=64)
+    parser.add_argument("--use-gpu", action="store_true")
+    parser.add_argument("--json", help="write the result there")
+    options = parser.parse_args()
+    runner.connect()
+    torch.set_num_threads(available_cores())
+    device = "cuda" if options.use_gpu else "cpu"
+    model = load_embedder(find_embedder(DEFAULT), max_seq_length=options.max_seq_length, device=device)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build_passages(
+            open_stage(folder / "passages", kind="passages", configuration={}, inputs={}),
+            open_corpus("environment"),
+            Selection(max_passages=options.passages),
+            passage_characters=2000,
+            max_bad_documents=100,
+        )
+        texts = pl.read_parquet(part_files(folder / "passages", "train"))["text"].to_list()
+        bare(model, texts[:64], options.max_seq_length)
+        rates = {"bare": bare(model, texts, options.max_seq_length), "encode": encode(model, texts)}
+        rates |= {"pipeline": pipeline(folder, model, options.max_seq_length, options.use_gpu)}
+        rates |= {"bare_again": bare(model, texts, options.max_seq_length)}
+    mean = (rates["bare"] + rates["bare_again"]) / 2
+    ratios = {
+        "pipeline_over_bare": rates["pipeline"]["rate"] / mean,
+        "pipeline_over_encode": rates["pipeline"]["rate"] / rates["encode"],
+    }
+    print(
+        f"{len(texts)} passages at {options.max_seq_length} word pieces on {device}, passages/s:\n"
+        f"bare encoder {rates['bare']:.1f}, afterwards {rates['bare_again']:.1f}; encode {rates['encode']:.1f}; "
+        f"pipeline {rates['pipeline']['rate']:.1f} "
+        f"(first part after {rates['pipeline']['seconds_to_first_part']:.1f} s)\n"
+        f"pipeline / bare {ratios['pipeline_over_bare']:.1%}, / encode {ratios['pipeline_over_encode']:.1%}"
+    )
+    if options.json:
+        machine = f"{platform.machine()}, {available_cores()} cores, torch {torch.__version__}"
+        body = {"options": vars(options), "rates": rates, "ratios": ratios, "machine": machine}
+        Path(options.json).write_text(json.dumps(body, indent=1))
+
+
+if __name__ == "__main__":
+    main()

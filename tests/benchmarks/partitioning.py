@@ -1,0 +1,170 @@
+"""Time and peak memory of everything but the encoder, at N and 10 N passages.
+
+    python -m tests.benchmarks.partitioning --passages 100000 1000000 --json result.json
+
+Synthetic text (random words, about 250 characters a passage) goes through cutting, selection and the
+tokenizer; synthetic embeddings (points around 3000 centres of unequal weight, 384-d) take the encoder's place;
+then the 64 x 64 tree and its partitions. Memory is that of all processes of the job, Ray's own included,
+sampled four times a second: *anonymous* is what the system cannot drop, *proportional* adds mapped files by
+their sharers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from flows import processes
+from flows.jobs import runner
+from pipeline.clustering import node_seed
+from pipeline.corpora import open_corpus
+from pipeline.embedding import write_embeddings
+from pipeline.kmeans import KMeansSettings
+from pipeline.leaves import TreeSettings
+from pipeline.partitioning import build_domains
+from pipeline.passages import build_passages, part_files
+from pipeline.scatter import Folders
+from pipeline.selection import Selection
+from pipeline.tasks import available_cores, run_tasks
+from pipeline.tokenizer import build_tokenizer
+from storage_schema.manifest import open_stage
+
+MARK = "SOE_BENCHMARK_OF_PARTITIONING"
+SIZE, CENTRES, FILE_PASSAGES = 384, 3000, 20_000
+VOCAB = {"vocab_size": 4096, "end_of_text": 0}
+
+
+def write_text(folder: Path, number: int) -> None:
+    """One document a passage, `FILE_PASSAGES` of them a JSON-lines file."""
+    words = [f"w{word:x}" for word in range(20_000)]
+    for first in range(0, number, FILE_PASSAGES):
+        random = np.random.Generator(np.random.Philox(first))
+        with open(folder / f"text-{first:09d}.jsonl", "w", encoding="utf-8") as file:
+            for row in random.integers(0, len(words), (min(FILE_PASSAGES, number - first), 45)):
+                file.write(json.dumps({"text": " ".join(words[word] for word in row)}) + "\n")
+
+
+def embed_part(source: str, target: str) -> None:
+    """Synthetic embeddings of one part, the same for the same part."""
+    import pyarrow.parquet as pq
+
+    ids = pq.read_table(source, columns=["passage_id"])["passage_id"].to_numpy()
+    centres = np.random.Generator(np.random.Philox(0)).standard_normal((CENTRES, SIZE)).astype(np.float32)
+    random = np.random.Generator(np.random.Philox(node_seed(1, int(ids[0] >> 32))))
+    chosen = np.minimum(random.zipf(1.3, len(ids)) - 1, CENTRES - 1)
+    vectors = centres[chosen] + random.standard_normal((len(ids), SIZE)).astype(np.float32)
+    write_embeddings(target, ids, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def job(folder: Path) -> None:
+    """All stages, in a Ray session of this process; prints one JSON line a stage."""
+    runner.connect()
+
+    def stage(kind: str, build) -> None:
+        opened = open_stage(folder / "store" / kind, kind=kind, configuration=VOCAB, inputs={})
+        begun = time.monotonic()
+        build(opened)
+        print(json.dumps({"stage": kind, "seconds": time.monotonic() - begun}), flush=True)
+
+    def embeddings(opened) -> None:
+        parts = part_files(passages, "train")
+        targets = [opened.work / part.with_suffix(".arrow").name for part in parts]
+        run_tasks(embed_part, [(str(a), str(b)) for a, b in zip(parts, targets, strict=True)])
+        opened.finish({})
+
+    passages, corpus = folder / "store" / "passages", open_corpus(str(folder / "text"))
+    cut = dict(passage_characters=2000, max_bad_documents=0)
+    stage("passages", lambda opened: build_passages(opened, corpus, Selection(), **cut))
+    sample = dict(vocab_size=VOCAB["vocab_size"], sample_characters=5_000_000)
+    stage("tokenizer", lambda opened: build_tokenizer(opened, passages, **sample))
+    stage("embeddings", embeddings)
+    tree = TreeSettings(coarse_clusters=64, leaf_clusters=64, kmeans=KMeansSettings(), sample=128_000, seed=0)
+    names = ("passages", "embeddings", "tokenizer")
+    paths = {name: str(folder / "store" / name) for name in names}
+    stage("domains", lambda opened: build_domains(opened, Folders(**paths, work=str(opened.work)), tree))
+
+
+class Sampler(threading.Thread):
+    """The peaks of the summed memory of all processes that bear a mark, in bytes."""
+
+    def __init__(self, mark: str):
+        super().__init__(daemon=True)
+        self.mark, self.running = mark, True
+        self.peaks = {"anonymous": 0, "proportional": 0}
+
+    def run(self) -> None:
+        while self.running:
+            sums = dict.fromkeys(self.peaks, 0)
+            for pid in processes.carrying(self.mark):
+                try:
+                    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+                except OSError:
+                    continue
+                fields = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+                sums["anonymous"] += fields["Anonymous"]
+                sums["proportional"] += fields["Pss"]
+            self.peaks = {name: max(peak, sums[name]) for name, peak in self.peaks.items()}
+            time.sleep(0.25)
+
+
+def measure(number: int) -> dict:
+    """Run the job on so many passages in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="soe-") as name:
+        (Path(name) / "text").mkdir()
+        write_text(Path(name) / "text", number)
+        value = f"{os.getpid()}-{number}"
+        sampler = Sampler(f"{MARK}={value}")
+        sampler.start()
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.partitioning", "--job", name],
+            env=os.environ | {MARK: value},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        sampler.running = False
+    stages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {
+        "passages": number,
+        "peaks": sampler.peaks,
+        "seconds": {stage["stage"]: stage["seconds"] for stage in stages},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--passages", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--json", help="write the result there")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        job(Path(options.job))
+        return
+    runs = []
+    for number in options.passages:
+        runs.append(run := measure(number))
+        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in run["seconds"].items())
+        peaks = ", ".join(f"{name} {value / 1e6:.0f} MB" for name, value in run["peaks"].items())
+        print(f"{number:,} passages: {seconds}; peak memory {peaks}", flush=True)
+    growth = {name: runs[-1]["peaks"][name] / peak for name, peak in runs[0]["peaks"].items()}
+    print("peak memory grows by " + ", ".join(f"{value - 1:+.1%} ({name})" for name, value in growth.items()))
+    if options.json:
+        machine = f"{platform.machine()}, {available_cores()} cores"
+        body = {"runs": runs, "growth": growth, "machine": machine}
+        Path(options.json).write_text(json.dumps(body, indent=1))
+
+
+if __name__ == "__main__":
+    main()
