@@ -20,6 +20,8 @@ from storage_schema.manifest import read_manifest
 
 LARGEST_DOMAINS = 64
 """Rows of the table of domains, at most."""
+LENGTHS = (128, 512, 1024, 2048)
+"""Sequence lengths for which the tails are reported."""
 
 
 def publish_domains(config: BuildDomains) -> None:
@@ -84,12 +86,36 @@ def domains_card(store: DomainStore) -> str:
             ["tokens of a domain", "least", "25 %", "median", "75 %", "most"],
             [["", *map(_number, quantiles)]],
         ),
+        _table(["sequence length", *(f"{length:,}" for length in LENGTHS)], _tails(store)),
+        *_clustering(store),
         f"Store `{store.folder.parent}`, digest `{store.digest}`.",
     ]
     atlas = store.folder.parent / atlas_page.FILE_NAME
     if atlas.exists():
         lines.append(atlas_text(atlas))
     return "\n\n".join(lines)
+
+
+def _tails(store: DomainStore) -> list[list[str]]:
+    """What the incomplete last window of each domain costs at several sequence lengths."""
+    lost, without = [], []
+    for length in LENGTHS:
+        windows_K = store.windows_K(length)
+        lost.append(f"{1 - length * windows_K.sum() / max(1, store.tokens_K.sum()):.2%}")
+        without.append(_number(int((windows_K == 0).sum())))
+    return [["tokens lost to tails", *lost], ["domains without a window", *without]]
+
+
+def _clustering(store: DomainStore) -> list[str]:
+    """How the tree came out, where its manifest says so."""
+    counts = store.manifest.counts
+    names = ("coarse_inertia", "leaf_inertia", "splits", "empty_domains", "tiny_domains", "largest_domain")
+    rows = [[name.replace("_", " "), _number(counts[name])] for name in names if name in counts]
+    if (passages := store.folder.parent / "passages").exists():
+        cut = read_manifest(passages, "passages").counts
+        dropped = cut["train_duplicates_dropped"]
+        rows.append(["exact duplicates dropped", f"{dropped / max(1, dropped + cut['passages']):.2%}"])
+    return [_table(["clustering", ""], rows)] if rows else []
 
 
 def atlas_text(path: Path) -> str:

@@ -52,6 +52,9 @@ def test_the_domains_card_and_table(tmp_path):
     card = artifacts.domains_card(store)
     assert "4 domains of 3 passages and 2,000 tokens; 1 are empty" in card
     assert store.digest in card and pictures(card)[0].startswith(b"\x89PNG")
+    # Windows of 128: 2, 0, 7 and 5 of them; of 512: 0, 0, 1 and 1.
+    assert "| tokens lost to tails | 10.40% | 48.80% | 100.00% | 100.00% |" in card
+    assert "| domains without a window | 1 | 2 | 4 | 4 |" in card
     rows = artifacts.domains_table(store)
     assert [row["domain"] for row in rows] == [2, 3, 0]
     assert rows[0]["tokens"] == 1000 and rows[0]["share"] == "50.00 %" and rows[0]["mostly"] == "toy (100%)"
