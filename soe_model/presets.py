@@ -100,7 +100,8 @@ def tiny() -> Preset:
         num_experts=16,
         generic_learning_rate=3e-3,
         # Adam moves an instance (1 + sum |coefficient|) times as far as the rates say: small coefficients at
-        # the start and a low rate for the experts, or the soup leaves the first plateau later than its twin.
+        # the start, a low rate for the experts, and a late beginning of theirs, or the soup leaves the first
+        # plateau later than its twin, by how much depends on the seed.
         router_output_scale=0.3,
         training=TrainingConfig(
             steps=1600,
@@ -108,10 +109,11 @@ def tiny() -> Preset:
             sequence_length=128,
             mixtures_per_step=8,
             support_size=8,
-            learning_rate=2.5e-3,
+            learning_rate=3e-3,
             expert_learning_rate=5e-4,
             router_learning_rate=1e-3,
             warmup_steps=100,
+            experts_from=200,
             final_learning_rate_fraction=0.05,
             gradient_clip=1.0,
         ),
