@@ -64,6 +64,11 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= 2 * self.experts_from <= self.steps:
+            raise ValueError(
+                f"experts_from is {self.experts_from}; it must be from 0 to half the steps, {self.steps // 2}: "
+                "experts and router learn at their full rates from twice that on."
+            )
         if self.batch_size % self.mixtures_per_step:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of mixtures_per_step {self.mixtures_per_step}."

@@ -101,9 +101,11 @@ def resolve(settings: Pretrain, store: DomainStore) -> tuple[SoupConfig, Trainin
         if getattr(settings, name) is not None
     }  # fmt: skip
     num_experts = settings.num_experts or chosen.num_experts
+    steps = overrides.get("steps", chosen.training.steps)
+    overrides.setdefault("experts_from", min(chosen.training.experts_from, steps // 8))
     if settings.method == "generic":
         num_experts = 0
-        overrides["mixtures_per_step"] = 1
+        overrides |= {"mixtures_per_step": 1, "experts_from": 0}
         overrides.setdefault("learning_rate", chosen.generic_learning_rate)
     training = replace(chosen.training, seed=settings.seed, **overrides)
     backbone = chosen.backbone(

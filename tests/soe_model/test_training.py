@@ -1,5 +1,6 @@
 """The closed-form step against plain autograd through ``shared + coefficients @ experts``."""
 
+import pytest
 import torch
 from torch.func import functional_call
 
@@ -152,6 +153,8 @@ def test_parameter_addresses_never_change():
 
 
 def test_experts_and_router_begin_later_if_asked():
+    with pytest.raises(ValueError, match="experts_from is 5; it must be from 0 to half the steps, 4"):
+        TrainingConfig(steps=9, experts_from=5)
     training = TrainingConfig(steps=9, experts_from=4)
     assert [experts_factor(s, training) for s in range(10)] == [0, 0, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
     assert experts_factor(0, TrainingConfig(steps=9)) == 1
