@@ -8,7 +8,8 @@ comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 # The two distributions of FAISS share one folder: never both.
 OTHER_FAISS := $(if $(findstring gpu,$(EXTRAS)),faiss-cpu,faiss-gpu)
-PYTEST_OPTIONS ?=
+# Two at a time: the tests of the stack mostly wait for its processes (tests/conftest.py).
+PYTEST_OPTIONS ?= -n 2 --dist loadgroup
 
 .PHONY: demo test install down
 

@@ -9,6 +9,17 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import pytest
 
+SHARED = ("running", "ray_cluster")
+"""Fixtures that take long to start: all tests of one run in the same process (``pytest -n 2 --dist loadgroup``)."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for name in SHARED:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(name))
+                break
+
 
 @pytest.fixture(scope="session")
 def ray_cluster():
