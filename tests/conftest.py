@@ -14,6 +14,7 @@ SHARED = ("running", "ray_cluster")
 """Fixtures that take long to start: all tests of one run in the same process (``pytest -n 2 --dist loadgroup``)."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
     for item in items:
         for name in SHARED:

