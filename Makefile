@@ -1,4 +1,4 @@
-# From a bare machine: `make demo` shows the whole walk, `make test` runs the tests.
+# From a bare machine: `make demo` shows the whole walk, `make test` runs the tests, `make test-faults` the long ones.
 #   EXTRAS=gpu,offline,dev   on a machine with NVIDIA GPUs
 #   PYTHON=python3.12        another interpreter (3.11 to 3.13)
 PYTHON ?= python3
@@ -11,13 +11,16 @@ OTHER_FAISS := $(if $(findstring gpu,$(EXTRAS)),faiss-cpu,faiss-gpu)
 # Two at a time: the tests of the stack mostly wait for its processes (tests/conftest.py).
 PYTEST_OPTIONS ?= -n 2 --dist loadgroup
 
-.PHONY: demo test install down
+.PHONY: demo test test-faults install down
 
 demo: install
 	@$(VENV)/bin/soe demo
 
 test: install
 	@$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
+
+test-faults: install
+	@$(VENV)/bin/python -m pytest -m faults
 
 install: $(STAMP)
 

@@ -14,13 +14,11 @@ SHARED = ("running", "ray_cluster")
 """Fixtures that take long to start: all tests of one run in the same process (``pytest -n 2 --dist loadgroup``)."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    for item in items:
-        for name in SHARED:
-            if name in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(name))
-                break
+def pytest_itemcollected(item):
+    for name in SHARED:
+        if name in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(name))
+            break
 
 
 @pytest.fixture(scope="session")

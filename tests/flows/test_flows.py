@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import orphans, stack
+from flows import orphans, processes, stack
 from flows.build_domains import build_domains
 from flows.prefect_api import ApiError
 from flows.pretrain_soe import pretrain_soe
@@ -114,8 +114,8 @@ def test_a_cancelled_run_is_cancelled_and_its_job_stopped(running, runs):
         assert time.monotonic() - begun < 20
         time.sleep(0.3)
     assert running.wait(flow_run_id)["state_type"] == "CANCELLED"
-    stub = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"tests.flows.stub_job" in _read(p)]
-    assert not stub
+    ours = processes.carrying(f"SOE_HOME={running.environment['SOE_HOME']}")
+    assert not [pid for pid in ours if b"tests.flows.stub_job" in _read(Path(f"/proc/{pid}/cmdline"))]
 
 
 def _read(path: Path) -> bytes:

@@ -14,6 +14,7 @@ README = (REPOSITORY / "README.md").read_text("utf-8")
 RUN_ELSEWHERE = {
     "make demo": "test_demo.py checks its commands; it is run by hand for its result",
     "make test": "this very run",
+    "make test-faults": "a suite of its own: minutes of killed processes",
     "source .venv/bin/activate": "the tests run in that environment",
     "soe up": "conftest.py",
     "soe down": "test_stack.py",
