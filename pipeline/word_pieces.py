@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BATCH_WORD_PIECES = {"cpu": 4096, "cuda": 131_072}
+BATCH_WORD_PIECES = {"cpu": 2048, "cuda": 131_072}
 """Word pieces of a batch, padding included: on a CPU it should stay in the cache, a GPU wants it large."""
 
 

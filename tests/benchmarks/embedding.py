@@ -24,7 +24,7 @@ import torch
 from flows.jobs import runner
 from pipeline.corpora import open_corpus
 from pipeline.embedder import DEFAULT, find_embedder, load_embedder
-from pipeline.embedding import BATCH_SIZE, build_embeddings
+from pipeline.embedding import BATCH_SIZE, build_embeddings, read_embeddings
 from pipeline.passages import build_passages, part_files
 from pipeline.selection import Selection
 from pipeline.tasks import available_cores
@@ -48,8 +48,8 @@ def encode(model, texts: list[str]) -> float:
 
 
 def pipeline(folder: Path, model, max_seq_length: int, use_gpu: bool) -> dict[str, float]:
-    """Passages a second from the first finished part on, and the seconds before it."""
-    marks: list[tuple[float, int]] = []
+    """Passages a second from the first written part on, and the seconds before it."""
+    begun = time.time()
     stage = open_stage(folder / "embeddings", kind="embeddings", configuration={}, inputs={})
     build_embeddings(
         stage,
@@ -58,10 +58,15 @@ def pipeline(folder: Path, model, max_seq_length: int, use_gpu: bool) -> dict[st
         tokenizer_of(model),
         max_seq_length=max_seq_length,
         use_gpu=use_gpu,
-        report=lambda done, _: marks.append((time.perf_counter(), done)),
     )
-    (begun, _), (first, done), (last, total) = marks[0], marks[1], marks[-1]
-    return {"rate": (total - done) / (last - first), "seconds_to_first_part": first - begun}
+    # By when the parts were written: Ray hands results on later, several at once.
+    written = sorted(
+        (path.stat().st_mtime, len(read_embeddings(path)[0]))
+        for path in (folder / "embeddings").glob("part-*.arrow")
+    )
+    rows = sum(number for _, number in written[1:])
+    rate = rows / (written[-1][0] - written[0][0])
+    return {"rate": rate, "seconds_to_first_part": written[0][0] - begun}
 
 
 def main() -> None:
