@@ -110,7 +110,8 @@ def main() -> None:
     )
     if options.json:
         machine = f"{platform.machine()}, {available_cores()} cores, torch {torch.__version__}"
-        body = {"options": vars(options), "rates": rates, "ratios": ratios, "machine": machine}
+        chosen = {name: value for name, value in vars(options).items() if name != "json"}
+        body = {"options": chosen, "rates": rates, "ratios": ratios, "machine": machine}
         Path(options.json).write_text(json.dumps(body, indent=1))
 
 
