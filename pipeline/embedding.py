@@ -157,9 +157,13 @@ def read_embeddings(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """One part: passage ids int64 ``[rows]`` and vectors float16 ``[rows, D]``, memory-mapped."""
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
+    return table["passage_id"].to_numpy(), embeddings_of(table)
+
+
+def embeddings_of(table: pa.Table) -> np.ndarray:
+    """The column ``embedding``, float16 ``[rows, D]``, not copied where the table is one batch."""
     column = table["embedding"].combine_chunks()
-    vectors = column.flatten().to_numpy(zero_copy_only=False)
-    return table["passage_id"].to_numpy(), vectors.reshape(len(table), column.type.list_size)
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
 
 
 def _through_actors(

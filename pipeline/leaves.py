@@ -7,7 +7,6 @@ Legend: N rows, k leaves of the node, D embedding size.
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.clustering import assign, node_seed, sample_rows, without_unreached
+from pipeline.embedding import embeddings_of
 from pipeline.kmeans import KMeansSettings, NodeFit, fit_node
-from pipeline.scatter import Folders, embeddings_of, read_table, write_batch
+from pipeline.scatter import Folders, read_arrays, read_table, write_arrays, write_batch
 from storage_schema.domains import partition_path, partition_schema
 
 
@@ -47,8 +47,7 @@ def write_node(folders: Folders, node: int, settings: TreeSettings) -> dict[str,
     """
     kept = folders.node(node).with_suffix(".npz")
     if kept.exists():
-        with np.load(kept, allow_pickle=False) as arrays:
-            return dict(arrays)
+        return read_arrays(kept)
     pieces = sorted(folders.node(node).glob("part-*.arrow"))
     k = settings.leaf_clusters
     if not pieces:
@@ -65,9 +64,7 @@ def write_node(folders: Folders, node: int, settings: TreeSettings) -> dict[str,
         "leaves_kD": without_unreached(fit.centroids_kD, sums["counts_k"]),
         "splits": np.array(fit.splits),
     }
-    with open(f"{kept}.aside", "wb") as file:
-        np.savez(file, **result)
-    os.replace(f"{kept}.aside", kept)
+    write_arrays(kept, **result)
     for stream in streams:
         stream.unlink(missing_ok=True)
     return result

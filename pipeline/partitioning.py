@@ -12,7 +12,6 @@ Legend: N passages, K domains, C coarse nodes, k leaves of a node, D embedding s
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from pipeline.embedding import read_embeddings
 from pipeline.kmeans import fit_node
 from pipeline.leaves import TreeSettings, write_node
 from pipeline.passages import part_files
-from pipeline.scatter import Folders, scatter_part
+from pipeline.scatter import Folders, read_arrays, scatter_part, write_arrays
 from pipeline.tasks import Report, available_cores, ignore_progress, run_tasks
 from storage_schema.domains import INDEX, Tree
 from storage_schema.manifest import Manifest, Stage
@@ -97,8 +96,8 @@ def fit_root(folders: Folders, rows: list[int], settings: TreeSettings) -> tuple
     """Coarse centroids float32 ``[C, D]`` and how many splits they took; kept on disk for a resume."""
     kept = folders.scratch / "root.npz"
     if kept.exists():
-        with np.load(kept, allow_pickle=False) as arrays:
-            return arrays["coarse_CD"], int(arrays["splits"])
+        arrays = read_arrays(kept)
+        return arrays["coarse_CD"], int(arrays["splits"])
     seed = node_seed(settings.seed, ROOT)
     wanted = sample_rows(sum(rows), settings.sample, seed)
     edges = np.cumsum([0, *rows])
@@ -121,9 +120,7 @@ def fit_root(folders: Folders, rows: list[int], settings: TreeSettings) -> tuple
         threads=available_cores(),
         use_gpu=settings.use_gpu,
     )
-    with open(f"{kept}.aside", "wb") as file:
-        np.savez(file, coarse_CD=fit.centroids_kD, splits=fit.splits)
-    os.replace(f"{kept}.aside", kept)
+    write_arrays(kept, coarse_CD=fit.centroids_kD, splits=np.array(fit.splits))
     return fit.centroids_kD, fit.splits
 
 

@@ -90,13 +90,20 @@ def write_batch(path: Path, batch: pa.RecordBatch) -> None:
     os.replace(f"{path}.aside", path)
 
 
-def embeddings_of(table: pa.Table) -> np.ndarray:
-    """The column ``embedding``, float16 ``[N, D]``, not copied where the table is one batch."""
-    column = table["embedding"].combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
-
-
 def read_table(path: Path) -> pa.Table:
     """An Arrow file, memory-mapped."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Keep named arrays for a resume, written aside and then renamed."""
+    with open(f"{path}.aside", "wb") as file:
+        np.savez(file, **arrays)
+    os.replace(f"{path}.aside", path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What :func:`write_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)

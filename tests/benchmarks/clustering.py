@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.clustering import Blocks, node_seed, sample_rows
 from pipeline.corpora import BadDocument, open_corpus, read_documents
-from pipeline.cutting import cut_passages
+from pipeline.cutting import cut_passages, text_hash
 from pipeline.embedder import DEFAULT, find_embedder, load_embedder
 from pipeline.kmeans import KMeansSettings, fit_node
 from pipeline.tasks import available_cores
@@ -57,7 +57,7 @@ def vectors_of_text(number: int) -> np.ndarray:
 
 
 def _chunks_of_text():
-    """Distinct passages of at least 32 characters, files in an order of their own hash's making."""
+    """Distinct passages of at least 32 characters; the files in a shuffled order, the same each time."""
     corpus = open_corpus("environment")
     order = np.random.Generator(np.random.Philox(0)).permutation(len(corpus.files))
     seen, texts = set(), []
@@ -66,8 +66,8 @@ def _chunks_of_text():
             if isinstance(document, BadDocument):
                 continue
             for text in cut_passages(document.text, 256):
-                if len(text) >= 32 and hash(text) not in seen:
-                    seen.add(hash(text))
+                if len(text) >= 32 and (digest := text_hash(text)) not in seen:
+                    seen.add(digest)
                     texts.append(text)
                 if len(texts) == CHUNK:
                     yield texts
