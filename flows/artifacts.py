@@ -13,7 +13,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from flows import atlas_page, pictures
 from flows.progress_text import artifact_key
-from flows.settings import BuildDomains, Pretrain, Specialize
+from flows.settings import Pretrain, Specialize
 from storage_schema.domains import DomainStore
 from storage_schema.layout import run_folder, soup_folder, specialist_folder, store_folder
 from storage_schema.manifest import read_manifest
@@ -24,10 +24,10 @@ LENGTHS = (128, 512, 1024, 2048)
 """Sequence lengths for which the tails are reported."""
 
 
-def publish_domains(config: BuildDomains) -> None:
+def publish_domains(name: str) -> None:
     """The sizes of the domains: a picture, a table of the largest with the commonest source of each; the atlas."""
-    store = DomainStore(store_folder(config.store))
-    key = artifact_key("domains", config.store.rpartition("/")[2])
+    store = DomainStore(store_folder(name))
+    key = artifact_key("domains", name.rpartition("/")[2])
     create_markdown_artifact(domains_card(store), key=key, description="The domains and their sizes.")
     create_table_artifact(
         domains_table(store),
@@ -177,7 +177,7 @@ def losses_card(evaluation: dict[str, Any]) -> str:
 
 
 def _commonest_source(store: DomainStore, domain: int) -> tuple[str, float]:
-    sources = store.partition(domain).column("source")
+    sources = store.passages(domain)["source"]
     counts = pc.value_counts(sources).to_pylist()
     most = max(counts, key=lambda entry: entry["counts"])
     return most["values"], most["counts"] / len(sources)

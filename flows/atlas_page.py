@@ -120,7 +120,7 @@ def read_specialists(folder: str | Path, store: DomainStore) -> dict[str, dict[i
         manifest = read_manifest(one, "specialist")
         weights = {int(i): float(h) for i, h in manifest.configuration["domain_weights"].items()}
         trained_on = soups.get(manifest.inputs["soup"], {}).get("domains", store.digest)
-        if trained_on != store.digest or max(weights, default=0) >= store.num_domains:
+        if trained_on not in store.digests or max(weights, default=0) >= store.num_domains:
             raise StoreError(
                 f"{one} is a specialist of a soup of other domains than those of {store.folder.parent}. "
                 "Give the store its soup was trained on."

@@ -16,7 +16,7 @@ def build_domains(config: BuildDomains = BuildDomains()) -> dict | State:  # noq
     def publish() -> None:
         from flows.artifacts import publish_domains  # draws: only a run that succeeded needs it
 
-        publish_domains(config)
+        publish_domains(config.store)
 
     return carry_out(
         "build-domains",

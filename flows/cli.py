@@ -47,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     audit.set_defaults(command=_audit)
 
     run = commands.add_parser("run", help="run a deployment, follow it, and fail if it fails")
-    run.add_argument("name", help="build-domains, pretrain-soe, specialize; or FLOW/DEPLOYMENT")
+    run.add_argument(
+        "name", help="build-domains, add-documents, pretrain-soe, specialize; or FLOW/DEPLOYMENT"
+    )
     run.add_argument("--config", type=_json_object, default={}, help="the settings, as a JSON object")
     run.add_argument(
         "--param",

@@ -74,6 +74,19 @@ class BuildDomains(Settings):
     rebuild: bool = Field(False, description="Replace stages built with other settings.")
 
 
+class AddDocuments(Settings):
+    """More documents → an existing store, with its tokenizer, embedder and tree; nothing in it is rewritten."""
+
+    store: str = Field("environment", description="The store to add to.")
+    corpus: str = Field(description="As build-domains' `corpus`. The same one again is recognised.")
+    text_field: str = Field("text", description="JSON lines and Parquet: the field that holds the text.")
+    source_field: str = Field("source", description="The field naming a document's source.")
+    max_bad_documents: int = Field(
+        100, ge=0, description="Unreadable documents skipped before it is an error."
+    )
+    use_gpu: bool = Field(False, description="Embed on GPUs; an error at once if there are none.")
+
+
 class Pretrain(Settings):
     """A store → a soup (or its generic twin). Unset fields take the preset's value (soe_model/presets.py)."""
 

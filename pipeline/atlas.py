@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.tasks import Report, ignore_progress
@@ -177,15 +178,15 @@ def _read_domain(
     counts = {"tokens": int(store.tokens_K[domain]), "passages": int(store.passages_K[domain])}
     if not counts["tokens"]:
         return counts, []
-    batch = store.partition(domain)
-    rows = _spread(batch.num_rows, NUMBERED)
-    squares = np.square(batch.column("distance").take(rows).to_numpy(), dtype=np.float64)
-    sources = pc.value_counts(batch.column("source").take(rows)).to_pylist()
+    table = store.passages(domain)
+    rows = _spread(len(table), NUMBERED)
+    squares = np.square(table["distance"].take(rows).to_numpy(), dtype=np.float64)
+    sources = pc.value_counts(table["source"].take(rows)).to_pylist()
     sources = sorted(sources, key=lambda entry: (-entry["counts"], entry["values"]))[:SOURCES]
-    read = _spread(batch.num_rows, READ)
-    texts = _texts(batch, read, tokenizer)
-    nearest = np.argsort(batch.column("distance").take(read).to_numpy(), kind="stable")
-    documents = batch.column("document_id").take(read).to_pylist()
+    read = table.take(_spread(len(table), READ))
+    texts = _texts(read, tokenizer)
+    nearest = np.argsort(read["distance"].to_numpy(), kind="stable")
+    documents = read["document_id"].to_pylist()
     of_document: dict[str, str] = {}
     for row in nearest.tolist():
         if texts[row].strip():
@@ -201,11 +202,11 @@ def _read_domain(
     }, texts
 
 
-def _texts(batch, rows: np.ndarray, tokenizer: TextTokenizer) -> list[str]:
+def _texts(passages: pa.Table, tokenizer: TextTokenizer) -> list[str]:
     """The beginnings of these passages; one that is cut loses its last word, which may be half of one."""
-    column = batch.column("tokens")
-    values = column.values.to_numpy(zero_copy_only=True)
-    starts, ends = np.asarray(column.offsets)[rows], np.asarray(column.offsets)[rows + 1]
+    column = passages["tokens"].combine_chunks()
+    values, offsets = column.values.to_numpy(zero_copy_only=True), np.asarray(column.offsets)
+    starts, ends = offsets[:-1], offsets[1:]
     texts = []
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         text = tokenizer.decode(values[start : min(end, start + READ_TOKENS)])

@@ -13,10 +13,13 @@ import pyarrow.parquet as pq
 
 from pipeline.passages import part_files
 from pipeline.tasks import Report, ignore_progress
-from storage_schema.domains import DomainStore, partition_path, partition_schema
+from storage_schema.domains import DomainPart, DomainStore, partition_path, partition_schema
+from storage_schema.layout import store_parts
 from storage_schema.manifest import StoreError, read_manifest, verify_file
 
 STAGES = ("passages", "tokenizer", "embeddings", "domains")
+STAGES_ADDED = ("passages", "embeddings", "domains")
+"""Of an addition, which has the store's tokenizer."""
 
 
 def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict[str, int]:
@@ -31,18 +34,25 @@ def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict
     Raises:
         StoreError: the first thing that does not hold, naming the file or the domain.
     """
-    folder = Path(folder)
-    manifests = {stage: read_manifest(folder / stage, stage) for stage in STAGES}
-    files = [(stage, entry) for stage in STAGES for entry in manifests[stage].files]
-    _check_chain(folder, manifests)
     store = DomainStore(folder)
+    folders = store_parts(folder)
+    files = []
+    tokenizer = read_manifest(folders[0] / "tokenizer", "tokenizer")
+    for number, part in enumerate(folders):
+        stages = STAGES if part == folders[0] else STAGES_ADDED
+        manifests = {stage: read_manifest(part / stage, stage) for stage in stages}
+        _check_chain(part, manifests, {"tokenizer": tokenizer} | manifests)
+        if number and manifests["passages"].inputs["store"] != store.digests[number - 1]:
+            raise StoreError(f"{part} was added to another store than the one it lies in. Remove it.")
+        files += [(part / stage, entry) for stage in stages for entry in manifests[stage].files]
     total = len(files) + store.num_domains
-    for number, (stage, entry) in enumerate(files):
-        verify_file(folder / stage, entry)
+    for number, (stage_folder, entry) in enumerate(files):
+        verify_file(stage_folder, entry)
         report(number + 1, total)
-    seen = _Seen(folder)
+    seen = _Seen(folders)
     for domain in range(store.num_domains):
-        _check_domain(store, domain, seen)
+        for part in store.parts:
+            _check_domain(store, part, domain, seen)
         report(len(files) + domain + 1, total)
     seen.check_all()
     return {
@@ -55,23 +65,25 @@ def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict
 
 
 class _Seen:
-    """How often each training passage was met; a passage's id is its part and its row."""
+    """How often each training passage was met; a passage's id is the number of its file and its row."""
 
-    def __init__(self, folder: Path):
-        parts = part_files(folder / "passages", "train")
-        self.rows = np.array([pq.read_metadata(part).num_rows for part in parts])
+    def __init__(self, folders: list[Path]):
+        files = [file for folder in folders for file in part_files(folder / "passages", "train")]
+        numbers = [int(file.stem.rpartition("-")[2]) for file in files]
+        self.rows = np.zeros(max(numbers) + 1, np.int64)  # held-out files have numbers too, and no domain
+        self.rows[numbers] = [pq.read_metadata(file).num_rows for file in files]
         self.edges = np.cumsum([0, *self.rows])
         self.times = np.zeros(int(self.edges[-1]), np.uint8)
 
     def add(self, domain: int, ids: np.ndarray) -> None:
-        part, row = ids >> 32, ids & 0xFFFFFFFF
-        unknown = (part < 0) | (part >= len(self.rows))
-        unknown |= row >= self.rows[np.where(unknown, 0, part)]
+        file, row = ids >> 32, ids & 0xFFFFFFFF
+        unknown = (file < 0) | (file >= len(self.rows))
+        unknown |= row >= self.rows[np.where(unknown, 0, file)]
         if unknown.any():
             raise StoreError(
                 f"domain {domain} holds passage {ids[np.argmax(unknown)]}, which does not exist."
             )
-        at = self.edges[part] + row
+        at = self.edges[file] + row
         if len(np.unique(at)) < len(at) or self.times[at].any():
             twice = ids[np.argmax(self.times[at])] if self.times[at].any() else ids[0]
             raise StoreError(
@@ -82,26 +94,26 @@ class _Seen:
     def check_all(self) -> None:
         if not self.times.all():
             at = int(np.argmin(self.times))
-            part = int(np.searchsorted(self.edges, at, side="right")) - 1
+            file = int(np.searchsorted(self.edges, at, side="right")) - 1
             raise StoreError(
                 f"{np.count_nonzero(self.times == 0)} passages are in no domain; the first is row "
-                f"{at - self.edges[part]} of part {part}. Rebuild the store."
+                f"{at - self.edges[file]} of part {file}. Rebuild the store."
             )
 
 
-def _check_chain(folder: Path, manifests: dict) -> None:
+def _check_chain(folder: Path, manifests: dict, upstream: dict) -> None:
     """Each stage was made from the others as they are now."""
     for stage, manifest in manifests.items():
         for name, digest in manifest.inputs.items():
-            if name in manifests and manifests[name].digest != digest:
+            if name in upstream and upstream[name].digest != digest:
                 raise StoreError(
                     f"{folder / stage} was made from other {name} than those beside it. Rebuild it."
                 )
 
 
-def _check_domain(store: DomainStore, domain: int, seen: _Seen) -> None:
-    path = store.folder / partition_path(domain)
-    if not store.passages_K[domain]:
+def _check_domain(store: DomainStore, part: DomainPart, domain: int, seen: _Seen) -> None:
+    path = part.folder / partition_path(domain)
+    if not part.passages_K[domain]:
         if path.exists():
             raise StoreError(f"domain {domain} is empty in the index, but {path} exists.")
         return
@@ -109,15 +121,15 @@ def _check_domain(store: DomainStore, domain: int, seen: _Seen) -> None:
         file = pa.ipc.open_file(source)
         if file.num_record_batches != 1 or file.schema != partition_schema(store.vocab_size):
             raise StoreError(f"{path} is not one record batch of a domain partition. Rebuild the store.")
-    batch = store.partition(domain)
+    batch = part.batch(domain)
     tokens = batch.column("tokens")
     offsets = tokens.offsets.to_numpy()
-    stream = store.tokens(domain)
+    stream = part.tokens(domain)
     ends = stream[offsets[1:] - 1] if len(offsets) > 1 else stream
     whole = offsets[0] == 0 and offsets[-1] == len(stream) and (np.diff(offsets) > 0).all()
-    if not whole or batch.num_rows != store.passages_K[domain] or (ends != store.end_of_text).any():
+    if not whole or batch.num_rows != part.passages_K[domain] or (ends != store.end_of_text).any():
         raise StoreError(
-            f"{path} does not hold {store.passages_K[domain]} passages, each ending in end-of-text, "
+            f"{path} does not hold {part.passages_K[domain]} passages, each ending in end-of-text, "
             "one after the other. Rebuild the store."
         )
     seen.add(domain, batch.column("passage_id").to_numpy())

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.clustering import assign
-from storage_schema.domains import Tree
+from storage_schema.tree import Tree
 
 Rule = Literal["flat", "tree"]
 SUM_TOLERANCE = 1e-6

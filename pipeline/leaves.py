@@ -19,6 +19,7 @@ from pipeline.embedding import embeddings_of
 from pipeline.kmeans import KMeansSettings, NodeFit, fit_node
 from pipeline.scatter import Folders, read_arrays, read_table, write_arrays, write_batch
 from storage_schema.domains import partition_path, partition_schema
+from storage_schema.tree import Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,10 @@ class TreeSettings:
         return self.coarse_clusters * self.leaf_clusters
 
 
-def write_node(folders: Folders, node: int, settings: TreeSettings) -> dict[str, np.ndarray]:
-    """Fit one coarse node's leaves and write its domains.
+def write_node(
+    folders: Folders, node: int, settings: TreeSettings, tree: Tree | None = None
+) -> dict[str, np.ndarray]:
+    """Fit one coarse node's leaves, or take those of `tree`, and write its domains.
 
     Returns:
         ``leaves_kD``, ``counts_k``, ``distance_k`` and ``squared_k`` (sums over a leaf's rows), ``tokens_k``
@@ -52,17 +55,21 @@ def write_node(folders: Folders, node: int, settings: TreeSettings) -> dict[str,
     k = settings.leaf_clusters
     if not pieces:
         return {"counts_k": np.zeros(k, np.int64)}
-    fit = _fit_leaves(pieces, node, settings)
+    if tree is None:
+        fit = _fit_leaves(pieces, node, settings)
+        leaves_kD, splits = fit.centroids_kD, fit.splits
+    else:
+        leaves_kD, splits = tree.leaves_KD[node * k : (node + 1) * k], 0
     streams = [folders.node(node) / f"leaf-{leaf:04d}.arrows" for leaf in range(k)]
-    sums = _split(pieces, fit.centroids_kD, streams)
+    sums = _split(pieces, leaves_kD, streams)
     for leaf in np.flatnonzero(sums["counts_k"]):
         path = Path(folders.work) / partition_path(node * k + int(leaf))
         path.parent.mkdir(exist_ok=True)
         _write_partition(streams[leaf], path)
     result = {
         **sums,
-        "leaves_kD": without_unreached(fit.centroids_kD, sums["counts_k"]),
-        "splits": np.array(fit.splits),
+        "leaves_kD": without_unreached(leaves_kD, sums["counts_k"]),
+        "splits": np.array(splits),
     }
     write_arrays(kept, **result)
     for stream in streams:

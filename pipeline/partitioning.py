@@ -1,6 +1,6 @@
 """Passages and their embeddings → the tree and the domain partitions.
 
-1. The root is fitted on a sample of all embeddings.
+1. The root is fitted on a sample of all embeddings (or the tree is given, for documents added to a store).
 2. *Scatter* (``scatter.py``): each part of passages is tokenized and written to the nodes its rows go to.
 3. *Leaves* (``leaves.py``): each coarse node fits its leaves, then writes its domains one after the other.
 
@@ -13,6 +13,7 @@ Legend: N passages, K domains, C coarse nodes, k leaves of a node, D embedding s
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ from pipeline.leaves import TreeSettings, write_node
 from pipeline.passages import part_files
 from pipeline.scatter import Folders, read_arrays, scatter_part, write_arrays
 from pipeline.tasks import Report, available_cores, ignore_progress, run_tasks
-from storage_schema.domains import INDEX, Tree
+from storage_schema.domains import INDEX
 from storage_schema.manifest import Manifest, Stage
+from storage_schema.tree import Tree
 
 ROOT = -1
 TINY = 0.1
@@ -47,9 +49,17 @@ def check_enough_passages(
 
 
 def build_domains(
-    stage: Stage, folders: Folders, settings: TreeSettings, *, report: Report = ignore_progress
+    stage: Stage,
+    folders: Folders,
+    settings: TreeSettings,
+    *,
+    tree: Tree | None = None,
+    report: Report = ignore_progress,
 ) -> Manifest:
     """Build the ``domains`` stage from finished passages, embeddings and tokenizer.
+
+    Args:
+        tree: assign to this tree, which has the shape of `settings`, instead of fitting one.
 
     Raises:
         ValueError: fewer passages than domains, or fewer distinct embeddings (which are counted if the root
@@ -57,10 +67,13 @@ def build_domains(
     """
     parts = part_files(folders.passages, "train")
     rows = [pq.read_metadata(part).num_rows for part in parts]
-    check_enough_passages(sum(rows), settings)
     folders.scratch.mkdir(exist_ok=True)
     gpus = 1 if settings.use_gpu else 0
-    [(coarse_CD, splits)] = run_tasks(fit_root, [(folders, rows, settings)], num_gpus=gpus)
+    if tree is None:
+        check_enough_passages(sum(rows), settings)
+        [(coarse_CD, splits)] = run_tasks(fit_root, [(folders, rows, settings)], num_gpus=gpus)
+    else:
+        coarse_CD, splits = tree.coarse_CD, 0
     total = 2 * sum(rows)
     squared = run_tasks(
         scatter_part,
@@ -71,21 +84,23 @@ def build_domains(
     per_node = sum(rows) // settings.coarse_clusters
     nodes = run_tasks(
         write_node,
-        [(folders, node, settings) for node in range(settings.coarse_clusters)],
+        [(folders, node, settings, tree) for node in range(settings.coarse_clusters)],
         num_gpus=gpus,
         report=lambda done, _: report(sum(rows) + done * per_node, total),
     )
-    tree, index = _assemble(coarse_CD, nodes)
-    tree.write(stage.work / "tree.arrow")
+    assembled, index = _assemble(coarse_CD, nodes)
+    if tree is not None:  # where none of these passages is, its centroids stay
+        assembled = replace(assembled, coarse_CD=tree.coarse_CD, leaves_KD=tree.leaves_KD)
+    assembled.write(stage.work / "tree.arrow")
     with pa.ipc.new_file(str(stage.work / "index.arrow"), INDEX) as writer:
         writer.write_table(index)
     shutil.rmtree(folders.scratch)
     report(total, total)
     counts = {
-        "passages": int(tree.counts_K.sum()),
+        "passages": int(assembled.counts_K.sum()),
         "tokens": int(sum(index["tokens"].to_pylist())),
-        "domains": tree.num_domains,
-        **_report_of(tree, squared, nodes, splits),
+        "domains": assembled.num_domains,
+        **_report_of(assembled, squared, nodes, splits),
         "clustered_on": "gpu" if settings.use_gpu else "cpu",
     }
     assert counts["passages"] == sum(rows)

@@ -36,11 +36,13 @@ def build_passages(
     *,
     passage_characters: int,
     max_bad_documents: int,
+    present: Sequence[Path] = (),
     report: Report = ignore_progress,
 ) -> Manifest:
     """Build the ``passages`` stage, in the running Ray session.
 
     Args:
+        present: the parts that the store has already, if these are documents to be added to it.
         report: progress in files of the corpus, each counted once when cut and once when written.
 
     Raises:
@@ -61,7 +63,7 @@ def build_passages(
         report=lambda done, _: report(done, 2 * files),
     )
     bad_documents_named = _check_bad_documents(summaries, corpus, max_bad_documents)
-    plan = select_passages(shards, selection, scratch)
+    plan = select_passages(shards, selection, scratch, present=present)
     characters = run_tasks(
         write_part,
         [
@@ -90,7 +92,7 @@ def build_passages(
 def write_part(part: Part, decisions: Path, shards: Sequence[Path], path: Path) -> int:
     """Gather one part's passages from its shards and write it, unless it is there; return its characters."""
     if not path.exists():
-        columns = ["document_id", "source", "text"]
+        columns = ["document_id", "source", "text", "text_hash"]
         gathered = [
             pq.read_table(shard, columns=columns).take(pa.array(rows))
             for shard, rows in zip(shards, rows_of(part, decisions), strict=True)

@@ -2,7 +2,8 @@
 
 Held out are all documents of the named sources and, of every other source, the documents whose hash falls
 below `held_out_fraction`; so a document's split does not depend on what else is in the corpus. A passage is
-kept once; a held-out passage whose text occurs in a training document is dropped, because it was seen.
+kept once; a held-out passage whose text occurs in a training document is dropped, because it was seen, and so
+is, when documents are added to a store, every passage whose text that has already.
 
 Equal passages have equal hashes, so the hashes are dealt out to buckets on disk by their first bits and each
 bucket is decided on its own: memory holds one bucket, and what is decided is one byte a passage, on disk.
@@ -27,6 +28,8 @@ LEAST_PART_ROWS, MOST_PART_ROWS, USUAL_PARTS = 256, 16_384, 64
 BUCKET_ROWS = 1 << 20
 MOST_BUCKETS = 128
 """So many files are open at once."""
+PRESENT = -1
+"""In place of a shard's number: a passage that the store has already."""
 DROPPED, *KEPT = range(1 + len(SPLITS))
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _BUCKET = pa.schema(
@@ -70,27 +73,37 @@ class Plan:
     counts: dict[str, int]
 
 
-def select_passages(shards: Sequence[Path], selection: Selection, scratch: Path) -> Plan:
+def select_passages(
+    shards: Sequence[Path], selection: Selection, scratch: Path, *, present: Sequence[Path] = ()
+) -> Plan:
     """Decide on every passage of the extracted `shards`; `scratch` is a folder to work in.
 
+    Args:
+        present: the parts of passages that the store has already, if these are documents to be added.
+
     Raises:
-        ValueError: a held-out source that is not there, or nothing to train on.
+        ValueError: a held-out source that is not there (documents to be added may have none of it), or
+            nothing to train on.
     """
     edges = np.cumsum([0, *(pq.read_metadata(shard).num_rows for shard in shards)])
-    buckets = [scratch / f"bucket-{b:03d}.arrows" for b in range(_bucket_count(int(edges[-1])))]
-    sources = _deal_out(shards, selection, buckets)
+    rows = int(edges[-1]) + sum(pq.read_metadata(part).num_rows for part in present)
+    buckets = [scratch / f"bucket-{b:03d}.arrows" for b in range(_bucket_count(rows))]
+    sources = _deal_out(shards, selection, buckets, present)
+    if not present:
+        _check_sources(set(sources["source"]), selection.held_out_sources)
     decisions = scratch / "decisions.u8"
     decided = np.memmap(decisions, np.uint8, "w+", shape=max(1, int(edges[-1])))
     counts = _decide(buckets, selection, edges, decided)
     if not counts["passages"]:
         raise ValueError(
-            "The corpus leaves no passage to train on: it has no readable document that is not held out. "
-            "Give more text, or hold out less (held_out_sources, held_out_fraction)."
+            "The corpus leaves no passage to train on: it has no readable document that is not held out, or "
+            "no text that the store has not already. Give more text, or hold out less (held_out_sources, "
+            "held_out_fraction)."
         )
     decided.flush()
     parts: list[Part] = []
     for split, code in zip(SPLITS, KEPT, strict=True):
-        parts += _parts(split, code, decided, edges, len(parts))
+        parts += _parts(split, code, decided, edges, len(present) + len(parts))
     table = _sources(shards, sources, decided, edges)
     return Plan(parts=parts, decisions=decisions, sources=table, counts=counts)
 
@@ -111,15 +124,19 @@ def _bucket_count(rows: int) -> int:
     return min(MOST_BUCKETS, 1 << max(0, (rows // BUCKET_ROWS).bit_length()))
 
 
-def _deal_out(shards: Sequence[Path], selection: Selection, buckets: list[Path]) -> pl.DataFrame:
+def _deal_out(
+    shards: Sequence[Path], selection: Selection, buckets: list[Path], present: Sequence[Path]
+) -> pl.DataFrame:
     """Write every passage's hash to its bucket; return the sources with their documents."""
     last_order = _last_orders(shards, selection.max_documents_per_source)
     unseen = pl.col("source").is_in(list(selection.held_out_sources))
     by_hash = pl.col("document_hash") < int(selection.held_out_fraction * 2**64)
     found: list[pl.DataFrame] = []
-    shift = 64 - (len(buckets) - 1).bit_length()
     with ExitStack() as stack:
         writers = [stack.enter_context(pa.ipc.new_stream(str(bucket), _BUCKET)) for bucket in buckets]
+        for part in present:
+            hashes = pl.from_arrow(pq.read_table(part, columns=["text_hash"]))
+            _write(hashes.with_columns(shard=PRESENT, row=0, held_out=False), writers)
         for number, shard in enumerate(shards):
             rows = _read_hashes(shard).with_columns(shard=pl.lit(number, pl.Int32))
             if last_order is not None:
@@ -128,25 +145,31 @@ def _deal_out(shards: Sequence[Path], selection: Selection, buckets: list[Path])
             found.append(_documents(rows))
             if len(found) > 64:
                 found = [_merge(found)]
-            hashes = rows["text_hash"].to_numpy()
-            bucket_of = hashes >> np.uint64(shift) if len(buckets) > 1 else np.zeros_like(hashes)
-            table = rows.select(_BUCKET.names).to_arrow().cast(_BUCKET)
-            for bucket in np.unique(bucket_of):
-                writers[bucket].write_table(table.take(np.flatnonzero(bucket_of == bucket)))
-    sources = _merge(found)
-    _check_sources(set(sources["source"]), selection.held_out_sources)
-    return sources
+            _write(rows, writers)
+    return _merge(found)
+
+
+def _write(rows: pl.DataFrame, writers: list[pa.ipc.RecordBatchStreamWriter]) -> None:
+    """Deal rows of ``_BUCKET`` out to the buckets, by the first bits of their hashes."""
+    hashes = rows["text_hash"].to_numpy()
+    shift = np.uint64(64 - (len(writers) - 1).bit_length())
+    bucket_of = hashes >> shift if len(writers) > 1 else np.zeros_like(hashes)
+    table = rows.select(_BUCKET.names).to_arrow().cast(_BUCKET)
+    for bucket in np.unique(bucket_of):
+        writers[bucket].write_table(table.take(np.flatnonzero(bucket_of == bucket)))
 
 
 def _decide(buckets: list[Path], selection: Selection, edges: np.ndarray, decided: np.ndarray) -> dict:
     """Fill `decided`. Buckets come in the order of their hashes, so a limit on passages fills up in that order."""
     names = ("passages", "held_out_passages", "train_duplicates_dropped", "train_passages_over_the_limit")
-    names += ("held_out_duplicates_dropped", "held_out_seen_in_training_dropped")
+    names += ("held_out_duplicates_dropped", "held_out_seen_in_training_dropped", "present_dropped")
     counts = dict.fromkeys(names, 0)
     limit = np.inf if selection.max_passages is None else selection.max_passages
     for bucket in buckets:
         with pa.memory_map(str(bucket)) as source:
-            rows = pl.from_arrow(pa.ipc.open_stream(source).read_all())
+            all_rows = pl.from_arrow(pa.ipc.open_stream(source).read_all())
+        present, given = all_rows.filter(shard=PRESENT), all_rows.filter(pl.col("shard") != PRESENT)
+        rows = given.join(present, on="text_hash", how="anti", maintain_order="left")
         train, held_out = rows.filter(~pl.col("held_out")), rows.filter("held_out")
         distinct = train.unique("text_hash", keep="first", maintain_order=True)
         distinct_held_out = held_out.unique("text_hash", keep="first", maintain_order=True)
@@ -157,6 +180,7 @@ def _decide(buckets: list[Path], selection: Selection, edges: np.ndarray, decide
             decided[edges[chosen["shard"].to_numpy()] + chosen["row"].to_numpy()] = code
         numbers = (len(kept), len(fresh), len(train) - len(distinct), len(distinct) - len(kept))
         numbers += (len(held_out) - len(distinct_held_out), len(distinct_held_out) - len(fresh))
+        numbers += (len(given) - len(rows),)
         counts = {name: counts[name] + number for name, number in zip(names, numbers, strict=True)}
         bucket.unlink()
     return counts

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.passages import part_files
+from storage_schema.layout import store_parts
 from storage_schema.manifest import read_manifest
 
 LEAST_TEXTS = 20
@@ -44,7 +45,7 @@ def held_out_sets(
         ValueError: if no source has enough.
     """
     passages = _held_out(store)
-    sources = pl.read_parquet(Path(store) / "passages" / "sources.parquet")
+    sources = _sources(store)
     unseen = set(sources.filter("unseen")["source"])
     found = []
     for (source,), frame in passages.group_by("source", maintain_order=True):
@@ -67,16 +68,22 @@ def generic_evaluation(store: str | Path, *, passages: int) -> list[str]:
     """Held-out passages of the sources that were trained on, at most so many, chosen by hash: the generic
     mixture as the training never saw it.
     """
-    sources = pl.read_parquet(Path(store) / "passages" / "sources.parquet")
+    sources = _sources(store)
     seen = sources.filter(~pl.col("unseen"))["source"]
     frame = _held_out(store).filter(pl.col("source").is_in(seen.implode()))
     ranked = sorted(frame["text"], key=lambda text: hashlib.sha256(text.encode()).digest())
     return ranked[:passages]
 
 
+def _sources(store: str | Path) -> pl.DataFrame:
+    """The sources of a store and its additions, and whether they are unseen."""
+    tables = [pl.read_parquet(part / "passages" / "sources.parquet") for part in store_parts(store)]
+    return pl.concat(tables).select("source", "unseen").unique(maintain_order=True)
+
+
 def _held_out(store: str | Path) -> pl.DataFrame:
     read_manifest(Path(store) / "passages", "passages")
-    files = part_files(Path(store) / "passages", "held_out")
+    files = [file for part in store_parts(store) for file in part_files(part / "passages", "held_out")]
     if not files:
         raise ValueError(f"{store} holds out no text. Build it with held_out_sources or held_out_fraction.")
     return pl.concat([pl.read_parquet(file) for file in files])

@@ -33,28 +33,31 @@ class WindowReader:
 
     def __init__(self, store: DomainStore, sequence_length: int):
         self.store, self.sequence_length = store, sequence_length
-        self._open: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._open: OrderedDict[int, list[np.ndarray]] = OrderedDict()
 
     def read(self, domains: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Windows `rows` of `domains`: [len(rows), L + 1] of the store's token type."""
         length = self.sequence_length
         out = None
         for domain in np.unique(domains):
-            values = self._values(int(domain))
-            places = np.flatnonzero(domains == domain)
-            if out is None:
-                out = np.empty((len(rows), length + 1), dtype=values.dtype)
-            windows = np.lib.stride_tricks.sliding_window_view(values, length + 1)[::length]
-            out[places] = windows[rows[places]]
+            places, first = np.flatnonzero(domains == domain), 0
+            for windows_n1 in self._windows(int(domain)):
+                if out is None:
+                    out = np.empty((len(rows), length + 1), dtype=windows_n1.dtype)
+                inside = (rows[places] >= first) & (rows[places] < first + len(windows_n1))
+                out[places[inside]] = windows_n1[rows[places[inside]] - first]
+                first += len(windows_n1)
+            if rows[places].max() >= first:
+                raise IndexError(f"domain {domain} has {first} windows; row {rows[places].max()} is none.")
         return out
 
-    def _values(self, domain: int) -> np.ndarray:
+    def _windows(self, domain: int) -> list[np.ndarray]:
         if domain in self._open:
             self._open.move_to_end(domain)
         else:
             if len(self._open) >= OPEN_PARTITIONS:
                 self._open.popitem(last=False)
-            self._open[domain] = self.store.tokens(domain)
+            self._open[domain] = self.store.windows(domain, self.sequence_length)
         return self._open[domain]
 
 
@@ -85,12 +88,18 @@ class MixtureStream:
     world_size: int = 1
     fetchers: int = 1
     """Ray actors that read partitions for this rank."""
+    store_parts: int | None = None
+    """The plan is of the store with so many parts: what is added during a run is not seen by it."""
 
     def __post_init__(self):
         if self.plan.batch_size % self.world_size:
             raise ValueError(
                 f"batch_size {self.plan.batch_size} is not a multiple of the {self.world_size} workers."
             )
+
+    def open_store(self) -> DomainStore:
+        """The store that the plan is of."""
+        return DomainStore(self.store_folder, num_parts=self.store_parts)
 
     @property
     def slots(self) -> slice:
@@ -173,7 +182,7 @@ class _Fetch:
 
     def __init__(self, stream: MixtureStream, start: int = 0, stop: int = 0):
         self.stream, self.start, self.stop = stream, start, stop
-        self.reader = WindowReader(DomainStore(stream.store_folder), stream.sequence_length)
+        self.reader = WindowReader(stream.open_store(), stream.sequence_length)
 
     def table(self, first: int, last: int) -> pa.Table:
         steps, slots = self.stream.plan.steps(first, last), self.stream.slots

@@ -24,6 +24,7 @@ from soe_model.presets import SoupConfig
 from soe_model.router import Router
 from soe_model.training import SoupTrainer
 from storage_schema.manifest import StoreError, read_manifest, verify_files
+from storage_schema.tree import Tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ def expert_file(number: int) -> str:
     return f"expert-{number:03d}.safetensors"
 
 
-def write_soup(folder: str | Path, trainer: SoupTrainer, *, tree: str | Path, tokenizer: str | Path) -> None:
+def write_soup(folder: str | Path, trainer: SoupTrainer, *, tree: Tree, tokenizer: str | Path) -> None:
     """Write the trainer's bank and router into `folder` (a stage's work folder); collective over ranks.
 
     Rank 0 writes; the other ranks send it their columns, one expert at a time. The manifest is written by
@@ -51,7 +52,7 @@ def write_soup(folder: str | Path, trainer: SoupTrainer, *, tree: str | Path, to
     if sharding.rank == 0:
         router = {name: p.detach().cpu().clone() for name, p in trainer.router.module.named_parameters()}
         save_file(router, folder / "router.safetensors")
-        shutil.copyfile(tree, folder / "tree.arrow")
+        tree.write(folder / "tree.arrow")
         shutil.copyfile(tokenizer, folder / "tokenizer.json")
 
 

@@ -5,7 +5,7 @@
     <store>/embeddings/part-00000.arrow          one file for each training part, same rows, same order
 
 Part numbers run over the training parts, then over the held-out ones, so ``part number << 32 | row`` is
-unique in the store.
+unique in the store. The parts of an addition are numbered on from those that were there before it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ PASSAGES = pa.schema(
         pa.field("document_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("text", pa.large_string(), nullable=False),
+        pa.field(
+            "text_hash", pa.uint64(), nullable=False
+        ),  # equal for equal texts: what is dropped as a duplicate
     ]
 )
 

@@ -1,6 +1,6 @@
-"""The tree of centroids and the domain partitions.
+"""The domain partitions of a store.
 
-    <store>/domains/tree.arrow                     coarse nodes, then leaves (= domains)
+    <store>/domains/tree.arrow                     coarse nodes, then leaves (tree.py)
     <store>/domains/index.arrow                    one row a domain: passages, tokens
     <store>/domains/domain=0042/part-00000.arrow   one record batch, uncompressed; absent if empty
 
@@ -8,19 +8,24 @@ The child buffer of a partition's ``tokens`` column *is* the domain's packed tok
 length L is ``values[r*L : r*L + L + 1]`` (the last token of one window is the first of the next, because
 inputs and targets are shifted by one). The incomplete window at the end is never sampled.
 
-Legend: K domains, C coarse nodes, D embedding size.
+Documents added later lie in stores of the same layout beside the first, ``<store>/additions/0001/`` and so
+on, with the same tree: each is a further *part* of the store, and nothing written earlier changes. A
+domain's windows are those of its partition in each part, one part after the other.
+
+Legend: K domains, P parts, L tokens in a sequence.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from storage_schema.manifest import Manifest, StoreError, read_manifest
+from storage_schema.layout import store_parts
+from storage_schema.manifest import Manifest, StoreError, content_digest, read_manifest
+from storage_schema.tree import Tree, with_additions
 
 TOKEN_TYPES = {2: pa.uint16(), 4: pa.uint32()}
 INDEX = pa.schema([("domain", pa.int32()), ("passages", pa.int64()), ("tokens", pa.int64())])
@@ -45,117 +50,21 @@ def partition_path(domain: int) -> str:
     return f"domain={domain:04d}/part-00000.arrow"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tree:
-    """A two-level tree of centroids. Leaf ``i`` is domain ``i``; its coarse node is ``i // (K // C)``."""
-
-    coarse_CD: np.ndarray
-    """float32; the coarse centroids. A coarse node that no training passage reached is a row of NaN."""
-    leaves_KD: np.ndarray
-    """float32; the domains' centroids. A leaf that no training passage reached is a row of NaN."""
-    counts_K: np.ndarray
-    """int64; passages assigned to each leaf."""
-    mean_distance_K: np.ndarray
-    """float32; mean distance of a leaf's passages to its centroid, 0 for an empty leaf."""
-
-    @property
-    def num_domains(self) -> int:
-        return len(self.leaves_KD)
-
-    @property
-    def generic_weights(self) -> np.ndarray:
-        """float64[K]: the corpus's own histogram over its domains (Algorithm 3 applied to all of it)."""
-        return self.counts_K / self.counts_K.sum()
-
-    @property
-    def imbalance(self) -> float:
-        """K Σ p_i² over leaf shares p: 1 for equal leaves, K if one holds everything (FAISS's factor)."""
-        total = self.counts_K.sum()
-        return float(self.num_domains * np.square(self.counts_K / max(total, 1)).sum())
-
-    def write(self, path: str | Path) -> None:
-        c, k = len(self.coarse_CD), self.num_domains
-        centroids = np.concatenate([self.coarse_CD, self.leaves_KD]).astype(np.float32)
-        branching = k // c
-        table = pa.table(
-            {
-                "level": pa.array([0] * c + [1] * k, pa.int8()),
-                "node": pa.array([*range(c), *range(k)], pa.int32()),
-                "parent": pa.array([-1] * c + [i // branching for i in range(k)], pa.int32()),
-                "centroid": pa.FixedSizeListArray.from_arrays(
-                    pa.array(centroids.reshape(-1), pa.float32()), centroids.shape[1]
-                ),
-                "count": pa.array(
-                    [*self.counts_K.reshape(c, branching).sum(1).tolist(), *self.counts_K.tolist()],
-                    pa.int64(),
-                ),
-                "mean_distance": pa.array([0.0] * c + self.mean_distance_K.tolist(), pa.float32()),
-            }
-        )
-        with pa.ipc.new_file(str(path), table.schema) as writer:
-            writer.write_table(table)
-
-    @classmethod
-    def read(cls, path: str | Path) -> Tree:
-        """Read ``tree.arrow``. Raises :class:`StoreError` if it is missing or not one."""
-        try:
-            with pa.memory_map(str(path)) as source:
-                table = pa.ipc.open_file(source).read_all()
-            column = table["centroid"].combine_chunks()
-            centroids = np.array(column.flatten()).reshape(len(table), column.type.list_size)
-            is_leaf = np.array(table["level"]) == 1
-            return cls(
-                coarse_CD=centroids[~is_leaf],
-                leaves_KD=centroids[is_leaf],
-                counts_K=np.array(table["count"])[is_leaf],
-                mean_distance_K=np.array(table["mean_distance"])[is_leaf],
-            )
-        except (OSError, KeyError, AttributeError, pa.ArrowInvalid) as error:
-            raise StoreError(f"{path} is not a tree of centroids: {error}") from error
-
-
-class DomainStore:
-    """The finished domains of one store, opened for reading.
+class DomainPart:
+    """One part's ``domains``, opened for reading.
 
     Args:
-        folder: the store's folder (the one that holds ``domains/``).
+        folder: the part's folder (the one that holds ``domains/``).
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder) / "domains"
+    def __init__(self, folder: Path):
+        self.folder = folder / "domains"
         self.manifest: Manifest = read_manifest(self.folder, "domains")
         index = _read_table(self.folder / "index.arrow")
         self.tokens_K = np.array(index["tokens"])
         self.passages_K = np.array(index["passages"])
 
-    @property
-    def num_domains(self) -> int:
-        return len(self.tokens_K)
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self.manifest.configuration["vocab_size"])
-
-    @property
-    def end_of_text(self) -> int:
-        """Id of the token that ends a passage."""
-        return int(self.manifest.configuration["end_of_text"])
-
-    @property
-    def digest(self) -> str:
-        return self.manifest.digest
-
-    @cached_property
-    def tree(self) -> Tree:
-        return Tree.read(self.folder / "tree.arrow")
-
-    def windows_K(self, sequence_length: int) -> np.ndarray:
-        """int64[K]: complete windows of `sequence_length` tokens (plus one) in each domain."""
-        if sequence_length < 1:
-            raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1.")
-        return np.maximum(self.tokens_K - 1, 0) // sequence_length
-
-    def partition(self, domain: int) -> pa.RecordBatch:
+    def batch(self, domain: int) -> pa.RecordBatch:
         """The domain's passages (columns of :func:`partition_schema`), memory-mapped: only what is used is read.
 
         Raises :class:`StoreError` naming the domain and file if the partition is missing or truncated.
@@ -174,7 +83,7 @@ class DomainStore:
         """
         path = self.folder / partition_path(domain)
         try:
-            values = self.partition(domain).column("tokens").values.to_numpy(zero_copy_only=True)
+            values = self.batch(domain).column("tokens").values.to_numpy(zero_copy_only=True)
         except (KeyError, pa.ArrowInvalid) as error:
             raise StoreError(f"domain {domain}: cannot read {path}: {error}") from error
         if len(values) != self.tokens_K[domain]:
@@ -183,6 +92,84 @@ class DomainStore:
                 "Rebuild the store."
             )
         return values
+
+
+class DomainStore:
+    """The finished domains of one store and its additions, opened for reading.
+
+    Args:
+        folder: the store's folder (the one that holds ``domains/``).
+        num_parts: open the store as it was with its first so many parts; all by default.
+
+    Raises:
+        StoreError: there are no finished domains, or an addition is of another tree.
+    """
+
+    def __init__(self, folder: str | Path, *, num_parts: int | None = None):
+        self.parts = [DomainPart(part) for part in store_parts(folder)[:num_parts]]
+        first = self.parts[0]
+        self.folder, self.manifest = first.folder, first.manifest
+        for part in self.parts[1:]:
+            if part.manifest.inputs.get("tree") != first.manifest.digest:
+                raise StoreError(
+                    f"{part.folder.parent} was added to other domains than those of {self.folder}. Remove it, "
+                    "and add its documents again."
+                )
+        self.tokens_K = np.sum([part.tokens_K for part in self.parts], axis=0)
+        self.passages_K = np.sum([part.passages_K for part in self.parts], axis=0)
+
+    @property
+    def num_domains(self) -> int:
+        return len(self.tokens_K)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.manifest.configuration["vocab_size"])
+
+    @property
+    def end_of_text(self) -> int:
+        """Id of the token that ends a passage."""
+        return int(self.manifest.configuration["end_of_text"])
+
+    @property
+    def digest(self) -> str:
+        """Of all parts; another after every addition."""
+        return self.digests[-1]
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """The store's digest as it was with its first part, its first two, and so on."""
+        of_part = [part.manifest.digest for part in self.parts]
+        return [of_part[0], *(content_digest(of_part[:n]) for n in range(2, len(of_part) + 1))]
+
+    @cached_property
+    def tree(self) -> Tree:
+        return with_additions([Tree.read(part.folder / "tree.arrow") for part in self.parts])
+
+    def windows_K(self, sequence_length: int) -> np.ndarray:
+        """int64[K]: complete windows of `sequence_length` tokens (plus one) in each domain."""
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1.")
+        return sum(np.maximum(part.tokens_K - 1, 0) // sequence_length for part in self.parts)
+
+    def passages(self, domain: int) -> pa.Table:
+        """The domain's passages (columns of :func:`partition_schema`), memory-mapped, one chunk a part.
+
+        Raises :class:`StoreError` as :meth:`DomainPart.batch` does.
+        """
+        batches = [part.batch(domain) for part in self.parts if part.passages_K[domain]]
+        return pa.Table.from_batches(batches, partition_schema(self.vocab_size))
+
+    def windows(self, domain: int, sequence_length: int) -> list[np.ndarray]:
+        """The domain's windows, ``[n, L + 1]`` of each part that has any: views of the memory-mapped tokens.
+
+        Raises :class:`StoreError` as :meth:`DomainPart.tokens` does.
+        """
+        streams = [part.tokens(domain) for part in self.parts if part.tokens_K[domain] > sequence_length]
+        return [
+            np.lib.stride_tricks.sliding_window_view(values, sequence_length + 1)[::sequence_length]
+            for values in streams
+        ]
 
 
 def _read_table(path: Path) -> pa.Table:

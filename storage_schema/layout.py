@@ -31,6 +31,17 @@ def specialist_folder(name: str) -> Path:
     return _resolve("specialists", name)
 
 
+def additions_folder(store: str | Path) -> Path:
+    """Where the documents lie that were added to a store after it was built."""
+    return Path(store) / "additions"
+
+
+def store_parts(store: str | Path) -> list[Path]:
+    """The store's own folder, then those of its finished additions, in the order they were made."""
+    added = sorted(path.parent for path in additions_folder(store).glob("[0-9]*/domains"))
+    return [Path(store), *added]
+
+
 def _resolve(room: str, name: str) -> Path:
     if not name or name in (".", ".."):
         raise ValueError(f"{name!r} is not a name for a folder of {room}.")

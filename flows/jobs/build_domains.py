@@ -7,23 +7,20 @@ Every stage that is finished with the same settings and inputs is skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flows.jobs import runner
-from flows.jobs.domain_stages import StoreBuilder
+from flows.jobs.domain_stages import StoreBuilder, draw_atlas
+from flows.jobs.stages import full_disk_named
 from flows.settings import BuildDomains
-from pipeline.clustering import check_gpu
 from pipeline.corpora import open_corpus
 from pipeline.embedder import EmbedderWeights, find_embedder, load_embedder, weights_digest
-from pipeline.tasks import is_disk_full, run_tasks
+from pipeline.tasks import is_disk_full
 from pipeline.tokenizer import load_tokenizer
 from pipeline.word_pieces import tokenizer_of
 from storage_schema.layout import store_folder
 from storage_schema.lock import only_writer
-from storage_schema.manifest import StoreError
 
 
 def run(settings: BuildDomains) -> dict[str, Any]:
@@ -38,7 +35,7 @@ def run(settings: BuildDomains) -> dict[str, Any]:
         StoreError: the disk is full; finished stages stay valid.
     """
     folder = store_folder(settings.store)
-    with _full_disk_named(folder):
+    with full_disk_named(folder):
         _check_writable(folder)
         corpus = open_corpus(
             settings.corpus, text_field=settings.text_field, source_field=settings.source_field
@@ -47,15 +44,15 @@ def run(settings: BuildDomains) -> dict[str, Any]:
         if settings.tokenizer is not None:
             load_tokenizer(settings.tokenizer)
         runner.connect()
-        _check_gpus(settings)
+        runner.require_gpus(settings.use_gpu)
         with only_writer(folder):
             build = StoreBuilder(settings, folder)
             build.passages(corpus)
             build.tokenizer()
             build.embeddings(*encoder)
             build.domains()
-            atlas = build.atlas()
-    return {"store": str(folder), "atlas": atlas and str(atlas), "stages": build.summary}
+            atlas = draw_atlas(folder)
+    return {"store": str(folder), "atlas": atlas and str(atlas), "stages": build.stages.summary}
 
 
 def _check_writable(folder: Path) -> None:
@@ -77,31 +74,6 @@ def _check_embedder(settings: BuildDomains) -> tuple[EmbedderWeights, str, str |
     weights = find_embedder(settings.embedder)
     model = load_embedder(weights, max_seq_length=settings.max_seq_length)
     return weights, weights_digest(model), tokenizer_of(model)
-
-
-def _check_gpus(settings: BuildDomains) -> None:
-    import ray
-
-    if settings.use_gpu:
-        if not ray.cluster_resources().get("GPU"):
-            raise ValueError(
-                "use_gpu is true, but the Ray cluster has no GPU. Start one on a machine with GPUs, "
-                "check the driver (nvidia-smi), or set use_gpu=false."
-            )
-        run_tasks(check_gpu, [()], num_gpus=1)
-
-
-@contextmanager
-def _full_disk_named(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise StoreError(
-            f"The disk of {folder} is full: {error}. Free some space and run again; finished stages and "
-            "parts are kept."
-        ) from error
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flows.atlas_page import MOST_DOMAINS, write_atlas
 from flows.jobs.progress import progress
+from flows.jobs.stages import Stages
 from flows.settings import BuildDomains
 from pipeline.corpora import ENVIRONMENT, Corpus
 from pipeline.embedder import EmbedderWeights
@@ -18,7 +19,8 @@ from pipeline.passages import build_passages
 from pipeline.scatter import Folders
 from pipeline.selection import Selection
 from pipeline.tokenizer import build_tokenizer
-from storage_schema.manifest import Manifest, Stage, file_digest, open_stage
+from storage_schema.domains import DomainStore
+from storage_schema.manifest import file_digest
 
 
 class StoreBuilder:
@@ -26,9 +28,7 @@ class StoreBuilder:
 
     def __init__(self, settings: BuildDomains, folder: Path):
         self.settings, self.folder = settings, folder
-        self.manifests: dict[str, Manifest] = {}
-        self.summary: dict[str, dict] = {}
-        """Of each stage: ``skipped``, ``digest``, ``counts``, ``seconds``."""
+        self.stages = Stages(folder, rebuild=settings.rebuild)
 
     def passages(self, corpus: Corpus) -> None:
         settings = self.settings
@@ -39,7 +39,7 @@ class StoreBuilder:
             max_passages=settings.max_passages,
         )
         is_environment = corpus.uri == ENVIRONMENT
-        stage = self._open(
+        stage = self.stages.open(
             "passages",
             {
                 **selection.__dict__,
@@ -59,7 +59,7 @@ class StoreBuilder:
                     max_bad_documents=settings.max_bad_documents,
                     report=report,
                 )
-        self._close("passages", stage)
+        self.stages.close("passages", stage)
         check_enough_passages(stage.finished.counts["passages"], self._tree_settings())
 
     def tokenizer(self) -> None:
@@ -69,10 +69,10 @@ class StoreBuilder:
                 "vocab_size": settings.vocab_size,
                 "sample_characters": settings.tokenizer_sample_characters,
             }
-            inputs = {"passages": self.manifests["passages"].digest}
+            inputs = self.stages.digests("passages")
         else:
             configuration, inputs = {"trained": False}, {"tokenizer.json": file_digest(settings.tokenizer)}
-        stage = self._open("tokenizer", configuration, inputs)
+        stage = self.stages.open("tokenizer", configuration, inputs)
         if stage.finished is None:
             with progress("train tokenizer", "tokenizers") as report:
                 report(0, 1)
@@ -84,14 +84,14 @@ class StoreBuilder:
                     given=settings.tokenizer,
                 )
                 report(1, 1)
-        self._close("tokenizer", stage)
+        self.stages.close("tokenizer", stage)
 
     def embeddings(self, weights: EmbedderWeights, model_digest: str, tokenizer_json: str | None) -> None:
         settings = self.settings
-        stage = self._open(
+        stage = self.stages.open(
             "embeddings",
             {"embedder": settings.embedder, "max_seq_length": settings.max_seq_length},
-            {"passages": self.manifests["passages"].digest, "model": model_digest},
+            self.stages.digests("passages") | {"model": model_digest},
         )
         if stage.finished is None:
             with progress("embed passages", "passages") as report:
@@ -104,12 +104,12 @@ class StoreBuilder:
                     use_gpu=settings.use_gpu,
                     report=report,
                 )
-        self._close("embeddings", stage)
+        self.stages.close("embeddings", stage)
 
     def domains(self) -> None:
         tree = self._tree_settings()
-        vocabulary = self.manifests["tokenizer"].counts
-        stage = self._open(
+        vocabulary = self.stages.manifests["tokenizer"].counts
+        stage = self.stages.open(
             "domains",
             {
                 **{name: value for name, value in asdict(tree).items() if name != "use_gpu"},
@@ -117,7 +117,7 @@ class StoreBuilder:
                 "end_of_text": vocabulary["end_of_text"],
                 "distance": "l2",
             },
-            {name: self.manifests[name].digest for name in ("passages", "tokenizer", "embeddings")},
+            self.stages.digests("passages", "tokenizer", "embeddings"),
         )
         if stage.finished is None:
             folders = Folders(
@@ -128,21 +128,7 @@ class StoreBuilder:
             )
             with progress("cluster and write domains", "rows") as report:
                 build_domains(stage, folders, tree, report=report)
-        self._close("domains", stage)
-
-    def atlas(self) -> Path | None:
-        """Write the atlas page beside the stages; None if there are more domains than a page can show."""
-        domains = self.manifests["domains"].counts["domains"]
-        if domains > MOST_DOMAINS:
-            print(
-                f"atlas: left out, {domains} domains are more than a page can show ({MOST_DOMAINS})",
-                flush=True,
-            )
-            return None
-        with progress("draw the atlas", "domains") as report:
-            path = write_atlas(self.folder, report=report)
-        print(f"atlas: {path}", flush=True)
-        return path
+        self.stages.close("domains", stage)
 
     def _tree_settings(self) -> TreeSettings:
         return TreeSettings(
@@ -159,32 +145,16 @@ class StoreBuilder:
             use_gpu=self.settings.use_gpu,
         )
 
-    def _open(self, kind: str, configuration: dict, inputs: dict[str, str]) -> Stage:
-        stage = open_stage(
-            self.folder / kind,
-            kind=kind,
-            configuration=configuration,
-            inputs=inputs,
-            rebuild=self.settings.rebuild,
+
+def draw_atlas(folder: Path) -> Path | None:
+    """Write the atlas page beside the stages; None if there are more domains than a page can show."""
+    domains = DomainStore(folder).num_domains
+    if domains > MOST_DOMAINS:
+        print(
+            f"atlas: left out, {domains} domains are more than a page can show ({MOST_DOMAINS})", flush=True
         )
-        self.summary[kind] = {"skipped": stage.finished is not None}
-        return stage
-
-    def _close(self, kind: str, stage: Stage) -> None:
-        manifest = stage.finished
-        assert manifest is not None
-        skipped = self.summary[kind]["skipped"]
-        state = "finished already, skipped" if skipped else f"finished in {manifest.seconds:.1f} s"
-        print(f"{kind}: {state} ({_main_counts(manifest)})", flush=True)
-        self.manifests[kind] = manifest
-        self.summary[kind] |= {
-            "digest": manifest.digest,
-            "counts": manifest.counts,
-            "seconds": manifest.seconds,
-        }
-
-
-def _main_counts(manifest: Manifest) -> str:
-    return ", ".join(
-        f"{name} {value}" for name, value in manifest.counts.items() if isinstance(value, (int, float))
-    )
+        return None
+    with progress("draw the atlas", "domains") as report:
+        path = write_atlas(folder, report=report)
+    print(f"atlas: {path}", flush=True)
+    return path

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from flows.jobs import runner
+from flows.jobs.run_record import claim_run, claimed
 from flows.settings import Pretrain
 from pipeline.mixtures import MixturePlan, generic_weights
 from pipeline.streaming import MixtureStream
@@ -31,7 +32,9 @@ def run(settings: Pretrain) -> dict[str, Any]:
         ValueError: for settings, stores or checkpoints that do not fit, and workers the cluster lacks.
     """
     runner.require_workers(settings.num_workers, settings.use_gpu)
-    store = DomainStore(store_folder(settings.store))
+    folder = run_folder(settings.name)
+    # What was added to the store after a run began is not for that run: it goes on as it began.
+    store = DomainStore(store_folder(settings.store), num_parts=claimed(folder).get("store_parts"))
     soup, training = resolve(settings, store)
     stream = make_stream(settings, store, training)
     stage = open_stage(
@@ -48,12 +51,10 @@ def run(settings: Pretrain) -> dict[str, Any]:
         inputs={"domains": store.digest},
         rebuild=None,
     )
-    folder = run_folder(settings.name)
     if stage.finished is None:
-        from flows.jobs.training_loop import claim_run  # imports Ray Train and the model: seconds
-
         with only_writer(folder):
-            claim_run(folder, {**asdict(soup), **asdict(training), "plan": stream.plan.digest})
+            of_store = {"plan": stream.plan.digest, "store_parts": stream.store_parts}
+            claim_run(folder, asdict(soup) | asdict(training) | of_store)
             _fit(settings, stream, {"soup": soup, "training": training, "soup_folder": str(stage.work)})
             stage.finish({"steps": training.steps})
     else:
@@ -138,7 +139,10 @@ def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig
         sequence_length=training.sequence_length,
     )
     stream = MixtureStream(
-        store_folder=str(store_folder(settings.store)), sequence_length=training.sequence_length, plan=plan
+        store_folder=str(store_folder(settings.store)),
+        sequence_length=training.sequence_length,
+        plan=plan,
+        store_parts=len(store.parts),
     )
     return stream.for_rank(0, settings.num_workers)
 

@@ -78,6 +78,23 @@ def connect() -> None:
         ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), _node_ip_address="127.0.0.1")
 
 
+def require_gpus(use_gpu: bool) -> None:
+    """Raise ValueError at once if GPUs are asked for and the cluster has none, or one that cannot be used."""
+    if not use_gpu:
+        return
+    import ray
+
+    from pipeline.clustering import check_gpu
+    from pipeline.tasks import run_tasks
+
+    if not ray.cluster_resources().get("GPU"):
+        raise ValueError(
+            "use_gpu is true, but the Ray cluster has no GPU. Start one on a machine with GPUs, "
+            "check the driver (nvidia-smi), or set use_gpu=false."
+        )
+    run_tasks(check_gpu, [()], num_gpus=1)
+
+
 def require_workers(num_workers: int, use_gpu: bool) -> None:
     """Connect, and raise ValueError at once if the cluster can never hold so many workers."""
     import ray

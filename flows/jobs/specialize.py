@@ -32,10 +32,10 @@ from pipeline.tokenizer import load_tokenizer
 from soe_model.evaluation import mean_loss
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import write_specialists
-from storage_schema.domains import Tree
 from storage_schema.layout import soup_folder, specialist_folder, store_folder
 from storage_schema.lock import only_writer
 from storage_schema.manifest import content_digest, read_manifest, write_atomically
+from storage_schema.tree import Tree
 
 MADE = "made.json"
 """What the folder of specialists holds and from what: the same request again is a skip."""

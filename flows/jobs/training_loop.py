@@ -19,8 +19,7 @@ from pipeline.tasks import available_cores
 from soe_model.checkpoint import load_checkpoint, save_checkpoint
 from soe_model.soup import write_soup
 from soe_model.training import SoupTrainer, StepResult
-from storage_schema.domains import DomainStore
-from storage_schema.manifest import StoreError, canonical_json, write_atomically
+from storage_schema.manifest import write_atomically
 
 LOG_EVERY = 10
 """Steps between lines of log.jsonl."""
@@ -38,31 +37,14 @@ class MixtureDataConfig(DataConfig):
         return [{"train": stream.for_rank(rank, world_size)} for rank in range(world_size)]
 
 
-def claim_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Record the settings of a run; refuse a folder that holds another run's checkpoints.
-
-    Ray Train resumes whatever it finds under the same name, so the check must come first.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    record, settings = folder / "run.json", json.loads(canonical_json(settings))
-    if record.exists():
-        before = json.loads(record.read_text("utf-8"))
-        changed = [key for key in settings if before.get(key) != settings[key]]
-        if changed:
-            raise StoreError(
-                f"{folder} holds another run: {', '.join(changed)} differ. Use another name, or remove the folder."
-            )
-        return
-    write_atomically(record, json.dumps(settings, indent=1))
-
-
 def train_loop(config: dict[str, Any]) -> None:
     """The function Ray Train runs on every worker."""
     context = ray.train.get_context()
     torch.set_num_threads(max(1, available_cores() // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     stream: MixtureStream = ray.train.get_dataset_shard("train")
-    centroids_KD = torch.from_numpy(DomainStore(stream.store_folder).tree.leaves_KD)
+    tree = stream.open_store().tree
+    centroids_KD = torch.from_numpy(tree.leaves_KD)
     trainer = SoupTrainer(config["soup"], config["training"], centroids_KD=centroids_KD, device=device)
     run = _Run(config, stream, trainer, is_first=context.get_world_rank() == 0)
     checkpoint = ray.train.get_checkpoint()
@@ -73,7 +55,7 @@ def train_loop(config: dict[str, Any]) -> None:
     write_soup(
         config["soup_folder"],
         trainer,
-        tree=run.store / "domains/tree.arrow",
+        tree=tree,
         tokenizer=run.store / "tokenizer/tokenizer.json",
     )
     run.write_summary()

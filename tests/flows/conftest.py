@@ -19,6 +19,7 @@ import pytest
 from flows import processes, stack_state
 from flows.prefect_api import TERMINAL, PrefectApi
 from flows.stack_state import Stack
+from tests.flows.built_store import built, corpus, interrupted, settings  # noqa: F401  (fixtures)
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

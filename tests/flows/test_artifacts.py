@@ -11,7 +11,7 @@ import pytest
 from flows import artifacts
 from flows.atlas_page import write_atlas
 from flows.progress_text import artifact_key, describe, parse_description, percent_of
-from flows.settings import BuildDomains, Pretrain
+from flows.settings import Pretrain
 from storage_schema.domains import DomainStore
 from storage_schema.layout import run_folder, soup_folder
 from storage_schema.manifest import open_stage
@@ -69,10 +69,10 @@ def test_the_atlas_is_linked_and_its_path_is_said(tmp_path, monkeypatch):
             artifacts, name, lambda body, *, kind=kind, **rest: published.update({kind: (body, rest)})
         )
     folder = make_store(tmp_path / "store", [300, 0, 1000, 700])
-    artifacts.publish_domains(BuildDomains(store=str(folder)))
+    artifacts.publish_domains(str(folder))
     assert sorted(published) == ["markdown", "table"] and "atlas.html" not in published["markdown"][0]
     atlas = write_atlas(folder)
-    artifacts.publish_domains(BuildDomains(store=str(folder)))
+    artifacts.publish_domains(str(folder))
     link, rest = published["link"]
     assert link == atlas.as_uri() and rest["link_text"] == str(atlas) and rest["key"] == "domains-store-atlas"
     assert str(atlas) in rest["description"] and str(atlas) in published["markdown"][0]

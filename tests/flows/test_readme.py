@@ -44,6 +44,9 @@ def data(tmp_path_factory):
         for document in documents:
             name = ["guides", "letters", "manuals"][sources.index(document["source"])]
             file.write(json.dumps({"text": document["text"], "source": name}) + "\n")
+    (folder / "november.jsonl").write_text(
+        '{"text": "The days are short and the lamps are lit.", "source": "letters"}\n'
+    )
     (folder / "notes").mkdir()
     for number, document in enumerate(documents[:5]):
         (folder / "notes" / f"{number}.txt").write_text(document["text"])

@@ -49,7 +49,7 @@ def test_the_numbers_sources_and_samples(planted):
     assert [portrait.tokens for portrait in found.domains] == planted.tokens_K.tolist()
     assert [portrait.passages for portrait in found.domains] == [30, 30, 0, 30, 30, 1]
     first = found.domains[0]
-    distances = planted.partition(0).column("distance").to_numpy()
+    distances = planted.passages(0)["distance"].to_numpy()
     assert first.mean_squared_distance == pytest.approx(np.square(distances).mean())
     assert first.sources == (("even", 0.5), ("odd", 0.5)) and first.sampled == 30
     assert len(first.samples) == 3 and all(len(text.encode()) <= atlas.SAMPLE_BYTES for text in first.samples)
@@ -58,7 +58,7 @@ def test_the_numbers_sources_and_samples(planted):
 
 
 def test_the_nearest_passages_are_shown(planted):
-    batch = planted.partition(3)
+    batch = planted.parts[0].batch(3)
     # write_texts puts each passage a little further from the centroid than the one before.
     assert np.argmin(batch.column("distance").to_numpy()) == 0
     from pipeline.tokenizer import load_tokenizer
@@ -141,4 +141,4 @@ def test_a_broken_partition_is_named(tmp_path):
     (store.folder / partition_path(1)).write_bytes(b"ARROW1")
     with pytest.raises(StoreError, match="domain 1: cannot read"):
         collect_atlas(store)
-    assert isinstance(store.partition(0), pa.RecordBatch)
+    assert isinstance(store.passages(0), pa.Table)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.domain_weights import check_domain_weights, estimate_domain_weights
-from storage_schema.domains import Tree
+from storage_schema.tree import Tree
 
 
 def tree(leaves, coarse):

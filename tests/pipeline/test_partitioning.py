@@ -22,8 +22,9 @@ from pipeline.planted import planted_languages, write_planted_corpus
 from pipeline.scatter import Folders
 from pipeline.selection import Selection
 from pipeline.tokenizer import build_tokenizer, load_tokenizer
-from storage_schema.domains import DomainStore, Tree, partition_path, partition_schema
+from storage_schema.domains import DomainStore, partition_path, partition_schema
 from storage_schema.manifest import StoreError, open_stage, verify_files
+from storage_schema.tree import Tree
 
 LANGUAGES = 4
 TREE = TreeSettings(
@@ -142,7 +143,7 @@ def test_partitions_are_one_uncompressed_batch_whose_child_buffer_is_the_stream(
             assert file.num_record_batches == 1
             assert file.schema == partition_schema(store.vocab_size)
             lists = file.get_batch(0).column("tokens")
-        stream = store.tokens(int(domain))
+        stream = store.parts[0].tokens(int(domain))
         assert stream.dtype == np.uint16 and not stream.flags.owndata
         assert np.concatenate(lists.to_numpy(zero_copy_only=False)).tolist() == stream.tolist()
         assert len(stream) == store.tokens_K[domain]

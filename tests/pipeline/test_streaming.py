@@ -27,11 +27,11 @@ def make_stream(store, **changes):
 def test_a_window_is_the_packed_stream(store):
     opened = DomainStore(store)
     assert opened.windows_K(L).tolist() == [24, 0, 1, 0, 56, 20]  # 16 tokens hold no window of 16 + 1
-    values = opened.tokens(4)
+    values = opened.parts[0].tokens(4)
     read = WindowReader(opened, L).read(np.array([4, 0, 4]), np.array([55, 0, 3]))
     assert np.array_equal(read[0], values[55 * L : 55 * L + L + 1])
     assert np.array_equal(read[2], values[3 * L : 3 * L + L + 1])
-    assert np.array_equal(read[1], opened.tokens(0)[: L + 1])
+    assert np.array_equal(read[1], opened.parts[0].tokens(0)[: L + 1])
 
 
 def test_batches_are_what_the_plan_names(store):
@@ -41,7 +41,7 @@ def test_batches_are_what_the_plan_names(store):
         step = stream.plan.steps(batch.step, batch.step + 1)
         for slot in range(8):
             start = step.row_TB[0, slot] * L
-            expected = opened.tokens(int(step.domain_TB[0, slot]))[start : start + L + 1]
+            expected = opened.parts[0].tokens(int(step.domain_TB[0, slot]))[start : start + L + 1]
             assert np.array_equal(batch.tokens_BL1[slot], expected)
         assert batch.mixture_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
         np.testing.assert_allclose(batch.domain_weights_WK, step.domain_weights(batch.step, 6), rtol=1e-6)
@@ -107,4 +107,4 @@ def test_a_damaged_partition_is_named(tmp_path, damage):
         other = make_store(tmp_path / "other", [400, 200])
         path.write_bytes((other / "domains" / partition_path(1)).read_bytes())
     with pytest.raises(StoreError, match=r"domain 1: .*domain=0001"):
-        DomainStore(store).tokens(1)
+        DomainStore(store).parts[0].tokens(1)

@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from pipeline import tokenizer as tokenizer_module
+from pipeline.cutting import text_hash
 from pipeline.tokenizer import END_OF_TEXT, build_tokenizer, load_tokenizer, train_tokenizer
 from storage_schema.corpus import PASSAGES
 from storage_schema.manifest import StoreError, file_digest, open_stage
@@ -29,7 +30,7 @@ def write_passages(folder, documents):
     """A finished passages stage whose documents are given as {document_id: [passages]}."""
     stage = open_stage(folder / "passages", kind="passages", configuration={}, inputs={})
     rows = [(name, text) for name, texts in documents.items() for text in texts]
-    columns = [range(len(rows)), [n for n, _ in rows], ["s"] * len(rows), [t for _, t in rows]]
+    columns = [range(len(rows)), *zip(*((n, "s", t, text_hash(t)) for n, t in rows), strict=True)]
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, PASSAGES, strict=True)], schema=PASSAGES)
     (stage.work / "train").mkdir()
     pq.write_table(table, stage.work / "train" / "part-00000.parquet")

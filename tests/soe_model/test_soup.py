@@ -9,6 +9,7 @@ from soe_model.flat import unflatten
 from soe_model.soup import SoupOfExperts, expert_file, write_soup
 from soe_model.specialization import write_specialists
 from storage_schema.manifest import StoreError, open_stage
+from storage_schema.tree import Tree
 from tests.soe_model.test_training import BACKBONE, K, make_batch, make_trainer
 from tests.toy_store import make_store
 
@@ -36,7 +37,10 @@ def made(tmp_path_factory):
         inputs={},
     )
     write_soup(
-        stage.work, trainer, tree=store / "domains/tree.arrow", tokenizer=store / "tokenizer/tokenizer.json"
+        stage.work,
+        trainer,
+        tree=Tree.read(store / "domains/tree.arrow"),
+        tokenizer=store / "tokenizer/tokenizer.json",
     )
     stage.finish({})
     return folder / "soup", trainer

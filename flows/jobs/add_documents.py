@@ -1,0 +1,190 @@
+"""The add-documents job: more documents join a store, as its tokenizer, embedder and tree have them.
+
+    python -m flows.jobs.add_documents --config '{"store": "mine", "corpus": "/data/november.jsonl"}'
+
+What is added lies in ``<store>/additions/0001`` and so on, stage by stage as in the store itself. Nothing
+written earlier changes, and a pretraining run that was begun goes on with what the store held then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from flows.jobs import runner
+from flows.jobs.domain_stages import draw_atlas
+from flows.jobs.progress import progress
+from flows.jobs.stages import Stages, full_disk_named
+from flows.settings import AddDocuments
+from pipeline.corpora import Corpus, open_corpus
+from pipeline.embedder import EmbedderWeights, find_embedder, load_embedder, weights_digest
+from pipeline.embedding import build_embeddings
+from pipeline.kmeans import KMeansSettings
+from pipeline.leaves import TreeSettings
+from pipeline.partitioning import build_domains
+from pipeline.passages import build_passages, part_files
+from pipeline.scatter import Folders
+from pipeline.selection import Selection
+from pipeline.word_pieces import tokenizer_of
+from storage_schema.corpus import SPLITS
+from storage_schema.domains import DomainStore
+from storage_schema.layout import additions_folder, store_folder, store_parts
+from storage_schema.lock import only_writer
+from storage_schema.manifest import Manifest, StoreError, read_manifest
+
+BASE = ("passages", "tokenizer", "embeddings", "domains")
+
+
+def run(settings: AddDocuments) -> dict[str, Any]:
+    """Add a corpus to a finished store.
+
+    Returns:
+        ``store``, ``addition`` (its folder), ``atlas`` and ``stages``, as build-domains has them.
+
+    Raises:
+        ValueError: no such store or corpus, another embedder than the store's, nothing in the corpus that
+            the store has not already, or an earlier addition that was not finished.
+    """
+    folder = store_folder(settings.store)
+    base = {kind: read_manifest(folder / kind, kind) for kind in BASE}
+    with full_disk_named(folder):
+        corpus = open_corpus(
+            settings.corpus, text_field=settings.text_field, source_field=settings.source_field
+        )
+        encoder = _embedder_of(base["embeddings"])
+        runner.connect()
+        runner.require_gpus(settings.use_gpu)
+        with only_writer(folder):
+            addition = Addition(settings, folder, base, _place_of(corpus, folder))
+            addition.passages(corpus)
+            addition.embeddings(*encoder)
+            addition.domains()
+            atlas = draw_atlas(folder)
+    return {
+        "store": str(folder),
+        "addition": str(addition.folder),
+        "atlas": atlas and str(atlas),
+        "stages": addition.stages.summary,
+    }
+
+
+class Addition:
+    """The stages of one addition, made as the store's own were."""
+
+    def __init__(self, settings: AddDocuments, store: Path, base: dict[str, Manifest], folder: Path):
+        self.settings, self.store, self.base, self.folder = settings, store, base, folder
+        self.stages = Stages(folder, rebuild=None)
+
+    def passages(self, corpus: Corpus) -> None:
+        made = self.base["passages"].configuration
+        # The limits of the store's own corpus are not those of what is added.
+        selection = Selection(
+            held_out_sources=tuple(made["held_out_sources"]), held_out_fraction=made["held_out_fraction"]
+        )
+        before = [part for part in store_parts(self.store) if part < self.folder]
+        stage = self.stages.open(
+            "passages",
+            {**selection.__dict__, "passage_characters": made["passage_characters"]},
+            {"corpus": corpus.digest, "store": DomainStore(self.store, num_parts=len(before)).digest},
+        )
+        if stage.finished is None:
+            with progress("cut passages", "files") as report:
+                build_passages(
+                    stage,
+                    corpus,
+                    selection,
+                    passage_characters=made["passage_characters"],
+                    max_bad_documents=self.settings.max_bad_documents,
+                    present=[
+                        part
+                        for folder in before
+                        for split in SPLITS
+                        for part in part_files(folder / "passages", split)
+                    ],
+                    report=report,
+                )
+        self.stages.close("passages", stage)
+
+    def embeddings(self, weights: EmbedderWeights, model_digest: str, tokenizer_json: str | None) -> None:
+        made = self.base["embeddings"].configuration
+        stage = self.stages.open(
+            "embeddings", made, self.stages.digests("passages") | {"model": model_digest}
+        )
+        if stage.finished is None:
+            with progress("embed passages", "passages") as report:
+                build_embeddings(
+                    stage,
+                    self.folder / "passages",
+                    weights,
+                    tokenizer_json,
+                    max_seq_length=made["max_seq_length"],
+                    use_gpu=self.settings.use_gpu,
+                    report=report,
+                )
+        self.stages.close("embeddings", stage)
+
+    def domains(self) -> None:
+        made = self.base["domains"].configuration
+        stage = self.stages.open(
+            "domains",
+            made,
+            self.stages.digests("passages", "embeddings")
+            | {"tokenizer": self.base["tokenizer"].digest, "tree": self.base["domains"].digest},
+        )
+        if stage.finished is None:
+            folders = Folders(
+                passages=str(self.folder / "passages"),
+                embeddings=str(self.folder / "embeddings"),
+                tokenizer=str(self.store / "tokenizer"),
+                work=str(stage.work),
+            )
+            tree = DomainStore(self.store, num_parts=1).tree
+            with progress("assign to domains", "rows") as report:
+                build_domains(stage, folders, _settings_of(made), tree=tree, report=report)
+        self.stages.close("domains", stage)
+
+
+def _place_of(corpus: Corpus, store: Path) -> Path:
+    """The folder of the addition of this corpus: the one it has, or the next.
+
+    Raises :class:`StoreError` if the addition before it was not finished.
+    """
+    additions = additions_folder(store)
+    there = sorted(path for path in additions.glob("[0-9]*") if path.is_dir())
+    for folder in there:
+        passages = folder / "passages"
+        if passages.exists() and read_manifest(passages, "passages").inputs["corpus"] == corpus.digest:
+            return folder
+    if there and not (there[-1] / "domains").exists():
+        if (there[-1] / "passages").exists():
+            raise StoreError(
+                f"{there[-1]} was not finished: give the same corpus again to go on with it, or remove that folder."
+            )
+        return there[-1]
+    return additions / f"{len(there) + 1:04d}"
+
+
+def _embedder_of(embeddings: Manifest) -> tuple[EmbedderWeights, str, str | None]:
+    """The store's own embedder. Raises :class:`StoreError` if what is found has other weights."""
+    made = embeddings.configuration
+    weights = find_embedder(made["embedder"])
+    model = load_embedder(weights, max_seq_length=made["max_seq_length"])
+    digest = weights_digest(model)
+    if digest != embeddings.inputs["model"]:
+        raise StoreError(
+            f"the embedder {made['embedder']} found at {weights.origin} has other weights than the one the store "
+            "was built with. Give the former one, or build a new store."
+        )
+    return weights, digest, tokenizer_of(model)
+
+
+def _settings_of(made: dict[str, Any]) -> TreeSettings:
+    """The settings of a tree from its manifest."""
+    names = {field.name for field in fields(TreeSettings)}
+    chosen = {name: value for name, value in made.items() if name in names}
+    return TreeSettings(**{**chosen, "kmeans": KMeansSettings(**made["kmeans"])})
+
+
+if __name__ == "__main__":
+    runner.main(AddDocuments, run)
