@@ -105,9 +105,6 @@ class Pretrain(Settings):
     learning_rate: float | None = Field(None, gt=0, description="Of `shared` (and of the generic twin).")
     expert_learning_rate: float | None = Field(None, gt=0)
     router_learning_rate: float | None = Field(None, gt=0)
-    experts_from: int | None = Field(
-        None, ge=0, description="Step at which experts and router begin to learn."
-    )
     seed: int = Field(0, ge=0, lt=1 << 63)
     num_workers: int = Field(1, ge=1, le=4096)
     use_gpu: bool = Field(False, description="One GPU a worker; an error at once if there are not so many.")

@@ -25,12 +25,14 @@ def gpt2_config(
     num_layers: int,
     num_heads: int,
     hidden_size: int | None = None,
+    initializer_range: float = 0.02,
     end_of_text: int = 0,
 ) -> dict[str, Any]:
     """A GPT-2 style transformer (Table 2) as a Hugging Face configuration: tied embeddings, no dropout.
 
     Args:
         hidden_size: width of the MLP, 4 x `embedding_size` by default.
+        initializer_range: standard deviation of the weights at the start; GPT-2's own by default.
         end_of_text: id of the token that ends a passage; it also begins a generation.
     """
     if embedding_size % num_heads:
@@ -43,6 +45,7 @@ def gpt2_config(
         "n_inner": hidden_size or 4 * embedding_size,
         "n_layer": num_layers,
         "n_head": num_heads,
+        "initializer_range": initializer_range,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,

@@ -121,7 +121,7 @@ class SoupTrainer:
         scale = min(1.0, self.training.gradient_clip / max(norm, 1e-12))
         grads_Wp.mul_(scale)
         schedule = learning_rate_factor(self.step, self.training)
-        rates, experts_schedule = self.training, schedule * experts_factor(self.step, self.training)
+        rates = self.training
         self._optimizers["shared"].update(
             grads_Wp.sum(0), step=self.step, learning_rate=rates.learning_rate * schedule
         )
@@ -129,13 +129,13 @@ class SoupTrainer:
             coefficients_WN,
             grads_Wp,
             step=self.step,
-            learning_rate=rates.expert_learning_rate * experts_schedule,
+            learning_rate=rates.expert_learning_rate * schedule,
         )
         if self.soup.num_experts:
             self._optimizers["router"].update(
                 self.router.grads_P.mul_(scale),
                 step=self.step,
-                learning_rate=rates.router_learning_rate * experts_schedule,
+                learning_rate=rates.router_learning_rate * schedule,
             )
         self.step += 1
         return StepResult(loss=loss, gradient_norm=norm, router_gradient_norm=router_norm)
@@ -166,12 +166,6 @@ def learning_rate_factor(step: int, training: TrainingConfig) -> float:
     progress = (step - training.warmup_steps) / max(training.steps - training.warmup_steps, 1)
     final = training.final_learning_rate_fraction
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def experts_factor(step: int, training: TrainingConfig) -> float:
-    """Share of that left to experts and router: 0 before `experts_from`, 1 from twice that on."""
-    begin = training.experts_from
-    return 1.0 if step >= 2 * begin else max(0.0, step / begin - 1)
 
 
 def _build_router(soup: SoupConfig, seed: int, centroids_KD: torch.Tensor | None) -> Router:

@@ -97,16 +97,14 @@ def resolve(settings: Pretrain, store: DomainStore) -> tuple[SoupConfig, Trainin
         name: getattr(settings, name)
         for name in (
             "steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size", "learning_rate",
-            "expert_learning_rate", "router_learning_rate", "experts_from",
+            "expert_learning_rate", "router_learning_rate",
         )
         if getattr(settings, name) is not None
     }  # fmt: skip
     num_experts = settings.num_experts or chosen.num_experts
-    steps = overrides.get("steps", chosen.training.steps)
-    overrides.setdefault("experts_from", min(chosen.training.experts_from, steps // 8))
     if settings.method == "generic":
         num_experts = 0
-        overrides |= {"mixtures_per_step": 1, "experts_from": 0}
+        overrides["mixtures_per_step"] = 1
         overrides.setdefault("learning_rate", chosen.generic_learning_rate)
     training = replace(chosen.training, seed=settings.seed, **overrides)
     backbone = chosen.backbone(

@@ -131,17 +131,9 @@ def test_the_generic_twin_has_one_mixture_and_no_expert(home):
     assert plan.fixed_weights_K.tolist() == pytest.approx([24 / 98, 0, 18 / 98, 56 / 98])
 
 
-def test_a_short_run_begins_its_experts_early(home):
-    store = DomainStore(home / "stores" / "toy")
-    assert pretrain_soe.resolve(Pretrain(**SETTINGS), store)[1].experts_from == 120 // 8
-    assert pretrain_soe.resolve(Pretrain(**SETTINGS | {"steps": 9000}), store)[1].experts_from == 200
-    assert pretrain_soe.resolve(Pretrain(**SETTINGS | {"experts_from": 7}), store)[1].experts_from == 7
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"experts_from": 61}, "experts_from is 61; it must be from 0 to half the steps, 60"),
         ({"preset": "huge"}, "no preset 'huge'; there are tiny"),
         ({"store": "nowhere"}, "no domains at"),
         ({"num_workers": 3}, "batch_size 8 is not a multiple of the 3 workers"),

@@ -1,13 +1,12 @@
 """The closed-form step against plain autograd through ``shared + coefficients @ experts``."""
 
-import pytest
 import torch
 from torch.func import functional_call
 
 from soe_model.backbone import gpt2_config, token_losses
 from soe_model.flat import unflatten
 from soe_model.presets import SoupConfig, TrainingConfig
-from soe_model.training import NonFiniteLoss, SoupTrainer, experts_factor, learning_rate_factor
+from soe_model.training import NonFiniteLoss, SoupTrainer, learning_rate_factor
 
 K, W, B, L = 5, 3, 6, 8
 BACKBONE = gpt2_config(vocab_size=40, sequence_length=L, embedding_size=8, num_layers=2, num_heads=2)
@@ -150,22 +149,6 @@ def test_parameter_addresses_never_change():
     pointers = [(p.data_ptr(), p.grad.data_ptr()) for p in trainer.backbone.module.parameters()]
     trainer.train_step(*make_batch(0))
     assert pointers == [(p.data_ptr(), p.grad.data_ptr()) for p in trainer.backbone.module.parameters()]
-
-
-def test_experts_and_router_begin_later_if_asked():
-    with pytest.raises(ValueError, match="experts_from is 5; it must be from 0 to half the steps, 4"):
-        TrainingConfig(steps=9, experts_from=5)
-    training = TrainingConfig(steps=9, experts_from=4)
-    assert [experts_factor(s, training) for s in range(10)] == [0, 0, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
-    assert experts_factor(0, TrainingConfig(steps=9)) == 1
-    late, early = make_trainer(experts_from=2), make_trainer()
-    experts, router = late.bank.experts_Np.clone(), late.router.params_P.clone()
-    for step in range(4):
-        late.train_step(*make_batch(step))
-        moved = (late.bank.experts_Np != experts).any(), (late.router.params_P != router).any()
-        assert all(moved) == any(moved) == (step > 2)
-    early.train_step(*make_batch(0))
-    assert (early.bank.experts_Np != experts).any()
 
 
 def test_warmup_then_cosine():
