@@ -2,8 +2,8 @@
 
 The embeddings have one part for each part of training passages, same rows, same order, so each part is
 made, and made again after a crash, on its own. Ray Data tokenizes the parts in tasks and runs them through
-actors that load the model once, on a GPU in half precision. An encoder reads only the first
-``max_seq_length`` word pieces of a passage; that is a setting and is written in the manifest.
+actors that load the model once. An encoder reads only the first ``max_seq_length`` word pieces of a passage;
+that and the precision it computes in are settings and are written in the manifest.
 
 Legend: D embedding size.
 """
@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from pipeline.embedder import EmbedderWeights, load_embedder
 from pipeline.passages import part_files
+from pipeline.precision import AUTO, PRECISION_RECORD, Precision, precision_of_stage
 from pipeline.tasks import Report, available_cores, ignore_progress
-from pipeline.word_pieces import WordPieces, embed_word_pieces, tokenize
+from pipeline.word_pieces import WordPieces, embed_word_pieces, tokenize, tokenizer_of
 from storage_schema.corpus import embeddings_schema
 from storage_schema.manifest import Manifest, Stage
 
@@ -62,17 +63,20 @@ def build_embeddings(
     stage: Stage,
     passages: str | Path,
     weights: EmbedderWeights,
-    tokenizer_json: str | None,
+    model,
     *,
     max_seq_length: int,
+    precision: str = AUTO,
     use_gpu: bool = False,
     report: Report = ignore_progress,
 ) -> Manifest:
     """Build the ``embeddings`` stage from a finished ``passages`` folder, in the running Ray session.
 
     Args:
-        tokenizer_json: of :func:`pipeline.word_pieces.tokenizer_of`; None lets the model tokenize for itself.
+        model: `weights`, loaded on the CPU; it is asked for its tokenizer, and how fast it is in which precision.
+        precision: ``auto``, or a :data:`pipeline.precision.Precision`.
     """
+    chosen = precision_of_stage(stage.work, precision, model, use_gpu=use_gpu)
     parts = part_files(passages, "train")
     rows = [pq.read_metadata(part).num_rows for part in parts]
     targets = [stage.work / part.with_suffix(".arrow").name for part in parts]
@@ -81,7 +85,9 @@ def build_embeddings(
     report(done, sum(rows))
     if missing:
         items = [{"passages": str(parts[number]), "target": str(targets[number])} for number in missing]
-        for embedded in _through_actors(items, weights, tokenizer_json, max_seq_length, use_gpu):
+        for embedded in _through_actors(
+            items, weights, TokenizePart(tokenizer_of(model), max_seq_length), chosen, use_gpu
+        ):
             done += embedded
             report(done, sum(rows))
     counts = {
@@ -89,7 +95,9 @@ def build_embeddings(
         "size": pa.ipc.open_file(str(targets[0])).schema.field("embedding").type.list_size,
         "embedder_origin": weights.origin,
         "embedded_on": "gpu" if use_gpu else "cpu",
+        "precision": chosen,
     }
+    (stage.work / PRECISION_RECORD).unlink()
     return stage.finish(counts)
 
 
@@ -110,14 +118,13 @@ class TokenizePart:
 class EmbedPart:
     """The Ray Data actor: embeds a part and writes its part of embeddings."""
 
-    def __init__(self, weights: EmbedderWeights, max_seq_length: int, device: str):
+    def __init__(self, weights: EmbedderWeights, max_seq_length: int, precision: Precision, device: str):
         import torch
 
         if device == "cpu":
             torch.set_num_threads(available_cores())
         self.model = load_embedder(weights, max_seq_length=max_seq_length, device=device)
-        if device == "cuda":
-            self.model.half()
+        self.model.to(getattr(torch, precision))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
         source, target = str(batch["passages"][0]), str(batch["target"][0])
@@ -169,8 +176,8 @@ def embeddings_of(table: pa.Table) -> np.ndarray:
 def _through_actors(
     items: list[dict],
     weights: EmbedderWeights,
-    tokenizer_json: str | None,
-    max_seq_length: int,
+    tokenizing: TokenizePart,
+    precision: Precision,
     use_gpu: bool,
 ) -> Iterator[int]:
     """Yield the rows of each part as its embeddings are written."""
@@ -182,11 +189,10 @@ def _through_actors(
     # One actor uses a whole machine's cores, or one GPU.
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     actors = int(ray.cluster_resources().get("GPU", 1)) if use_gpu else nodes
-    tokenizing = TokenizePart(tokenizer_json, max_seq_length)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset = dataset.map_batches(tokenizing.__call__, batch_size=1, num_cpus=1).map_batches(
         EmbedPart,
-        fn_constructor_args=(weights, max_seq_length, "cuda" if use_gpu else "cpu"),
+        fn_constructor_args=(weights, tokenizing.max_seq_length, precision, "cuda" if use_gpu else "cpu"),
         batch_size=1,
         num_cpus=1,
         num_gpus=1 if use_gpu else 0,

@@ -26,7 +26,6 @@ from pipeline.partitioning import build_domains
 from pipeline.passages import build_passages, part_files
 from pipeline.scatter import Folders
 from pipeline.selection import Selection
-from pipeline.word_pieces import tokenizer_of
 from storage_schema.corpus import SPLITS
 from storage_schema.domains import DomainStore
 from storage_schema.layout import additions_folder, store_folder, store_parts
@@ -106,10 +105,11 @@ class Addition:
                 )
         self.stages.close("passages", stage)
 
-    def embeddings(self, weights: EmbedderWeights, model_digest: str, tokenizer_json: str | None) -> None:
-        made = self.base["embeddings"].configuration
+    def embeddings(self, weights: EmbedderWeights, model) -> None:
+        base = self.base["embeddings"]
+        made = base.configuration | {"precision": base.counts["precision"]}
         stage = self.stages.open(
-            "embeddings", made, self.stages.digests("passages") | {"model": model_digest}
+            "embeddings", made, self.stages.digests("passages") | {"model": base.inputs["model"]}
         )
         if stage.finished is None:
             with progress("embed passages", "passages") as report:
@@ -117,8 +117,9 @@ class Addition:
                     stage,
                     self.folder / "passages",
                     weights,
-                    tokenizer_json,
+                    model,
                     max_seq_length=made["max_seq_length"],
+                    precision=made["precision"],
                     use_gpu=self.settings.use_gpu,
                     report=report,
                 )
@@ -165,18 +166,17 @@ def _place_of(corpus: Corpus, store: Path) -> Path:
     return additions / f"{len(there) + 1:04d}"
 
 
-def _embedder_of(embeddings: Manifest) -> tuple[EmbedderWeights, str, str | None]:
+def _embedder_of(embeddings: Manifest) -> tuple[EmbedderWeights, Any]:
     """The store's own embedder. Raises :class:`StoreError` if what is found has other weights."""
     made = embeddings.configuration
     weights = find_embedder(made["embedder"])
     model = load_embedder(weights, max_seq_length=made["max_seq_length"])
-    digest = weights_digest(model)
-    if digest != embeddings.inputs["model"]:
+    if weights_digest(model) != embeddings.inputs["model"]:
         raise StoreError(
             f"the embedder {made['embedder']} found at {weights.origin} has other weights than the one the store "
             "was built with. Give the former one, or build a new store."
         )
-    return weights, digest, tokenizer_of(model)
+    return weights, model
 
 
 def _settings_of(made: dict[str, Any]) -> TreeSettings:

