@@ -56,9 +56,9 @@ class BuildDomains(Settings):
         "taken from the `offline` extra.",
     )
     max_seq_length: int = Field(256, ge=8, le=8192, description="Word pieces of a passage the embedder sees.")
-    embedder_precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    embedder_runtime: Literal["auto", "torch-float32", "torch-bfloat16", "torch-float16", "openvino"] = Field(
         "auto",
-        description="auto: float16 on GPUs, else float32 or bfloat16, whichever this machine is faster in.",
+        description="What computes the embedder. auto: torch-float16 on GPUs, else the fastest on this machine.",
     )
     coarse_clusters: int = Field(64, ge=1, le=1024)
     leaf_clusters: int = Field(64, ge=1, le=1024, description="Leaves of each coarse cluster.")

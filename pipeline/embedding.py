@@ -3,7 +3,7 @@
 The embeddings have one part for each part of training passages, same rows, same order, so each part is
 made, and made again after a crash, on its own. Ray Data tokenizes the parts in tasks and runs them through
 actors that load the model once. An encoder reads only the first ``max_seq_length`` word pieces of a passage;
-that and the precision it computes in are settings and are written in the manifest.
+that and what computes it, in which precision, are settings and are written in the manifest.
 
 Legend: D embedding size.
 """
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.embedder import EmbedderWeights, load_embedder
 from pipeline.passages import part_files
-from pipeline.precision import AUTO, PRECISION_RECORD, Precision, precision_of_stage
+from pipeline.runtimes import AUTO, RUNTIME_RECORD, Runtime, runtime_of_stage, with_runtime
 from pipeline.tasks import Report, available_cores, ignore_progress
 from pipeline.word_pieces import WordPieces, embed_word_pieces, tokenize, tokenizer_of
 from storage_schema.corpus import embeddings_schema
@@ -66,19 +66,19 @@ def build_embeddings(
     model,
     *,
     max_seq_length: int,
-    precision: str = AUTO,
+    runtime: str = AUTO,
     use_gpu: bool = False,
     report: Report = ignore_progress,
 ) -> Manifest:
     """Build the ``embeddings`` stage from a finished ``passages`` folder, in the running Ray session.
 
     Args:
-        model: `weights`, loaded on the CPU; it is asked for its tokenizer, and how fast it is in which precision.
-        precision: ``auto``, or a :data:`pipeline.precision.Precision`.
+        model: `weights`, loaded on the CPU; it is asked for its tokenizer, and tried in several runtimes.
+        runtime: ``auto``, or a :data:`pipeline.runtimes.Runtime`.
     """
-    chosen = precision_of_stage(stage.work, precision, model, use_gpu=use_gpu)
     parts = part_files(passages, "train")
     rows = [pq.read_metadata(part).num_rows for part in parts]
+    chosen = runtime_of_stage(stage.work, runtime, model, passages=sum(rows), use_gpu=use_gpu)
     targets = [stage.work / part.with_suffix(".arrow").name for part in parts]
     missing = [number for number, target in enumerate(targets) if not target.exists()]
     done = sum(rows) - sum(rows[number] for number in missing)
@@ -95,9 +95,9 @@ def build_embeddings(
         "size": pa.ipc.open_file(str(targets[0])).schema.field("embedding").type.list_size,
         "embedder_origin": weights.origin,
         "embedded_on": "gpu" if use_gpu else "cpu",
-        "precision": chosen,
+        "runtime": chosen,
     }
-    (stage.work / PRECISION_RECORD).unlink()
+    (stage.work / RUNTIME_RECORD).unlink()
     return stage.finish(counts)
 
 
@@ -118,13 +118,13 @@ class TokenizePart:
 class EmbedPart:
     """The Ray Data actor: embeds a part and writes its part of embeddings."""
 
-    def __init__(self, weights: EmbedderWeights, max_seq_length: int, precision: Precision, device: str):
+    def __init__(self, weights: EmbedderWeights, max_seq_length: int, runtime: Runtime, device: str):
         import torch
 
         if device == "cpu":
             torch.set_num_threads(available_cores())
         self.model = load_embedder(weights, max_seq_length=max_seq_length, device=device)
-        self.model.to(getattr(torch, precision))
+        self.model = with_runtime(self.model, runtime)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
         source, target = str(batch["passages"][0]), str(batch["target"][0])
@@ -177,7 +177,7 @@ def _through_actors(
     items: list[dict],
     weights: EmbedderWeights,
     tokenizing: TokenizePart,
-    precision: Precision,
+    runtime: Runtime,
     use_gpu: bool,
 ) -> Iterator[int]:
     """Yield the rows of each part as its embeddings are written."""
@@ -192,7 +192,7 @@ def _through_actors(
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset = dataset.map_batches(tokenizing.__call__, batch_size=1, num_cpus=1).map_batches(
         EmbedPart,
-        fn_constructor_args=(weights, tokenizing.max_seq_length, precision, "cuda" if use_gpu else "cpu"),
+        fn_constructor_args=(weights, tokenizing.max_seq_length, runtime, "cuda" if use_gpu else "cpu"),
         batch_size=1,
         num_cpus=1,
         num_gpus=1 if use_gpu else 0,

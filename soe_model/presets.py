@@ -97,7 +97,7 @@ def tiny() -> Preset:
         # frequencies) for hundreds of steps, how many depends on the seed.
         shape=dict(embedding_size=64, num_layers=2, num_heads=2, initializer_range=0.08),
         num_experts=16,
-        generic_learning_rate=5e-3,
+        generic_learning_rate=1e-2,
         # Adam moves an instance (1 + sum |coefficient|) times as far as the rates say: so small coefficients at
         # the start, and a low rate for the experts.
         router_output_scale=0.3,

@@ -107,7 +107,7 @@ class Addition:
 
     def embeddings(self, weights: EmbedderWeights, model) -> None:
         base = self.base["embeddings"]
-        made = base.configuration | {"precision": base.counts["precision"]}
+        made = base.configuration | {"runtime": base.counts["runtime"]}
         stage = self.stages.open(
             "embeddings", made, self.stages.digests("passages") | {"model": base.inputs["model"]}
         )
@@ -119,7 +119,7 @@ class Addition:
                     weights,
                     model,
                     max_seq_length=made["max_seq_length"],
-                    precision=made["precision"],
+                    runtime=made["runtime"],
                     use_gpu=self.settings.use_gpu,
                     report=report,
                 )

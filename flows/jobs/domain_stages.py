@@ -93,7 +93,7 @@ class StoreBuilder:
             {
                 "embedder": settings.embedder,
                 "max_seq_length": settings.max_seq_length,
-                "precision": settings.embedder_precision,
+                "runtime": settings.embedder_runtime,
             },
             self.stages.digests("passages") | {"model": weights_digest(model)},
         )
@@ -105,7 +105,7 @@ class StoreBuilder:
                     weights,
                     model,
                     max_seq_length=settings.max_seq_length,
-                    precision=settings.embedder_precision,
+                    runtime=settings.embedder_runtime,
                     use_gpu=settings.use_gpu,
                     report=report,
                 )

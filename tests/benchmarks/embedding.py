@@ -25,9 +25,10 @@ from flows.jobs import runner
 from pipeline.clustering import assign
 from pipeline.corpora import open_corpus
 from pipeline.embedder import DEFAULT, find_embedder, load_embedder
-from pipeline.embedding import BATCH_SIZE, build_embeddings, embed_texts, read_embeddings
+from pipeline.embedding import BATCH_SIZE, build_embeddings, read_embeddings, unit_vectors
 from pipeline.kmeans import KMeansSettings, fit_node
 from pipeline.passages import build_passages, part_files
+from pipeline.runtimes import with_runtime
 from pipeline.selection import Selection
 from pipeline.tasks import available_cores
 from pipeline.word_pieces import embed_word_pieces, tokenize, tokenizer_of
@@ -71,22 +72,23 @@ def pipeline(folder: Path, model, max_seq_length: int, use_gpu: bool) -> dict[st
     return {"rate": rate, "seconds_to_first_part": written[0][0] - begun}
 
 
-def precisions(texts: list[str], max_seq_length: int) -> dict[str, dict[str, float]]:
-    """Of each precision on the CPU: passages a second, and the share of passages it puts in another domain.
+def runtimes(texts: list[str], max_seq_length: int) -> dict[str, dict[str, float]]:
+    """Of each runtime on the CPU: passages a second, and the share of passages it puts in another domain.
 
-    The domains are 64 clusters of the float32 vectors of the same passages.
+    The domains are 64 clusters of torch's float32 vectors of the same passages.
     """
     found, vectors = {}, {}
-    for name in ("float32", "bfloat16"):
+    for name in ("torch-float32", "openvino", "torch-bfloat16"):
         model = load_embedder(find_embedder(DEFAULT), max_seq_length=max_seq_length)
-        model.to(getattr(torch, name))
+        pieces = tokenize(tokenizer_of(model), texts, max_seq_length)
+        model = with_runtime(model, name)
         begun = time.perf_counter()
-        vectors[name] = embed_texts(model, texts)
+        vectors[name] = unit_vectors(embed_word_pieces(model, pieces), texts)
         found[name] = {"rate": len(texts) / (time.perf_counter() - begun)}
-    centroids_kD = fit_node(vectors["float32"], 64, KMeansSettings(), seed=0).centroids_kD
+    centroids_kD = fit_node(vectors["torch-float32"], 64, KMeansSettings(), seed=0).centroids_kD
     labels = {name: assign(some, centroids_kD)[0] for name, some in vectors.items()}
     for name, row in found.items():
-        row["other_domain"] = float((labels[name] != labels["float32"]).mean())
+        row["other_domain"] = float((labels[name] != labels["torch-float32"]).mean())
     return found
 
 
@@ -97,7 +99,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=2048)
     parser.add_argument("--max-seq-length", type=int, default=64)
     parser.add_argument("--use-gpu", action="store_true")
-    parser.add_argument("--precisions", type=int, default=0, help="compare them too, on so many passages")
+    parser.add_argument("--runtimes", type=int, default=0, help="compare them too, on so many passages")
     parser.add_argument("--json", help="write the result there")
     options = parser.parse_args()
     runner.connect()
@@ -119,8 +121,8 @@ def main() -> None:
         rates |= {"pipeline": pipeline(folder, model, options.max_seq_length, options.use_gpu)}
         rates |= {"bare_again": bare(model, texts, options.max_seq_length)}
     compared = {}
-    if options.precisions:
-        compared = precisions(texts[: options.precisions], options.max_seq_length)
+    if options.runtimes:
+        compared = runtimes(texts[: options.runtimes], options.max_seq_length)
         for name, row in compared.items():
             print(f"{name}: {row['rate']:.1f} passages/s; {row['other_domain']:.2%} in another domain")
     mean = (rates["bare"] + rates["bare_again"]) / 2
@@ -141,7 +143,7 @@ def main() -> None:
         body = {
             "options": chosen,
             "rates": rates,
-            "precisions": compared,
+            "runtimes": compared,
             "ratios": ratios,
             "machine": machine,
         }
