@@ -32,5 +32,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "[2/2] Installing the packages (a few minutes the first time)"
 	@$(VENV)/bin/python -m pip uninstall -q -y $(OTHER_FAISS) 2>/dev/null
-	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@$(VENV)/bin/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@rm -f $(VENV)/.installed-* && touch $@
