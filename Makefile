@@ -20,7 +20,7 @@ test: install
 	@$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
 
 test-faults: install
-	@$(VENV)/bin/python -m pytest -m faults
+	@$(VENV)/bin/python -m pytest -m long
 
 install: $(STAMP)
 

@@ -51,21 +51,22 @@ def settings(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def interrupted(ray_cluster, settings):
-    """The error of a first run whose disk fills up while it embeds."""
-    real = domain_stages.build_embeddings
+    """The error of a first run whose disk fills up while it fits the tree."""
+    real = domain_stages.build_domains
 
-    def on_a_full_disk(stage, *arguments, **options):
-        # The actor, another process, will write its part here: /dev/full takes not one byte.
-        (stage.work / "part-00000.arrow.aside").symlink_to("/dev/full")
-        return real(stage, *arguments, **options)
+    def on_a_full_disk(stage, folders, *arguments, **options):
+        # The task, another process, will write the root here: /dev/full takes not one byte.
+        folders.scratch.mkdir()
+        (folders.scratch / "root.npz.aside").symlink_to("/dev/full")
+        return real(stage, folders, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(domain_stages, "build_embeddings", on_a_full_disk)
+        patch.setattr(domain_stages, "build_domains", on_a_full_disk)
         with pytest.raises(StoreError) as raised:
             job.run(settings)
     folder = Path(settings.store)
     left = sorted(path.name for path in folder.iterdir())
-    (folder / "embeddings.partial" / "part-00000.arrow.aside").unlink()
+    (folder / "domains.partial" / "scatter" / "root.npz.aside").unlink()
     return str(raised.value), left
 
 

@@ -69,13 +69,14 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
     assert one_worker["tokens"] == 120 * 8 * 16 and one_worker["train_seconds"] > 0
 
 
+@pytest.mark.long  # test_sharding.py has the same without Ray
 def test_two_workers_give_the_same_losses(home, one_worker):
     pretrain_soe.run(Pretrain(name="two", num_workers=2, **SETTINGS))
     for step, loss in losses(home, "two").items():
         assert abs(loss - losses(home, "one")[step]) < 1e-4
 
 
-@pytest.mark.faults
+@pytest.mark.long
 def test_a_run_killed_in_its_middle_goes_on_as_if_nothing_had_happened(home, one_worker):
     config = Pretrain(name="killed", **SETTINGS).model_dump_json()
     run = home / "runs" / "killed"

