@@ -33,4 +33,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "[2/2] Installing the packages (a few minutes the first time)"
 	@$(VENV)/bin/python -m pip uninstall -q -y $(OTHER_FAISS) 2>/dev/null
 	@$(VENV)/bin/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@# All cores, and not the packages' own tests: pip compiles one file after the other.
+	@$(VENV)/bin/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >/dev/null 2>&1 || true
 	@rm -f $(VENV)/.installed-* && touch $@
