@@ -2,7 +2,7 @@
 #   EXTRAS=gpu,offline,dev   on a machine with NVIDIA GPUs
 #   PYTHON=python3.12        another interpreter (3.11 to 3.13)
 PYTHON ?= python3
-EXTRAS ?= cpu,openvino,offline,dev
+EXTRAS ?= cpu,offline,dev
 VENV := .venv
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))

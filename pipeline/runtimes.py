@@ -1,8 +1,8 @@
 """What computes the embedder's forward pass, in which precision: given, or the fastest here by measurement.
 
-bfloat16 is twice as fast as float32 on CPUs with matrix units for it (AMX), and a hundred times slower on
-others; OpenVINO about twice as fast as torch on CPUs. So nothing but a measurement can tell. What was chosen
-stands in the manifest, and an interrupted stage goes on with it.
+bfloat16 is twice as fast as float32 on CPUs with matrix units for it (AMX), and many times slower on others;
+OpenVINO is 1.2 times as fast as torch on two idle cores with AVX2, twice on busy ones or with AMX. So nothing
+but a measurement can tell. What was chosen stands in the manifest, and an interrupted stage goes on with it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RUNTIME_RECORD = "runtime.txt"
 """Lies in an unfinished stage."""
 WORTHWHILE = 2000
 """Passages below which the seconds of measuring are more than the fastest runtime can save."""
-CLEARLY = 1.2
+CLEARLY = 1.3
 """A runtime must be so much faster than torch's float32 to be chosen; near that, the choice would be the noise's."""
 TRIALS = ((2, 16), (16, 64))
 """Passages and word pieces of each; the second is only tried if the first does not settle it."""
