@@ -1,7 +1,7 @@
 """What computes the embedder's forward pass, in which precision: given, or the fastest here by measurement.
 
 bfloat16 is twice as fast as float32 on CPUs with matrix units for it (AMX), and many times slower on others;
-OpenVINO is 1.2 times as fast as torch on two idle cores with AVX2, twice on busy ones or with AMX. So nothing
+OpenVINO is 1.2 times as fast as torch on two idle cores with AVX2, twice on busy ones. So nothing
 but a measurement can tell. What was chosen stands in the manifest, and an interrupted stage goes on with it.
 """
 

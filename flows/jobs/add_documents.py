@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from flows.jobs import runner
-from flows.jobs.domain_stages import draw_atlas
+from flows.jobs.domain_stages import draw_atlas, embeddings_stage
 from flows.jobs.progress import progress
 from flows.jobs.stages import Stages, full_disk_named
 from flows.settings import AddDocuments
+from pipeline.audit import STAGES
 from pipeline.corpora import Corpus, open_corpus
 from pipeline.embedder import EmbedderWeights, find_embedder, load_embedder, weights_digest
-from pipeline.embedding import build_embeddings
 from pipeline.kmeans import KMeansSettings
 from pipeline.leaves import TreeSettings
 from pipeline.partitioning import build_domains
@@ -31,8 +31,6 @@ from storage_schema.domains import DomainStore
 from storage_schema.layout import additions_folder, store_folder, store_parts
 from storage_schema.lock import only_writer
 from storage_schema.manifest import Manifest, StoreError, read_manifest
-
-BASE = ("passages", "tokenizer", "embeddings", "domains")
 
 
 def run(settings: AddDocuments) -> dict[str, Any]:
@@ -46,7 +44,7 @@ def run(settings: AddDocuments) -> dict[str, Any]:
             the store has not already, or an earlier addition that was not finished.
     """
     folder = store_folder(settings.store)
-    base = {kind: read_manifest(folder / kind, kind) for kind in BASE}
+    base = {kind: read_manifest(folder / kind, kind) for kind in STAGES}
     with full_disk_named(folder):
         corpus = open_corpus(
             settings.corpus, text_field=settings.text_field, source_field=settings.source_field
@@ -106,24 +104,9 @@ class Addition:
         self.stages.close("passages", stage)
 
     def embeddings(self, weights: EmbedderWeights, model) -> None:
-        base = self.base["embeddings"]
+        base, use_gpu = self.base["embeddings"], self.settings.use_gpu
         made = base.configuration | {"runtime": base.counts["runtime"]}
-        stage = self.stages.open(
-            "embeddings", made, self.stages.digests("passages") | {"model": base.inputs["model"]}
-        )
-        if stage.finished is None:
-            with progress("embed passages", "passages") as report:
-                build_embeddings(
-                    stage,
-                    self.folder / "passages",
-                    weights,
-                    model,
-                    max_seq_length=made["max_seq_length"],
-                    runtime=made["runtime"],
-                    use_gpu=self.settings.use_gpu,
-                    report=report,
-                )
-        self.stages.close("embeddings", stage)
+        embeddings_stage(self.stages, made, base.inputs["model"], weights, model, use_gpu=use_gpu)
 
     def domains(self) -> None:
         made = self.base["domains"].configuration

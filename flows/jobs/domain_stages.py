@@ -88,28 +88,13 @@ class StoreBuilder:
 
     def embeddings(self, weights: EmbedderWeights, model) -> None:
         settings = self.settings
-        stage = self.stages.open(
-            "embeddings",
-            {
-                "embedder": settings.embedder,
-                "max_seq_length": settings.max_seq_length,
-                "runtime": settings.embedder_runtime,
-            },
-            self.stages.digests("passages") | {"model": weights_digest(model)},
-        )
-        if stage.finished is None:
-            with progress("embed passages", "passages") as report:
-                build_embeddings(
-                    stage,
-                    self.folder / "passages",
-                    weights,
-                    model,
-                    max_seq_length=settings.max_seq_length,
-                    runtime=settings.embedder_runtime,
-                    use_gpu=settings.use_gpu,
-                    report=report,
-                )
-        self.stages.close("embeddings", stage)
+        configuration = {
+            "embedder": settings.embedder,
+            "max_seq_length": settings.max_seq_length,
+            "runtime": settings.embedder_runtime,
+        }
+        digest = weights_digest(model)
+        embeddings_stage(self.stages, configuration, digest, weights, model, use_gpu=settings.use_gpu)
 
     def domains(self) -> None:
         tree = self._tree_settings()
@@ -149,6 +134,26 @@ class StoreBuilder:
             seed=self.settings.seed,
             use_gpu=self.settings.use_gpu,
         )
+
+
+def embeddings_stage(
+    stages: Stages, configuration: dict, digest: str, weights: EmbedderWeights, model, *, use_gpu: bool
+) -> None:
+    """The embeddings of the passages stage closed before; `digest` is that of the model's weights."""
+    stage = stages.open("embeddings", configuration, stages.digests("passages") | {"model": digest})
+    if stage.finished is None:
+        with progress("embed passages", "passages") as report:
+            build_embeddings(
+                stage,
+                stages.folder / "passages",
+                weights,
+                model,
+                max_seq_length=configuration["max_seq_length"],
+                runtime=configuration["runtime"],
+                use_gpu=use_gpu,
+                report=report,
+            )
+    stages.close("embeddings", stage)
 
 
 def draw_atlas(folder: Path) -> Path | None:

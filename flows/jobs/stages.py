@@ -38,7 +38,7 @@ class Stages:
         self.summary[kind] = {"skipped": stage.finished is not None}
         return stage
 
-    def close(self, kind: str, stage: Stage) -> Manifest:
+    def close(self, kind: str, stage: Stage) -> None:
         """Say how a finished stage came about, and keep its manifest."""
         manifest = stage.finished
         assert manifest is not None
@@ -51,7 +51,6 @@ class Stages:
             "counts": manifest.counts,
             "seconds": manifest.seconds,
         }
-        return manifest
 
     def digests(self, *kinds: str) -> dict[str, str]:
         """Of stages closed before: the inputs of the next."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flows.jobs import add_documents as job
-from flows.jobs import build_domains, pretrain_soe
+from flows.jobs import build_domains, domain_stages, pretrain_soe
 from flows.settings import AddDocuments, Pretrain
 from pipeline.atlas import collect_atlas
 from pipeline.audit import audit_store
@@ -65,7 +65,7 @@ def added(before, store, more, corpus):
 
     settings = AddDocuments(store=str(store), corpus=str(more))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "build_embeddings", fails)
+        patch.setattr(domain_stages, "build_embeddings", fails)
         with pytest.raises(ValueError, match="the power went"):
             job.run(settings)
     with pytest.raises(StoreError, match="0001 was not finished: give the same corpus again"):
@@ -143,7 +143,8 @@ def test_the_audit_sees_a_changed_byte_of_an_addition(added, store, tmp_path):
 
 
 def test_the_same_corpus_again_is_recognised(added, store, more, monkeypatch):
-    for name in ("build_passages", "build_embeddings", "build_domains"):
+    monkeypatch.delattr(domain_stages, "build_embeddings")
+    for name in ("build_passages", "build_domains"):
         monkeypatch.delattr(job, name)
     again = job.run(AddDocuments(store=str(store), corpus=str(more)))
     assert again["addition"] == added["addition"]
