@@ -46,6 +46,14 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("store", help="name or path of the store")
     audit.set_defaults(command=_audit)
 
+    ratios = commands.add_parser(
+        "ratios", help="write the mixtures of a pretraining run as a table (ratios.csv)"
+    )
+    ratios.add_argument("run", help="name of the run")
+    ratios.add_argument("--steps", type=_steps, metavar="FIRST:STOP", help="all of the run's, unless given")
+    ratios.add_argument("--out", metavar="FILE", default="ratios.csv")
+    ratios.set_defaults(command=_ratios)
+
     run = commands.add_parser("run", help="run a deployment, follow it, and fail if it fails")
     run.add_argument(
         "name", help="build-domains, add-documents, pretrain-soe, specialize; or FLOW/DEPLOYMENT"
@@ -68,6 +76,13 @@ def _port(text: str) -> int:
     if not text.isdigit() or not 1024 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: give a number from 1024 to 65535")
     return int(text)
+
+
+def _steps(text: str) -> tuple[int, int]:
+    first, colon, stop = text.partition(":")
+    if not (colon and first.isdigit() and stop.isdigit() and int(first) < int(stop)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:STOP, such as 0:1000")
+    return int(first), int(stop)
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -151,6 +166,21 @@ def _audit(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(", ".join(f"{number:,} {name}" for name, number in checked.items()) + ": all as they were written.")
+    return 0
+
+
+def _ratios(arguments: argparse.Namespace) -> int:
+    from flows.jobs.pretrain_soe import stream_of_run
+    from pipeline.ratios import write_ratios
+
+    try:
+        stream, steps = stream_of_run(arguments.run)
+        first, stop = arguments.steps or (0, steps)
+        write_ratios(stream.plan, first, stop, arguments.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.out}: the mixtures of {stop - first} steps.")
     return 0
 
 

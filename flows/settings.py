@@ -41,6 +41,9 @@ class BuildDomains(Settings):
     max_passages: int | None = Field(
         None, ge=1, description="Stop after so many training passages (spread over all documents)."
     )
+    drop_duplicates: bool = Field(
+        True, description="Keep each text once. Held-out text that is also trained on is dropped in any case."
+    )
     max_bad_documents: int = Field(
         100, ge=0, description="Unreadable documents skipped before it is an error."
     )
@@ -54,6 +57,9 @@ class BuildDomains(Settings):
         "all-MiniLM-L6-v2",
         description="Any sentence-transformers model, by name or path. Without a hub, all-MiniLM-L6-v2 is "
         "taken from the `offline` extra.",
+    )
+    embedder_revision: str | None = Field(
+        None, description="Commit, tag or branch of a hub's model; none: the newest, or what the machine has."
     )
     max_seq_length: int = Field(256, ge=8, le=8192, description="Word pieces of a passage the embedder sees.")
     embedder_runtime: Literal["auto", "torch-float32", "torch-bfloat16", "torch-float16", "openvino"] = Field(
@@ -104,7 +110,19 @@ class Pretrain(Settings):
     batch_size: int | None = Field(None, ge=1, description="Sequences a step, over all workers.")
     sequence_length: int | None = Field(None, ge=8)
     mixtures_per_step: int | None = Field(None, ge=1, description="W: instances a step; divides batch_size.")
+    meta_distribution: Literal["sparse", "uniform", "dirichlet", "recorded"] = Field(
+        "sparse",
+        description="The law of the mixtures, the paper's pi: `sparse` draws support_size domains, then uniform "
+        "weights on them; `uniform` puts uniform weights on all domains; `dirichlet` draws Dirichlet weights "
+        "(on support_size domains, or on all); `recorded` takes them from `ratios`.",
+    )
     support_size: int | None = Field(None, ge=1, description="s: domains in a mixture (section 2.4).")
+    by_size: bool = Field(
+        False,
+        description="sparse: draw domains in proportion to their size; dirichlet: mixtures around the generic one.",
+    )
+    concentration: float = Field(1.0, gt=0, description="dirichlet: the smaller, the sparser.")
+    ratios: str | None = Field(None, description="recorded: path of a ratios.csv (`soe ratios` writes one).")
     num_experts: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0, description="Of `shared` (and of the generic twin).")
     expert_learning_rate: float | None = Field(None, gt=0)

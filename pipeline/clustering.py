@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -97,6 +98,7 @@ class Blocks:
             return np.ascontiguousarray(rows)
         import torch  # widens float16 ten times as fast as NumPy
 
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor written to
         step = max(1, _TORCH_GRAIN // rows.shape[1])
         if not hasattr(self._own, "buffer"):
             self._own.buffer = np.empty((self._rows, rows.shape[1]), np.float32)

@@ -21,29 +21,38 @@ class EmbedderWeights:
     name: str
     location: str
     """A local folder, or the name to ask the hub for."""
+    revision: str | None = None
+    """A commit, tag or branch of the hub's model; None: the newest."""
     origin: str
     """For the manifest: the packaged distribution and its version, ``path`` or ``hub``."""
 
 
-def find_embedder(name: str) -> EmbedderWeights:
+def find_embedder(name: str, revision: str | None = None) -> EmbedderWeights:
     """Decide where to load `name` from, without loading it.
 
     The packaged weights of all-MiniLM-L6-v2 are taken before the hub's: they are the same, and a machine
-    that reaches no hub would wait long to find out.
+    that reaches no hub would wait long to find out. Only the hub knows revisions: one that is named is asked
+    of the hub.
 
     Raises:
-        ValueError: the packaged weights are not the published ones, or `name` is a path and nothing is there.
+        ValueError: the packaged weights are not the published ones, or `name` is a path and nothing is there,
+            or something is and a revision is named.
     """
-    if name in (DEFAULT, f"sentence-transformers/{DEFAULT}"):
+    if revision is None and name in (DEFAULT, f"sentence-transformers/{DEFAULT}"):
         spec = importlib.util.find_spec(PACKAGED_MODULE)
         if spec is not None and spec.submodule_search_locations:
             folder = Path(spec.submodule_search_locations[0]) / "model"
             return _packaged(name, folder)
     if Path(name).expanduser().is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"embedder_revision is {revision!r}, but the embedder {name!r} is a folder, which has no "
+                "revisions. Leave it out, or name a model of the hub."
+            )
         return EmbedderWeights(name=name, location=str(Path(name).expanduser().absolute()), origin="path")
     if name.startswith(("/", ".", "~")):
         raise ValueError(f"The embedder {name!r} is not a folder. {_way_out()}")
-    return EmbedderWeights(name=name, location=name, origin="hub")
+    return EmbedderWeights(name=name, location=name, origin="hub", revision=revision)
 
 
 def load_embedder(weights: EmbedderWeights, *, max_seq_length: int, device: str = "cpu"):
@@ -57,7 +66,9 @@ def load_embedder(weights: EmbedderWeights, *, max_seq_length: int, device: str 
 
     logging.disable_progress_bar()
     try:
-        model = SentenceTransformer(weights.location, device=device, trust_remote_code=False)
+        model = SentenceTransformer(
+            weights.location, revision=weights.revision, device=device, trust_remote_code=False
+        )
     except Exception as error:  # hub, network, file and configuration errors share no base class
         reason = " ".join(str(error).split())[:300]
         raise ValueError(

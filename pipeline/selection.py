@@ -2,8 +2,9 @@
 
 Held out are all documents of the named sources and, of every other source, the documents whose hash falls
 below `held_out_fraction`; so a document's split does not depend on what else is in the corpus. A passage is
-kept once; a held-out passage whose text occurs in a training document is dropped, because it was seen, and so
-is, when documents are added to a store, every passage whose text that has already.
+kept once (unless duplicates are wanted); a held-out passage whose text occurs in a training document is
+dropped, because it was seen, and so is, when documents are added to a store, every passage whose text that
+has already.
 
 Equal passages have equal hashes, so the hashes are dealt out to buckets on disk by their first bits and each
 bucket is decided on its own: memory holds one bucket, and what is decided is one byte a passage, on disk.
@@ -46,6 +47,8 @@ class Selection:
     max_documents_per_source: int | None = None
     max_passages: int | None = None
     """Training passages, taken by hash, so from all documents alike."""
+    drop_duplicates: bool = True
+    """Within a split. Across splits, and of what a store has already, they always are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +174,17 @@ def _decide(buckets: list[Path], selection: Selection, edges: np.ndarray, decide
         present, given = all_rows.filter(shard=PRESENT), all_rows.filter(pl.col("shard") != PRESENT)
         rows = given.join(present, on="text_hash", how="anti", maintain_order="left")
         train, held_out = rows.filter(~pl.col("held_out")), rows.filter("held_out")
-        distinct = train.unique("text_hash", keep="first", maintain_order=True)
-        distinct_held_out = held_out.unique("text_hash", keep="first", maintain_order=True)
+        distinct, distinct_held_out = train, held_out
+        if selection.drop_duplicates:
+            distinct = train.unique("text_hash", keep="first", maintain_order=True)
+            distinct_held_out = held_out.unique("text_hash", keep="first", maintain_order=True)
         fresh = distinct_held_out.join(distinct, on="text_hash", how="anti")
         room = limit - counts["passages"]
-        kept = distinct if len(distinct) <= room else distinct.sort("text_hash").head(int(room))
+        kept = (
+            distinct
+            if len(distinct) <= room
+            else distinct.sort("text_hash", maintain_order=True).head(int(room))
+        )
         for code, chosen in zip(KEPT, (kept, fresh), strict=True):
             decided[edges[chosen["shard"].to_numpy()] + chosen["row"].to_numpy()] = code
         numbers = (len(kept), len(fresh), len(train) - len(distinct), len(distinct) - len(kept))

@@ -4,61 +4,34 @@ Ray Data runs windows of steps: one block holds this rank's slots of `window` co
 an actor from memory-mapped partitions, so Ray's cost per block is shared by many steps. Every row carries
 its step and slot and the consumer checks them: a wrong order is an error, never a silent shuffle.
 
+Ray Data prepares every task of a dataset when it starts, so one task reads many windows, block by block.
+
 Legend: B slots of one rank in a step, L tokens in a sequence, W mixtures a step, K domains.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.mixtures import MixturePlan
+from pipeline.window_reader import WindowReader
 from storage_schema.domains import DomainStore
 
-OPEN_PARTITIONS = 64
-"""Partitions a fetcher keeps mapped; a sparse mixture touches only a few."""
 BLOCK_BYTES = 8 << 20
+TASK_WINDOWS = 64
+"""Windows that one Ray task reads: a run of a million steps is some hundred tasks."""
+PRESERVE_ORDER = True
+"""Ray Data's own default is False: blocks in the order in which they were finished."""
 
 
 class StreamError(RuntimeError):
     """A batch arrived out of its place in the plan."""
-
-
-class WindowReader:
-    """Reads windows of a store's partitions, keeping the last few mapped."""
-
-    def __init__(self, store: DomainStore, sequence_length: int):
-        self.store, self.sequence_length = store, sequence_length
-        self._open: OrderedDict[int, list[np.ndarray]] = OrderedDict()
-
-    def read(self, domains: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Windows `rows` of `domains`: [len(rows), L + 1] of the store's token type."""
-        length = self.sequence_length
-        out = None
-        for domain in np.unique(domains):
-            places, first = np.flatnonzero(domains == domain), 0
-            for windows_n1 in self._windows(int(domain)):
-                if out is None:
-                    out = np.empty((len(rows), length + 1), dtype=windows_n1.dtype)
-                inside = (rows[places] >= first) & (rows[places] < first + len(windows_n1))
-                out[places[inside]] = windows_n1[rows[places[inside]] - first]
-                first += len(windows_n1)
-            if rows[places].max() >= first:
-                raise IndexError(f"domain {domain} has {first} windows; row {rows[places].max()} is none.")
-        return out
-
-    def _windows(self, domain: int) -> list[np.ndarray]:
-        if domain in self._open:
-            self._open.move_to_end(domain)
-        else:
-            if len(self._open) >= OPEN_PARTITIONS:
-                self._open.popitem(last=False)
-            self._open[domain] = self.store.windows(domain, self.sequence_length)
-        return self._open[domain]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +40,7 @@ class Batch:
 
     step: int
     tokens_BL1: np.ndarray
-    """int64."""
+    """The store's token type (uint16 or uint32); may be read-only."""
     mixture_B: np.ndarray
     """int64; the mixture each slot belongs to, ascending."""
     domain_weights_WK: np.ndarray
@@ -78,10 +51,11 @@ class Batch:
 class MixtureStream:
     """Batches of a plan from any step on, for one rank of any number of them.
 
-    Picklable: only the store's path travels, partitions are opened where they are read.
+    Picklable: only the store's place travels, partitions are opened where they are read.
     """
 
     store_folder: str
+    """A path, or an ``s3://`` URI."""
     sequence_length: int
     plan: MixturePlan
     rank: int = 0
@@ -90,6 +64,8 @@ class MixtureStream:
     """Ray actors that read partitions for this rank."""
     store_parts: int | None = None
     """The plan is of the store with so many parts: what is added during a run is not seen by it."""
+    window_steps: int | None = None
+    """Steps in a block; None: about 8 MB of tokens."""
 
     def __post_init__(self):
         if self.plan.batch_size % self.world_size:
@@ -102,16 +78,21 @@ class MixtureStream:
         return DomainStore(self.store_folder, num_parts=self.store_parts)
 
     @property
+    def share(self) -> int:
+        """Slots of one rank in a step."""
+        return self.plan.batch_size // self.world_size
+
+    @property
     def slots(self) -> slice:
         """This rank's slots of the global batch."""
-        share = self.plan.batch_size // self.world_size
-        return slice(self.rank * share, (self.rank + 1) * share)
+        return slice(self.rank * self.share, (self.rank + 1) * self.share)
 
     @property
     def window(self) -> int:
-        """Steps in a block: about 8 MB of tokens."""
-        share = self.plan.batch_size // self.world_size
-        return int(np.clip(BLOCK_BYTES // (2 * share * (self.sequence_length + 1)), 16, 256))
+        """Steps in a block."""
+        if self.window_steps is not None:
+            return self.window_steps
+        return int(np.clip(BLOCK_BYTES // (2 * self.share * (self.sequence_length + 1)), 16, 256))
 
     def for_rank(self, rank: int, world_size: int) -> MixtureStream:
         """The same stream as seen by `rank` of `world_size`."""
@@ -119,23 +100,40 @@ class MixtureStream:
 
     def in_process(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps [start, stop) without Ray: the reference."""
-        fetch = _Fetch(self)
+        fetch = Fetch(self)
         for first in range(start, stop, self.window):
             last = min(first + self.window, stop)
-            yield from self._checked(fetch.table(first, last), first, last)
+            yield from self._batches(fetch.tokens(first, last), first)
 
     def through_ray(self, start: int, stop: int) -> Iterator[Batch]:
-        """The same batches, fetched ahead by Ray Data actors; to be called in a Ray process."""
+        """The same batches, fetched ahead by Ray Data actors; to be called in a Ray process.
+
+        The first window is read in this process, so that the first batches are there while Ray starts.
+        """
+        head = min(start + self.window, stop)
+        rest = _Begun(lambda: self._tables(head, stop)) if head < stop else ()
+        yield from self.in_process(start, head)
+        first = head
+        for table in rest:
+            tokens = self._checked(table, first, stop)
+            yield from self._batches(tokens, first)
+            first += len(table) // self.share
+        if first < stop:
+            raise StreamError(f"the stream ended at step {first}, before step {stop}.")
+
+    def _tables(self, start: int, stop: int) -> Iterator[pa.Table]:
+        """The windows of steps [start, stop) in order, from Ray Data."""
         import ray
         from ray.data import ActorPoolStrategy
 
-        firsts = range(start, stop, self.window)
-        dataset = ray.data.range(len(firsts), override_num_blocks=len(firsts))
-        dataset.context.execution_options.preserve_order = True
-        dataset.context.target_max_block_size = None  # one window is one block
+        windows = -(-(stop - start) // self.window)
+        dataset = ray.data.range(windows, override_num_blocks=-(-windows // TASK_WINDOWS))
+        dataset.context.execution_options.preserve_order = PRESERVE_ORDER
+        # A little below a window's bytes: each window becomes one block.
+        dataset.context.target_max_block_size = self.window * self.share * 2 * self.sequence_length
         dataset.context.enable_progress_bars = False
         dataset = dataset.map_batches(
-            _Fetch,
+            Fetch,
             fn_constructor_args=(self, start, stop),
             batch_size=None,
             batch_format="pyarrow",
@@ -143,64 +141,79 @@ class MixtureStream:
             num_cpus=0.25,
             udf_modifying_row_count=True,
         )
-        expected = iter(firsts)
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-            first = next(expected, None)
-            if first is None:
-                raise StreamError(f"more batches than the {stop - start} steps of the plan.")
-            yield from self._checked(table, first, min(first + self.window, stop))
-        if next(expected, None) is not None:
-            raise StreamError(f"the stream ended before step {stop}.")
+        return iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
 
-    def _checked(self, table: pa.Table, first: int, last: int) -> Iterator[Batch]:
-        """Split one window's table into batches, checking each row's step and slot."""
-        slots = np.arange(self.slots.start, self.slots.stop)
+    def _checked(self, table: pa.Table, first: int, stop: int) -> np.ndarray:
+        """The tokens ``[rows, L + 1]`` of a table, which must hold all slots of whole steps from `first` on."""
+        steps, over = divmod(len(table), self.share)
+        last = first + steps
         found_step, found_slot = np.asarray(table["step"]), np.asarray(table["slot"])
-        expected_step = np.repeat(np.arange(first, last), len(slots))
-        if not (
-            np.array_equal(found_step, expected_step)
-            and np.array_equal(found_slot, np.tile(slots, last - first))
+        if (
+            over
+            or last > stop
+            or not np.array_equal(found_step, np.repeat(np.arange(first, last), self.share))
+            or not np.array_equal(found_slot, np.tile(np.arange(self.slots.start, self.slots.stop), steps))
         ):
             raise StreamError(
-                f"expected steps {first} to {last - 1} in order, rank {self.rank} of {self.world_size} received "
-                f"{len(found_step)} rows of steps {found_step.min()} to {found_step.max()}."
+                f"expected whole steps in order from {first} on, rank {self.rank} of {self.world_size} received "
+                f"{len(table)} rows of steps {found_step.min()} to {found_step.max()}."
             )
-        column = table["tokens"].combine_chunks()
-        tokens = column.flatten().to_numpy().reshape(last - first, len(slots), self.sequence_length + 1)
-        steps, mixture_B = self.plan.steps(first, last), self.plan.mixture_of_slot()[self.slots]
+        return table["tokens"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+
+    def _batches(self, tokens: np.ndarray, first: int) -> Iterator[Batch]:
+        """One window's tokens ``[steps * B, L + 1]`` as batches."""
+        tokens = tokens.reshape(-1, self.share, self.sequence_length + 1)
+        steps = self.plan.steps(first, first + len(tokens))
+        mixture_B = self.plan.mixture_of_slot()[self.slots]
         for step, tokens_BL1 in enumerate(tokens, start=first):
             yield Batch(
                 step=step,
-                tokens_BL1=tokens_BL1.astype(np.int64),
+                tokens_BL1=tokens_BL1,
                 mixture_B=mixture_B,
                 domain_weights_WK=steps.domain_weights(step, self.plan.num_domains).astype(np.float32),
             )
 
 
-class _Fetch:
-    """Makes the table of one window of steps. A pure function of its input, so Ray may retry it."""
+class Fetch:
+    """Reads windows of steps. A pure function of its input, so Ray may retry it."""
 
     def __init__(self, stream: MixtureStream, start: int = 0, stop: int = 0):
         self.stream, self.start, self.stop = stream, start, stop
         self.reader = WindowReader(stream.open_store(), stream.sequence_length)
 
-    def table(self, first: int, last: int) -> pa.Table:
+    def tokens(self, first: int, last: int) -> np.ndarray:
+        """This rank's slots of steps [first, last): ``[steps * B, L + 1]``."""
         steps, slots = self.stream.plan.steps(first, last), self.stream.slots
-        share = slots.stop - slots.start
-        tokens = self.reader.read(steps.domain_TB[:, slots].reshape(-1), steps.row_TB[:, slots].reshape(-1))
-        return pa.table(
-            {
-                "step": np.repeat(np.arange(first, last), share),
-                "slot": np.tile(np.arange(slots.start, slots.stop, dtype=np.int32), last - first),
-                "tokens": pa.FixedSizeListArray.from_arrays(tokens.reshape(-1), tokens.shape[1]),
-            }
-        )
+        return self.reader.read(steps.domain_TB[:, slots].reshape(-1), steps.row_TB[:, slots].reshape(-1))
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """One block of ``ray.data.range`` holds the number of one window."""
-        window = self.stream.window
-        tables = []
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """A block of ``ray.data.range`` holds the numbers of some windows."""
+        window, slots = self.stream.window, self.stream.slots
         for number in block["id"].to_pylist():
             first = self.start + number * window
-            tables.append(self.table(first, min(first + window, self.stop)))
-        return pa.concat_tables(tables)
+            last = min(first + window, self.stop)
+            tokens = self.tokens(first, last)
+            yield pa.table(
+                {
+                    "step": np.repeat(np.arange(first, last), self.stream.share),
+                    "slot": np.tile(np.arange(slots.start, slots.stop, dtype=np.int32), last - first),
+                    "tokens": pa.FixedSizeListArray.from_arrays(tokens.reshape(-1), tokens.shape[1]),
+                }
+            )
+
+
+class _Begun:
+    """An iterator that is made, with its first item, in a thread."""
+
+    def __init__(self, make: Callable[[], Iterator[pa.Table]]):
+        self._begun = ThreadPoolExecutor(1, "first-window").submit(self._begin, make)
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        first, items = self._begun.result()
+        yield from first
+        yield from items
+
+    @staticmethod
+    def _begin(make: Callable[[], Iterator[pa.Table]]) -> tuple[list[pa.Table], Iterator[pa.Table]]:
+        items = make()
+        return list(islice(items, 1)), items

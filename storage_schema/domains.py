@@ -17,6 +17,7 @@ Legend: K domains, P parts, L tokens in a sequence.
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -71,7 +72,9 @@ class DomainPart:
         """
         path = self.folder / partition_path(domain)
         try:
-            return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+            # Closed at once: the mapping lives as long as the batch, and holds no descriptor.
+            with pa.memory_map(str(path)) as source:
+                return pa.ipc.open_file(source).get_batch(0)
         except (OSError, pa.ArrowInvalid) as error:
             raise StoreError(f"domain {domain}: cannot read {path}: {error}") from error
 
@@ -160,16 +163,60 @@ class DomainStore:
         batches = [part.batch(domain) for part in self.parts if part.passages_K[domain]]
         return pa.Table.from_batches(batches, partition_schema(self.vocab_size))
 
-    def windows(self, domain: int, sequence_length: int) -> list[np.ndarray]:
-        """The domain's windows, ``[n, L + 1]`` of each part that has any: views of the memory-mapped tokens.
+    def windows(self, domain: int, sequence_length: int) -> list[Windows]:
+        """The domain's windows, of each part that has any.
 
         Raises :class:`StoreError` as :meth:`DomainPart.tokens` does.
         """
-        streams = [part.tokens(domain) for part in self.parts if part.tokens_K[domain] > sequence_length]
         return [
-            np.lib.stride_tricks.sliding_window_view(values, sequence_length + 1)[::sequence_length]
-            for values in streams
+            Windows(part, domain, sequence_length)
+            for part in self.parts
+            if part.tokens_K[domain] > sequence_length
         ]
+
+
+class Windows:
+    """The windows of one domain in one part, memory-mapped.
+
+    Raises:
+        StoreError: as :meth:`DomainPart.tokens` does.
+    """
+
+    def __init__(self, part: DomainPart, domain: int, sequence_length: int):
+        self._path, self._domain = part.folder / partition_path(domain), domain
+        self._file = self._state()
+        values = part.tokens(domain)
+        self._values, self._length = values, sequence_length
+        # A window as one item of so many bytes: NumPy gathers them by memory copies.
+        self._items = np.ndarray(
+            (len(self),),
+            np.dtype((np.void, (sequence_length + 1) * values.itemsize)),
+            buffer=values,
+            strides=(sequence_length * values.itemsize,),
+        )
+
+    def __len__(self) -> int:
+        return (len(self._values) - 1) // self._length
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The windows `rows`, ``[len(rows), L + 1]`` of the store's token type.
+
+        Raises :class:`StoreError` if the file is no longer the one that was opened.
+        """
+        if self._state() != self._file:
+            raise StoreError(
+                f"domain {self._domain}: {self._path} was changed or replaced while it was read. Was the store "
+                "rebuilt? Audit it (soe audit), and resume."
+            )
+        return self._items[rows].view(self._values.dtype).reshape(len(rows), self._length + 1)
+
+    def _state(self) -> tuple[int, int, int] | None:
+        """What a change of the file changes: reading a mapping past its file's end would kill the process."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _read_table(path: Path) -> pa.Table:

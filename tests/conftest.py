@@ -10,6 +10,8 @@ os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 starves its workers beside o
 
 import pytest
 
+from tests.s3_server import s3, server  # noqa: F401  (fixtures)
+
 SHARED = ("running", "ray_cluster")
 """Fixtures that take long to start: all tests of one run in the same process (``pytest -n 2 --dist loadgroup``)."""
 

@@ -77,7 +77,9 @@ class Addition:
         made = self.base["passages"].configuration
         # The limits of the store's own corpus are not those of what is added.
         selection = Selection(
-            held_out_sources=tuple(made["held_out_sources"]), held_out_fraction=made["held_out_fraction"]
+            held_out_sources=tuple(made["held_out_sources"]),
+            held_out_fraction=made["held_out_fraction"],
+            drop_duplicates=made["drop_duplicates"],
         )
         before = [part for part in store_parts(self.store) if part < self.folder]
         stage = self.stages.open(
@@ -152,7 +154,7 @@ def _place_of(corpus: Corpus, store: Path) -> Path:
 def _embedder_of(embeddings: Manifest) -> tuple[EmbedderWeights, Any]:
     """The store's own embedder. Raises :class:`StoreError` if what is found has other weights."""
     made = embeddings.configuration
-    weights = find_embedder(made["embedder"])
+    weights = find_embedder(made["embedder"], made["revision"])
     model = load_embedder(weights, max_seq_length=made["max_seq_length"])
     if weights_digest(model) != embeddings.inputs["model"]:
         raise StoreError(

@@ -40,7 +40,7 @@ def run(settings: BuildDomains) -> dict[str, Any]:
             settings.corpus, text_field=settings.text_field, source_field=settings.source_field
         )
         # Before anything long, so that an embedder that cannot be loaded is said at once.
-        weights = find_embedder(settings.embedder)
+        weights = find_embedder(settings.embedder, settings.embedder_revision)
         model = load_embedder(weights, max_seq_length=settings.max_seq_length)
         if settings.tokenizer is not None:
             load_tokenizer(settings.tokenizer)

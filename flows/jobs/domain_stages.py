@@ -37,6 +37,7 @@ class StoreBuilder:
             held_out_fraction=settings.held_out_fraction,
             max_documents_per_source=settings.max_documents_per_source,
             max_passages=settings.max_passages,
+            drop_duplicates=settings.drop_duplicates,
         )
         is_environment = corpus.uri == ENVIRONMENT
         stage = self.stages.open(
@@ -90,6 +91,7 @@ class StoreBuilder:
         settings = self.settings
         configuration = {
             "embedder": settings.embedder,
+            "revision": settings.embedder_revision,
             "max_seq_length": settings.max_seq_length,
             "runtime": settings.embedder_runtime,
         }

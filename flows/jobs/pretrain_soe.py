@@ -13,16 +13,23 @@ import os
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+
 from flows.jobs import runner
 from flows.jobs.run_record import claim_run, claimed
 from flows.settings import Pretrain
-from pipeline.mixtures import MixturePlan, generic_weights
+from pipeline.meta_distributions import Dirichlet, Fixed, MetaDistribution, Sparse, generic_weights
+from pipeline.mixtures import MixturePlan
+from pipeline.ratios import read_ratios
 from pipeline.streaming import MixtureStream
 from soe_model.presets import Preset, SoupConfig, TrainingConfig, preset
 from storage_schema.domains import DomainStore
 from storage_schema.layout import run_folder, soup_folder, store_folder
 from storage_schema.lock import only_writer
-from storage_schema.manifest import open_stage, read_manifest
+from storage_schema.manifest import StoreError, open_stage, read_manifest, write_atomically
+
+SETTINGS = "settings.json"
+"""In a run's folder: what it was asked for."""
 
 
 def run(settings: Pretrain) -> dict[str, Any]:
@@ -37,6 +44,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
     store = DomainStore(store_folder(settings.store), num_parts=claimed(folder).get("store_parts"))
     soup, training = resolve(settings, store)
     stream = make_stream(settings, store, training)
+    stream.plan.steps(training.steps - 1, training.steps)  # recorded mixtures may be too few
     stage = open_stage(
         soup_folder(settings.name),
         kind="soup",
@@ -53,8 +61,9 @@ def run(settings: Pretrain) -> dict[str, Any]:
     )
     if stage.finished is None:
         with only_writer(folder):
-            of_store = {"plan": stream.plan.digest, "store_parts": stream.store_parts}
+            of_store = stream.plan.facts | {"store_parts": stream.store_parts}
             claim_run(folder, asdict(soup) | asdict(training) | of_store)
+            write_atomically(folder / SETTINGS, settings.model_dump_json(indent=1))
             _fit(settings, stream, {"soup": soup, "training": training, "soup_folder": str(stage.work)})
             stage.finish({"steps": training.steps})
     else:
@@ -128,11 +137,10 @@ def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig
     windows_K = store.windows_K(training.sequence_length)
     plan = MixturePlan(
         windows_K,
+        meta_distribution(settings, training, windows_K),
         seed=settings.seed,
         batch_size=training.batch_size,
         mixtures_per_step=training.mixtures_per_step,
-        support_size=training.support_size,
-        fixed_weights_K=generic_weights(windows_K) if settings.method == "generic" else None,
         store_digest=store.digest,
         sequence_length=training.sequence_length,
     )
@@ -143,6 +151,52 @@ def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig
         store_parts=len(store.parts),
     )
     return stream.for_rank(0, settings.num_workers)
+
+
+def meta_distribution(
+    settings: Pretrain, training: TrainingConfig, windows_K: np.ndarray
+) -> MetaDistribution:
+    """The law of the run's mixtures. Raises ValueError for a `ratios` file that is missing or not one."""
+    if settings.method == "generic":
+        return Fixed(generic_weights(windows_K))
+    law, everything = settings.meta_distribution, int((windows_K > 0).sum())
+    if (settings.ratios is not None) != (law == "recorded"):
+        raise ValueError(
+            f"meta_distribution is {law!r} and ratios is {settings.ratios!r}: a file of recorded mixtures and "
+            "meta_distribution=recorded go together."
+        )
+    if law == "recorded":
+        return read_ratios(settings.ratios)
+    if law == "dirichlet":
+        return Dirichlet(
+            concentration=settings.concentration,
+            support_size=settings.support_size,
+            by_size=settings.by_size,
+        )
+    size = everything if law == "uniform" else training.support_size
+    return Sparse(support_size=size, by_size=settings.by_size)
+
+
+def stream_of_run(name: str) -> tuple[MixtureStream, int]:
+    """The stream that the run of that name reads, and its steps.
+
+    Raises:
+        ValueError: there is no such run, or its store is no longer the one it began with.
+    """
+    folder = run_folder(name)
+    if not (folder / SETTINGS).exists():
+        raise ValueError(
+            f"there is no run {name!r}: {folder / SETTINGS} is missing. Check the name (SOE_HOME)."
+        )
+    settings = Pretrain.model_validate_json((folder / SETTINGS).read_text("utf-8"))
+    begun = claimed(folder)
+    store = DomainStore(store_folder(settings.store), num_parts=begun["store_parts"])
+    training = resolve(settings, store)[1]
+    stream = make_stream(settings, store, training)
+    changed = [key for key, value in stream.plan.facts.items() if begun[key] != value]
+    if changed:
+        raise StoreError(f"the plan of run {name!r} can no longer be made: {', '.join(changed)} differ.")
+    return stream, training.steps
 
 
 if __name__ == "__main__":

@@ -15,6 +15,11 @@ def claimed(folder: Path) -> dict[str, Any]:
     return json.loads(record.read_text("utf-8")) if record.exists() else {}
 
 
+def _short(value: Any) -> str:
+    text = canonical_json(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
 def claim_run(folder: Path, settings: dict[str, Any]) -> None:
     """Record the settings of a run; refuse a folder that holds another run's checkpoints.
 
@@ -23,10 +28,14 @@ def claim_run(folder: Path, settings: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings, before = json.loads(canonical_json(settings)), claimed(folder)
     if before:
-        changed = [key for key in settings if before.get(key) != settings[key]]
+        changed = [
+            f"{key} was {_short(before.get(key))}, now {_short(value)}"
+            for key, value in settings.items()
+            if before.get(key) != value
+        ]
         if changed:
             raise StoreError(
-                f"{folder} holds another run: {', '.join(changed)} differ. Use another name, or remove the folder."
+                f"{folder} holds another run: {'; '.join(changed)}. Use another name, or remove the folder."
             )
         return
     write_atomically(folder / "run.json", json.dumps(settings, indent=1))

@@ -163,7 +163,7 @@ def _domain_weights(settings: Specialize, soup: SoupOfExperts, sets: list[Specia
     tree = Tree.read(soup.folder / "tree.arrow")
     embedder = read_manifest(soup.folder, "soup").configuration["embedder"]
     model = load_embedder(
-        find_embedder(embedder["embedder"]),
+        find_embedder(embedder["embedder"], embedder["revision"]),
         max_seq_length=embedder["max_seq_length"],
         device="cuda" if settings.use_gpu else "cpu",
     )

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import torch
 from ray.train import Checkpoint, DataConfig
@@ -107,7 +108,7 @@ class _Run:
             )
         device = self.trainer.device
         return self.trainer.train_step(
-            torch.from_numpy(batch.tokens_BL1).to(device),
+            torch.from_numpy(batch.tokens_BL1.astype(np.int64)).to(device),
             torch.from_numpy(batch.mixture_B).to(device),
             torch.from_numpy(batch.domain_weights_WK).to(device),
         )

@@ -6,7 +6,8 @@ In one run, on the same passages of the environment corpus and the same cores: t
 tokenized and sorted by length beforehand, nothing but its forward pass), sentence-transformers' own ``encode``
 of the whole list, and the pipeline (read, tokenize, forward, write, through Ray Data). The pipeline's rate is
 counted from its first finished part, that is without starting Ray and loading the model, whose seconds are
-given apart. The bare encoder is measured before and after, because machines drift.
+given apart. Machines drift: the three take turns over several rounds, the bare encoder before and after each of
+the others, and the median of the rounds' ratios counts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -50,13 +52,28 @@ def encode(model, texts: list[str]) -> float:
     return len(texts) / (time.perf_counter() - begun)
 
 
-def pipeline(folder: Path, model, max_seq_length: int, use_gpu: bool) -> dict[str, float]:
+def one_round(folder: Path, passages: Path, model, texts: list[str], options) -> dict[str, float]:
+    """Each once, in passages a second, with what counts of them."""
+    before = bare(model, texts, options.max_seq_length)
+    row = {"bare": before, "encode": encode(model, texts)}
+    between = bare(model, texts, options.max_seq_length)
+    row |= pipeline(folder, passages, model, options.max_seq_length, options.use_gpu)
+    after = bare(model, texts, options.max_seq_length)
+    row |= {"bare_between": between, "bare_after": after}
+    row["encode_over_bare"] = row["encode"] / ((before + between) / 2)
+    row["pipeline_over_bare"] = row["pipeline"] / ((between + after) / 2)
+    row["pipeline_over_encode"] = row["pipeline_over_bare"] / row["encode_over_bare"]
+    print(", ".join(f"{name} {value:.2f}" for name, value in row.items()), flush=True)
+    return row
+
+
+def pipeline(folder: Path, passages: Path, model, max_seq_length: int, use_gpu: bool) -> dict[str, float]:
     """Passages a second from the first written part on, and the seconds before it."""
     begun = time.time()
-    stage = open_stage(folder / "embeddings", kind="embeddings", configuration={}, inputs={})
+    stage = open_stage(folder, kind="embeddings", configuration={}, inputs={})
     build_embeddings(
         stage,
-        folder / "passages",
+        passages,
         find_embedder(DEFAULT),
         model,
         max_seq_length=max_seq_length,
@@ -64,12 +81,11 @@ def pipeline(folder: Path, model, max_seq_length: int, use_gpu: bool) -> dict[st
     )
     # By when the parts were written: Ray hands results on later, several at once.
     written = sorted(
-        (path.stat().st_mtime, len(read_embeddings(path)[0]))
-        for path in (folder / "embeddings").glob("part-*.arrow")
+        (path.stat().st_mtime, len(read_embeddings(path)[0])) for path in folder.glob("part-*.arrow")
     )
     rows = sum(number for _, number in written[1:])
     rate = rows / (written[-1][0] - written[0][0])
-    return {"rate": rate, "seconds_to_first_part": written[0][0] - begun}
+    return {"pipeline": rate, "seconds_to_first_part": written[0][0] - begun}
 
 
 def runtimes(texts: list[str], max_seq_length: int) -> dict[str, dict[str, float]]:
@@ -98,6 +114,7 @@ def main() -> None:
     )
     parser.add_argument("--passages", type=int, default=2048)
     parser.add_argument("--max-seq-length", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--use-gpu", action="store_true")
     parser.add_argument("--runtimes", type=int, default=0, help="compare them too, on so many passages")
     parser.add_argument("--json", help="write the result there")
@@ -117,32 +134,27 @@ def main() -> None:
         )
         texts = pl.read_parquet(part_files(folder / "passages", "train"))["text"].to_list()
         bare(model, texts[:64], options.max_seq_length)
-        rates = {"bare": bare(model, texts, options.max_seq_length), "encode": encode(model, texts)}
-        rates |= {"pipeline": pipeline(folder, model, options.max_seq_length, options.use_gpu)}
-        rates |= {"bare_again": bare(model, texts, options.max_seq_length)}
+        rounds = [
+            one_round(folder / f"round-{number}", folder / "passages", model, texts, options)
+            for number in range(options.rounds)
+        ]
     compared = {}
     if options.runtimes:
         compared = runtimes(texts[: options.runtimes], options.max_seq_length)
         for name, row in compared.items():
             print(f"{name}: {row['rate']:.1f} passages/s; {row['other_domain']:.2%} in another domain")
-    mean = (rates["bare"] + rates["bare_again"]) / 2
-    ratios = {
-        "pipeline_over_bare": rates["pipeline"]["rate"] / mean,
-        "pipeline_over_encode": rates["pipeline"]["rate"] / rates["encode"],
-    }
+    names = ("pipeline_over_bare", "encode_over_bare", "pipeline_over_encode")
+    ratios = {name: statistics.median(row[name] for row in rounds) for name in names}
     print(
-        f"{len(texts)} passages at {options.max_seq_length} word pieces on {device}, passages/s:\n"
-        f"bare encoder {rates['bare']:.1f}, afterwards {rates['bare_again']:.1f}; encode {rates['encode']:.1f}; "
-        f"pipeline {rates['pipeline']['rate']:.1f} "
-        f"(first part after {rates['pipeline']['seconds_to_first_part']:.1f} s)\n"
-        f"pipeline / bare {ratios['pipeline_over_bare']:.1%}, / encode {ratios['pipeline_over_encode']:.1%}"
+        f"{len(texts)} passages at {options.max_seq_length} word pieces on {device}; medians of the rounds:"
     )
+    print(", ".join(f"{name.replace('_', ' ')} {ratio:.1%}" for name, ratio in ratios.items()))
     if options.json:
         machine = f"{platform.machine()}, {available_cores()} cores, torch {torch.__version__}"
         chosen = {name: value for name, value in vars(options).items() if name != "json"}
         body = {
             "options": chosen,
-            "rates": rates,
+            "rounds": rounds,
             "runtimes": compared,
             "ratios": ratios,
             "machine": machine,

@@ -40,7 +40,8 @@ class Evaluation:
     def __init__(self, store: DomainStore, folder, sequence_length: int, passages: int):
         sets = held_out_sets(folder, max_texts=200, evaluation_passages=passages, max_sets=14)
         embedder = read_manifest(folder / "embeddings", "embeddings").configuration
-        model = load_embedder(find_embedder(embedder["embedder"]), max_seq_length=embedder["max_seq_length"])
+        weights = find_embedder(embedder["embedder"], embedder["revision"])
+        model = load_embedder(weights, max_seq_length=embedder["max_seq_length"])
         rows = [estimate_domain_weights(embed_texts(model, made.texts), store.tree) for made in sets]
         self.weights_WK = torch.from_numpy(np.stack([*rows, store.tree.generic_weights])).float()
         tokenizer = load_tokenizer(folder / "tokenizer" / "tokenizer.json")
@@ -68,7 +69,7 @@ def train(settings: Pretrain, store: DomainStore, evaluation: Evaluation, points
     for batch in stream.in_process(0, training.steps):
         begun = time.monotonic()
         trainer.train_step(
-            torch.from_numpy(batch.tokens_BL1),
+            torch.from_numpy(batch.tokens_BL1.astype(np.int64)),
             torch.from_numpy(batch.mixture_B),
             torch.from_numpy(batch.domain_weights_WK),
         )

@@ -4,9 +4,7 @@
 
 Synthetic text (random words, about 250 characters a passage) goes through cutting, selection and the
 tokenizer; synthetic embeddings (points around 3000 centres of unequal weight, 384-d) take the encoder's place;
-then the 64 x 64 tree and its partitions. Memory is that of all processes of the job, Ray's own included,
-sampled four times a second: *anonymous* is what the system cannot drop, *proportional* adds mapped files by
-their sharers.
+then the 64 x 64 tree and its partitions. Memory is that of all processes of the job (``memory.py``).
 """
 
 from __future__ import annotations
@@ -18,13 +16,11 @@ import platform
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 
-from flows import processes
 from flows.jobs import runner
 from pipeline.clustering import node_seed
 from pipeline.corpora import open_corpus
@@ -38,6 +34,7 @@ from pipeline.selection import Selection
 from pipeline.tasks import available_cores, run_tasks
 from pipeline.tokenizer import build_tokenizer
 from storage_schema.manifest import open_stage
+from tests.benchmarks.memory import Sampler
 
 MARK = "SOE_BENCHMARK_OF_PARTITIONING"
 SIZE, CENTRES, FILE_PASSAGES = 384, 3000, 20_000
@@ -94,49 +91,24 @@ def job(folder: Path) -> None:
     stage("domains", lambda opened: build_domains(opened, Folders(**paths, work=str(opened.work)), tree))
 
 
-class Sampler(threading.Thread):
-    """The peaks of the summed memory of all processes that bear a mark, in bytes."""
-
-    def __init__(self, mark: str):
-        super().__init__(daemon=True)
-        self.mark, self.running = mark, True
-        self.peaks = {"anonymous": 0, "proportional": 0}
-
-    def run(self) -> None:
-        while self.running:
-            sums = dict.fromkeys(self.peaks, 0)
-            for pid in processes.carrying(self.mark):
-                try:
-                    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-                except OSError:
-                    continue
-                fields = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
-                sums["anonymous"] += fields["Anonymous"]
-                sums["proportional"] += fields["Pss"]
-            self.peaks = {name: max(peak, sums[name]) for name, peak in self.peaks.items()}
-            time.sleep(0.25)
-
-
 def measure(number: int) -> dict:
     """Run the job on so many passages in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="soe-") as name:
         (Path(name) / "text").mkdir()
         write_text(Path(name) / "text", number)
         value = f"{os.getpid()}-{number}"
-        sampler = Sampler(f"{MARK}={value}")
-        sampler.start()
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.benchmarks.partitioning", "--job", name],
-            env=os.environ | {MARK: value},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        sampler.running = False
+        with Sampler(f"{MARK}={value}") as sampler:
+            done = subprocess.run(
+                [sys.executable, "-m", "tests.benchmarks.partitioning", "--job", name],
+                env=os.environ | {MARK: value},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
     stages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {
         "passages": number,
-        "peaks": sampler.peaks,
+        "peaks": sampler.take(),
         "seconds": {stage["stage"]: stage["seconds"] for stage in stages},
     }
 

@@ -18,7 +18,7 @@ from pipeline.domain_weights import nearest_domains
 from pipeline.embedding import read_embeddings
 from pipeline.passages import part_files
 from pipeline.specialist_sets import generic_evaluation
-from pipeline.streaming import WindowReader
+from pipeline.window_reader import WindowReader
 from storage_schema.domains import DomainStore
 from storage_schema.manifest import StoreError, file_digest, read_manifest
 from tests.flows.built_store import write_corpus

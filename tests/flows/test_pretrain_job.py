@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import ray
 import torch
 
+from flows.cli import main
 from flows.jobs import pretrain_soe
 from flows.settings import Pretrain
 from soe_model.soup import SoupOfExperts
@@ -53,7 +55,7 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
     expected = {}
     for batch in pretrain_soe.make_stream(settings, store, training).in_process(0, 120):
         result = trainer.train_step(
-            torch.from_numpy(batch.tokens_BL1),
+            torch.from_numpy(batch.tokens_BL1.astype(np.int64)),
             torch.from_numpy(batch.mixture_B),
             torch.from_numpy(batch.domain_weights_WK),
         )
@@ -108,6 +110,37 @@ def test_a_finished_run_is_skipped(home, one_worker):
     assert (home / "runs" / "one" / "log.jsonl").read_text() == before
 
 
+def test_the_mixtures_of_a_run_are_a_table_that_another_run_can_follow(home, one_worker, tmp_path, capsys):
+    assert main(["ratios", "one", "--out", str(tmp_path / "r.csv")]) == 0
+    settings = Pretrain(
+        name="again", **SETTINGS, meta_distribution="recorded", ratios=str(tmp_path / "r.csv")
+    )
+    store = DomainStore(home / "stores" / "toy")
+    again = pretrain_soe.make_stream(settings, store, pretrain_soe.resolve(settings, store)[1]).plan
+    stream, steps = pretrain_soe.stream_of_run("one")
+    assert steps == 120
+    first, second = stream.plan.steps(0, 120), again.steps(0, 120)
+    assert np.array_equal(first.domain_TB, second.domain_TB) and np.array_equal(first.row_TB, second.row_TB)
+    assert main(["ratios", "one", "--steps", "5:8", "--out", str(tmp_path / "some.csv")]) == 0
+    whole, some = ((tmp_path / name).read_text().splitlines() for name in ("r.csv", "some.csv"))
+    assert len(whole) == 1 + 120 * 4 and len(some) == 1 + 3 * 4
+    capsys.readouterr()
+    assert main(["ratios", "none"]) == 1 and "there is no run 'none'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="holds 480 mixtures; mixture 480 is none"):
+        more = SETTINGS | {"steps": 121, "meta_distribution": "recorded", "ratios": str(tmp_path / "r.csv")}
+        pretrain_soe.run(Pretrain(name="longer", **more))
+
+
+@pytest.mark.parametrize("law", ["uniform", "dirichlet"])
+def test_other_laws_of_mixtures(home, law):
+    settings = Pretrain(
+        name="x", **{k: v for k, v in SETTINGS.items() if k != "support_size"}, meta_distribution=law
+    )
+    store = DomainStore(home / "stores" / "toy")
+    plan = pretrain_soe.make_stream(settings, store, pretrain_soe.resolve(settings, store)[1]).plan
+    assert (plan.steps(0, 9).support_TWs == [0, 2, 3]).all()  # domain 1 is empty
+
+
 def test_a_name_in_use_is_refused(home, one_worker):
     with pytest.raises(StoreError, match="built with other settings: .*training was"):
         pretrain_soe.run(Pretrain(name="one", **SETTINGS | {"steps": 121}))
@@ -118,7 +151,10 @@ def test_checkpoints_of_another_store_are_refused(home, one_worker):
     make_store(home / "stores" / "other", [400, 0, 300, 900], seed=1)
     (home / "soups" / "one").rename(home / "soups" / "kept")
     try:
-        with pytest.raises(StoreError, match="runs/one holds another run: plan differ"):
+        with pytest.raises(
+            StoreError,
+            match='runs/one holds another run: store was "[0-9a-f]{64}", now "[0-9a-f]{64}"\\. Use',
+        ):
             pretrain_soe.run(Pretrain(name="one", **SETTINGS | {"store": "other"}))
     finally:
         (home / "soups" / "kept").rename(home / "soups" / "one")
@@ -129,7 +165,7 @@ def test_the_generic_twin_has_one_mixture_and_no_expert(home):
     soup, training = pretrain_soe.resolve(settings, DomainStore(home / "stores" / "toy"))
     plan = pretrain_soe.make_stream(settings, DomainStore(home / "stores" / "toy"), training).plan
     assert soup.num_experts == 0 and training.mixtures_per_step == 1
-    assert plan.fixed_weights_K.tolist() == pytest.approx([24 / 98, 0, 18 / 98, 56 / 98])
+    assert plan.meta_distribution.weights_K.tolist() == pytest.approx([24 / 98, 0, 18 / 98, 56 / 98])
 
 
 @pytest.mark.parametrize(
@@ -139,6 +175,9 @@ def test_the_generic_twin_has_one_mixture_and_no_expert(home):
         ({"store": "nowhere"}, "no domains at"),
         ({"num_workers": 3}, "batch_size 8 is not a multiple of the 3 workers"),
         ({"support_size": 4}, "between 1 and the 3 domains"),
+        ({"meta_distribution": "recorded"}, "meta_distribution is 'recorded' and ratios is None"),
+        ({"ratios": "x.csv"}, "meta_distribution is 'sparse' and ratios is 'x.csv'"),
+        ({"meta_distribution": "recorded", "ratios": "/no/x.csv"}, "/no/x.csv is no table of mixtures"),
         ({"mixtures_per_step": 3}, "batch_size 8 is not a multiple of mixtures_per_step 3"),
         ({"num_workers": 4, "use_gpu": True}, "4 workers need 4 GPUs; the Ray cluster has 0"),
     ],

@@ -104,6 +104,23 @@ def test_without_the_package_the_hub_is_asked(monkeypatch):
     assert find_embedder("all-MiniLM-L6-v2").origin == "hub"
 
 
+def test_a_revision_is_asked_of_the_hub_and_no_folder_has_one(monkeypatch, tmp_path):
+    asked = {}
+
+    def hub(location, **options):
+        asked.update(options, location=location)
+        raise OSError("not reached")
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", hub)
+    weights = find_embedder("all-MiniLM-L6-v2", "c9745ed1")
+    assert (weights.origin, weights.revision) == ("hub", "c9745ed1")
+    with pytest.raises(ValueError, match="all-MiniLM-L6-v2.*cannot be loaded"):
+        load_embedder(weights, max_seq_length=32)
+    assert (asked["location"], asked["revision"]) == ("all-MiniLM-L6-v2", "c9745ed1")
+    with pytest.raises(ValueError, match="embedder_revision is 'c9745ed1'.*is a folder"):
+        find_embedder(str(tmp_path), "c9745ed1")
+
+
 def test_altered_packaged_weights_are_refused(monkeypatch):
     monkeypatch.setattr(embedder, "PACKAGED_WEIGHTS", "0" * 64)
     with pytest.raises(ValueError, match="not the published all-MiniLM-L6-v2.*Reinstall"):

@@ -50,11 +50,13 @@ def plainly(rows, chosen):
         for i, (name, source, _, document, text) in enumerate(here):
             if name in allowed:
                 held_out = source in chosen.held_out_sources or document < chosen.held_out_fraction * 2**64
-                first[held_out].setdefault(text, (s, i))
+                places = first[held_out].setdefault(text, [])
+                if not (places and chosen.drop_duplicates):
+                    places.append((s, i))
     train, held_out = first
-    fresh = sorted(place for text, place in held_out.items() if text not in train)
-    kept = sorted(train)[: chosen.max_passages]
-    return sorted(train[text] for text in kept), fresh
+    fresh = sorted(place for text, places in held_out.items() if text not in train for place in places)
+    kept = [place for text in sorted(train) for place in train[text]]
+    return sorted(kept[: chosen.max_passages]), fresh
 
 
 @pytest.mark.parametrize("bucket_rows", [1 << 20, 30])
@@ -65,6 +67,8 @@ def plainly(rows, chosen):
         Selection(held_out_sources=("bee",), held_out_fraction=0.0, max_passages=150),
         Selection(held_out_sources=("ant", "dog"), max_documents_per_source=20),
         Selection(held_out_fraction=0.3, max_documents_per_source=9, max_passages=40),
+        Selection(held_out_fraction=0.2, drop_duplicates=False),
+        Selection(held_out_fraction=0.2, drop_duplicates=False, max_passages=130),
     ],
 )
 def test_the_rules_hold_whatever_the_number_of_buckets(corpus, chosen, bucket_rows, tmp_path, monkeypatch):

@@ -1,12 +1,24 @@
 """Batches: the windows the plan names, the same for every world size, in process and through Ray Data."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from pipeline import streaming
+from pipeline.meta_distributions import Sparse
 from pipeline.mixtures import MixturePlan
-from pipeline.streaming import MixtureStream, StreamError, WindowReader
+from pipeline.streaming import Fetch, MixtureStream, StreamError
+from pipeline.window_reader import WindowReader
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
+from tests.slow_plan import SlowStart
 from tests.toy_store import make_store
 
 L = 16
@@ -17,11 +29,35 @@ def store(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("store"), [400, 0, 17, 16, 900, 333])
 
 
-def make_stream(store, **changes):
+def make_plan(store, cls=MixturePlan, **changes):
     opened = DomainStore(store)
-    settings = dict(seed=3, batch_size=8, mixtures_per_step=4, support_size=2) | changes
-    plan = MixturePlan(opened.windows_K(L), store_digest=opened.digest, sequence_length=L, **settings)
-    return MixtureStream(store_folder=str(store), sequence_length=L, plan=plan)
+    settings = dict(seed=3, batch_size=8, mixtures_per_step=4) | changes
+    windows_K = opened.windows_K(L)
+    return cls(windows_K, Sparse(support_size=2), store_digest=opened.digest, sequence_length=L, **settings)
+
+
+def make_stream(store, plan=None, **settings):
+    plan = plan or make_plan(store)
+    return MixtureStream(store_folder=str(store), sequence_length=L, plan=plan, **settings)
+
+
+def check_from(stream, expected, start, stop, *, world_size=1, ray=False):
+    """The global batches of [start, stop), put together from all ranks, are those of `expected`."""
+    ranks = [stream.for_rank(rank, world_size) for rank in range(world_size)]
+    parts = [rank.through_ray(start, stop) if ray else rank.in_process(start, stop) for rank in ranks]
+    steps = list(zip(*parts, strict=True))
+    assert [shares[0].step for shares in steps] == list(range(start, stop))
+    for shares in steps:
+        whole = expected[shares[0].step]
+        assert np.array_equal(np.concatenate([b.tokens_BL1 for b in shares]), whole.tokens_BL1)
+        assert np.concatenate([b.mixture_B for b in shares]).tolist() == whole.mixture_B.tolist()
+        assert all(np.array_equal(b.domain_weights_WK, whole.domain_weights_WK) for b in shares)
+
+
+@pytest.fixture(scope="module")
+def expected(store):
+    """The batches of the first steps, in process."""
+    return list(make_stream(store).in_process(0, 700))
 
 
 def test_a_window_is_the_packed_stream(store):
@@ -47,52 +83,147 @@ def test_batches_are_what_the_plan_names(store):
         np.testing.assert_allclose(batch.domain_weights_WK, step.domain_weights(batch.step, 6), rtol=1e-6)
 
 
-def test_global_batch_does_not_depend_on_the_world_size(store):
-    stream = make_stream(store)
-    whole = list(stream.in_process(0, 40))
-    for world_size in (2, 4, 8):
-        ranks = [list(stream.for_rank(r, world_size).in_process(0, 40)) for r in range(world_size)]
-        for step, parts in enumerate(zip(*ranks, strict=True)):
-            assert np.array_equal(np.concatenate([p.tokens_BL1 for p in parts]), whole[step].tokens_BL1)
-            assert np.concatenate([p.mixture_B for p in parts]).tolist() == whole[step].mixture_B.tolist()
-
-
-def test_resuming_at_every_step_gives_the_same_batches(store):
-    stream = make_stream(store)
-    whole = list(stream.in_process(0, 30))
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_resuming_at_every_step_on_any_number_of_ranks(store, expected, world_size):
+    stream = make_stream(store, window_steps=7)
     for start in range(30):
-        rest = list(stream.in_process(start, 30))
-        assert [b.step for b in rest] == list(range(start, 30))
-        assert all(
-            np.array_equal(a.tokens_BL1, b.tokens_BL1) for a, b in zip(rest, whole[start:], strict=True)
-        )
+        check_from(stream, expected, start, 30, world_size=world_size)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_ray_gives_the_same_batches(store, ray_cluster, world_size):
+def test_an_elastic_resize_in_mid_window(store, expected):
     stream = make_stream(store)
-    start, stop = 5, 5 + 2 * stream.window + 3  # a whole number of windows and a part
-    for rank in range(world_size):
-        mine = stream.for_rank(rank, world_size)
-        for expected, found in zip(mine.in_process(start, stop), mine.through_ray(start, stop), strict=True):
-            assert expected.step == found.step
-            assert np.array_equal(expected.tokens_BL1, found.tokens_BL1)
-            assert np.array_equal(expected.domain_weights_WK, found.domain_weights_WK)
+    assert 37 % stream.window and 61 % stream.window
+    for start, stop, world_size in [(0, 37, 2), (37, 61, 1), (61, 90, 8), (90, 100, 4)]:
+        check_from(stream, expected, start, stop, world_size=world_size)
+
+
+def test_a_late_step_is_read_like_the_first(store):
+    stream = make_stream(store)
+    [batch] = stream.in_process(10**6, 10**6 + 1)
+    assert batch.step == 10**6 and batch.tokens_BL1.shape == (8, L + 1)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "window_steps", "task_windows"), [(1, None, 64), (2, None, 64), (1, 5, 3), (1, 5, 1)]
+)
+def test_ray_gives_the_same_batches(
+    store, expected, ray_cluster, monkeypatch, world_size, window_steps, task_windows
+):
+    """From a step within a window, over whole windows and a part of one, however tasks and blocks are cut."""
+    monkeypatch.setattr(streaming, "TASK_WINDOWS", task_windows)
+    stream = make_stream(store, window_steps=window_steps)
+    stop = 5 + 2 * stream.for_rank(0, world_size).window + 3
+    check_from(stream, expected, 5, stop, world_size=world_size, ray=True)
+
+
+def slow_stream(store):
+    return make_stream(store, make_plan(store, SlowStart), window_steps=20, fetchers=2)
+
+
+def test_blocks_that_overtake_are_put_in_order(store, expected, ray_cluster, monkeypatch):
+    monkeypatch.setattr(streaming, "TASK_WINDOWS", 2)
+    check_from(slow_stream(store), expected, 0, 400, ray=True)
+
+
+def test_without_preserve_order_the_order_is_an_error(store, ray_cluster, monkeypatch):
+    monkeypatch.setattr(streaming, "TASK_WINDOWS", 2)
+    monkeypatch.setattr(streaming, "PRESERVE_ORDER", False)
+    with pytest.raises(StreamError, match="expected whole steps in order from 20 on, rank 0 of 1 received"):
+        for _ in slow_stream(store).through_ray(0, 400):
+            pass
+
+
+def fetchers():
+    """Process ids of Ray's actors that fetch."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if command.startswith(b"ray::") and b"Fetch" in command:
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.long
+def test_a_killed_fetcher_changes_nothing(store, expected, ray_cluster, monkeypatch):
+    monkeypatch.setattr(streaming, "TASK_WINDOWS", 8)
+    stream, killed = make_stream(store, window_steps=5), []
+    for batch in stream.through_ray(0, 700):
+        assert np.array_equal(batch.tokens_BL1, expected[batch.step].tokens_BL1)
+        if batch.step in (30, 250):
+            while not (there := fetchers()):
+                time.sleep(0.05)
+            killed += there
+            for pid in there:
+                os.kill(pid, signal.SIGKILL)
+    assert batch.step == 699 and len(killed) >= 2
 
 
 def test_a_wrong_order_is_an_error(store):
-    from pipeline.streaming import _Fetch
-
-    stream = make_stream(store)
-    table = _Fetch(stream).table(10, 14)
+    stream = make_stream(store, window_steps=4)
+    [table] = Fetch(stream, 10, 14)(pa.table({"id": [0]}))
     swapped = table.take([8, *range(1, 8), 0, *range(9, 32)])
-    with pytest.raises(StreamError, match="expected steps 10 to 13"):
-        list(stream._checked(swapped, 10, 14))
+    for wrong in (swapped, table.slice(0, 31), table.slice(8)):
+        with pytest.raises(StreamError, match="expected whole steps in order from 10 on"):
+            stream._checked(wrong, 10, 14)
+    with pytest.raises(StreamError, match="from 10 on"):
+        stream._checked(table, 10, 13)
+    assert len(stream._checked(table, 10, 14)) == 32
 
 
 def test_workers_must_divide_the_batch(store):
     with pytest.raises(ValueError, match="batch_size 8 is not a multiple of the 3 workers"):
         make_stream(store).for_rank(0, 3)
+
+
+FEW_FILES = """
+import resource, sys
+from tests.pipeline.test_streaming import make_stream
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+import numpy as np
+seen, most = set(), 0
+for batch in make_stream(sys.argv[1]).in_process(0, 800):
+    seen |= set(np.flatnonzero(batch.domain_weights_WK.any(0)))
+    if batch.step % 100 == 99:
+        most = max(most, sum("part-00000.arrow" in line for line in open("/proc/self/maps")))
+print(len(seen), most)
+"""
+
+
+def test_a_process_that_may_open_256_files_reads_600_domains(tmp_path):
+    """Each is mapped once, and holds no descriptor."""
+    store = make_store(tmp_path / "store", [100] * 600)
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, str(store)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    seen, most = map(int, done.stdout.split())
+    assert seen > 590 and 590 < most <= 600
+
+
+@pytest.mark.parametrize("change", ["removed", "truncated", "rewritten", "rebuilt"])
+def test_a_partition_changed_under_a_running_stream_is_named(tmp_path, change):
+    store = make_store(tmp_path / "store", [400, 400])
+    batches = make_stream(store, make_plan(store), window_steps=1).in_process(0, 50)
+    next(batches)
+    for domain in range(2):
+        path = store / "domains" / partition_path(domain)
+        if change == "removed":
+            path.unlink()
+        elif change == "truncated":
+            os.truncate(path, 500)
+        elif change == "rewritten":
+            path.write_bytes(path.read_bytes()[::-1])
+    if change == "rebuilt":
+        (store / "domains").rename(store / "old")
+        make_store(tmp_path / "again", [400, 400], seed=1)
+        (tmp_path / "again" / "domains").rename(store / "domains")
+    with pytest.raises(
+        StoreError, match=r"domain [01]: .*domain=000[01]/part-00000.arrow was changed or replaced"
+    ):
+        list(batches)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "shorter"])

@@ -7,7 +7,8 @@ transition tables at once; a soup gives each mixture its own instance, so its sp
 import numpy as np
 import torch
 
-from pipeline.mixtures import MixturePlan, generic_weights
+from pipeline.meta_distributions import Fixed, Sparse, generic_weights
+from pipeline.mixtures import MixturePlan
 from pipeline.planted import planted_languages
 from pipeline.streaming import MixtureStream
 from soe_model.backbone import gpt2_config
@@ -32,10 +33,8 @@ def text(language, count, generator):
 def specialist_losses(store, *, num_experts, evaluation):
     windows_K = DomainStore(store).windows_K(L)
     mixtures = 8 if num_experts else 1
-    fixed = None if num_experts else generic_weights(windows_K)
-    plan = MixturePlan(
-        windows_K, seed=0, batch_size=16, mixtures_per_step=mixtures, support_size=2, fixed_weights_K=fixed
-    )
+    law = Sparse(support_size=2) if num_experts else Fixed(generic_weights(windows_K))
+    plan = MixturePlan(windows_K, law, seed=0, batch_size=16, mixtures_per_step=mixtures)
     backbone = gpt2_config(vocab_size=64, sequence_length=L, embedding_size=16, num_layers=1, num_heads=1)
     training = TrainingConfig(
         steps=STEPS, batch_size=16, sequence_length=L, mixtures_per_step=mixtures, support_size=2,
@@ -47,7 +46,7 @@ def specialist_losses(store, *, num_experts, evaluation):
     stream = MixtureStream(store_folder=str(store), sequence_length=L, plan=plan)
     for batch in stream.in_process(0, STEPS):
         trainer.train_step(
-            torch.from_numpy(batch.tokens_BL1),
+            torch.from_numpy(batch.tokens_BL1.astype(np.int64)),
             torch.from_numpy(batch.mixture_B),
             torch.from_numpy(batch.domain_weights_WK),
         )

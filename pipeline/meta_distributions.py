@@ -1,0 +1,270 @@
+"""π, the meta-distribution: the law that each mixture of domains is drawn from (section 2.4).
+
+Each law turns uniform numbers, which the plan takes from raw counter-based bits, into the domains of a mixture
+and their weights by our own arithmetic. Mixture number t*W + w is the w-th of step t.
+
+Legend: T steps, W mixtures a step, s domains in a mixture, K domains of the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+MAX_SPARSE_SUPPORT = 256
+"""Distinct draws take O(s²) array operations; a support is sparse, or it is every domain."""
+SUM_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Domains:
+    """The domains that mixtures are made of: those with a whole window at the run's sequence length."""
+
+    windows_K: np.ndarray
+    """int64; windows of each domain."""
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """The domains that are not empty, ascending."""
+        return np.flatnonzero(self.windows_K > 0)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Their windows."""
+        return self.windows_K[self.numbers]
+
+
+class MetaDistribution(Protocol):
+    """A law of mixtures. ``description`` is what of it goes into the plan's digest."""
+
+    @property
+    def description(self) -> dict[str, Any]: ...
+
+    def check(self, domains: Domains) -> None:
+        """Raise ValueError if no mixture of these domains can be drawn."""
+
+    def uniforms(self, domains: Domains) -> int:
+        """Uniform numbers that one mixture takes."""
+
+    def draw(self, domains: Domains, first: int, uniform_TWu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The mixtures from number `first` on: domains int64 [T, W, s] and weights float64 [T, W, s].
+
+        A mixture of fewer than s domains ends in its last domain again, with weight zero.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparse:
+    """The paper's law: `support_size` distinct domains, then uniform weights on them, normalised.
+
+    With all domains as the support this is the uniform law of section 2.4.
+    """
+
+    support_size: int = 4
+    by_size: bool = False
+    """Draw the domains by their windows, one after the other, instead of all alike."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"law": "sparse", "support_size": self.support_size, "by_size": self.by_size}
+
+    def check(self, domains: Domains) -> None:
+        check_support(self.support_size, domains)
+
+    def uniforms(self, domains: Domains) -> int:
+        return 2 * self.support_size
+
+    def draw(self, domains: Domains, first: int, uniform_TWu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        for_support, for_weights = np.split(uniform_TWu, 2, axis=-1)
+        return draw_support(for_support, domains, by_size=self.by_size), normalised(for_weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dirichlet:
+    """Dirichlet weights, on all domains or on `support_size` distinct ones drawn as :class:`Sparse` draws them.
+
+    Gamma variates come from the inverse of their distribution function, rounded to float32: so a last bit that
+    another release of the library computes differently does not reach the batches.
+    """
+
+    concentration: float = 1.0
+    """Of each domain, on average: the smaller, the sparser."""
+    support_size: int | None = None
+    by_size: bool = False
+    """Concentrations in proportion to the domains' windows: mixtures around the generic one."""
+
+    def __post_init__(self):
+        if not 1e-3 <= self.concentration <= 1e6:
+            raise ValueError(f"concentration is {self.concentration}; it must be between 0.001 and 1000000.")
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"law": "dirichlet", **self.__dict__}
+
+    def check(self, domains: Domains) -> None:
+        check_support(self._size(domains), domains)
+
+    def uniforms(self, domains: Domains) -> int:
+        return 2 * self._size(domains)
+
+    def draw(self, domains: Domains, first: int, uniform_TWu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        from scipy.special import gammaincinv
+
+        for_support, for_weights = np.split(uniform_TWu, 2, axis=-1)
+        support_TWs = draw_support(for_support, domains, by_size=False)
+        shape = np.float64(self.concentration)
+        if self.by_size:
+            shape = shape * domains.windows_K[support_TWs] / domains.sizes.mean()
+        gammas = gammaincinv(shape, for_weights).astype(np.float32).astype(np.float64)
+        return support_TWs, normalised(gammas)
+
+    def _size(self, domains: Domains) -> int:
+        return len(domains.numbers) if self.support_size is None else self.support_size
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """The same domain weights every step: generic pretraining with the generic mixture's, CRISP with those of a
+    specialist set.
+    """
+
+    weights_K: np.ndarray
+    """float64; one for each domain of the store."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"law": "fixed", "weights": [float(weight) for weight in self.weights_K]}
+
+    def check(self, domains: Domains) -> None:
+        if np.shape(self.weights_K) != domains.windows_K.shape:
+            raise ValueError(f"{len(self.weights_K)} domain weights for {len(domains.windows_K)} domains.")
+        check_weights(np.arange(len(self.weights_K)), self.weights_K, domains, what="the domain weights")
+
+    def uniforms(self, domains: Domains) -> int:
+        return 0
+
+    def draw(self, domains: Domains, first: int, uniform_TWu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        support = np.flatnonzero(self.weights_K)
+        shape = (*uniform_TWu.shape[:2], len(support))
+        weights = np.asarray(self.weights_K, np.float64)[support]
+        return np.broadcast_to(support, shape), np.broadcast_to(weights, shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Mixtures that a pure function gives: number of the mixture → (domains, weights).
+
+    A run resumes from its step alone, so the function must give the same for the same number, on every worker.
+    `name` stands for it in the plan's digest: another function needs another name.
+    """
+
+    function: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    name: str
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"law": "given", "name": self.name}
+
+    def check(self, domains: Domains) -> None:
+        """Each mixture is checked when it is asked for."""
+
+    def uniforms(self, domains: Domains) -> int:
+        return 0
+
+    def draw(self, domains: Domains, first: int, uniform_TWu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        steps, width = uniform_TWu.shape[:2]
+        mixtures = [self._mixture(number, domains) for number in range(first, first + steps * width)]
+        size = max(len(support) for support, _ in mixtures)
+        support_TWs = np.stack([np.pad(s, (0, size - len(s)), mode="edge") for s, _ in mixtures])
+        weights_TWs = np.stack([np.pad(w, (0, size - len(w))) for _, w in mixtures])
+        return support_TWs.reshape(steps, width, size), weights_TWs.reshape(steps, width, size)
+
+    def _mixture(self, number: int, domains: Domains) -> tuple[np.ndarray, np.ndarray]:
+        support, weights = (np.asarray(array) for array in self.function(number))
+        check_weights(support, weights, domains, what=f"mixture {number} of {self.name}")
+        used = np.flatnonzero(weights)
+        used = used[np.argsort(support[used])]
+        return support[used].astype(np.int64), weights[used].astype(np.float64)
+
+
+def generic_weights(windows_K: np.ndarray) -> np.ndarray:
+    """The generic mixture: every window equally likely, so each domain by its size. float64 [K]."""
+    windows_K = np.asarray(windows_K)
+    if not windows_K.sum():
+        raise ValueError("every domain is empty at this sequence length; use a shorter one or more text.")
+    return windows_K / windows_K.sum()
+
+
+def check_weights(support: np.ndarray, weights: np.ndarray, domains: Domains, *, what: str) -> None:
+    """Raise ValueError unless these are weights of distinct domains that have windows, summing to one."""
+    total = len(domains.windows_K)
+    if support.ndim != 1 or support.shape != weights.shape or not len(support):
+        raise ValueError(f"{what}: {support.shape} domains and {weights.shape} weights; give one for each.")
+    if support.dtype.kind not in "iu" or not 0 <= support.min() <= support.max() < total:
+        raise ValueError(f"{what}: domains are numbers from 0 to {total - 1}, not {support[:8].tolist()}...")
+    if len(np.unique(support)) != len(support):
+        raise ValueError(f"{what}: a domain occurs twice.")
+    bad = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
+    if len(bad):
+        raise ValueError(
+            f"{what}: domain {support[bad[0]]} has weight {weights[bad[0]]}; weights are from 0 to 1."
+        )
+    if abs(weights.sum() - 1) > SUM_TOLERANCE:
+        raise ValueError(
+            f"{what}: the weights sum to {weights.sum():.9g}, not to 1. Divide them by their sum."
+        )
+    empty = np.flatnonzero((weights > 0) & (domains.windows_K[support] == 0))
+    if len(empty):
+        raise ValueError(
+            f"{what}: domain {support[empty[0]]} has weight {weights[empty[0]]:g} but no whole window at this "
+            "sequence length. Leave it out, or use shorter sequences."
+        )
+
+
+def check_support(size: int, domains: Domains) -> None:
+    """Raise ValueError if so many distinct domains cannot be drawn."""
+    there = len(domains.numbers)
+    if not 1 <= size <= there:
+        raise ValueError(
+            f"support_size is {size}; it must be between 1 and the {there} domains (of "
+            f"{len(domains.windows_K)}) that hold a whole window."
+        )
+    if MAX_SPARSE_SUPPORT < size < there:
+        raise ValueError(
+            f"support_size is {size}; it must be at most {MAX_SPARSE_SUPPORT}, or all {there} domains that hold "
+            "a whole window."
+        )
+
+
+def draw_support(uniform: np.ndarray, domains: Domains, *, by_size: bool) -> np.ndarray:
+    """Distinct domains, ascending, int64 [..., s], from uniform numbers [..., s].
+
+    Draw i falls on one of the tickets of the domains not taken yet: a number among them, moved past the tickets
+    of each smaller taken one. A domain has one ticket, or as many as it has windows.
+    """
+    size = uniform.shape[-1]
+    if size == len(domains.numbers):
+        return np.broadcast_to(domains.numbers, uniform.shape)
+    tickets = domains.sizes if by_size else np.ones_like(domains.sizes)
+    ends = np.cumsum(tickets)
+    taken = np.empty(uniform.shape, np.int64)
+    left = np.full(uniform.shape[:-1], ends[-1])
+    for i in range(size):
+        ticket = (uniform[..., i] * left).astype(np.int64)
+        for j in range(i):  # taken[..., :i] is ascending
+            earlier = taken[..., j]
+            ticket += np.where(ticket >= ends[earlier] - tickets[earlier], tickets[earlier], 0)
+        taken[..., i] = drawn = np.searchsorted(ends, ticket, side="right")
+        left = left - tickets[drawn]
+        taken[..., : i + 1] = np.sort(taken[..., : i + 1], axis=-1)
+    return domains.numbers[taken]
+
+
+def normalised(weights: np.ndarray) -> np.ndarray:
+    """Divide by the sum over the last axis, added in a fixed order; all zeros become equal weights."""
+    total = np.cumsum(weights, axis=-1)[..., -1:]
+    return np.where(total > 0, weights / np.where(total > 0, total, 1), 1 / weights.shape[-1])

@@ -1,0 +1,77 @@
+"""``ratios.csv``: the mixtures of a run as a table, written, and read again as a meta-distribution.
+
+One row a mixture: its name in the column ``run`` (the step; with several mixtures a step ``step.mixture``), then
+the weight of each domain that occurs, in columns ``domain_0042``. This is the shape Olmix and other mixture
+regressions read. Weights are written so that reading gives the same bits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from pipeline.meta_distributions import Given
+from pipeline.mixtures import MixturePlan
+from storage_schema.manifest import file_digest, write_atomically
+
+RUN = "run"
+_DOMAIN = re.compile(r"domain_(\d+)")
+_BLOCK = 256
+
+
+def write_ratios(plan: MixturePlan, start: int, stop: int, path: str | Path) -> None:
+    """Write the mixtures of steps [start, stop) of a plan."""
+    drawn = [plan.steps(first, min(first + _BLOCK, stop)) for first in range(start, stop, _BLOCK)]
+    occurring = np.unique(np.concatenate([steps.support_TWs[steps.weights_TWs > 0] for steps in drawn]))
+    rows = [row for steps in drawn for row in _rows(steps, plan, occurring)]
+    header = [RUN, *(f"domain_{domain:04d}" for domain in occurring)]
+    write_atomically(path, "\n".join([",".join(header), *rows]) + "\n")
+
+
+def read_ratios(path: str | Path) -> Given:
+    """The mixtures of a table, in the order of its rows: the first row is mixture 0.
+
+    Raises:
+        ValueError: it is no such table. Weights are checked against a store when they are drawn.
+    """
+    try:
+        table = pl.read_csv(path, schema_overrides={RUN: pl.String})
+        names = [name for name in table.columns if _DOMAIN.fullmatch(name)]
+        weights = table.select(pl.col(names).cast(pl.Float64)).fill_null(float("nan")).to_numpy()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{path} is no table of mixtures: {' '.join(str(error).split())[:200]}") from error
+    other = sorted(set(table.columns) - {RUN, *names})
+    if other or not names or not len(table):
+        raise ValueError(
+            f"{path} is no table of mixtures: it must have a column {RUN!r}, columns domain_0042 and so on, and a "
+            f"row for each mixture; it has {len(table)} rows and {other or table.columns} besides."
+        )
+    domains = np.array([int(_DOMAIN.fullmatch(name)[1]) for name in names])
+    return Given(_Rows(domains, weights, str(path)), name=file_digest(path))
+
+
+class _Rows:
+    """Mixture number → the domains and weights of that row."""
+
+    def __init__(self, domains: np.ndarray, weights: np.ndarray, path: str):
+        self.domains, self.weights, self.path = domains, weights, path
+
+    def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        if number >= len(self.weights):
+            raise ValueError(
+                f"{self.path} holds {len(self.weights)} mixtures; mixture {number} is none. Train fewer steps."
+            )
+        used = np.flatnonzero(self.weights[number])
+        return self.domains[used], self.weights[number, used]
+
+
+def _rows(steps, plan: MixturePlan, occurring: np.ndarray) -> Iterator[str]:
+    for step in range(steps.start, steps.start + len(steps.support_TWs)):
+        dense_WK = steps.domain_weights(step, plan.num_domains)
+        for w, weights_K in enumerate(dense_WK):
+            name = f"{step}" if len(dense_WK) == 1 else f"{step}.{w}"
+            yield ",".join([name, *(repr(float(weight)) for weight in weights_K[occurring])])

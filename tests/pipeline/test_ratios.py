@@ -1,0 +1,58 @@
+"""ratios.csv: the mixtures of a run, written and read again."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipeline.meta_distributions import Sparse
+from pipeline.mixtures import MixturePlan
+from pipeline.ratios import read_ratios, write_ratios
+
+WINDOWS = np.array([5, 0, 9, 2, 7, 7])
+
+
+def make_plan(law, mixtures=2):
+    return MixturePlan(WINDOWS, law, seed=3, batch_size=8, mixtures_per_step=mixtures)
+
+
+@pytest.mark.parametrize("mixtures", [1, 2])
+def test_recorded_mixtures_give_the_very_batches_again(tmp_path, mixtures):
+    plan = make_plan(Sparse(support_size=3), mixtures)
+    write_ratios(plan, 0, 300, tmp_path / "ratios.csv")
+    again = make_plan(read_ratios(tmp_path / "ratios.csv"), mixtures)
+    first, second = plan.steps(0, 300), again.steps(0, 300)
+    assert np.array_equal(first.domain_TB, second.domain_TB) and np.array_equal(first.row_TB, second.row_TB)
+    for step in (0, 17, 299):
+        assert np.array_equal(first.domain_weights(step, 6), second.domain_weights(step, 6))
+    assert again.digest != plan.digest
+
+
+def test_the_table_has_a_row_a_mixture_and_a_column_a_domain_that_occurs(tmp_path):
+    write_ratios(make_plan(Sparse(support_size=1)), 10, 12, tmp_path / "r.csv")
+    table = pl.read_csv(tmp_path / "r.csv", schema_overrides={"run": pl.String})
+    assert table["run"].to_list() == ["10.0", "10.1", "11.0", "11.1"]
+    occurring = np.unique(make_plan(Sparse(support_size=1)).steps(10, 12).support_TWs)
+    assert table.columns == ["run", *(f"domain_{domain:04d}" for domain in occurring)]
+    assert (table.drop("run").to_numpy().sum(1) == 1).all()
+    write_ratios(make_plan(Sparse(support_size=1), mixtures=1), 10, 12, tmp_path / "r.csv")
+    assert pl.read_csv(tmp_path / "r.csv")["run"].to_list() == [10, 11]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is no table of mixtures"),
+        ("run,domain_0001\n", "has 0 rows"),
+        ("run,loss\n0,1\n", r"\['loss'\] besides"),
+        ("run,domain_0001\n0,x\n", "is no table of mixtures"),
+        ("run,domain_0002,domain_0000\n0,0.5,\n", "domain 0 has weight nan"),
+        ("run,domain_0002\n0,0.5\n", "sum to 0.5, not to 1"),
+        ("run,domain_0009\n0,1\n", "numbers from 0 to 5"),
+        ("run,domain_0001\n0,1\n", "domain 1 has weight 1 but no whole window"),
+        ("run,domain_0002\n0,1\n", "holds 1 mixtures; mixture 1 is none"),
+    ],
+)
+def test_bad_tables_are_refused(tmp_path, content, message):
+    (tmp_path / "r.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        make_plan(read_ratios(tmp_path / "r.csv"), mixtures=1).steps(0, 2)

@@ -1,0 +1,25 @@
+"""A plan whose first windows come late, in a module that Ray's workers can import."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from pipeline.mixtures import MixturePlan
+
+LATE = 1.5
+
+
+class SlowStart(MixturePlan):
+    """In another process than the one it was made in, the steps before `until` take some seconds."""
+
+    until = 60
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.made_in = os.getpid()
+
+    def steps(self, start, stop):
+        if os.getpid() != self.made_in and start < self.until:
+            time.sleep(LATE)
+        return super().steps(start, stop)
