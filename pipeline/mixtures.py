@@ -15,6 +15,7 @@ Legend: T steps, W mixtures a step, s domains in a mixture, B slots (sequences) 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Steps:
     weights_TWs: np.ndarray
     """float64; their weights, summing to one; zero where padded."""
     domain_TB: np.ndarray
-    """int64; the domain of each slot. Slots [w*B/W, (w+1)*B/W) belong to mixture w."""
+    """int64; the domain of each slot that was asked for. Slots [w*B/W, (w+1)*B/W) belong to mixture w."""
     row_TB: np.ndarray
     """int64; the window of that domain."""
 
@@ -103,17 +104,19 @@ class MixturePlan:
     def num_domains(self) -> int:
         return len(self.domains.windows_K)
 
-    def steps(self, start: int, stop: int) -> Steps:
-        """The steps [start, stop), vectorised over them."""
+    def steps(self, start: int, stop: int, slots: slice = slice(None)) -> Steps:
+        """The steps [start, stop), vectorised over them; of all slots, or of some, which cost less."""
         if not 0 <= start < stop:
             raise ValueError(f"steps [{start}, {stop}) is not a range of steps.")
-        count, width, slots = stop - start, self.mixtures_per_step, self.batch_size
+        count, width = stop - start, self.mixtures_per_step
         needed = width * self.meta_distribution.uniforms(self.domains)
-        uniform_TWu = self._uniform(MIXTURES, start, count, needed).reshape(count, width, -1)
-        support_TWs, weights_TWs = self.meta_distribution.draw(self.domains, start * width, uniform_TWu)
-        uniform = self._uniform(SLOTS, start, count, 2 * slots)
-        domain_TB = _domains(support_TWs, weights_TWs, uniform[:, :slots].reshape(count, width, -1))
-        row_TB = (uniform[:, slots:] * self.domains.windows_K[domain_TB]).astype(np.int64)
+        [uniform_TWu] = self._uniform(MIXTURES, start, count, (1, needed), slice(None))
+        support_TWs, weights_TWs = self.meta_distribution.draw(
+            self.domains, start * width, uniform_TWu.reshape(count, width, -1)
+        )
+        for_domain, for_row = self._uniform(SLOTS, start, count, (2, self.batch_size), slots)
+        domain_TB = _domains(support_TWs, weights_TWs, for_domain, self.mixture_of_slot()[slots])
+        row_TB = (for_row * self.domains.windows_K[domain_TB]).astype(np.int64)
         return Steps(
             start=start, support_TWs=support_TWs, weights_TWs=weights_TWs, domain_TB=domain_TB, row_TB=row_TB
         )
@@ -122,30 +125,35 @@ class MixturePlan:
         """int64[B]: the mixture each slot belongs to."""
         return np.arange(self.batch_size) // (self.batch_size // self.mixtures_per_step)
 
-    def _uniform(self, stream: int, start: int, count: int, needed: int) -> np.ndarray:
-        """float64 [count, needed] in [0, 1): 53 bits of each step's own words of a stream."""
+    def _uniform(
+        self, stream: int, start: int, count: int, shape: tuple[int, int], columns: slice
+    ) -> np.ndarray:
+        """`shape[0]` arrays of uniform numbers, float64 [count, columns of shape[1]] in [0, 1): 53 bits of words of
+        a stream, of which each step has its own.
+        """
+        needed = shape[0] * shape[1]
         words = -(-needed // 4) * 4
-        if not words:
-            return np.empty((count, 0))
         generator = np.random.Philox(key=np.array([self.seed, stream], np.uint64))
         generator.advance(start * words // 4)
         raw = generator.random_raw(count * words).reshape(count, words)[:, :needed]
-        return (raw >> np.uint64(11)) * 2.0**-53
+        chosen = raw.reshape(count, *shape)[:, :, columns].swapaxes(0, 1)
+        return (chosen >> np.uint64(11)) * 2.0**-53
 
 
-def _domains(support_TWs: np.ndarray, weights_TWs: np.ndarray, uniform_TWb: np.ndarray) -> np.ndarray:
-    """A domain for every slot, int64 [T, B]: where its uniform number falls among its mixture's summed weights."""
-    count, width, size = support_TWs.shape
+def _domains(
+    support_TWs: np.ndarray, weights_TWs: np.ndarray, uniform_TB: np.ndarray, mixture_B: np.ndarray
+) -> np.ndarray:
+    """A domain for each slot, int64 [T, B]: where its uniform number falls among its mixture's summed weights."""
     ends_TWs = np.cumsum(weights_TWs, axis=-1)
-    point_TWb = uniform_TWb * ends_TWs[..., -1:]
-    if size <= WIDE:
-        picked = (point_TWb[..., None] >= ends_TWs[:, :, None]).sum(-1)
+    point_TB = uniform_TB * ends_TWs[:, mixture_B, -1]
+    if ends_TWs.shape[-1] <= WIDE:
+        picked_TB = (point_TB[..., None] >= ends_TWs[:, mixture_B]).sum(-1)
     else:
-        flat_ends, flat_points = ends_TWs.reshape(-1, size), point_TWb.reshape(count * width, -1)
-        pairs = zip(flat_ends, flat_points, strict=True)
-        picked = np.stack([np.searchsorted(ends, points, side="right") for ends, points in pairs])
-        picked = picked.reshape(point_TWb.shape)
+        picked_TB = np.empty(point_TB.shape, np.int64)
+        for begin, end in pairwise(np.flatnonzero(np.diff(mixture_B, prepend=-1, append=-1))):
+            for t, ends_s in enumerate(ends_TWs[:, mixture_B[begin]]):
+                picked_TB[t, begin:end] = np.searchsorted(ends_s, point_TB[t, begin:end], side="right")
     # Rounding may put a point on the very end: it belongs to the last domain that has a weight.
-    last = size - 1 - (weights_TWs[..., ::-1] > 0).argmax(-1)
-    picked = np.minimum(picked, last[..., None])
-    return np.take_along_axis(support_TWs, picked, axis=2).reshape(count, -1)
+    last_TW = weights_TWs.shape[-1] - 1 - (weights_TWs[..., ::-1] > 0).argmax(-1)
+    picked_TB = np.minimum(picked_TB, last_TW[:, mixture_B])
+    return support_TWs[np.arange(len(support_TWs))[:, None], mixture_B, picked_TB]

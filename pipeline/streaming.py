@@ -163,7 +163,7 @@ class MixtureStream:
     def _batches(self, tokens: np.ndarray, first: int) -> Iterator[Batch]:
         """One window's tokens ``[steps * B, L + 1]`` as batches."""
         tokens = tokens.reshape(-1, self.share, self.sequence_length + 1)
-        steps = self.plan.steps(first, first + len(tokens))
+        steps = self.plan.steps(first, first + len(tokens), slice(0))
         mixture_B = self.plan.mixture_of_slot()[self.slots]
         for step, tokens_BL1 in enumerate(tokens, start=first):
             yield Batch(
@@ -183,8 +183,8 @@ class Fetch:
 
     def tokens(self, first: int, last: int) -> np.ndarray:
         """This rank's slots of steps [first, last): ``[steps * B, L + 1]``."""
-        steps, slots = self.stream.plan.steps(first, last), self.stream.slots
-        return self.reader.read(steps.domain_TB[:, slots].reshape(-1), steps.row_TB[:, slots].reshape(-1))
+        steps = self.stream.plan.steps(first, last, self.stream.slots)
+        return self.reader.read(steps.domain_TB.reshape(-1), steps.row_TB.reshape(-1))
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """A block of ``ray.data.range`` holds the numbers of some windows."""

@@ -45,8 +45,13 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One array of ids for each text, ending in end-of-text."""
-        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array([*encoding.ids, self.end_of_text], self.dtype) for encoding in encoded]
+        ids = []
+        for first in range(0, len(texts), BATCH_TEXTS):
+            # What the library returns of a text is a hundred times as large as its ids.
+            batch = list(texts[first : first + BATCH_TEXTS])
+            for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                ids.append(np.array([*encoding.ids, self.end_of_text], self.dtype))
+        return ids
 
     def encode_windows(self, texts: Sequence[str], sequence_length: int) -> np.ndarray:
         """The texts as one packed stream, cut like a partition: window r is ``stream[r*L : r*L + L + 1]``.

@@ -1,6 +1,10 @@
 """The plan: pure, random-access, world-size-free arithmetic with a known distribution."""
 
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +84,16 @@ def test_a_window_of_steps_is_the_same_as_each_step_alone(law):
         assert np.array_equal(one.domain_TB[0], whole.domain_TB[step - 90])
         assert np.array_equal(one.row_TB[0], whole.row_TB[step - 90])
         assert np.array_equal(one.domain_weights(step, K), whole.domain_weights(step, K))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_some_slots_alone_are_those_of_the_whole_step(law):
+    made = plan(LAWS[law])
+    whole = made.steps(5, 8)
+    for slots in (slice(0, 4), slice(6, 19), slice(31, 32)):
+        some = made.steps(5, 8, slots)
+        assert np.array_equal(some.domain_TB, whole.domain_TB[:, slots])
+        assert np.array_equal(some.row_TB, whole.row_TB[:, slots])
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -193,11 +207,13 @@ def test_a_point_on_the_very_end_is_no_domain_without_weight():
     """The largest uniform number there is, times a sum just above or below 1, rounds onto the sum."""
     from pipeline.mixtures import _domains
 
-    support = np.array([[[4, 7, 7]]])
+    support, mixture = np.array([[[4, 7, 7]]]), np.zeros(2, int)
     for total in np.nextafter(1, [0, 2]).tolist() + [1 / 3]:
         weights = np.array([[[total / 2, total / 2, 0]]])
-        assert _domains(support, weights, np.full((1, 1, 2), 1 - 2**-53)).tolist() == [[7, 7]]
-        assert _domains(support[..., ::-1], weights[..., ::-1], np.zeros((1, 1, 1))).tolist() == [[7]]
+        assert _domains(support, weights, np.full((1, 2), 1 - 2**-53), mixture).tolist() == [[7, 7]]
+        assert _domains(support[..., ::-1], weights[..., ::-1], np.zeros((1, 2)), mixture).tolist() == [
+            [7, 7]
+        ]
 
 
 def test_digest_names_the_data():
@@ -251,3 +267,32 @@ def test_a_concentration_out_of_bounds_is_refused():
 def test_a_store_without_a_whole_window_is_refused():
     with pytest.raises(ValueError, match="every domain is empty"):
         MixturePlan(np.zeros(4, int), Sparse(support_size=1), seed=0, batch_size=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", ["2.0.2", "2.2.6"])
+def test_golden_vectors_on_another_numpy(tmp_path, version):
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        str(tmp_path),
+        f"numpy=={version}",
+    ]
+    if subprocess.run(pip, capture_output=True).returncode:
+        pytest.skip(f"numpy {version} cannot be installed here")
+    test = f"import numpy; assert numpy.__version__ == '{version}'; import pytest; "
+    test += f"raise SystemExit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'golden', {__file__!r}]))"
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", test],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and f"{1 + len(LAWS)} passed" in done.stdout, done.stdout + done.stderr

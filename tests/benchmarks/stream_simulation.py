@@ -1,0 +1,144 @@
+"""What the stream would do at a scale that is not here: 10^13 tokens, 4096 domains, 1,024 ranks.
+
+    python -m tests.benchmarks.stream_simulation --json result.json
+
+The plan is the real one (it is pure, so every rank's batches can be computed on one machine): its cost, its size
+and which windows each rank reads are measured. What is simulated is the storage: every read of a window takes a
+random time (log-normal around the median given, spread 0.5 in logarithm), a rank has so many reads in flight, it
+fetches one window of steps after the other, so many ahead, and a step needs all ranks. Steps a second are those a
+model that takes no time would get: above what the model takes, storage is not the bottleneck.
+
+On paper: a store of T tokens holds T / L windows, so of a cache of C bytes a read finds C / (2 T) of them; what is
+left goes to the store. Requests a second are steps a second times sequences a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.meta_distributions import Sparse
+from pipeline.mixtures import MixturePlan
+from pipeline.streaming import MixtureStream
+
+TOKENS, K, L, S = 10**13, 4096, 1024, 4
+SPREAD = 0.5
+CHECKED = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """A place where partitions lie."""
+
+    name: str
+    median_seconds: float
+    in_flight: int
+    """Reads that a rank has under way at once."""
+
+
+STORAGES = (
+    Storage(name="local NVMe, memory-mapped", median_seconds=100e-6, in_flight=1),
+    Storage(name="local NVMe, 16 readers", median_seconds=100e-6, in_flight=16),
+    Storage(name="parallel file system", median_seconds=1e-3, in_flight=16),
+    Storage(name="object store, same zone", median_seconds=20e-3, in_flight=16),
+    Storage(name="object store, far away", median_seconds=100e-3, in_flight=16),
+    Storage(name="object store, far away, 128 readers", median_seconds=100e-3, in_flight=128),
+)
+
+
+def big_plan(batch_size: int) -> MixturePlan:
+    """Domains of very unequal sizes, 10^13 tokens in all."""
+    shares = np.random.Generator(np.random.Philox(0)).lognormal(0, 1, K)
+    windows_K = (shares / shares.sum() * TOKENS / L).astype(np.int64)
+    return MixturePlan(windows_K, Sparse(support_size=S), seed=0, batch_size=batch_size, sequence_length=L)
+
+
+def check_ranks(plan: MixturePlan, ranks: int, steps: int) -> dict[str, float]:
+    """The slots of ranks all over the batch, each from a plan of its own, are those of the global batch; what the
+    plan costs a rank, and how many domains its window touches.
+    """
+    stream = MixtureStream(store_folder="", sequence_length=L, plan=plan)
+    whole = plan.steps(0, steps)
+    mine = pickle.loads(pickle.dumps(plan))  # as it reaches a rank; made here, a moment ago
+    touched, seconds = [], []
+    for rank in range(0, ranks, max(1, ranks // CHECKED)):
+        slots = stream.for_rank(rank, ranks).slots
+        begun = time.perf_counter()
+        own = mine.steps(0, steps, slots)
+        seconds.append((time.perf_counter() - begun) / steps)
+        assert np.array_equal(own.domain_TB, whole.domain_TB[:, slots])
+        assert np.array_equal(own.row_TB, whole.row_TB[:, slots])
+        touched.append(len(np.unique(own.domain_TB)))
+    return {
+        "ranks_checked": len(touched),
+        "plan_bytes": len(pickle.dumps(plan)),
+        "plan_seconds_per_step": float(np.median(seconds)),
+        "domains_in_a_window": float(np.mean(touched)),
+    }
+
+
+def simulate(storage: Storage, *, ranks: int, share: int, window: int, windows: int, ahead: int) -> float:
+    """Steps a second, over `windows` windows of `window` steps, of `share` sequences a rank and step."""
+    random = np.random.Generator(np.random.Philox(1))
+    ready = np.zeros((windows, ranks))
+    consumed = np.zeros(windows + 1)
+    free = np.zeros((ranks, storage.in_flight))
+    for number in range(windows):
+        # A window is begun when the one before it is fetched and no more than `ahead` wait.
+        allowed = consumed[max(0, number - ahead)]
+        started = np.maximum(ready[number - 1] if number else np.zeros(ranks), allowed)
+        free[:] = started[:, None]
+        latencies = storage.median_seconds * random.lognormal(0, SPREAD, (window * share, ranks))
+        for latency in latencies:  # the next read goes to the connection that is free first
+            soonest = free.argmin(1)
+            free[np.arange(ranks), soonest] += latency
+        ready[number] = free.max(1)
+        consumed[number + 1] = max(consumed[number], ready[number].max())
+    return windows * window / consumed[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ranks", type=int, default=1024)
+    parser.add_argument("--sequences-per-rank", type=int, default=8)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--cache-bytes", type=int, default=256 << 20, help="of a rank")
+    parser.add_argument("--json", help="write the result there")
+    options = parser.parse_args()
+    share, batch = options.sequences_per_rank, options.ranks * options.sequences_per_rank
+    plan = big_plan(batch)
+    window = MixtureStream(store_folder="", sequence_length=L, plan=plan).for_rank(0, options.ranks).window
+    found = {"paper": check_ranks(plan, options.ranks, window)}
+    found["paper"] |= {
+        "tokens": TOKENS,
+        "batch_size": batch,
+        "window_steps": window,
+        "window_bytes": window * share * 2 * (L + 1),
+        "cache_hit_share": min(1.0, options.cache_bytes / (2 * TOKENS)),
+        "cache_bytes_for_half_the_reads": TOKENS,
+    }
+    for name, value in found["paper"].items():
+        print(f"{name}: {value:,.6g}")
+    found["simulated"] = []
+    print(f"{'storage':38} steps/s  requests/s of all ranks")
+    for storage in STORAGES:
+        rate = simulate(
+            storage, ranks=options.ranks, share=share, window=window, windows=options.windows, ahead=4
+        )
+        row = {**storage.__dict__, "steps_per_second": rate, "requests_per_second": rate * batch}
+        found["simulated"].append(row)
+        print(f"{storage.name:38} {rate:7,.1f} {rate * batch:12,.0f}", flush=True)
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
