@@ -101,7 +101,9 @@ class Pretrain(Settings):
     """A store → a soup (or its generic twin). Unset fields take the preset's value (soe_model/presets.py)."""
 
     name: str = Field("soup", description="Name of the run and of the soup it makes.")
-    store: str = Field("environment", description="The store whose domains to train on.")
+    store: str = Field(
+        "environment", description="The store whose domains to train on: name, path or `s3://` URI."
+    )
     preset: str = Field("tiny", description="tiny, small, paper-35m, paper-55m, paper-110m or paper-335m.")
     method: Literal["soup", "generic"] = Field(
         "soup", description="`generic` trains the twin: one model, fixed mixture."

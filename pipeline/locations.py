@@ -1,4 +1,4 @@
-"""Where a corpus lies: a path, ``s3://bucket/prefix``, or another URI of ``pyarrow.fs``, as a file system.
+"""Where a corpus or store lies: a path, ``s3://bucket/prefix``, or another URI of ``pyarrow.fs``, as a file system.
 
 S3 takes its credentials, endpoint and region from the usual variables of the process that reads (or from the
 machine's profile or role), never from the URI: settings are shown in dashboards.
@@ -31,8 +31,11 @@ _REFUSED = re.compile(
 _ELSEWHERE = re.compile(r"HTTP status 30[17]\b|configured region|AuthorizationHeaderMalformed")
 
 
-def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+def open_filesystem(uri: str, *, what: str = "The corpus") -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it. Reaches nothing but, on AWS, a bucket's region.
+
+    Args:
+        what: what lies there, in the words of an error.
 
     Raises:
         ValueError: the URI's scheme or its address is not one pyarrow can open, an S3 URI names no bucket or
@@ -42,11 +45,11 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     if "://" not in uri:
         return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
     if uri.startswith(S3):
-        return _open_s3(uri)
+        return _open_s3(uri, what)
     try:
         return fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError, ImportError) as error:
-        raise ValueError(f"The corpus {uri!r} cannot be opened: {error}") from error
+        raise ValueError(f"{what} {uri!r} cannot be opened: {error}") from error
 
 
 def input_options(size: int) -> dict[str, int]:
@@ -72,43 +75,43 @@ def missing(uri: str, filesystem: fs.FileSystem, path: str) -> ValueError:
     )
 
 
-def explain(uri: str, error: Exception) -> ValueError:
-    """What a file system's error means to the one who named the corpus `uri`, and the way out."""
-    reason = " ".join(str(error).split())
+def explain(uri: str, error: Exception, *, what: str = "The corpus") -> ValueError:
+    """What a file system's error means to the one who named `uri`, and the way out."""
+    reason = " ".join(str(error).split()).rstrip(".")
     if not uri.startswith(S3):
-        return ValueError(f"The corpus {uri!r} cannot be listed: {reason}")
+        return ValueError(f"{what} {uri!r} cannot be listed: {reason}")
     if _ELSEWHERE.search(reason):
         return ValueError(
-            f"The corpus {uri!r} lies in another region: {reason}. Set AWS_REGION to the bucket's, on every "
+            f"{what} {uri!r} lies in another region: {reason}. Set AWS_REGION to the bucket's, on every "
             "node of the Ray cluster."
         )
     if _REFUSED.search(reason):
         return ValueError(
-            f"The corpus {uri!r} refuses the credentials: {reason}. Set AWS_ACCESS_KEY_ID and "
+            f"{what} {uri!r} refuses the credentials: {reason}. Set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or give the machine a role, that may list and read it, on every node of "
             "the Ray cluster."
         )
     if "NETWORK_CONNECTION" in reason:
         return ValueError(
-            f"The corpus {uri!r} cannot be reached at {_endpoint_words()}: {reason}. Check AWS_ENDPOINT_URL, "
+            f"{what} {uri!r} cannot be reached at {_endpoint_words()}: {reason}. Check AWS_ENDPOINT_URL, "
             "AWS_REGION and the network, on every node of the Ray cluster, and run again."
         )
-    return ValueError(f"The corpus {uri!r} cannot be read: {reason}. Mend that and run again.")
+    return ValueError(f"{what} {uri!r} cannot be read: {reason}. Mend that and run again.")
 
 
-def _open_s3(uri: str) -> tuple[fs.FileSystem, str]:
+def _open_s3(uri: str, what: str) -> tuple[fs.FileSystem, str]:
     path = uri.removeprefix(S3).rstrip("/")
     bucket = path.partition("/")[0]
     if "@" in bucket or ":" in bucket:
         raise ValueError(
-            "The corpus's S3 URI holds credentials or a host, which would be shown in dashboards. Give "
+            f"{what}'s S3 URI holds credentials or a host, which would be shown in dashboards. Give "
             "s3://bucket/prefix and set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL."
         )
     if not bucket:
-        raise ValueError(f"The corpus {uri!r} names no bucket. Give s3://bucket/prefix.")
+        raise ValueError(f"{what} {uri!r} names no bucket. Give s3://bucket/prefix.")
     if "?" in path:
         raise ValueError(
-            f"The corpus {uri!r} has options. Give s3://bucket/prefix and set AWS_ENDPOINT_URL and AWS_REGION."
+            f"{what} {uri!r} has options. Give s3://bucket/prefix and set AWS_ENDPOINT_URL and AWS_REGION."
         )
     scheme, host = _endpoint()
     return _s3(scheme, host, _region(bucket, host)), path

@@ -20,8 +20,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.mixtures import MixturePlan
+from pipeline.remote_store import open_store
 from pipeline.window_reader import WindowReader
 from storage_schema.domains import DomainStore
+from storage_schema.manifest import StoreError
 
 BLOCK_BYTES = 8 << 20
 TASK_WINDOWS = 64
@@ -74,8 +76,15 @@ class MixtureStream:
             )
 
     def open_store(self) -> DomainStore:
-        """The store that the plan is of."""
-        return DomainStore(self.store_folder, num_parts=self.store_parts)
+        """The store that the plan is of. Raises StoreError if another one lies there now."""
+        store = open_store(self.store_folder, num_parts=self.store_parts)
+        planned = self.plan.facts["store"]
+        if planned and store.digest != planned:
+            raise StoreError(
+                f"{self.store_folder} is no longer the store that this run's plan is of ({store.digest[:12]}, planned "
+                f"{planned[:12]}): it was rebuilt. Put the former one back, or begin a run of another name."
+            )
+        return store
 
     @property
     def share(self) -> int:

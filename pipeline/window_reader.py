@@ -27,6 +27,7 @@ class WindowReader:
         Raises:
             StoreError: a partition is missing, damaged, or was changed while it was read; it is named.
         """
+        self.store.prefetch(domains, rows, self.sequence_length)
         # By domain, and in the order they lie in its file.
         order = np.argsort((domains << _ROW_BITS) + rows)
         domains, rows = domains[order], rows[order]

@@ -163,6 +163,9 @@ class DomainStore:
         batches = [part.batch(domain) for part in self.parts if part.passages_K[domain]]
         return pa.Table.from_batches(batches, partition_schema(self.vocab_size))
 
+    def prefetch(self, domains: np.ndarray, rows: np.ndarray, sequence_length: int) -> None:
+        """Said before windows int64[m] of domains int64[m] are taken: of use to a store that is not on this machine."""
+
     def windows(self, domain: int, sequence_length: int) -> list[Windows]:
         """The domain's windows, of each part that has any.
 

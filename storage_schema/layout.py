@@ -16,6 +16,11 @@ def store_folder(name: str) -> Path:
     return _resolve("stores", name)
 
 
+def store_place(name: str) -> str:
+    """Where a store is read from: a URI (``s3://bucket/prefix``) as it is, else the path of its folder."""
+    return name.rstrip("/") if "://" in name else str(store_folder(name))
+
+
 def run_folder(name: str) -> Path:
     """A pretraining run's folder (checkpoints and log)."""
     return _resolve("runs", name)
@@ -45,6 +50,10 @@ def store_parts(store: str | Path) -> list[Path]:
 def _resolve(room: str, name: str) -> Path:
     if not name or name in (".", ".."):
         raise ValueError(f"{name!r} is not a name for a folder of {room}.")
+    if "://" in name:
+        raise ValueError(
+            f"{name!r} is elsewhere: only pretraining reads a store there. Copy it to this machine and give its path."
+        )
     if "/" in name:
         return Path(name).expanduser().absolute()
     return home() / room / name

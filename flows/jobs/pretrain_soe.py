@@ -21,10 +21,11 @@ from flows.settings import Pretrain
 from pipeline.meta_distributions import Dirichlet, Fixed, MetaDistribution, Sparse, generic_weights
 from pipeline.mixtures import MixturePlan
 from pipeline.ratios import read_ratios
+from pipeline.remote_store import open_store
 from pipeline.streaming import MixtureStream
 from soe_model.presets import Preset, SoupConfig, TrainingConfig, preset
 from storage_schema.domains import DomainStore
-from storage_schema.layout import run_folder, soup_folder, store_folder
+from storage_schema.layout import run_folder, soup_folder, store_place
 from storage_schema.lock import only_writer
 from storage_schema.manifest import StoreError, open_stage, read_manifest, write_atomically
 
@@ -41,7 +42,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
     runner.require_workers(settings.num_workers, settings.use_gpu)
     folder = run_folder(settings.name)
     # What was added to the store after a run began is not for that run: it goes on as it began.
-    store = DomainStore(store_folder(settings.store), num_parts=claimed(folder).get("store_parts"))
+    store = open_store(store_place(settings.store), num_parts=claimed(folder).get("store_parts"))
     soup, training = resolve(settings, store)
     stream = make_stream(settings, store, training)
     stream.plan.steps(training.steps - 1, training.steps)  # recorded mixtures may be too few
@@ -52,9 +53,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
             "method": settings.method,
             "soup": asdict(soup),
             "training": asdict(training),
-            "embedder": read_manifest(
-                store_folder(settings.store) / "embeddings", "embeddings"
-            ).configuration,
+            "embedder": read_manifest(store.folder.parent / "embeddings", "embeddings").configuration,
         },
         inputs={"domains": store.digest},
         rebuild=None,
@@ -145,7 +144,7 @@ def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig
         sequence_length=training.sequence_length,
     )
     stream = MixtureStream(
-        store_folder=str(store_folder(settings.store)),
+        store_folder=store_place(settings.store),
         sequence_length=training.sequence_length,
         plan=plan,
         store_parts=len(store.parts),
@@ -190,7 +189,7 @@ def stream_of_run(name: str) -> tuple[MixtureStream, int]:
         )
     settings = Pretrain.model_validate_json((folder / SETTINGS).read_text("utf-8"))
     begun = claimed(folder)
-    store = DomainStore(store_folder(settings.store), num_parts=begun["store_parts"])
+    store = open_store(store_place(settings.store), num_parts=begun["store_parts"])
     training = resolve(settings, store)[1]
     stream = make_stream(settings, store, training)
     changed = [key for key, value in stream.plan.facts.items() if begun[key] != value]

@@ -44,7 +44,8 @@ def train_loop(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, available_cores() // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     stream: MixtureStream = ray.train.get_dataset_shard("train")
-    tree = stream.open_store().tree
+    store = stream.open_store()
+    tree = store.tree
     centroids_KD = torch.from_numpy(tree.leaves_KD)
     trainer = SoupTrainer(config["soup"], config["training"], centroids_KD=centroids_KD, device=device)
     run = _Run(config, stream, trainer, is_first=context.get_world_rank() == 0)
@@ -57,7 +58,7 @@ def train_loop(config: dict[str, Any]) -> None:
         config["soup_folder"],
         trainer,
         tree=tree,
-        tokenizer=run.store / "tokenizer/tokenizer.json",
+        tokenizer=store.folder.parent / "tokenizer/tokenizer.json",
     )
     run.write_summary()
 
@@ -69,7 +70,7 @@ class _Run:
         self, config: dict[str, Any], stream: MixtureStream, trainer: SoupTrainer, *, is_first: bool
     ):
         self.stream, self.trainer, self.is_first = stream, trainer, is_first
-        self.folder, self.store = Path(config["run_folder"]), Path(stream.store_folder)
+        self.folder = Path(config["run_folder"])
         self.steps, self.checkpoint_every = trainer.training.steps, config["checkpoint_every"]
         self.train_seconds = 0.0
 

@@ -19,6 +19,7 @@ from soe_model.soup import SoupOfExperts
 from soe_model.training import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.manifest import StoreError
+from tests.s3_server import upload
 from tests.toy_store import make_store
 
 SETTINGS = dict(
@@ -108,6 +109,17 @@ def test_a_finished_run_is_skipped(home, one_worker):
     before = (home / "runs" / "one" / "log.jsonl").read_text()
     assert pretrain_soe.run(Pretrain(name="one", **SETTINGS))["digest"] == one_worker["digest"]
     assert (home / "runs" / "one" / "log.jsonl").read_text() == before
+
+
+@pytest.mark.long
+def test_a_store_on_s3_gives_the_same_soup(home, one_worker, s3):
+    """The job starts a Ray session of its own, whose processes have the AWS variables."""
+    settings = Pretrain(name="far", **SETTINGS | {"store": upload(s3, home / "stores" / "toy")})
+    command = [sys.executable, "-m", "flows.jobs.pretrain_soe", "--config", settings.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(home, "far") == losses(home, "one")
+    assert json.loads(done.stdout.split("soe-summary ")[1])["digest"] == one_worker["digest"]
 
 
 def test_the_mixtures_of_a_run_are_a_table_that_another_run_can_follow(home, one_worker, tmp_path, capsys):

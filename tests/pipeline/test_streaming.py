@@ -178,6 +178,14 @@ def test_workers_must_divide_the_batch(store):
         make_stream(store).for_rank(0, 3)
 
 
+def test_a_store_that_was_rebuilt_is_not_streamed(tmp_path):
+    stream = make_stream(store := make_store(tmp_path / "store", [400, 400]), make_plan(store))
+    store.rename(tmp_path / "old")
+    make_store(tmp_path / "store", [400, 400], seed=1)
+    with pytest.raises(StoreError, match="is no longer the store that this run's plan is of"):
+        next(stream.in_process(0, 1))
+
+
 FEW_FILES = """
 import resource, sys
 from tests.pipeline.test_streaming import make_stream

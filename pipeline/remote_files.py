@@ -1,0 +1,234 @@
+"""Byte ranges of files that lie elsewhere, through a bounded cache of blocks; a failed read is tried again.
+
+A read ends with the bytes that were asked for or with an error that names the file, whatever the network does.
+What the bytes mean is ``remote_store.py``'s matter.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from pipeline.locations import explain
+from storage_schema.manifest import StoreError
+
+BLOCK = 64 << 10
+"""Bytes; blocks are aligned to it. A window of 1024 tokens is 2 or 4 KiB, a request costs some 10 ms."""
+BLOCKS_A_REQUEST = 16
+"""Missing blocks that are neighbours are one request, up to so many."""
+CACHE_BYTES = 256 << 20
+OPEN_FILES = 512
+"""Handles kept: on S3 an open file is no connection, but opening it is a request."""
+THREADS = 16
+ATTEMPTS = 5
+"""Of each read, beside those that the S3 client makes of each of its requests (``locations.py``): a server that
+does not answer at all is given up within three minutes."""
+FIRST_DELAY = 0.2
+"""Seconds before the second attempt, doubled for each one after, and spread by half either way."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file elsewhere."""
+
+    path: str
+    """In its file system."""
+    uri: str
+    """Its name in errors."""
+    bytes: int
+    """Its size by the manifest: a file of another size is refused."""
+    label: str = ""
+    """What an error begins with, such as ``domain 12: ``."""
+
+
+def with_retries(
+    read: Callable[[], T], *, uri: str, store: str, label: str = "", failed: Callable[[], None] | None = None
+) -> T:
+    """The result of `read`, which is called again, ever later, when it raises OSError.
+
+    Args:
+        uri: the file's name, and `store`: the name of the store it is of, for the error.
+        failed: called after each failed attempt.
+
+    Raises:
+        StoreError: the file is missing (at once), or it could not be read in :data:`ATTEMPTS` attempts.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return read()
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{label}{uri} is missing. Copy the whole of a finished store there, or check the name."
+            ) from error
+        except OSError as error:
+            if failed:
+                failed()
+            if attempt == ATTEMPTS:
+                reason = explain(store, error, what="The store")
+                raise StoreError(f"{label}cannot read {uri} after {attempt} attempts: {reason}") from error
+        time.sleep(FIRST_DELAY * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+    raise AssertionError("unreachable")
+
+
+def read_whole(filesystem: fs.FileSystem, path: str, *, uri: str, store: str) -> bytes:
+    """A small file's bytes. Raises :class:`StoreError` as :func:`with_retries` does."""
+
+    def read() -> bytes:
+        with filesystem.open_input_file(path) as file:
+            return _all_of(file.read_at(file.size(), 0), file.size())
+
+    return with_retries(read, uri=uri, store=store)
+
+
+class RemoteFiles:
+    """Reads blocks of the files of one store. Threads may share it.
+
+    Args:
+        store: the store's URI, for errors.
+        cache_bytes: of blocks kept, those used longest ago going first.
+        open_files: file handles kept (while they are read, each thread may hold one more).
+    """
+
+    def __init__(
+        self,
+        store: str,
+        filesystem: fs.FileSystem,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        open_files: int = OPEN_FILES,
+        threads: int = THREADS,
+    ):
+        self.store, self.filesystem = store, filesystem
+        self.cache_bytes, self.open_files = cache_bytes, open_files
+        self.cached_bytes = 0
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="remote-store")
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._handles: OrderedDict[str, pa.NativeFile] = OrderedDict()
+        self._versions: dict[str, object] = {}
+
+    def read(self, file: RemoteFile, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file, as they lie there: a few, not to be kept.
+
+        Raises :class:`StoreError` as :meth:`blocks` does.
+        """
+        return with_retries(
+            lambda: _all_of(self._handle(file).read_at(stop - start, start), stop - start),
+            uri=file.uri,
+            store=self.store,
+            label=file.label,
+            failed=lambda: self._forget(file),
+        )
+
+    def blocks(self, wanted: Mapping[RemoteFile, Sequence[int]]) -> dict[tuple[str, int], bytes]:
+        """The blocks of these ascending numbers, by path and number; those not in the cache are fetched at once.
+
+        Not to be called from a thread of the pool, which would wait for itself.
+
+        Raises:
+            StoreError: a file is missing, was truncated or replaced, or could not be read.
+        """
+        found = self._held(wanted)
+        runs = list(_runs(wanted, found))
+        if len(runs) == 1:
+            return found | self._fetch(*runs[0])
+        futures = [self.pool.submit(self._fetch, *run) for run in runs]
+        try:
+            for future in futures:
+                found |= future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+        return found
+
+    def _held(self, wanted: Mapping[RemoteFile, Sequence[int]]) -> dict[tuple[str, int], bytes]:
+        found = {}
+        with self._lock:
+            for file, numbers in wanted.items():
+                for number in numbers:
+                    key = file.path, int(number)
+                    if key in self._blocks:
+                        self._blocks.move_to_end(key)
+                        found[key] = self._blocks[key]
+        return found
+
+    def _fetch(self, file: RemoteFile, low: int, high: int) -> dict[tuple[str, int], bytes]:
+        """Read the blocks [low, high) in one request, and keep them."""
+        start, stop = low * BLOCK, min(high * BLOCK, file.bytes)
+        data = self.read(file, start, stop)
+        blocks = {
+            (file.path, number): data[at : at + BLOCK]
+            for number, at in enumerate(range(0, stop - start, BLOCK), start=low)
+        }
+        with self._lock:
+            for key, block in blocks.items():
+                self.cached_bytes += len(block) - len(self._blocks.pop(key, b""))
+                self._blocks[key] = block
+            while self.cached_bytes > self.cache_bytes:
+                self.cached_bytes -= len(self._blocks.popitem(last=False)[1])
+        return blocks
+
+    def _handle(self, file: RemoteFile) -> pa.NativeFile:
+        """An open handle of the file, which is asked for its size and version as it is opened."""
+        with self._lock:
+            if file.path in self._handles:
+                self._handles.move_to_end(file.path)
+                return self._handles[file.path]
+        handle = self.filesystem.open_input_file(file.path)
+        if handle.size() != file.bytes:
+            raise StoreError(
+                f"{file.label}{file.uri} has {handle.size()} bytes, its manifest says {file.bytes}: it was "
+                "truncated or replaced. Copy the store there again."
+            )
+        told = dict(handle.metadata() or {})
+        version = told.get("ETag") or told.get("Last-Modified")
+        with self._lock:
+            if self._versions.setdefault(file.path, version) != version:
+                raise StoreError(
+                    f"{file.label}{file.uri} was replaced while it was read. Was the store copied there again? "
+                    "Run the same command again; it resumes if the store is the same."
+                )
+            self._handles[file.path] = handle
+            while len(self._handles) > self.open_files:
+                self._handles.popitem(
+                    last=False
+                )  # closed with its last reference: a thread may be reading it
+        return handle
+
+    def _forget(self, file: RemoteFile) -> None:
+        """Drop the file's handle: opening it again tells a missing or truncated file from a bad connection."""
+        with self._lock:
+            self._handles.pop(file.path, None)
+
+
+def _all_of(data: bytes, size: int) -> bytes:
+    if len(data) != size:
+        raise OSError(f"{len(data)} of {size} bytes came")
+    return data
+
+
+def _runs(
+    wanted: Mapping[RemoteFile, Sequence[int]], found: Mapping[tuple[str, int], bytes]
+) -> Iterator[tuple[RemoteFile, int, int]]:
+    """Stretches [low, high) of neighbouring blocks that are not in `found`."""
+    for file, numbers in wanted.items():
+        missing = [int(number) for number in numbers if (file.path, int(number)) not in found]
+        low = 0
+        for at in range(1, len(missing) + 1):
+            if (
+                at == len(missing)
+                or missing[at] != missing[at - 1] + 1
+                or missing[at] - missing[low] >= BLOCKS_A_REQUEST
+            ):
+                yield file, missing[low], missing[at - 1] + 1
+                low = at

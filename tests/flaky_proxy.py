@@ -1,0 +1,113 @@
+"""An HTTP proxy on loopback that stands between a client and an S3 server, and fails as it is told."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+
+@dataclass(kw_only=True)
+class Proxy:
+    """What the proxy saw, and what it does to requests."""
+
+    url: str = ""
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
+    """Method, path and range, in the order in which they came."""
+    rule: Callable[[str, str, str, int], str | None] = lambda method, path, where, seen: None
+    """Method, path, range, and how often just that was asked for before → what goes wrong: ``busy`` (503),
+    ``reset``, ``cut`` (half of the body), or None."""
+    failed: list[str] = field(default_factory=list)
+    """What went wrong."""
+    sent: int = 0
+    """Bytes of bodies."""
+    latency: float = 0.0
+    """Seconds added to every request."""
+
+    def of(self, name: str, method: str = "GET") -> int:
+        """Requests for paths that hold `name`."""
+        return sum(m == method and name in unquote(path.partition("?")[0]) for m, path, _ in self.requests)
+
+
+@contextmanager
+def proxy_to(server: str):
+    """A running :class:`Proxy` to the server of this URL."""
+    proxy, host, lock = Proxy(), urlsplit(server).netloc, threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def forward(self):
+            with lock:
+                what = self.command, self.path, self.headers.get("Range", "")
+                seen = proxy.requests.count(what)
+                proxy.requests.append(what)
+            time.sleep(proxy.latency)
+            done = proxy.rule(self.command, unquote(self.path), what[2], seen)
+            with lock:
+                proxy.failed += [done] if done else []
+            if done == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                self.close_connection = True
+            elif done == "busy":
+                self.answer(503, [], BUSY, BUSY)
+            else:
+                upstream = http.client.HTTPConnection(host, timeout=10)
+                upstream.request(self.command, self.path, headers=dict(self.headers))
+                response = upstream.getresponse()
+                body = response.read()
+                upstream.close()
+                sent = body[: len(body) // 2] if done == "cut" else body
+                with lock:
+                    proxy.sent += len(sent)
+                self.answer(response.status, response.getheaders(), body, sent)
+                self.close_connection |= done == "cut"
+
+        def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, sent: bytes):
+            self.send_response(status)
+            length = dict((name.lower(), value) for name, value in headers).get("content-length")
+            for name, value in headers:
+                if name.lower() not in (
+                    "content-length",
+                    "transfer-encoding",
+                    "connection",
+                    "date",
+                    "server",
+                ):
+                    self.send_header(name, value)
+            self.send_header(
+                "Content-Length", length if self.command == "HEAD" and length else str(len(body))
+            )
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(sent)
+
+        do_GET = do_HEAD = forward
+
+        def log_message(self, *_):
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 64
+
+        def handle_error(self, *_):
+            pass
+
+    served = Server(("127.0.0.1", 0), Handler)
+    proxy.url = "http://{}:{}".format(*served.server_address)
+    threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield proxy
+    served.shutdown()
+    served.server_close()
