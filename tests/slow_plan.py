@@ -19,7 +19,7 @@ class SlowStart(MixturePlan):
         super().__init__(*arguments, **settings)
         self.made_in = os.getpid()
 
-    def steps(self, start, stop):
+    def steps(self, start, stop, slots=slice(None)):
         if os.getpid() != self.made_in and start < self.until:
             time.sleep(LATE)
-        return super().steps(start, stop)
+        return super().steps(start, stop, slots)
