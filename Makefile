@@ -1,4 +1,5 @@
 # From a bare machine: `make demo` shows the whole walk, `make test` runs the tests, `make test-faults` the long ones.
+# `make bench-peers` measures our stream beside other libraries', which get an environment of their own.
 #   EXTRAS=gpu,offline,dev   on a machine with NVIDIA GPUs
 #   PYTHON=python3.12        another interpreter (3.11 to 3.13)
 PYTHON ?= python3
@@ -11,7 +12,11 @@ OTHER_FAISS := $(if $(findstring gpu,$(EXTRAS)),faiss-cpu,faiss-gpu)
 # Two at a time: the tests of the stack mostly wait for its processes (tests/conftest.py).
 PYTEST_OPTIONS ?= -n 2 --dist loadgroup
 
-.PHONY: demo test test-faults install down
+PEERS := .venv-peers
+PEERS_PINS := tests/benchmarks/peers/requirements.txt
+PEERS_OPTIONS ?= --json $(PEERS)/result.json
+
+.PHONY: demo test test-faults bench-peers install down
 
 demo: install
 	@$(VENV)/bin/soe demo
@@ -21,6 +26,9 @@ test: install
 
 test-faults: install
 	@$(VENV)/bin/python -m pytest -m long
+
+bench-peers: install $(PEERS)/.installed
+	@$(VENV)/bin/python -m tests.benchmarks.peers.compare $(PEERS_OPTIONS)
 
 install: $(STAMP)
 
@@ -36,3 +44,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@# All cores, and not the packages' own tests: pip compiles one file after the other.
 	@$(VENV)/bin/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >/dev/null 2>&1 || true
 	@rm -f $(VENV)/.installed-* && touch $@
+
+$(PEERS)/.installed: $(PEERS_PINS)
+	@echo "Making $(PEERS): the libraries to compare with"
+	@test -x $(PEERS)/bin/python || $(VENV)/bin/python -m venv $(PEERS)
+	@# torch first: a CPU build that is there is kept, and the others ask for nothing larger.
+	@$(PEERS)/bin/python -m pip install -q --no-compile --disable-pip-version-check $$(grep '^torch==' $(PEERS_PINS))
+	@$(PEERS)/bin/python -m pip install -q --no-compile --disable-pip-version-check -r $(PEERS_PINS)
+	@touch $@

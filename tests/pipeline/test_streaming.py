@@ -128,7 +128,7 @@ def test_blocks_that_overtake_are_put_in_order(store, expected, ray_cluster, mon
 def test_without_preserve_order_the_order_is_an_error(store, ray_cluster, monkeypatch):
     monkeypatch.setattr(streaming, "TASK_WINDOWS", 2)
     monkeypatch.setattr(streaming, "PRESERVE_ORDER", False)
-    with pytest.raises(StreamError, match="expected whole steps in order from 20 on, rank 0 of 1 received"):
+    with pytest.raises(StreamError, match="expected whole steps in order from (20|40) on, rank 0 of 1 received"):
         for _ in slow_stream(store).through_ray(0, 400):
             pass
 
