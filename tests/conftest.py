@@ -30,6 +30,7 @@ def ray_cluster():
 
     ray.init(
         address="local",
+        _node_ip_address="127.0.0.1",
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
