@@ -27,6 +27,10 @@ class Domains:
     windows_K: np.ndarray
     """int64; windows of each domain."""
 
+    def __reduce__(self):
+        # Without what can be derived a plan is small enough to travel within a Ray actor's own description.
+        return Domains, (self.windows_K,)
+
     @cached_property
     def numbers(self) -> np.ndarray:
         """The domains that are not empty, ascending."""

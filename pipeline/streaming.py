@@ -25,7 +25,9 @@ from pipeline.window_reader import WindowReader
 from storage_schema.domains import DomainStore
 from storage_schema.manifest import StoreError
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 16 << 20
+BLOCKS_AHEAD = 8
+"""Blocks that a task makes before they are taken. Ray Data's own default, 2, leaves the fetcher waiting."""
 TASK_WINDOWS = 64
 """Windows that one Ray task reads: a run of a million steps is some hundred tasks."""
 PRESERVE_ORDER = True
@@ -67,7 +69,7 @@ class MixtureStream:
     store_parts: int | None = None
     """The plan is of the store with so many parts: what is added during a run is not seen by it."""
     window_steps: int | None = None
-    """Steps in a block; None: about 8 MB of tokens."""
+    """Steps in a block; None: about 16 MB of tokens."""
 
     def __post_init__(self):
         if self.plan.batch_size % self.world_size:
@@ -138,6 +140,7 @@ class MixtureStream:
         windows = -(-(stop - start) // self.window)
         dataset = ray.data.range(windows, override_num_blocks=-(-windows // TASK_WINDOWS))
         dataset.context.execution_options.preserve_order = PRESERVE_ORDER
+        dataset.context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_AHEAD
         # A little below a window's bytes: each window becomes one block.
         dataset.context.target_max_block_size = self.window * self.share * 2 * self.sequence_length
         dataset.context.enable_progress_bars = False

@@ -187,7 +187,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--ray-steps", type=int, default=20_000)
+    parser.add_argument("--ray-steps", type=int, default=30_000)
     parser.add_argument("--many-steps", type=int, default=100_000)
     parser.add_argument("--windows", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument("--json", help="write the result there")
