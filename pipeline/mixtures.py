@@ -46,10 +46,8 @@ class Steps:
     def domain_weights(self, step: int, num_domains: int) -> np.ndarray:
         """The W domain weights of one step, dense float64 [W, K]."""
         t = step - self.start
-        dense_WK = np.zeros((self.support_TWs.shape[1], num_domains))
-        mixture = np.arange(len(dense_WK))[:, None]
-        np.add.at(dense_WK, (mixture, self.support_TWs[t]), self.weights_TWs[t])
-        return dense_WK
+        pairs = zip(self.support_TWs[t], self.weights_TWs[t], strict=True)
+        return np.stack([np.bincount(support, weights, num_domains) for support, weights in pairs])
 
 
 class MixturePlan:
@@ -144,6 +142,8 @@ def _domains(
     support_TWs: np.ndarray, weights_TWs: np.ndarray, uniform_TB: np.ndarray, mixture_B: np.ndarray
 ) -> np.ndarray:
     """A domain for each slot, int64 [T, B]: where its uniform number falls among its mixture's summed weights."""
+    if not len(mixture_B):
+        return np.empty(uniform_TB.shape, np.int64)
     ends_TWs = np.cumsum(weights_TWs, axis=-1)
     point_TB = uniform_TB * ends_TWs[:, mixture_B, -1]
     if ends_TWs.shape[-1] <= WIDE:

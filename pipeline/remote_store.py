@@ -11,7 +11,6 @@ Legend: L tokens in a sequence, m windows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import pyarrow as pa
 from pipeline.locations import open_filesystem
 from pipeline.remote_files import BLOCK, CACHE_BYTES, RemoteFile, RemoteFiles
 from pipeline.remote_mirror import mirror_store
-from storage_schema.domains import DomainStore, partition_path, partition_schema
+from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
 
 GATHERED_BLOCKS = 256
@@ -120,7 +119,7 @@ class RemoteStore(DomainStore):
                 lambda start, stop: self.files.read(file, start, stop),
                 file.bytes,
                 tokens,
-                self.dtype.itemsize,
+                self.token_dtype.itemsize,
             )
             if where is None:
                 raise StoreError(
@@ -129,11 +128,6 @@ class RemoteStore(DomainStore):
                 )
             self._values_at[file.path] = where
         return self._values_at[file.path]
-
-    @cached_property
-    def dtype(self) -> np.dtype:
-        """Of tokens."""
-        return np.dtype(partition_schema(self.vocab_size).field("tokens").type.value_type.to_pandas_dtype())
 
     def _file(self, number: int, domain: int) -> RemoteFile:
         name = partition_path(domain)
@@ -148,7 +142,7 @@ class RemoteStore(DomainStore):
 
 
 class RemoteWindows:
-    """The windows of one domain in one part; what ``storage_schema.domains.Windows`` is on this machine.
+    """The windows of one domain in one part; read by range.
 
     Args:
         tokens: how many the partition holds.
@@ -156,8 +150,8 @@ class RemoteWindows:
 
     def __init__(self, store: RemoteStore, file: RemoteFile, tokens: int, sequence_length: int):
         self.store, self.file, self.tokens = store, file, tokens
-        self.step = sequence_length * store.dtype.itemsize
-        self.width = (sequence_length + 1) * store.dtype.itemsize
+        self.step = sequence_length * store.token_dtype.itemsize
+        self.width = (sequence_length + 1) * store.token_dtype.itemsize
         self.span = (self.width - 2) // BLOCK + 2  # blocks that a window can touch
         self._length = (tokens - 1) // sequence_length
 
@@ -177,7 +171,7 @@ class RemoteWindows:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The windows `rows`, ``[m, L + 1]`` of the store's token type. Raises as :meth:`gather` does."""
-        out = np.empty((len(rows), self.width // self.store.dtype.itemsize), self.store.dtype)
+        out = np.empty((len(rows), self.width // self.store.token_dtype.itemsize), self.store.token_dtype)
         self.gather(rows, out)
         return out
 
@@ -189,7 +183,7 @@ class RemoteWindows:
                 attempts; the message names the domain and the file.
             IndexError: there is no such window.
         """
-        assert out.dtype == self.store.dtype and out.shape == (len(rows), self.width // out.itemsize)
+        assert out.dtype == self.store.token_dtype and out.shape == (len(rows), self.width // out.itemsize)
         if not len(rows):
             return
         if rows.min() < 0 or rows.max() >= len(self):

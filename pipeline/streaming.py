@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipeline.mixtures import MixturePlan
 from pipeline.remote_store import open_store
-from pipeline.window_reader import WindowReader
+from pipeline.window_reader import window_reader
 from storage_schema.domains import DomainStore
 from storage_schema.manifest import StoreError
 
@@ -191,7 +191,7 @@ class Fetch:
 
     def __init__(self, stream: MixtureStream, start: int = 0, stop: int = 0):
         self.stream, self.start, self.stop = stream, start, stop
-        self.reader = WindowReader(stream.open_store(), stream.sequence_length)
+        self.reader = window_reader(stream.open_store(), stream.sequence_length)
 
     def tokens(self, first: int, last: int) -> np.ndarray:
         """This rank's slots of steps [first, last): ``[steps * B, L + 1]``."""

@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import ctypes
+import time
 from itertools import pairwise
 
 import numpy as np
 
-from storage_schema.domains import DomainStore, Windows
+from pipeline.remote_store import RemoteStore
+from storage_schema.domains import DomainStore, MappedPartition
 
-OPEN_PARTITIONS = 16_384
-"""Domains kept mapped, which takes no file descriptors; Linux allows a process 65,530 mappings."""
-_ROW_BITS = 40
+OPEN_PARTITIONS = 32_768
+"""Partitions kept mapped, which takes no file descriptors; Linux allows a process 65,530 mappings."""
+CHECK_SECONDS = 1.0
+"""How old the last look at a partition's file may be when its mapping is read."""
+GATHERED_BYTES = 256 << 10
+"""Gathered at once: NumPy keeps them in between, and they should stay in the cache."""
+_BASE, _END = 1 << 12, 1 << 47
+"""All that a process can map lies between these addresses."""
 
 
-class WindowReader:
-    """Reads windows of a store, keeping partitions mapped that were read before."""
+def window_reader(store: DomainStore, sequence_length: int) -> MappedReader | RangeReader:
+    """What reads this store's windows."""
+    reader = RangeReader if isinstance(store, RemoteStore) else MappedReader
+    return reader(store, sequence_length)
+
+
+class MappedReader:
+    """Reads windows of a store on this machine, of which every partition stays mapped once it was read.
+
+    Thousands of domains a second would cost more than the bytes, were each an array of its own. So a window is known
+    by its address, and one gather over the address space fetches all: only addresses of mapped windows are read.
+    """
 
     def __init__(self, store: DomainStore, sequence_length: int):
         self.store, self.sequence_length = store, sequence_length
-        self._open: OrderedDict[int, list[Windows]] = OrderedDict()
+        self._windows_PK = np.stack([part.windows_K(sequence_length) for part in store.parts])
+        self._first_PK = np.cumsum(self._windows_PK, axis=0) - self._windows_PK
+        self._address_PK = np.zeros(self._windows_PK.shape, np.int64)
+        self._checked_PK = np.zeros(self._windows_PK.shape)
+        self._open: dict[tuple[int, int], MappedPartition] = {}
+        self._dtype = np.dtype(store.token_dtype)
+        self._window_bytes = (sequence_length + 1) * self._dtype.itemsize
+        space = (ctypes.c_char * (_END - _BASE)).from_address(_BASE)
+        self._everything = np.ndarray(
+            ((_END - _BASE - self._window_bytes) // self._dtype.itemsize,),
+            np.dtype((np.void, self._window_bytes)),
+            buffer=space,
+            strides=(self._dtype.itemsize,),
+        )
 
     def read(self, domains: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Windows `rows` of `domains`: [len(rows), L + 1] of the store's token type.
@@ -27,42 +57,71 @@ class WindowReader:
         Raises:
             StoreError: a partition is missing, damaged, or was changed while it was read; it is named.
         """
-        self.store.prefetch(domains, rows, self.sequence_length)
-        # By domain, and in the order they lie in its file.
-        order = np.argsort((domains << _ROW_BITS) + rows)
-        domains, rows = domains[order], rows[order]
-        edges = np.flatnonzero(np.diff(domains, prepend=-1, append=-1)).tolist()
-        out = items = None
-        for begin, end in pairwise(edges):
-            taken = self._take(int(domains[begin]), rows[begin:end])
-            if out is None:
-                out = np.empty((len(rows), self.sequence_length + 1), taken.dtype)
-                items = _as_items(out)
-            items[order[begin:end]] = _as_items(taken)
+        beyond = rows >= self._windows_PK.sum(0)[domains]
+        if beyond.any():
+            domain, row = domains[beyond][0], rows[beyond][0]
+            raise IndexError(
+                f"domain {domain} has {self._windows_PK.sum(0)[domain]} windows; row {row} is none."
+            )
+        address = np.empty(len(rows), np.int64)
+        for number in range(len(self._windows_PK)):
+            inside = (rows - self._first_PK[number, domains]).astype(np.uint64) < self._windows_PK[
+                number, domains
+            ]
+            if inside.any():
+                here = domains[inside]
+                self._look_after(number, np.flatnonzero(np.bincount(here)))
+                within = rows[inside] - self._first_PK[number, here]
+                step = self.sequence_length * self._dtype.itemsize
+                address[inside] = self._address_PK[number, here] + within * step
+        out = np.empty((len(rows), self.sequence_length + 1), self._dtype)
+        items = out.view(np.dtype((np.void, self._window_bytes)))[:, 0]
+        order = np.argsort(address)  # in the order in which they lie in memory
+        places = (address - _BASE) // self._dtype.itemsize
+        for first in range(0, len(order), count := max(1, GATHERED_BYTES // self._window_bytes)):
+            some = order[first : first + count]
+            items[some] = self._everything[places[some]]
         return out
 
-    def _take(self, domain: int, rows: np.ndarray) -> np.ndarray:
+    def _look_after(self, number: int, domains: np.ndarray) -> None:
+        """Map what is not, and see that no file was changed: reading past a file's end would kill the process."""
+        now = time.monotonic()
+        for domain in domains[self._checked_PK[number, domains] < now - CHECK_SECONDS].tolist():
+            if (number, domain) not in self._open:
+                if len(self._open) >= OPEN_PARTITIONS:
+                    self._open.clear()
+                    self._address_PK[:] = self._checked_PK[:] = 0
+                    return self._look_after(number, domains)
+                opened = self._open[number, domain] = MappedPartition(self.store.parts[number], domain)
+                self._address_PK[number, domain] = opened.values.ctypes.data
+            self._open[number, domain].check()
+            self._checked_PK[number, domain] = now
+
+
+class RangeReader:
+    """Reads windows of a store elsewhere, by range."""
+
+    def __init__(self, store: RemoteStore, sequence_length: int):
+        self.store, self.sequence_length = store, sequence_length
+
+    def read(self, domains: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """As :meth:`MappedReader.read`; a read that fails is tried again before it is an error."""
+        self.store.prefetch(domains, rows, self.sequence_length)
+        order = np.lexsort((rows, domains))
+        out = np.empty((len(rows), self.sequence_length + 1), self.store.token_dtype)
+        edges = np.flatnonzero(np.diff(domains[order], prepend=-1, append=-1))
+        for begin, end in pairwise(edges.tolist()):
+            places = order[begin:end]
+            out[places] = self._of_domain(int(domains[places[0]]), rows[places])
+        return out
+
+    def _of_domain(self, domain: int, rows: np.ndarray) -> np.ndarray:
         """Windows `rows`, ascending, of one domain: those of its first part come first."""
         taken, first = [], 0
-        for windows in self._windows(domain):
+        for windows in self.store.windows(domain, self.sequence_length):
             begin, end = np.searchsorted(rows, (first, first + len(windows)))
-            if begin < end:
-                taken.append(windows.take(rows[begin:end] - first))
+            taken.append(windows.take(rows[begin:end] - first))
             first += len(windows)
         if rows[-1] >= first:
             raise IndexError(f"domain {domain} has {first} windows; row {rows[-1]} is none.")
-        return taken[0] if len(taken) == 1 else np.concatenate(taken)
-
-    def _windows(self, domain: int) -> list[Windows]:
-        if domain in self._open:
-            self._open.move_to_end(domain)
-        else:
-            if len(self._open) >= OPEN_PARTITIONS:
-                self._open.popitem(last=False)
-            self._open[domain] = self.store.windows(domain, self.sequence_length)
-        return self._open[domain]
-
-
-def _as_items(windows: np.ndarray) -> np.ndarray:
-    """Each window as one item of bytes, [m]: copied as one piece."""
-    return windows.view(np.dtype((np.void, windows.shape[1] * windows.itemsize)))[:, 0]
+        return np.concatenate(taken)

@@ -65,6 +65,10 @@ class DomainPart:
         self.tokens_K = np.array(index["tokens"])
         self.passages_K = np.array(index["passages"])
 
+    def windows_K(self, sequence_length: int) -> np.ndarray:
+        """int64[K]: complete windows of `sequence_length` tokens (plus one) in each domain's partition."""
+        return np.maximum(self.tokens_K - 1, 0) // sequence_length
+
     def batch(self, domain: int) -> pa.RecordBatch:
         """The domain's passages (columns of :func:`partition_schema`), memory-mapped: only what is used is read.
 
@@ -130,6 +134,12 @@ class DomainStore:
         return int(self.manifest.configuration["vocab_size"])
 
     @property
+    def token_dtype(self) -> np.dtype:
+        """uint16 where the vocabulary fits, else uint32."""
+        field = partition_schema(self.vocab_size).field("tokens")
+        return np.dtype(field.type.value_type.to_pandas_dtype())
+
+    @property
     def end_of_text(self) -> int:
         """Id of the token that ends a passage."""
         return int(self.manifest.configuration["end_of_text"])
@@ -153,7 +163,7 @@ class DomainStore:
         """int64[K]: complete windows of `sequence_length` tokens (plus one) in each domain."""
         if sequence_length < 1:
             raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1.")
-        return sum(np.maximum(part.tokens_K - 1, 0) // sequence_length for part in self.parts)
+        return sum(part.windows_K(sequence_length) for part in self.parts)
 
     def passages(self, domain: int) -> pa.Table:
         """The domain's passages (columns of :func:`partition_schema`), memory-mapped, one chunk a part.
@@ -163,58 +173,29 @@ class DomainStore:
         batches = [part.batch(domain) for part in self.parts if part.passages_K[domain]]
         return pa.Table.from_batches(batches, partition_schema(self.vocab_size))
 
-    def prefetch(self, domains: np.ndarray, rows: np.ndarray, sequence_length: int) -> None:
-        """Said before windows int64[m] of domains int64[m] are taken: of use to a store that is not on this machine."""
 
-    def windows(self, domain: int, sequence_length: int) -> list[Windows]:
-        """The domain's windows, of each part that has any.
-
-        Raises :class:`StoreError` as :meth:`DomainPart.tokens` does.
-        """
-        return [
-            Windows(part, domain, sequence_length)
-            for part in self.parts
-            if part.tokens_K[domain] > sequence_length
-        ]
-
-
-class Windows:
-    """The windows of one domain in one part, memory-mapped.
+class MappedPartition:
+    """One partition's tokens, memory-mapped, and what its file was like then.
 
     Raises:
         StoreError: as :meth:`DomainPart.tokens` does.
     """
 
-    def __init__(self, part: DomainPart, domain: int, sequence_length: int):
+    def __init__(self, part: DomainPart, domain: int):
         self._path, self._domain = part.folder / partition_path(domain), domain
         self._file = self._state()
-        values = part.tokens(domain)
-        self._values, self._length = values, sequence_length
-        # A window as one item of so many bytes: NumPy gathers them by memory copies.
-        self._items = np.ndarray(
-            (len(self),),
-            np.dtype((np.void, (sequence_length + 1) * values.itemsize)),
-            buffer=values,
-            strides=(sequence_length * values.itemsize,),
-        )
+        self.values = part.tokens(domain)
 
-    def __len__(self) -> int:
-        return (len(self._values) - 1) // self._length
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """The windows `rows`, ``[len(rows), L + 1]`` of the store's token type.
-
-        Raises :class:`StoreError` if the file is no longer the one that was opened.
-        """
+    def check(self) -> None:
+        """Raise :class:`StoreError` if the file is no longer the one that was opened."""
         if self._state() != self._file:
             raise StoreError(
                 f"domain {self._domain}: {self._path} was changed or replaced while it was read. Was the store "
                 "rebuilt? Audit it (soe audit), and resume."
             )
-        return self._items[rows].view(self._values.dtype).reshape(len(rows), self._length + 1)
 
     def _state(self) -> tuple[int, int, int] | None:
-        """What a change of the file changes: reading a mapping past its file's end would kill the process."""
+        """What a change of the file changes."""
         try:
             found = os.stat(self._path)
         except OSError:

@@ -73,7 +73,7 @@ def windows_of(tokens, length=L):
 
 
 def gather(windows, rows, length=L):
-    out = np.empty((len(rows), length + 1), windows.store.dtype)
+    out = np.empty((len(rows), length + 1), windows.store.token_dtype)
     windows.gather(np.array(rows), out)
     return out
 

@@ -18,7 +18,7 @@ from pipeline.domain_weights import nearest_domains
 from pipeline.embedding import read_embeddings
 from pipeline.passages import part_files
 from pipeline.specialist_sets import generic_evaluation
-from pipeline.window_reader import WindowReader
+from pipeline.window_reader import window_reader
 from storage_schema.domains import DomainStore
 from storage_schema.manifest import StoreError, file_digest, read_manifest
 from tests.flows.built_store import write_corpus
@@ -112,14 +112,14 @@ def test_windows_are_those_before_and_then_the_new_ones(added, before, store):
     domain = int(np.argmax(windows_K - before["windows_K"]))
     old, new = int(before["windows_K"][domain]), int(windows_K[domain])
     assert new > old > 0
-    read = WindowReader(opened, L).read(np.array([domain] * 3), np.array([new - 1, 0, old]))
+    read = window_reader(opened, L).read(np.array([domain] * 3), np.array([new - 1, 0, old]))
     first, second = (part.tokens(domain) for part in opened.parts)
     last = (new - old - 1) * L
     assert np.array_equal(read[0], second[last : last + L + 1])
     assert np.array_equal(read[1], first[: L + 1])
     assert np.array_equal(read[2], second[: L + 1])
     with pytest.raises(IndexError, match=f"domain {domain} has {new} windows"):
-        WindowReader(opened, L).read(np.array([domain]), np.array([new]))
+        window_reader(opened, L).read(np.array([domain]), np.array([new]))
 
 
 def test_all_that_read_a_store_read_the_addition(added, store, built):

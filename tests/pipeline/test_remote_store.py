@@ -10,7 +10,7 @@ from pyarrow import fs
 from pipeline import remote_store
 from pipeline.remote_files import BLOCK, RemoteFile, RemoteFiles
 from pipeline.remote_store import RemoteStore, find_values, open_store
-from pipeline.window_reader import WindowReader
+from pipeline.window_reader import window_reader
 from storage_schema.domains import DomainStore, partition_path, partition_schema
 from storage_schema.manifest import StoreError
 from tests.remote_stores import MORE, SIZES, VOCAB, L, arrow_file, check_all, fds_below, gather, upload_once
@@ -73,7 +73,7 @@ def test_windows_are_those_of_the_local_store(s3, stores, uploaded, dtype, lengt
     store = open_store(upload_once(s3, folder, uploaded))
     assert isinstance(store, RemoteStore) and store.digest == DomainStore(folder).digest
     assert np.array_equal(store.tree.counts_K, DomainStore(folder).tree.counts_K)
-    assert store.num_domains == len(SIZES) and store.dtype == dtype
+    assert store.num_domains == len(SIZES) and store.token_dtype == dtype
     assert check_all(store, folder, length) > (10_000 if length == L else 4)
 
 
@@ -81,8 +81,8 @@ def test_the_reader_of_a_plan_reads_the_same(uri, folder):
     rng, local = np.random.Generator(np.random.PCG64(2)), DomainStore(folder)
     domains = rng.choice(np.flatnonzero(local.windows_K(L)), 500)
     rows = rng.integers(0, local.windows_K(L)[domains])
-    expected = WindowReader(local, L).read(domains, rows)
-    assert np.array_equal(WindowReader(open_store(uri), L).read(domains, rows), expected)
+    expected = window_reader(local, L).read(domains, rows)
+    assert np.array_equal(window_reader(open_store(uri), L).read(domains, rows), expected)
 
 
 def test_a_path_is_a_local_store(folder):
@@ -201,7 +201,7 @@ def test_prefetched_windows_wait_once(uri, folder, proxy):
     store.prefetch(domains, rows, L)
     proxy.requests.clear()
     assert np.array_equal(
-        WindowReader(store, L).read(domains, rows), WindowReader(local, L).read(domains, rows)
+        window_reader(store, L).read(domains, rows), window_reader(local, L).read(domains, rows)
     )
     assert proxy.requests == []
     small = RemoteStore(uri, cache_bytes=2 * BLOCK)

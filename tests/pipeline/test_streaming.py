@@ -15,7 +15,7 @@ from pipeline import streaming
 from pipeline.meta_distributions import Sparse
 from pipeline.mixtures import MixturePlan
 from pipeline.streaming import Fetch, MixtureStream, StreamError
-from pipeline.window_reader import WindowReader
+from pipeline.window_reader import window_reader
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
 from tests.slow_plan import SlowStart
@@ -64,7 +64,7 @@ def test_a_window_is_the_packed_stream(store):
     opened = DomainStore(store)
     assert opened.windows_K(L).tolist() == [24, 0, 1, 0, 56, 20]  # 16 tokens hold no window of 16 + 1
     values = opened.parts[0].tokens(4)
-    read = WindowReader(opened, L).read(np.array([4, 0, 4]), np.array([55, 0, 3]))
+    read = window_reader(opened, L).read(np.array([4, 0, 4]), np.array([55, 0, 3]))
     assert np.array_equal(read[0], values[55 * L : 55 * L + L + 1])
     assert np.array_equal(read[2], values[3 * L : 3 * L + L + 1])
     assert np.array_equal(read[1], opened.parts[0].tokens(0)[: L + 1])
@@ -128,7 +128,9 @@ def test_blocks_that_overtake_are_put_in_order(store, expected, ray_cluster, mon
 def test_without_preserve_order_the_order_is_an_error(store, ray_cluster, monkeypatch):
     monkeypatch.setattr(streaming, "TASK_WINDOWS", 2)
     monkeypatch.setattr(streaming, "PRESERVE_ORDER", False)
-    with pytest.raises(StreamError, match="expected whole steps in order from (20|40) on, rank 0 of 1 received"):
+    with pytest.raises(
+        StreamError, match="expected whole steps in order from (20|40) on, rank 0 of 1 received"
+    ):
         for _ in slow_stream(store).through_ray(0, 400):
             pass
 
