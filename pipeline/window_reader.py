@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -11,10 +10,6 @@ import numpy as np
 from pipeline.remote_store import RemoteStore
 from storage_schema.domains import DomainStore, MappedPartition
 
-OPEN_PARTITIONS = 32_768
-"""Partitions kept mapped, which takes no file descriptors; Linux allows a process 65,530 mappings."""
-CHECK_SECONDS = 1.0
-"""How old the last look at a partition's file may be when its mapping is read."""
 GATHERED_BYTES = 256 << 10
 """Gathered at once: NumPy keeps them in between, and they should stay in the cache."""
 _BASE, _END = 1 << 12, 1 << 47
@@ -30,6 +25,8 @@ def window_reader(store: DomainStore, sequence_length: int) -> MappedReader | Ra
 class MappedReader:
     """Reads windows of a store on this machine, of which every partition stays mapped once it was read.
 
+    That takes no file descriptors; Linux allows a process 65,530 mappings.
+
     Thousands of domains a second would cost more than the bytes, were each an array of its own. So a window is known
     by its address, and one gather over the address space fetches all: only addresses of mapped windows are read.
     """
@@ -39,7 +36,6 @@ class MappedReader:
         self._windows_PK = np.stack([part.windows_K(sequence_length) for part in store.parts])
         self._first_PK = np.cumsum(self._windows_PK, axis=0) - self._windows_PK
         self._address_PK = np.zeros(self._windows_PK.shape, np.int64)
-        self._checked_PK = np.zeros(self._windows_PK.shape)
         self._open: dict[tuple[int, int], MappedPartition] = {}
         self._dtype = np.dtype(store.token_dtype)
         self._window_bytes = (sequence_length + 1) * self._dtype.itemsize
@@ -84,18 +80,12 @@ class MappedReader:
         return out
 
     def _look_after(self, number: int, domains: np.ndarray) -> None:
-        """Map what is not, and see that no file was changed: reading past a file's end would kill the process."""
-        now = time.monotonic()
-        for domain in domains[self._checked_PK[number, domains] < now - CHECK_SECONDS].tolist():
+        """Map what is not, and see that no file was changed: past a file's end lie zeros, or the process's death."""
+        for domain in domains.tolist():
             if (number, domain) not in self._open:
-                if len(self._open) >= OPEN_PARTITIONS:
-                    self._open.clear()
-                    self._address_PK[:] = self._checked_PK[:] = 0
-                    return self._look_after(number, domains)
                 opened = self._open[number, domain] = MappedPartition(self.store.parts[number], domain)
                 self._address_PK[number, domain] = opened.values.ctypes.data
             self._open[number, domain].check()
-            self._checked_PK[number, domain] = now
 
 
 class RangeReader:
