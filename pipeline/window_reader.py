@@ -37,7 +37,7 @@ class MappedReader:
         self._first_PK = np.cumsum(self._windows_PK, axis=0) - self._windows_PK
         self._address_PK = np.zeros(self._windows_PK.shape, np.int64)
         self._open: dict[tuple[int, int], MappedPartition] = {}
-        self._dtype = np.dtype(store.token_dtype)
+        self._dtype = store.token_dtype
         self._window_bytes = (sequence_length + 1) * self._dtype.itemsize
         space = (ctypes.c_char * (_END - _BASE)).from_address(_BASE)
         self._everything = np.ndarray(
@@ -53,7 +53,7 @@ class MappedReader:
         Raises:
             StoreError: a partition is missing, damaged, or was changed while it was read; it is named.
         """
-        beyond = rows >= self._windows_PK.sum(0)[domains]
+        beyond = (rows < 0) | (rows >= self._windows_PK.sum(0)[domains])  # no address is made of these
         if beyond.any():
             domain, row = domains[beyond][0], rows[beyond][0]
             raise IndexError(
