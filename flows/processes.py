@@ -9,6 +9,7 @@ finds them all). Linux only: everything is read from ``/proc``.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -107,10 +108,18 @@ def stop(find: Callable[[], set[int]], *, patience: float) -> set[int]:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of the loopback interface that is free now, and that the kernel gives to nobody who asks for any.
+
+    A port of its own range (32768 to 60999, unless set) may be some connection's before a server listens there.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    below = range(max(1024, first - 12_000), first)
+    if not below:
+        raise OSError("the kernel's own ports (net.ipv4.ip_local_port_range) leave none below them; choose ports.")
+    for port in random.SystemRandom().sample(below, len(below)):
+        if port_is_free(port):
+            return port
+    raise OSError(f"no port from {below[0]} to {below[-1]} is free.")
 
 
 def port_is_free(port: int) -> bool:

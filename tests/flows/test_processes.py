@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +44,8 @@ def test_stop_finds_every_process_and_no_other(tmp_path, leader):
     assert stranger.poll() is None
     stranger.kill()
     stranger.wait()
+
+
+def test_a_free_port_is_none_that_the_kernel_gives_to_connections():
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert all(1024 <= processes.free_port() < first for _ in range(50))
