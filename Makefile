@@ -16,7 +16,7 @@ PEERS := .venv-peers
 PEERS_PINS := tests/benchmarks/peers/requirements.txt
 PEERS_OPTIONS ?= --json $(PEERS)/result.json
 
-.PHONY: demo test test-faults bench-peers install down
+.PHONY: demo test test-faults bench-peers bench-gpu install down
 
 demo: install
 	@$(VENV)/bin/soe demo
@@ -29,6 +29,16 @@ test-faults: install
 
 bench-peers: install $(PEERS)/.installed
 	@$(VENV)/bin/python -m tests.benchmarks.peers.compare $(PEERS_OPTIONS)
+
+# The paper's shape (128 experts of 110 M parameters, 128 x 1024 tokens a step) on the GPU that is there, with the torch
+# that is there: a slice of the bank first, then whole steps, one mixture and four. No other package of ours is needed.
+BENCH_PYTHON ?= python3
+BENCH := $(BENCH_PYTHON) -m tests.benchmarks.bank --experts 128 --preset paper-110m --vocabulary 32000 --length 1024 --compile
+bench-gpu:
+	$(BENCH) --only passes --params 8388608 --json bank-slice.json
+	SOE_KERNELS=triton $(BENCH) --only passes --params 8388608 --json bank-slice-triton.json
+	$(BENCH) --only steps --optimizers adam-bf16-moments factored factored-int8 --batch 128 --micro-batch 32 --json bank-1.json
+	$(BENCH) --only steps --optimizers factored-int8 --batch 512 --micro-batch 32 --mixtures 4 --json bank-4.json
 
 install: $(STAMP)
 
@@ -51,4 +61,6 @@ $(PEERS)/.installed: $(PEERS_PINS)
 	@# torch first: a CPU build that is there is kept, and the others ask for nothing larger.
 	@$(PEERS)/bin/python -m pip install -q --no-compile --disable-pip-version-check $$(grep '^torch==' $(PEERS_PINS))
 	@$(PEERS)/bin/python -m pip install -q --no-compile --disable-pip-version-check -r $(PEERS_PINS)
+	@# Uncompiled packages would slow every process of theirs, and flatter us.
+	@$(PEERS)/bin/python -m compileall -q -j 0 -x '/tests?/' $(PEERS)/lib >/dev/null 2>&1 || true
 	@touch $@

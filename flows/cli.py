@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     ratios.add_argument("--out", metavar="FILE", default="ratios.csv")
     ratios.set_defaults(command=_ratios)
 
+    _add_plan(commands)
+
     run = commands.add_parser("run", help="run a deployment, follow it, and fail if it fails")
     run.add_argument(
         "name", help="build-domains, add-documents, pretrain-soe, specialize; or FLOW/DEPLOYMENT"
@@ -70,6 +72,46 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--no-watch", action="store_true", help="return as soon as the run is scheduled")
     run.set_defaults(command=_run)
     return parser
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    plan = commands.add_parser("plan", help="memory, disk and time of a pretraining run, before it starts")
+    plan.add_argument(
+        "--preset", default="tiny", help="tiny, small, paper-35m, paper-55m, paper-110m, paper-335m"
+    )
+    plan.add_argument(
+        "--backbone", metavar="FILE", help="a Hugging Face config.json, instead of the preset's"
+    )
+    plan.add_argument("--vocab-size", type=_count, default=32_000)
+    plan.add_argument("--num-domains", type=_count, default=4096)
+    plan.add_argument("--num-experts", type=int, help="0 is the generic twin")
+    plan.add_argument("--expert-rank", type=_count, help="low-rank experts")
+    plan.add_argument("--optimizer", help="of the experts; the preset's, unless given")
+    for name in ("batch-size", "sequence-length", "mixtures-per-step", "micro-batch-size"):
+        plan.add_argument(f"--{name}", type=_count)
+    plan.add_argument("--compile-model", action="store_true", default=None)
+    plan.add_argument("--device", default="cpu", help="A100-40, A100-80, H100, H200; cpu: this machine")
+    plan.add_argument("--num-workers", type=_count, default=1)
+    plan.add_argument("--bandwidth", type=_positive, metavar="GB/S", help="that a copy in memory reaches")
+    plan.add_argument("--peak", type=_positive, metavar="TFLOP/S", help="of the device")
+    plan.add_argument("--mfu", type=_positive, help="share of the peak that training reaches")
+    plan.set_defaults(command=_plan)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
 
 
 def _port(text: str) -> int:
@@ -182,6 +224,16 @@ def _ratios(arguments: argparse.Namespace) -> int:
         return 1
     print(f"{arguments.out}: the mixtures of {stop - first} steps.")
     return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from flows import plan
+
+    try:
+        return plan.main(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _run(arguments: argparse.Namespace) -> int:

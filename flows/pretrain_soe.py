@@ -18,11 +18,12 @@ def pretrain_soe(config: Pretrain = Pretrain()) -> dict | State:  # noqa: B008
 
         publish_soup(config)
 
+    workers = config.min_workers or config.num_workers
     return carry_out(
         "pretrain-soe",
         config,
         module="flows.jobs.pretrain_soe",
-        cpus=config.num_workers,
-        gpus=config.num_workers * config.use_gpu,
+        cpus=workers,
+        gpus=workers * config.use_gpu,
         publish=publish,
     )

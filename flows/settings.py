@@ -6,7 +6,7 @@ Relative names: a store, run, soup or specialist without a slash lives under ``S
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -130,10 +130,43 @@ class Pretrain(Settings):
     expert_learning_rate: float | None = Field(None, gt=0)
     router_learning_rate: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0, lt=1 << 63)
+    backbone: dict[str, Any] | None = Field(
+        None,
+        description="A Hugging Face causal-LM configuration with its model_type, in place of the preset's GPT-2. The "
+        "vocabulary, the positions and the end of text are filled in where not given.",
+    )
+    expert_rank: int | None = Field(
+        None,
+        ge=1,
+        description="Experts are low-rank products of each matrix (section 2.6); none: full experts.",
+    )
+    optimizer: str = Field(
+        "adam", description="Of the experts (soe_model/optimizers): `adam` is exact, others hold fewer bytes."
+    )
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Sequences of one pass on one worker; less is less memory, the same result."
+    )
+    compile_model: bool = Field(False, description="Compile the backbone (torch.compile).")
+    deterministic: bool = Field(
+        False, description="Only bitwise reproducible kernels; an error where there is none."
+    )
     num_workers: int = Field(1, ge=1, le=4096)
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Go on with so few workers when nodes are lost, and with up to num_workers when they are there "
+        "(always a divisor of batch_size); none: exactly num_workers.",
+    )
+    resize_check_seconds: float = Field(
+        60.0, gt=0, description="With min_workers: how often to look for room for more workers."
+    )
     use_gpu: bool = Field(False, description="One GPU a worker; an error at once if there are not so many.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
-    checkpoints_kept: int = Field(2, ge=1)
+    checkpoints_kept: int = Field(
+        2, ge=1, description="The newest; the older ones are for when it is damaged."
+    )
+    report_every: int = Field(50, ge=1, description="Steps between reports to Ray Train: all workers meet.")
 
 
 class Specialize(Settings):

@@ -66,18 +66,34 @@ def hugging_face_config(backbone: dict[str, Any]) -> PretrainedConfig:
     model_type = settings.pop("model_type", None)
     if model_type is None:
         raise ValueError("a backbone needs a model_type, such as gpt2 or llama.")
-    return AutoConfig.for_model(model_type, **settings)
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except Exception as error:  # each architecture has its own, not all of them ValueErrors
+        raise ValueError(
+            f"transformers refuses the backbone of model_type {model_type!r}: {error}"
+        ) from error
 
 
-def build_backbone(backbone: dict[str, Any], *, seed: int, device: str | torch.device = "cpu") -> FlatModule:
-    """The backbone with the architecture's own initialisation, the same for equal seeds on every rank."""
+def build_backbone(
+    backbone: dict[str, Any],
+    *,
+    seed: int,
+    device: str | torch.device = "cpu",
+    instances: int = 1,
+    multiple: int = 1,
+) -> FlatModule:
+    """The backbone with the architecture's own initialisation, the same for equal seeds on every rank.
+
+    `instances` and `multiple` are those of :class:`FlatModule`.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(hugging_face_config(backbone))
     model.config.use_cache = False
-    return FlatModule(model.to(device=device, dtype=torch.float32).train())
+    model = model.to(device=device, dtype=torch.float32).train()
+    return FlatModule(model, instances=instances, multiple=multiple)
 
 
 def token_losses(model: torch.nn.Module, tokens_BL1: torch.Tensor) -> torch.Tensor:

@@ -7,54 +7,130 @@ With G the gradients of the W instances (eq. 2: instance = shared + coefficients
 The middle one has the size of the bank and is never formed: the optimizer makes it tile by tile, and its
 norm follows from two W x W Gram matrices.
 
-Legend: W mixtures, N experts, P parameters of one model, p of them on this rank.
+Legend: W mixtures, N experts, P parameters of one model, p of them on this rank, V mixtures of this rank.
 """
 
 from __future__ import annotations
 
 import torch
 
+from soe_model.flat import ParameterSlot, unflatten
+from soe_model.low_rank import LowRankExperts
+from soe_model.optimizers import OPTIMIZERS, Adam, AdamConfig, check_name
+from soe_model.optimizers.rounding import normal, row_keys
 from soe_model.sharding import Sharding
 
 
 class Bank:
-    """Shared parameters and experts of this rank's columns.
+    """Shared parameters and experts of this rank's columns, with their optimizers.
 
     Args:
         initial_P: the backbone's initial parameters; `shared` starts there.
         num_experts: N; 0 makes the generic twin, whose every instance is `shared`.
         expert_std: standard deviation of the experts at the start; 0 starts every instance at `shared`.
-        seed: each expert has its own stream, so the bank is the same on any number of ranks.
+        seed: the experts' first values are a function of (seed, expert, parameter), on any number of ranks.
+        optimizer: of the experts, by name.
+        expert_rank: of low-rank experts (section 2.6); None: experts of the backbone's own size.
     """
 
     def __init__(
-        self, initial_P: torch.Tensor, *, num_experts: int, expert_std: float, seed: int, sharding: Sharding
+        self,
+        initial_P: torch.Tensor,
+        *,
+        num_experts: int,
+        expert_std: float,
+        seed: int,
+        sharding: Sharding,
+        layout: list[ParameterSlot],
+        adam: AdamConfig | None = None,
+        optimizer: str = "adam",
+        expert_rank: int | None = None,
     ):
-        self.sharding = sharding
+        self.sharding, self.layout = sharding, layout
+        adam = adam or AdamConfig()
         self.shared_p = sharding.shard(initial_P).clone()
-        self.experts_Np = self.shared_p.new_zeros(num_experts, sharding.width)
-        if expert_std > 0:
-            for j in range(num_experts):
-                generator = torch.Generator().manual_seed((seed + 1) * 1_000_003 + j)
-                row_P = torch.empty(sharding.num_params).normal_(std=expert_std, generator=generator)
-                self.experts_Np[j] = sharding.shard(row_P)
+        self._shared_optimizer = Adam(self.shared_p, adam)
+        device = initial_P.device
+        of_experts = {"config": adam, "seed": seed, "device": device}
+        if expert_rank is not None:
+            self.experts = LowRankExperts(
+                layout, num_experts, rank=expert_rank, std=expert_std, sharding=sharding, **of_experts
+            )
+            return
+        keys_N = row_keys(num_experts, seed, 0, device)
 
-    def combine(self, coefficients_WN: torch.Tensor) -> torch.Tensor:
-        """The W instances, float32 [W, P], on every rank (eq. 2)."""
-        part_Wp = torch.addmm(self.shared_p, coefficients_WN, self.experts_Np)
+        def fill(tile_Nt: torch.Tensor, start: int) -> None:
+            columns_t = torch.arange(start, start + tile_Nt.shape[1], device=device)
+            tile_Nt.copy_(expert_std * normal(keys_N, columns_t) * (columns_t < sharding.num_params))
+
+        check_name(optimizer)
+        self.experts = OPTIMIZERS[optimizer if num_experts else "adam"](
+            (num_experts, sharding.width),
+            first_column=sharding.rank * sharding.width,
+            fill=fill if expert_std > 0 else None,
+            **of_experts,
+        )
+
+    def combine(self, coefficients_WN: torch.Tensor, out_VP: torch.Tensor | None = None) -> torch.Tensor:
+        """The instances, float32 [V, R * p] with padding, of the mixtures that this rank has (eq. 2)."""
+        sharding = self.sharding
+        if out_VP is None:
+            mine = len(sharding.owned(len(coefficients_WN)))
+            out_VP = self.shared_p.new_empty(mine, sharding.world_size * sharding.width)
+        if sharding.world_size == 1:
+            self.experts.combine(self.shared_p, coefficients_WN, out_VP)
+        else:
+            part_Wp = self.shared_p.new_empty(len(coefficients_WN), sharding.width)
+            self.experts.combine(self.shared_p, coefficients_WN, part_Wp)
+            sharding.to_owners(part_Wp, out_VP)
+        return out_VP
+
+    def instances(self, coefficients_WN: torch.Tensor) -> torch.Tensor:
+        """All W instances [W, P] on every rank; for looking at, not for training."""
+        part_Wp = self.shared_p.new_empty(len(coefficients_WN), self.sharding.width)
+        self.experts.combine(self.shared_p, coefficients_WN, part_Wp)
         return self.sharding.gather(part_Wp)
 
     def coefficient_gradients(self, grads_Wp: torch.Tensor) -> torch.Tensor:
         """Gradient of the coefficients, [W, N], from this rank's columns summed over all ranks."""
-        return self.sharding.sum(grads_Wp @ self.experts_Np.T)
+        return self.sharding.sum(self.experts.coefficient_gradients(grads_Wp))
 
     def squared_norms(
         self, grads_Wp: torch.Tensor, coefficients_WN: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squared norms of the gradients of `shared` and of all experts, from Gram matrices.
+        """Squared norms of the gradients of `shared` and of all experts.
 
         ``|| sum_w G_w ||² = sum(G Gᵀ)`` and ``|| Aᵀ G ||² = sum((A Aᵀ) * (G Gᵀ))``.
         """
         gram_WW = self.sharding.sum(grads_Wp @ grads_Wp.T)
-        experts = (coefficients_WN @ coefficients_WN.T * gram_WW).sum()
+        if isinstance(self.experts, LowRankExperts):
+            experts = self.experts.squared_norm(coefficients_WN, grads_Wp)
+        else:
+            experts = (coefficients_WN @ coefficients_WN.T * gram_WW).sum()
         return gram_WW.sum().clamp(min=0), experts.clamp(min=0)
+
+    def update(
+        self,
+        coefficients_WN: torch.Tensor,
+        grads_Wp: torch.Tensor,
+        *,
+        step: int,
+        shared_rate: float,
+        expert_rate: float,
+    ) -> None:
+        """One step of both optimizers with clipped gradients of the instances."""
+        shared_gradient = grads_Wp[0] if len(grads_Wp) == 1 else grads_Wp.sum(0)
+        self._shared_optimizer.update(shared_gradient, step=step, learning_rate=shared_rate)
+        self.experts.update(coefficients_WN, grads_Wp, step=step, learning_rate=expert_rate)
+
+    def expert_tensors(self, number: int) -> dict[str, torch.Tensor]:
+        """One expert's exact parameters (or factors) by name, on every rank."""
+        if isinstance(self.experts, LowRankExperts):
+            return self.experts.expert_tensors(number)
+        return unflatten(self.sharding.gather(self.experts.row(number)[None])[0], self.layout)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything to keep, by name."""
+        moments = {f"shared.{name}": tensor for name, tensor in self._shared_optimizer.tensors().items()}
+        experts = {f"experts.{name}": tensor for name, tensor in self.experts.tensors().items()}
+        return {"shared": self.shared_p} | moments | experts

@@ -1,14 +1,15 @@
-"""Resumable training state: one safetensors file a rank and one JSON of the run.
+"""Resumable training state: one safetensors file a rank, its sha256 beside it, and one JSON of the run.
 
-checkpoint.json                       step, world size, digests the run must match
-rank-00000-of-00002.safetensors       this rank's columns of shared, experts and their moments; rank 0
-                                      also the router
+checkpoint.json                       step, world size, what the run must match, and a digest of all this
+rank-00000-of-00002.safetensors       this rank's columns of the bank and its optimizer; rank 0 also what every
+                                      rank holds whole
+rank-00000-of-00002.json              bytes and sha256 of that file
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,54 @@ from safetensors.torch import save_file
 
 from soe_model.sharding import Sharding
 from soe_model.training import SoupTrainer
-from storage_schema.manifest import SCHEMA_VERSION, StoreError, write_atomically
+from storage_schema.manifest import SCHEMA_VERSION, StoreError, content_digest, file_digest, write_atomically
 
 _STATE = "checkpoint.json"
+
+
+class DamagedCheckpoint(StoreError):
+    """A file of a checkpoint is missing, truncated or altered; an earlier checkpoint may be whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One rank's share of a trainer's state at one step, copied to host memory: training may go on."""
+
+    sharding: Sharding
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+    """What checkpoint.json says."""
+
+    @classmethod
+    def of(cls, trainer: SoupTrainer, *, plan_digest: str, notes: dict[str, Any]) -> Snapshot:
+        """Copy the trainer's state. `notes` is anything JSON that a resume wants back."""
+        sharding = trainer.sharding
+        state = {
+            "schema_version": SCHEMA_VERSION,
+            "step": trainer.step,
+            "world_size": sharding.world_size,
+            "num_params": sharding.num_params,
+            "plan_digest": plan_digest,
+            "notes": notes,
+        } | _to_match(trainer)
+        tensors = {
+            name: tensor.to("cpu", copy=True)
+            for name, tensor in trainer.tensors().items()
+            if sharding.rank == 0 or not trainer.is_whole(name)
+        }
+        return cls(sharding=sharding, tensors=tensors, state=state)
+
+    def write(self, folder: str | Path) -> None:
+        """Write this rank's files into `folder` (rank 0 writes the JSON too)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / _rank_file(self.sharding.rank, self.sharding.world_size)
+        save_file(self.tensors, path)
+        entry = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        write_atomically(path.with_suffix(".json"), json.dumps(entry, indent=1))
+        if self.sharding.rank == 0:
+            state = self.state | {"digest": content_digest(self.state)}
+            write_atomically(folder / _STATE, json.dumps(state, indent=1, sort_keys=True))
 
 
 def save_checkpoint(
@@ -32,80 +78,125 @@ def save_checkpoint(
         plan_digest: of the data plan; a resume with another one is refused.
         notes: anything JSON that a resume wants back, such as the seconds trained.
     """
-    folder, sharding = Path(folder), trainer.sharding
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = trainer.tensors()
-    if sharding.rank > 0:
-        tensors = {name: t for name, t in tensors.items() if not name.startswith("router")}
-    save_file(tensors, folder / _rank_file(sharding.rank, sharding.world_size))
-    if sharding.rank == 0:
-        state = {
-            "schema_version": SCHEMA_VERSION,
-            "step": trainer.step,
-            "world_size": sharding.world_size,
-            "num_params": sharding.num_params,
-            "plan_digest": plan_digest,
-            "soup": asdict(trainer.soup),
-            "notes": notes,
-        }
-        write_atomically(folder / _STATE, json.dumps(state, indent=1, sort_keys=True))
+    Snapshot.of(trainer, plan_digest=plan_digest, notes=notes).write(folder)
 
 
 def load_checkpoint(folder: str | Path, trainer: SoupTrainer, *, plan_digest: str) -> dict[str, Any]:
     """Restore `trainer` from a checkpoint written on any number of ranks; returns its notes.
 
+    Each rank checks and reads only the files that hold its columns, and rank 0's.
+
     Raises:
-        StoreError: if the checkpoint is unreadable, or of another store, plan or model.
+        DamagedCheckpoint: a file is missing, truncated or altered; the trainer's tensors are untouched.
+        StoreError: the checkpoint is of another store, plan, model or optimizer.
     """
     folder = Path(folder)
-    try:
-        state = json.loads((folder / _STATE).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{folder} is not a checkpoint: {error}") from error
+    state = _read_state(folder)
     _check(folder, state, trainer, plan_digest)
+    sharding, world_size = trainer.sharding, state["world_size"]
+    sources = {
+        rank: overlap for rank in range(world_size) if (overlap := _overlap(sharding, rank, world_size))
+    }
+    files = {rank: folder / _rank_file(rank, world_size) for rank in {0, *sources}}
+    for path in files.values():
+        _verify(path)
     try:
-        for name, tensor in trainer.tensors().items():
-            _restore(folder, state["world_size"], trainer.sharding, name, tensor)
+        for rank, path in files.items():
+            with safe_open(path, "pt") as file:
+                _restore(file, trainer, sources.get(rank), whole=rank == 0)
     except (OSError, SafetensorError) as error:
-        raise StoreError(f"{folder} is damaged: {error}. Remove it to resume from the one before.") from error
+        raise DamagedCheckpoint(f"{path} cannot be read: {error}.") from error
     trainer.step = state["step"]
     return state["notes"]
 
 
-def _check(folder: Path, state: dict, trainer: SoupTrainer, plan_digest: str) -> None:
-    if state["schema_version"] != SCHEMA_VERSION:
-        raise StoreError(
-            f"{folder} has schema version {state['schema_version']}; this release reads {SCHEMA_VERSION}."
-        )
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / _STATE
+    state = _read_json(path)
+    version = state.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise StoreError(f"{folder} has schema version {version}; this release reads {SCHEMA_VERSION}.")
+    if state.pop("digest", None) != content_digest(state):
+        raise DamagedCheckpoint(f"{path} was altered: it no longer has the digest it was written with.")
+    return state
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path} is missing: {error.strerror}.") from error
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{path} is no JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise DamagedCheckpoint(f"{path} was altered: it holds no JSON object.")
+    return found
+
+
+def _verify(path: Path) -> None:
+    """Raise DamagedCheckpoint unless the file is the one that was written."""
+    entry = _read_json(path.with_suffix(".json"))
+    try:
+        there = path.stat().st_size
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path} is missing: {error.strerror}.") from error
+    if there != entry.get("bytes"):
+        raise DamagedCheckpoint(f"{path} has {there} bytes; {entry.get('bytes')} were written.")
+    if file_digest(path) != entry.get("sha256"):
+        raise DamagedCheckpoint(f"{path} was altered: its sha256 is not the one it was written with.")
+
+
+def _to_match(trainer: SoupTrainer) -> dict[str, Any]:
+    """What a trainer must have in common with a checkpoint, besides the plan, as JSON gives it back."""
+    training = trainer.training
+    optimizer = {"optimizer": training.optimizer, "adam": asdict(training.adam)}
+    return json.loads(json.dumps({"soup": asdict(trainer.soup), "training": optimizer}))
+
+
+def _check(folder: Path, state: dict[str, Any], trainer: SoupTrainer, plan_digest: str) -> None:
     if state["plan_digest"] != plan_digest:
         raise StoreError(
             f"{folder} was made with other data: its plan {state['plan_digest'][:12]} is not this run's "
             f"{plan_digest[:12]} (store, seed, batch_size, sequence_length, mixtures_per_step or support_size "
             "changed). Use the original settings, or another run name."
         )
-    soup = json.loads(json.dumps(asdict(trainer.soup)))
-    changed = [key for key in soup if soup[key] != state["soup"].get(key)]
-    if changed:
-        raise StoreError(f"{folder} holds another model: {', '.join(changed)} differ. Use another run name.")
+    mine = _to_match(trainer)
+    for part, of in (("soup", "another model"), ("training", "the state of another optimizer")):
+        changed = [
+            f"{key} was {state[part].get(key)!r}, now {value!r}"
+            for key, value in mine[part].items()
+            if state[part].get(key) != value
+        ]
+        if changed:
+            raise StoreError(f"{folder} holds {of}: {'; '.join(changed)}. Use another run name.")
 
 
-def _restore(folder: Path, saved_world: int, sharding: Sharding, name: str, tensor: torch.Tensor) -> None:
-    """Copy this rank's columns of one tensor out of the files of `saved_world` ranks."""
-    if name.startswith("router"):
-        with safe_open(folder / _rank_file(0, saved_world), "pt") as file:
-            tensor.copy_(file.get_tensor(name))
-        return
-    mine = sharding.columns
-    for rank in range(saved_world):
-        theirs = Sharding(num_params=sharding.num_params, rank=rank, world_size=saved_world).columns
-        start, stop = max(mine.start, theirs.start), min(mine.stop, theirs.stop)
-        if start >= stop:
-            continue
-        with safe_open(folder / _rank_file(rank, saved_world), "pt") as file:
-            part = file.get_slice(name)
-            columns = slice(start - theirs.start, stop - theirs.start)
-            values = part[columns] if tensor.dim() == 1 else part[:, columns]
-        tensor[..., start - mine.start : stop - mine.start].copy_(values)
+def _overlap(mine: Sharding, rank: int, world_size: int) -> tuple[slice, slice] | None:
+    """Columns that a rank of the saved world and this one share: numbered within this rank's, within theirs."""
+    theirs = Sharding(num_params=mine.num_params, rank=rank, world_size=world_size).columns
+    start, stop = max(mine.columns.start, theirs.start), min(mine.columns.stop, theirs.stop)
+    if start >= stop:
+        return None
+    here, there = mine.columns.start, theirs.start
+    return slice(start - here, stop - here), slice(start - there, stop - there)
+
+
+def _restore(
+    file: safe_open, trainer: SoupTrainer, overlap: tuple[slice, slice] | None, *, whole: bool
+) -> None:
+    """Copy what one rank's file has for this rank: its columns, and all of the tensors held whole."""
+    for name, tensor in trainer.tensors().items():
+        if trainer.is_whole(name):
+            if whole:
+                tensor.copy_(file.get_tensor(name))
+        elif overlap is not None:
+            # Ranks begin at multiples of 1024 columns, so blocks are never cut, whatever the world sizes.
+            granularity = trainer.sharding.width // tensor.shape[-1]
+            mine, theirs = (
+                slice(part.start // granularity, -(-part.stop // granularity)) for part in overlap
+            )
+            leading = (slice(None),) * (tensor.dim() - 1)
+            tensor[..., mine].copy_(file.get_slice(name)[(*leading, theirs)])
 
 
 def _rank_file(rank: int, world_size: int) -> str:

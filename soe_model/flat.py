@@ -1,10 +1,11 @@
 """A module whose parameters are views of one flat vector, and its gradients views of another.
 
-So the soup needs to know nothing of an architecture: an instance is written into ``params_P`` and its
-gradient read from ``grads_P``. The addresses never change, which keeps compiled graphs valid; a gradient
-must therefore be zeroed in place, never set to None.
+So the soup needs to know nothing of an architecture: an instance is written into ``params_WP`` and its
+gradient read from ``grads_WP``. A step with several instances has a row for each, and `use` says which one the
+module is. No address ever changes, which keeps compiled graphs valid; a gradient must therefore be zeroed in
+place, never set to None.
 
-Legend: P parameters of one model.
+Legend: W instances, P parameters of one model.
 """
 
 from __future__ import annotations
@@ -30,31 +31,55 @@ class ParameterSlot:
 
 
 class FlatModule:
-    """Wraps `module`; tied parameters appear once, under the first of their names."""
+    """Wraps `module`; tied parameters appear once, under the first of their names.
 
-    def __init__(self, module: nn.Module):
+    Args:
+        instances: W, rows of the buffers; the module begins as the first of them.
+        multiple: each row is padded with zeros to a multiple of so many elements.
+    """
+
+    def __init__(self, module: nn.Module, *, instances: int = 1, multiple: int = 1):
         self.module = module
         self.layout: list[ParameterSlot] = []
         offset = 0
-        parameters = dict(module.named_parameters())
-        for name, parameter in parameters.items():
+        self._parameters = dict(module.named_parameters())
+        for name, parameter in self._parameters.items():
             if parameter.dtype != torch.float32:
                 raise ValueError(f"parameter {name} is {parameter.dtype}; the bank is trained in float32.")
             self.layout.append(ParameterSlot(name=name, shape=tuple(parameter.shape), offset=offset))
             offset += parameter.numel()
+        self.num_params = offset
+        width = -(-offset // multiple) * multiple
         device = next(module.parameters()).device
-        self.params_P = torch.empty(offset, device=device)
-        self.grads_P = torch.zeros(offset, device=device)
-        for slot, parameter in zip(self.layout, parameters.values(), strict=True):
-            place = slice(slot.offset, slot.offset + slot.size)
-            view = self.params_P[place].view(slot.shape)
-            view.copy_(parameter.data)
-            parameter.data = view
-            parameter.grad = self.grads_P[place].view(slot.shape)
+        self.padded_params_WP = torch.zeros(instances, width, device=device)
+        self.padded_grads_WP = torch.zeros(instances, width, device=device)
+        self.params_WP = self.padded_params_WP[:, :offset]
+        self.grads_WP = self.padded_grads_WP[:, :offset]
+        self.params_P, self.grads_P = self.params_WP[0], self.grads_WP[0]
+        for slot, parameter in zip(self.layout, self._parameters.values(), strict=True):
+            self.params_P[slot.offset : slot.offset + slot.size] = parameter.data.view(-1)
+        self._views = [
+            [
+                (params.view(slot.shape), grads.view(slot.shape))
+                for slot, params, grads in zip(
+                    self.layout,
+                    *(self._slots(rows[w]) for rows in (self.params_WP, self.grads_WP)),
+                    strict=True,
+                )
+            ]
+            for w in range(instances)
+        ]
+        self.use(0)
 
-    @property
-    def num_params(self) -> int:
-        return len(self.params_P)
+    def _slots(self, row_P: torch.Tensor) -> list[torch.Tensor]:
+        return [row_P[slot.offset : slot.offset + slot.size] for slot in self.layout]
+
+    def use(self, instance: int) -> None:
+        """Make the module this instance, its gradients going to this instance's row."""
+        for parameter, (values, gradient) in zip(
+            self._parameters.values(), self._views[instance], strict=True
+        ):
+            parameter.data, parameter.grad = values, gradient
 
 
 def unflatten(flat_P: torch.Tensor, layout: list[ParameterSlot]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from soe_model.backbone import gpt2_config
-from soe_model.optimizer import AdamConfig
+from soe_model.optimizers import AdamConfig, check_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class SoupConfig:
     router_input_scale: float = 1.0
     router_output_scale: float = 1.0
     expert_std: float = 0.0
+    expert_rank: int | None = None
+    """r: experts are low-rank products of each matrix (section 2.6); None: full experts."""
 
     def __post_init__(self):
         if self.num_experts < 0:
@@ -55,6 +57,14 @@ class TrainingConfig:
     gradient_clip: float = 0.1
     """Largest global norm of the gradient (Table 3); exact, over shared, experts and router together."""
     adam: AdamConfig = field(default_factory=AdamConfig)
+    optimizer: str = "adam"
+    """Of the experts; one of soe_model.optimizers.OPTIMIZERS. Shared parameters and router have exact Adam."""
+    micro_batch_size: int | None = None
+    """Sequences of one forward and backward pass on one rank; None: as many as a mixture has there."""
+    compile_model: bool = False
+    """Compile the backbone and its loss (torch.compile)."""
+    deterministic: bool = False
+    """Only bitwise reproducible kernels, an error where there is none."""
     seed: int = 0
 
     def __post_init__(self):
@@ -65,6 +75,9 @@ class TrainingConfig:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of mixtures_per_step {self.mixtures_per_step}."
             )
+        check_name(self.optimizer)
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size is {self.micro_batch_size}; it must be at least 1.")
         for name in ("learning_rate", "expert_learning_rate", "router_learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")

@@ -1,10 +1,12 @@
 """The bank split along its parameters over the ranks of a process group.
 
-A rank combines its own slice; the instances are all-gathered and their gradients reduce-scattered, so the
-traffic is that of the small models, whatever the number of experts. Outside torch.distributed there is one
-rank and nothing is sent.
+A rank combines its own slice of every instance; each instance goes to the ranks whose sequences need it, and its
+gradient comes back: with one mixture that is an all-gather and a reduce-scatter, with a mixture a rank an
+all-to-all of the same volume. So the traffic is that of the small models, whatever the number of experts.
+Outside torch.distributed there is one rank and nothing is sent.
 
-Legend: W mixtures, P parameters of one model, p of them on this rank (padded to be equal everywhere).
+Legend: W mixtures of a step, V of them on this rank, P parameters of one model, p of them on this rank (padded
+to be equal everywhere), R ranks.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+ALIGNMENT = 1024
+"""Columns of a shard are a multiple of it: blocks of columns that share a number lie on one rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,20 +31,23 @@ class Sharding:
     @classmethod
     def current(cls, num_params: int) -> Sharding:
         """The sharding over the default process group, or over one rank where there is none."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return cls(num_params=num_params)
-        return cls(num_params=num_params, rank=dist.get_rank(), world_size=dist.get_world_size())
+        rank, world_size = current_rank()
+        return cls(num_params=num_params, rank=rank, world_size=world_size)
 
     @property
     def width(self) -> int:
         """p: columns a rank holds, the last ones padding where P does not divide evenly."""
-        return -(-self.num_params // self.world_size)
+        return -(-self.num_params // (self.world_size * ALIGNMENT)) * ALIGNMENT
 
     @property
     def columns(self) -> slice:
         """This rank's columns of [0, P)."""
         start = min(self.rank * self.width, self.num_params)
         return slice(start, min(start + self.width, self.num_params))
+
+    def owned(self, num_mixtures: int, rank: int | None = None) -> range:
+        """Mixtures of which a rank has sequences: slots and mixtures are both dealt in order."""
+        return owned_mixtures(num_mixtures, self.rank if rank is None else rank, self.world_size)
 
     def shard(self, full_P: torch.Tensor) -> torch.Tensor:
         """This rank's slice of the last axis, padded with zeros to `width`."""
@@ -50,24 +58,53 @@ class Sharding:
     def gather(self, part_Wp: torch.Tensor) -> torch.Tensor:
         """[W, p] of every rank → [W, P] on every rank."""
         if self.world_size == 1:
-            return part_Wp
+            return part_Wp[:, : self.num_params]
         parts = part_Wp.new_empty(self.world_size, *part_Wp.shape)
         dist.all_gather(list(parts.unbind()), part_Wp.contiguous())
         return parts.transpose(0, 1).reshape(len(part_Wp), -1)[:, : self.num_params]
 
-    def reduce_scatter(self, full_WP: torch.Tensor) -> torch.Tensor:
-        """[W, P] of every rank → the sum over ranks of this rank's columns, [W, p]."""
+    def to_owners(self, part_Wp: torch.Tensor, out_VP: torch.Tensor) -> None:
+        """This rank's columns of all instances → the whole of its own ones, padded [V, R * p]."""
+        every = range(self.world_size)
+        sent = torch.cat([part_Wp[list(self.owned(len(part_Wp), rank))].reshape(-1) for rank in every])
+        received_RVp = part_Wp.new_empty(self.world_size, len(out_VP), self.width)
+        sizes = [len(self.owned(len(part_Wp), rank)) * self.width for rank in every]
+        dist.all_to_all_single(
+            received_RVp.view(-1), sent, [received_RVp[0].numel()] * self.world_size, sizes
+        )
+        out_VP.view(len(out_VP), self.world_size, self.width).copy_(received_RVp.transpose(0, 1))
+
+    def from_owners(self, grads_VP: torch.Tensor, num_mixtures: int) -> torch.Tensor:
+        """Gradients of this rank's instances, padded [V, R * p] → this rank's columns of all of them, [W, p].
+
+        What several ranks have of one instance is added, in the order of the ranks.
+        """
         if self.world_size == 1:
-            return full_WP
-        padding = self.width * self.world_size - self.num_params
-        full = torch.nn.functional.pad(full_WP, (0, padding))
-        parts = full.view(len(full), self.world_size, self.width).transpose(0, 1).contiguous()
-        part = full.new_empty(len(full), self.width)
-        dist.reduce_scatter(part, list(parts.unbind()))
-        return part
+            return grads_VP
+        owned = [self.owned(num_mixtures, rank) for rank in range(self.world_size)]
+        sent = grads_VP.view(len(grads_VP), self.world_size, self.width).transpose(0, 1).contiguous()
+        sizes = [len(mixtures) * self.width for mixtures in owned]
+        received = grads_VP.new_empty(sum(sizes))
+        dist.all_to_all_single(received, sent.view(-1), sizes, [sent[0].numel()] * self.world_size)
+        total_Wp = grads_VP.new_zeros(num_mixtures, self.width)
+        for mixtures, part in zip(owned, received.split(sizes), strict=True):
+            total_Wp[list(mixtures)] += part.view(len(mixtures), self.width)
+        return total_Wp
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+
+def current_rank() -> tuple[int, int]:
+    """Rank and world size of the default process group; 0 and 1 where there is none."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def owned_mixtures(num_mixtures: int, rank: int, world_size: int) -> range:
+    """Of W mixtures with equal shares of the slots, those that rank's slots belong to."""
+    return range(rank * num_mixtures // world_size, -(-(rank + 1) * num_mixtures // world_size))

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from soe_model.backbone import build_backbone
 from soe_model.flat import FlatModule, ParameterSlot, unflatten
+from soe_model.low_rank import expanded
 from soe_model.presets import SoupConfig
 from soe_model.router import Router
 from soe_model.training import SoupTrainer
@@ -42,13 +43,14 @@ def write_soup(folder: str | Path, trainer: SoupTrainer, *, tree: Tree, tokenize
     whoever owns the stage.
     """
     folder, sharding = Path(folder), trainer.sharding
-    named = [("shared.safetensors", trainer.bank.shared_p)]
-    named += [(expert_file(j), row_p) for j, row_p in enumerate(trainer.bank.experts_Np)]
-    for name, part_p in named:
-        full_P = sharding.gather(part_p[None])[0].cpu()
+    for number in range(-1, trainer.soup.num_experts):
+        if number < 0:
+            tensors = unflatten(sharding.gather(trainer.bank.shared_p[None])[0], trainer.backbone.layout)
+        else:
+            tensors = trainer.bank.expert_tensors(number)
         if sharding.rank == 0:
-            tensors = unflatten(full_P, trainer.backbone.layout)
-            save_file({k: v.clone() for k, v in tensors.items()}, folder / name)
+            name = "shared.safetensors" if number < 0 else expert_file(number)
+            save_file({k: v.cpu().clone() for k, v in tensors.items()}, folder / name)
     if sharding.rank == 0:
         router = {name: p.detach().cpu().clone() for name, p in trainer.router.module.named_parameters()}
         save_file(router, folder / "router.safetensors")
@@ -131,6 +133,8 @@ class SoupOfExperts:
     def _read(self, name: str) -> torch.Tensor:
         """One file of the bank as a flat vector [P]."""
         tensors = load_file(self.folder / name)
+        if self.config.expert_rank is not None and name != "shared.safetensors":
+            return expanded(tensors, self.layout)
         try:
             return torch.cat([tensors[slot.name].reshape(-1) for slot in self.layout])
         except KeyError as error:

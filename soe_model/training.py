@@ -1,6 +1,7 @@
 """One pretraining step of a soup (Algorithm 2, with W mixtures a step), and the state that resumes it.
 
-Legend: W mixtures, K domains, N experts, P parameters of one model, p on this rank, L tokens.
+Legend: W mixtures, V of them on this rank, K domains, N experts, P parameters of one model, p on this rank,
+B sequences of this rank, L tokens.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import torch
 from soe_model.backbone import build_backbone, token_losses
 from soe_model.bank import Bank
 from soe_model.flat import FlatModule
-from soe_model.optimizer import Adam
+from soe_model.optimizers import Adam
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.router import Router
-from soe_model.sharding import Sharding
+from soe_model.sharding import ALIGNMENT, Sharding, current_rank, owned_mixtures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +32,22 @@ class StepResult:
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is NaN or infinite; the parameters have not been touched."""
+    """The loss or its gradient is NaN or infinite; the parameters have not been touched.
+
+    Args:
+        step: the one that was to be made, from 0.
+        mixtures: of that step whose loss or gradient is not finite.
+    """
+
+    def __init__(self, message: str, *, step: int, mixtures: list[int]):
+        super().__init__(message)
+        self.step, self.mixtures = step, mixtures
 
 
 class SoupTrainer:
-    """A bank, a router and their optimizers.
+    """A bank, a router and their optimizers, over the current process group.
 
     Args:
-        sharding: made from the number of parameters; by default over the current process group.
         centroids_KD: of the domains; the router starts from them (see :class:`Router`).
     """
 
@@ -50,24 +59,34 @@ class SoupTrainer:
         centroids_KD: torch.Tensor | None = None,
         device: str | torch.device = "cpu",
     ):
+        if training.deterministic:
+            torch.use_deterministic_algorithms(True)
         self.soup, self.training, self.device = soup, training, torch.device(device)
-        self.backbone = build_backbone(soup.backbone, seed=training.seed, device=device)
+        rank, world_size = current_rank()
+        self.backbone = build_backbone(
+            soup.backbone,
+            seed=training.seed,
+            device=device,
+            instances=len(owned_mixtures(training.mixtures_per_step, rank, world_size)),
+            multiple=ALIGNMENT * world_size,
+        )
+        self._losses = torch.compile(token_losses, dynamic=False) if training.compile_model else token_losses
         self.sharding = Sharding.current(self.backbone.num_params)
         self.bank = Bank(
             self.backbone.params_P,
             num_experts=soup.num_experts,
             expert_std=soup.expert_std,
+            expert_rank=soup.expert_rank,
             seed=training.seed,
             sharding=self.sharding,
+            layout=self.backbone.layout,
+            adam=training.adam,
+            optimizer=training.optimizer,
         )
         self.router = FlatModule(_build_router(soup, training.seed, centroids_KD).to(device))
+        self._router_optimizer = Adam(self.router.params_P, training.adam)
         self.step = 0
         """Steps done; the next one to run."""
-        self._optimizers = {
-            "shared": Adam(self.bank.shared_p, training.adam),
-            "experts": Adam(self.bank.experts_Np, training.adam),
-            "router": Adam(self.router.params_P, training.adam),
-        }
 
     def train_step(
         self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor, domain_weights_WK: torch.Tensor
@@ -84,55 +103,52 @@ class SoupTrainer:
         """
         coefficients_WN = self.router.module(domain_weights_WK)
         with torch.no_grad():
-            instances_WP = self.bank.combine(coefficients_WN)
-            loss, grads_WP = self._instance_gradients(instances_WP, tokens_BL1, mixture_B)
-            grads_Wp = self.sharding.reduce_scatter(grads_WP)
+            self.bank.combine(coefficients_WN, self.backbone.padded_params_WP)
+            loss_W = self._instance_gradients(tokens_BL1, mixture_B)
+            grads_Wp = self.sharding.from_owners(self.backbone.padded_grads_WP, len(loss_W))
             coefficient_grads_WN = self.bank.coefficient_gradients(grads_Wp)
         self.router.grads_P.zero_()
         coefficients_WN.backward(coefficient_grads_WN)
-        return self._update(coefficients_WN.detach(), grads_Wp, loss)
+        return self._update(coefficients_WN.detach(), grads_Wp, self.sharding.sum(loss_W))
 
-    def _instance_gradients(
-        self, instances_WP: torch.Tensor, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's share of the mean loss, and of the gradient of every instance, [W, P]."""
+    def _instance_gradients(self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor) -> torch.Tensor:
+        """Fill the gradients of this rank's instances; its share of each mixture's part of the mean loss, [W]."""
+        num_mixtures, size = self.training.mixtures_per_step, self.training.micro_batch_size
         tokens_in_step = self.training.batch_size * (tokens_BL1.shape[1] - 1)
-        grads_WP = torch.zeros_like(instances_WP)
-        loss = torch.zeros((), device=self.device)
-        for w in mixture_B.unique().tolist():
-            self.backbone.params_P.copy_(instances_WP[w])
-            self.backbone.grads_P.zero_()
-            with torch.enable_grad(), self._precision():
-                share = token_losses(self.backbone.module, tokens_BL1[mixture_B == w]).sum() / tokens_in_step
-                share.backward()
-            grads_WP[w] = self.backbone.grads_P
-            loss += share.detach()
-        return loss, grads_WP
+        loss_W = torch.zeros(num_mixtures, device=self.device)
+        self.backbone.padded_grads_WP.zero_()
+        for place, w in enumerate(self.sharding.owned(num_mixtures)):
+            self.backbone.use(place)
+            of_mixture = tokens_BL1[mixture_B == w]
+            for tokens in of_mixture.split(size or max(len(of_mixture), 1)):
+                with torch.enable_grad(), self._precision():
+                    share = self._losses(self.backbone.module, tokens).sum() / tokens_in_step
+                    share.backward()
+                loss_W[w] += share.detach()
+        self.backbone.use(0)
+        return loss_W
 
     def _update(
-        self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor, loss: torch.Tensor
+        self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor, loss_W: torch.Tensor
     ) -> StepResult:
         shared_norm2, experts_norm2 = self.bank.squared_norms(grads_Wp, coefficients_WN)
         router_norm = self.router.grads_P.norm().item()
         norm = math.sqrt(shared_norm2.item() + experts_norm2.item() + router_norm**2)
-        loss = self.sharding.sum(loss).item()
+        loss = loss_W.sum().item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NonFiniteLoss(f"step {self.step}: loss {loss}, gradient norm {norm}; nothing was updated.")
+            self._refuse(loss_W, grads_Wp, loss, norm)
         scale = min(1.0, self.training.gradient_clip / max(norm, 1e-12))
         grads_Wp.mul_(scale)
-        schedule = learning_rate_factor(self.step, self.training)
-        rates = self.training
-        self._optimizers["shared"].update(
-            grads_Wp.sum(0), step=self.step, learning_rate=rates.learning_rate * schedule
-        )
-        self._optimizers["experts"].update_outer(
+        rates, schedule = self.training, learning_rate_factor(self.step, self.training)
+        self.bank.update(
             coefficients_WN,
             grads_Wp,
             step=self.step,
-            learning_rate=rates.expert_learning_rate * schedule,
+            shared_rate=rates.learning_rate * schedule,
+            expert_rate=rates.expert_learning_rate * schedule,
         )
         if self.soup.num_experts:
-            self._optimizers["router"].update(
+            self._router_optimizer.update(
                 self.router.grads_P.mul_(scale),
                 step=self.step,
                 learning_rate=rates.router_learning_rate * schedule,
@@ -140,19 +156,23 @@ class SoupTrainer:
         self.step += 1
         return StepResult(loss=loss, gradient_norm=norm, router_gradient_norm=router_norm)
 
+    def _refuse(self, loss_W: torch.Tensor, grads_Wp: torch.Tensor, loss: float, norm: float) -> None:
+        squares_W = self.sharding.sum(grads_Wp.square().sum(1))
+        mixtures = (~(loss_W.isfinite() & squares_W.isfinite())).nonzero().flatten().tolist()
+        raise NonFiniteLoss(
+            f"step {self.step}: loss {loss}, gradient norm {norm}, of mixtures {mixtures}; nothing was updated.",
+            step=self.step,
+            mixtures=mixtures,
+        )
+
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything a resume needs besides the step, by name; `shared`, `experts` and their moments are
-        this rank's columns, the router is whole on every rank.
-        """
-        named = {
-            "shared": self.bank.shared_p,
-            "experts": self.bank.experts_Np,
-            "router": self.router.params_P,
-        }
-        for name, optimizer in self._optimizers.items():
-            named[f"{name}.first_moment"] = optimizer.first_moment
-            named[f"{name}.second_moment"] = optimizer.second_moment
-        return named
+        """Everything a resume needs besides the step, by name. See :meth:`is_whole` for what is this rank's share."""
+        moments = {f"router.{name}": tensor for name, tensor in self._router_optimizer.tensors().items()}
+        return {"router": self.router.params_P} | moments | self.bank.tensors()
+
+    def is_whole(self, name: str) -> bool:
+        """Whether every rank holds all of this tensor, rather than its columns (or blocks of columns)."""
+        return name.startswith("router") or (self.soup.expert_rank is not None and name.startswith("experts"))
 
     def _precision(self) -> torch.autocast:
         """bfloat16 compute on GPUs; parameters, gradients and the loss stay float32."""

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from flows.jobs import runner
+from flows.jobs import endings, runner
+from flows.jobs.own_backbone import own_backbone
 from flows.jobs.run_record import claim_run, claimed
+from flows.plan import check_fits
 from flows.settings import Pretrain
 from pipeline.meta_distributions import Dirichlet, Fixed, MetaDistribution, Sparse, generic_weights
 from pipeline.mixtures import MixturePlan
@@ -31,6 +33,8 @@ from storage_schema.manifest import StoreError, open_stage, read_manifest, write
 
 SETTINGS = "settings.json"
 """In a run's folder: what it was asked for."""
+CARRIED_OUT = "micro_batch_size", "compile_model", "deterministic"
+"""Fields of TrainingConfig that a resumed run may change: they leave the result as it is, to rounding."""
 
 
 def run(settings: Pretrain) -> dict[str, Any]:
@@ -39,20 +43,24 @@ def run(settings: Pretrain) -> dict[str, Any]:
     Raises:
         ValueError: for settings, stores or checkpoints that do not fit, and workers the cluster lacks.
     """
-    runner.require_workers(settings.num_workers, settings.use_gpu)
+    runner.require_workers(settings.min_workers or settings.num_workers, settings.use_gpu)
     folder = run_folder(settings.name)
     # What was added to the store after a run began is not for that run: it goes on as it began.
     store = open_store(store_place(settings.store), num_parts=claimed(folder).get("store_parts"))
     soup, training = resolve(settings, store)
+    world_sizes(training.batch_size, settings.min_workers or settings.num_workers, settings.num_workers)
     stream = make_stream(settings, store, training)
     stream.plan.steps(training.steps - 1, training.steps)  # recorded mixtures may be too few
+    _require_cuda(settings.use_gpu)
+    for workers in {settings.min_workers or settings.num_workers, settings.num_workers}:
+        check_fits(soup, training, num_workers=workers, use_gpu=settings.use_gpu)
     stage = open_stage(
         soup_folder(settings.name),
         kind="soup",
         configuration={
             "method": settings.method,
             "soup": asdict(soup),
-            "training": asdict(training),
+            "training": _identity(training),
             "embedder": read_manifest(store.folder.parent / "embeddings", "embeddings").configuration,
         },
         inputs={"domains": store.digest},
@@ -61,7 +69,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
     if stage.finished is None:
         with only_writer(folder):
             of_store = stream.plan.facts | {"store_parts": stream.store_parts}
-            claim_run(folder, asdict(soup) | asdict(training) | of_store)
+            claim_run(folder, asdict(soup) | _identity(training) | of_store)
             write_atomically(folder / SETTINGS, settings.model_dump_json(indent=1))
             _fit(settings, stream, {"soup": soup, "training": training, "soup_folder": str(stage.work)})
             stage.finish({"steps": training.steps})
@@ -71,11 +79,19 @@ def run(settings: Pretrain) -> dict[str, Any]:
     return {**summary, "soup": str(stage.folder), "digest": stage.finished.digest}
 
 
-def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> None:
-    """Run the workers to the end; Ray restarts a failed group from the newest checkpoint."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+def _identity(training: TrainingConfig) -> dict[str, Any]:
+    """What makes a run this run: all of its training but how a machine carries it out."""
+    return {name: value for name, value in asdict(training).items() if name not in CARRIED_OUT}
 
+
+def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> None:
+    """Run the workers to the end; Ray restarts a failed group from the newest checkpoint.
+
+    Raises ValueError for what would only fail again (see endings.py).
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+    from flows.jobs.elastic import EvenTorchTrainer
     from flows.jobs.training_loop import MixtureDataConfig, train_loop
 
     # A worker's first import of torch takes more than Ray Train's 60 s on a small, busy machine; and each of
@@ -83,19 +99,74 @@ def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> Non
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     folder = run_folder(settings.name)
-    TorchTrainer(
+    least, most = settings.min_workers or settings.num_workers, settings.num_workers
+    of_run = {
+        "run_folder": str(folder),
+        "checkpoint_every": settings.checkpoint_every,
+        "report_every": settings.report_every,
+        "asked": _asked(settings, loop["soup"], loop["training"]),
+    }
+    trainer = EvenTorchTrainer(
         train_loop,
-        train_loop_config={**loop, "run_folder": str(folder), "checkpoint_every": settings.checkpoint_every},
+        train_loop_config=loop | of_run,
         datasets={"train": lambda: stream},
         dataset_config=MixtureDataConfig(),
-        scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=settings.use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=settings.use_gpu,
+            elastic_resize_monitor_interval_s=settings.resize_check_seconds,
+        ),
         run_config=RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
             checkpoint_config=CheckpointConfig(num_to_keep=settings.checkpoints_kept),
             failure_config=FailureConfig(max_failures=3, controller_failure_limit=3),
         ),
-    ).fit()
+        allowed=world_sizes(loop["training"].batch_size, least, most),
+    )
+    endings.to_the_end(trainer.fit, folder, asked=of_run["asked"])
+
+
+def _asked(settings: Pretrain, soup: SoupConfig, training: TrainingConfig) -> str:
+    of_model = f"preset {settings.preset}" if settings.backbone is None else "the given backbone"
+    return (
+        f"{of_model}, {soup.num_experts} experts, optimizer {training.optimizer}, batch_size {training.batch_size}, "
+        f"micro_batch_size {training.micro_batch_size} and {settings.num_workers} workers"
+    )
+
+
+def _require_cuda(use_gpu: bool) -> None:
+    """Raise ValueError if a GPU that Ray counts is none that torch can use: workers would fail one by one."""
+    if not use_gpu:
+        return
+    import ray
+
+    @ray.remote(num_gpus=1)
+    def has_cuda() -> bool:
+        import torch
+
+        return torch.cuda.is_available()
+
+    if not ray.get(has_cuda.remote()):
+        raise ValueError(
+            "use_gpu is true and the Ray cluster counts GPUs, but torch sees none there. Install a CUDA build of "
+            "torch, check the driver (nvidia-smi), or set use_gpu=false."
+        )
+
+
+def world_sizes(batch_size: int, min_workers: int, num_workers: int) -> list[int]:
+    """Numbers of workers from `min_workers` on that share a batch evenly, ascending.
+
+    Raises ValueError if `num_workers` does not, or is below `min_workers`.
+    """
+    if min_workers > num_workers:
+        raise ValueError(
+            f"min_workers is {min_workers} and num_workers, the maximum, is {num_workers}. Lower min_workers or "
+            "raise num_workers."
+        )
+    if batch_size % num_workers:
+        raise ValueError(f"batch_size {batch_size} is not a multiple of the {num_workers} workers.")
+    return [size for size in range(min_workers, num_workers + 1) if batch_size % size == 0]
 
 
 def resolve(settings: Pretrain, store: DomainStore) -> tuple[SoupConfig, TrainingConfig]:
@@ -105,7 +176,8 @@ def resolve(settings: Pretrain, store: DomainStore) -> tuple[SoupConfig, Trainin
         name: getattr(settings, name)
         for name in (
             "steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size", "learning_rate",
-            "expert_learning_rate", "router_learning_rate",
+            "expert_learning_rate", "router_learning_rate", "optimizer", "micro_batch_size", "compile_model",
+            "deterministic",
         )
         if getattr(settings, name) is not None
     }  # fmt: skip
@@ -115,11 +187,13 @@ def resolve(settings: Pretrain, store: DomainStore) -> tuple[SoupConfig, Trainin
         overrides["mixtures_per_step"] = 1
         overrides.setdefault("learning_rate", chosen.generic_learning_rate)
     training = replace(chosen.training, seed=settings.seed, **overrides)
-    backbone = chosen.backbone(
-        vocab_size=store.vocab_size,
-        sequence_length=training.sequence_length,
-        end_of_text=store.end_of_text,
-    )
+    of_store = {
+        "vocab_size": store.vocab_size,
+        "sequence_length": training.sequence_length,
+        "end_of_text": store.end_of_text,
+    }
+    given = settings.backbone
+    backbone = chosen.backbone(**of_store) if given is None else own_backbone(given, **of_store)
     soup = SoupConfig(
         backbone=backbone,
         num_experts=num_experts,
@@ -127,6 +201,7 @@ def resolve(settings: Pretrain, store: DomainStore) -> tuple[SoupConfig, Trainin
         router_hidden=chosen.router_hidden,
         router_output_scale=chosen.router_output_scale,
         expert_std=chosen.expert_std,
+        expert_rank=settings.expert_rank if num_experts else None,
     )
     return soup, training
 

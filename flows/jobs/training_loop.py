@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,14 +11,15 @@ from typing import Any
 import numpy as np
 import ray.train
 import torch
-from ray.train import Checkpoint, DataConfig
+from ray.train import CheckpointUploadMode, DataConfig
 
+from flows.jobs import endings
+from flows.jobs.checkpoints import Checkpoints
 from flows.jobs.progress import progress
 from pipeline.streaming import Batch, MixtureStream
 from pipeline.tasks import available_cores
-from soe_model.checkpoint import load_checkpoint, save_checkpoint
 from soe_model.soup import write_soup
-from soe_model.training import SoupTrainer, StepResult
+from soe_model.training import NonFiniteLoss, SoupTrainer, StepResult
 from storage_schema.manifest import write_atomically
 
 LOG_EVERY = 10
@@ -38,8 +38,30 @@ class MixtureDataConfig(DataConfig):
         return [{"train": stream.for_rank(rank, world_size)} for rank in range(world_size)]
 
 
+class Diverged(RuntimeError):
+    """A loss or gradient is not finite; says where it came from."""
+
+
 def train_loop(config: dict[str, Any]) -> None:
-    """The function Ray Train runs on every worker."""
+    """The function Ray Train runs on every worker. What would only fail again is said, not tried again."""
+    folder = Path(config["run_folder"])
+    if endings.stopped(folder) is not None:
+        return
+    try:
+        _train(config)
+    except Diverged as error:  # on every rank in the same step, so all return
+        if ray.train.get_context().get_world_rank() == 0:
+            endings.stop(folder, str(error))
+    except ValueError as error:
+        endings.stop(folder, str(error))
+        raise
+    except Exception as error:
+        if endings.is_out_of_memory(error):
+            endings.stop(folder, endings.out_of_memory(config["asked"]))
+        raise
+
+
+def _train(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     torch.set_num_threads(max(1, available_cores() // context.get_local_world_size()))
     device = ray.train.torch.get_device()
@@ -49,10 +71,7 @@ def train_loop(config: dict[str, Any]) -> None:
     centroids_KD = torch.from_numpy(tree.leaves_KD)
     trainer = SoupTrainer(config["soup"], config["training"], centroids_KD=centroids_KD, device=device)
     run = _Run(config, stream, trainer, is_first=context.get_world_rank() == 0)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            run.restore(folder)
+    run.restore()
     run.to_the_end()
     write_soup(
         config["soup_folder"],
@@ -71,14 +90,19 @@ class _Run:
     ):
         self.stream, self.trainer, self.is_first = stream, trainer, is_first
         self.folder = Path(config["run_folder"])
+        self.checkpoints = Checkpoints(self.folder, trainer, plan_digest=stream.plan.digest)
         self.steps, self.checkpoint_every = trainer.training.steps, config["checkpoint_every"]
+        self.report_every = config["report_every"]
         self.train_seconds = 0.0
 
-    def restore(self, folder: str) -> None:
-        notes = load_checkpoint(folder, self.trainer, plan_digest=self.stream.plan.digest)
+    def restore(self) -> None:
+        notes = self.checkpoints.restore()
+        if notes is None:
+            return
         self.train_seconds = notes["train_seconds"]
         if self.is_first:
-            print(f"resuming at step {self.trainer.step} of {self.steps}", flush=True)
+            size = self.trainer.sharding.world_size
+            print(f"resuming at step {self.trainer.step} of {self.steps} on {size} workers", flush=True)
 
     def to_the_end(self) -> None:
         trainer = self.trainer
@@ -99,8 +123,12 @@ class _Run:
                     if trainer.step % LOG_EVERY == 0 or trainer.step == self.steps:
                         self._log(result)
                 if trainer.step % self.checkpoint_every == 0 or trainer.step == self.steps:
-                    self._checkpoint(result)
+                    self.checkpoints.begin(self._metrics(result), {"train_seconds": self.train_seconds})
                     clock = time.monotonic()
+                elif trainer.step % self.report_every == 0:
+                    # In its turn behind a checkpoint that is still being written, without waiting for it.
+                    ray.train.report(self._metrics(result), checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+        self.checkpoints.wait()
 
     def _step(self, batch: Batch) -> StepResult:
         if batch.step != self.trainer.step:
@@ -108,25 +136,18 @@ class _Run:
                 f"the stream gave step {batch.step}, the trainer is at step {self.trainer.step}."
             )
         device = self.trainer.device
-        return self.trainer.train_step(
-            torch.from_numpy(batch.tokens_BL1.astype(np.int64)).to(device),
-            torch.from_numpy(batch.mixture_B).to(device),
-            torch.from_numpy(batch.domain_weights_WK).to(device),
-        )
+        try:
+            return self.trainer.train_step(
+                torch.from_numpy(batch.tokens_BL1.astype(np.int64)).to(device),
+                torch.from_numpy(batch.mixture_B).to(device),
+                torch.from_numpy(batch.domain_weights_WK).to(device),
+            )
+        except NonFiniteLoss as error:
+            message = endings.not_finite(error.step, error.mixtures, batch.domain_weights_WK, str(error))
+            raise Diverged(message) from error
 
-    def _checkpoint(self, result: StepResult) -> None:
-        with tempfile.TemporaryDirectory(prefix="soe-checkpoint-") as folder:
-            save_checkpoint(
-                folder,
-                self.trainer,
-                plan_digest=self.stream.plan.digest,
-                notes={"train_seconds": self.train_seconds},
-            )
-            ray.train.report(
-                {"step": self.trainer.step, "loss": result.loss},
-                checkpoint=Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"step-{self.trainer.step:09d}",
-            )
+    def _metrics(self, result: StepResult) -> dict[str, Any]:
+        return {"step": self.trainer.step, "loss": result.loss}
 
     def _log(self, result: StepResult) -> None:
         line = {

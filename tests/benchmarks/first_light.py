@@ -52,7 +52,7 @@ class Evaluation:
     def losses(self, trainer: SoupTrainer) -> list[float]:
         """Of every specialist set under its instance, then of the generic mixture."""
         with torch.no_grad():
-            instances_WP = trainer.bank.combine(trainer.router.module(self.weights_WK))
+            instances_WP = trainer.bank.instances(trainer.router.module(self.weights_WK))
         found = []
         for instance_P, windows in zip(instances_WP, self.windows, strict=True):
             trainer.backbone.params_P.copy_(instance_P)

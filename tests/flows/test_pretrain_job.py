@@ -67,7 +67,7 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
         assert abs(loss - expected[step]) < 1e-5
     opened = SoupOfExperts.open(home / "soups" / "one")
     weights = torch.tensor([[0.5, 0.0, 0.5, 0.0]])
-    instance = trainer.bank.combine(trainer.router.module(weights).detach())
+    instance = trainer.bank.instances(trainer.router.module(weights).detach())
     torch.testing.assert_close(opened.instances(opened.coefficients(weights)), instance, rtol=1e-4, atol=1e-5)
     assert one_worker["tokens"] == 120 * 8 * 16 and one_worker["train_seconds"] > 0
 

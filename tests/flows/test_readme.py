@@ -110,7 +110,7 @@ def test_the_tree_names_every_file_and_no_other():
             folder = name
         else:
             named.add(folder + name)
-    rooms = ("storage_schema", "pipeline", "soe_model", "flows", "flows/jobs")
+    rooms = ("storage_schema", "pipeline", "soe_model", "soe_model/optimizers", "flows", "flows/jobs")
     there = {
         path.relative_to(REPOSITORY).as_posix()
         for room in rooms

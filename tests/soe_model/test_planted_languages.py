@@ -51,7 +51,7 @@ def specialist_losses(store, *, num_experts, evaluation):
             torch.from_numpy(batch.domain_weights_WK),
         )
     with torch.no_grad():
-        instances = trainer.bank.combine(trainer.router.module(torch.eye(LANGUAGES)))
+        instances = trainer.bank.instances(trainer.router.module(torch.eye(LANGUAGES)))
     losses = []
     for instance, windows in zip(instances, evaluation, strict=True):
         trainer.backbone.params_P.copy_(instance)

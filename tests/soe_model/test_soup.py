@@ -52,7 +52,7 @@ WEIGHTS = torch.tensor([[0.5, 0.5, 0, 0, 0], [0, 0, 0.25, 0.25, 0.5]])
 def test_an_opened_soup_makes_the_trainers_instances(made):
     folder, trainer = made
     soup = SoupOfExperts.open(folder)
-    expected = trainer.bank.combine(trainer.router.module(WEIGHTS).detach())
+    expected = trainer.bank.instances(trainer.router.module(WEIGHTS).detach())
     torch.testing.assert_close(soup.instances(soup.coefficients(WEIGHTS)), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -73,7 +73,7 @@ def test_plain_transformers_gives_the_soups_logits(made, tmp_path):
     tokens = make_batch(0)[0][:, :-1]
     for place, weights, manifest in zip(folders, WEIGHTS, manifests, strict=True):
         model = AutoModelForCausalLM.from_pretrained(place)
-        instance = trainer.bank.combine(trainer.router.module(weights[None]).detach())[0]
+        instance = trainer.bank.instances(trainer.router.module(weights[None]).detach())[0]
         parameters = unflatten(instance, trainer.backbone.layout)
         expected = torch.func.functional_call(
             trainer.backbone.module, parameters, kwargs={"input_ids": tokens}

@@ -1,10 +1,12 @@
 """The closed-form step against plain autograd through ``shared + coefficients @ experts``."""
 
+import pytest
 import torch
 from torch.func import functional_call
 
 from soe_model.backbone import gpt2_config, token_losses
 from soe_model.flat import unflatten
+from soe_model.optimizers.compiling import can_compile
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.training import NonFiniteLoss, SoupTrainer, learning_rate_factor
 
@@ -12,22 +14,35 @@ K, W, B, L = 5, 3, 6, 8
 BACKBONE = gpt2_config(vocab_size=40, sequence_length=L, embedding_size=8, num_layers=2, num_heads=2)
 
 
-def make_trainer(num_experts=4, expert_std=0.05, **training):
+def make_trainer(num_experts=4, expert_std=0.05, expert_rank=None, backbone=BACKBONE, **training):
     settings = dict(
         steps=10, batch_size=B, sequence_length=L, mixtures_per_step=W, warmup_steps=1, learning_rate=1e-2,
         expert_learning_rate=5e-3, router_learning_rate=2e-2, gradient_clip=0.5,
     )  # fmt: skip
     soup = SoupConfig(
-        backbone=BACKBONE, num_experts=num_experts, num_domains=K, router_hidden=6, expert_std=expert_std
+        backbone=backbone,
+        num_experts=num_experts,
+        num_domains=K,
+        router_hidden=6,
+        expert_std=expert_std,
+        expert_rank=expert_rank,
     )
     return SoupTrainer(soup, TrainingConfig(**settings | training))
 
 
-def make_batch(step):
+def make_batch(step, *, batch_size=B, mixtures=W):
     generator = torch.Generator().manual_seed(step)
-    tokens = torch.randint(0, 40, (B, L + 1), generator=generator)
-    weights = torch.rand(W, K, generator=generator)
-    return tokens, torch.arange(B) // (B // W), weights / weights.sum(1, keepdim=True)
+    tokens = torch.randint(0, 40, (batch_size, L + 1), generator=generator)
+    weights = torch.rand(mixtures, K, generator=generator)
+    mixture = torch.arange(batch_size) // (batch_size // mixtures)
+    return tokens, mixture, weights / weights.sum(1, keepdim=True)
+
+
+def columns(padded):
+    """Without the columns that fill a shard up."""
+    num_params = make_trainer().backbone.num_params
+    assert not padded[..., num_params:].any()
+    return padded[..., :num_params]
 
 
 class Oracle:
@@ -39,8 +54,8 @@ class Oracle:
             trainer.backbone.module,
             trainer.training,
         )
-        self.shared = trainer.bank.shared_p.clone().requires_grad_()
-        self.experts = trainer.bank.experts_Np.clone().requires_grad_()
+        self.shared = trainer.sharding.gather(trainer.bank.shared_p[None])[0].clone().requires_grad_()
+        self.experts = trainer.sharding.gather(trainer.bank.experts.weights_Np).clone().requires_grad_()
         self.router = trainer.router.module
         self.router_params = [p.detach().clone().requires_grad_() for p in self.router.parameters()]
         self.groups = [
@@ -95,8 +110,10 @@ def test_step_equals_autograd_with_dense_gradients():
         result = trainer.train_step(*batch)
         assert abs(result.loss - expected_loss) < 1e-5
         assert abs(result.gradient_norm - expected_norm) < 1e-5 * max(1, expected_norm)
-    torch.testing.assert_close(trainer.bank.shared_p, oracle.shared.detach(), rtol=1e-4, atol=2e-5)
-    torch.testing.assert_close(trainer.bank.experts_Np, oracle.experts.detach(), rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(columns(trainer.bank.shared_p), oracle.shared.detach(), rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(
+        columns(trainer.bank.experts.weights_Np), oracle.experts.detach(), rtol=1e-4, atol=2e-5
+    )
     flat = torch.cat([p.detach().flatten() for p in oracle.router_params])
     torch.testing.assert_close(trainer.router.params_P, flat, rtol=1e-4, atol=2e-5)
 
@@ -115,7 +132,7 @@ def test_generic_twin_is_plain_training_of_shared():
         optimizer.param_groups[0]["lr"] = 1e-2 * learning_rate_factor(number, twin.training)
         optimizer.step()
         assert abs(twin.train_step(tokens, mixture, weights).loss - loss.item()) < 1e-5
-    torch.testing.assert_close(twin.bank.shared_p, model.params_P, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(columns(twin.bank.shared_p), model.params_P, rtol=1e-4, atol=1e-5)
 
 
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not():
@@ -136,7 +153,7 @@ def test_nan_stops_before_anything_is_updated():
     try:
         trainer.train_step(*make_batch(1))
     except NonFiniteLoss as error:
-        assert "step 1" in str(error)
+        assert "step 1" in str(error) and error.step == 1 and error.mixtures == [0, 1, 2]
     else:
         raise AssertionError("a NaN loss was accepted")
     for name, tensor in trainer.tensors().items():
@@ -149,6 +166,61 @@ def test_parameter_addresses_never_change():
     pointers = [(p.data_ptr(), p.grad.data_ptr()) for p in trainer.backbone.module.parameters()]
     trainer.train_step(*make_batch(0))
     assert pointers == [(p.data_ptr(), p.grad.data_ptr()) for p in trainer.backbone.module.parameters()]
+
+
+def test_a_nan_of_one_mixture_names_it():
+    trainer = make_trainer()
+    trainer.router.params_P.zero_()
+    tokens, mixture, weights = make_batch(0)
+    weights[1] = float("nan")
+    with pytest.raises(NonFiniteLoss) as error:
+        trainer.train_step(tokens, mixture, weights)
+    assert error.value.mixtures == [1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_micro_batches_give_the_step_of_the_whole(size):
+    whole, parts = make_trainer(), make_trainer(micro_batch_size=size)
+    for number in range(3):
+        expected, found = whole.train_step(*make_batch(number)), parts.train_step(*make_batch(number))
+        assert abs(found.loss - expected.loss) < 1e-5
+    torch.testing.assert_close(parts.bank.shared_p, whole.bank.shared_p, rtol=1e-4, atol=2e-5)
+
+
+def test_deterministic_mode_is_on_and_gives_the_same_losses():
+    try:
+        found = make_trainer(deterministic=True).train_step(*make_batch(0)).loss
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert abs(found - make_trainer().train_step(*make_batch(0)).loss) < 1e-6
+
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": L, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_a_tiny_llama_learns_as_autograd_says():
+    trainer, oracle_trainer = make_trainer(backbone=LLAMA), make_trainer(backbone=LLAMA)
+    oracle = Oracle(oracle_trainer)
+    for number in range(3):
+        expected_loss, expected_norm = oracle.step(number, *make_batch(number))
+        result = trainer.train_step(*make_batch(number))
+        assert abs(result.loss - expected_loss) < 1e-5
+        assert abs(result.gradient_norm - expected_norm) < 1e-5 * max(1, expected_norm)
+
+
+def test_a_compiled_model_gives_the_losses_of_the_eager_one():
+    if not can_compile("cpu"):
+        pytest.skip("there is no C++ compiler")
+    eager, fast = make_trainer(), make_trainer(compile_model=True)
+    pointers = [(p.data_ptr(), p.grad.data_ptr()) for p in fast.backbone.module.parameters()]
+    for number in range(3):
+        expected = eager.train_step(*make_batch(number)).loss
+        assert abs(fast.train_step(*make_batch(number)).loss - expected) < 1e-5
+    assert pointers == [(p.data_ptr(), p.grad.data_ptr()) for p in fast.backbone.module.parameters()]
 
 
 def test_warmup_then_cosine():

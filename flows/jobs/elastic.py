@@ -1,0 +1,37 @@
+"""Between two numbers of workers: as many as the cluster has, but always a divisor of the batch.
+
+Ray Train's own elastic policy takes any number in between; a rank's share of the batch would not be whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+
+
+class EvenScalingPolicy(ElasticScalingPolicy):
+    """Ray's elastic policy with the world sizes that share a batch evenly."""
+
+    def __init__(self, scaling_config: ScalingConfig, allowed: list[int]):
+        super().__init__(scaling_config)
+        self.allowed = allowed
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        possible = super()._count_possible_workers(reserved_resources)
+        return max((size for size in self.allowed if size <= possible), default=0)
+
+
+class EvenTorchTrainer(TorchTrainer):
+    """A TorchTrainer of one of the `allowed` numbers of workers (one of them: of exactly so many)."""
+
+    def __init__(self, *args: Any, allowed: list[int], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._allowed = allowed
+
+    def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
+        if self.scaling_config.elasticity_enabled:
+            kwargs["scaling_policy"] = EvenScalingPolicy(self.scaling_config, self._allowed)
+        return super()._initialize_and_run_controller(**kwargs)

@@ -1,0 +1,172 @@
+"""``soe plan``: what a pretraining run will need and take, before it starts; and the check a run begins with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.machine_memory import available_memory
+from soe_model.cost import (
+    Setup,
+    checkpoint_bytes,
+    model_size,
+    state_bytes,
+    step_flops,
+    step_time,
+    worker_memory,
+)
+from soe_model.devices import DEVICES, Device, device
+from soe_model.fitting import GB, needed, refuse_what_cannot_fit
+from soe_model.presets import SoupConfig, TrainingConfig, preset
+
+CPU = "cpu"
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the plan; ValueError for what cannot fit, after the table, and for settings that are none."""
+    soup, training = resolve(arguments)
+    if training.batch_size % arguments.num_workers:
+        raise ValueError(
+            f"batch_size {training.batch_size} is not a multiple of the {arguments.num_workers} workers. Change "
+            "--batch-size or --num-workers."
+        )
+    chosen = place(arguments)
+    kind = CPU if arguments.device == CPU else "cuda"
+    setup = Setup(
+        size=model_size(soup.backbone),
+        soup=soup,
+        training=training,
+        num_workers=arguments.num_workers,
+        device_type=kind,
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    show(setup, chosen, console, mfu=arguments.mfu)
+    workers = setup.num_workers if kind == CPU else 1
+    refuse_what_cannot_fit(setup, chosen.memory, of=chosen.name, workers_there=workers)
+    console.print("It fits.")
+    return 0
+
+
+def resolve(arguments: argparse.Namespace) -> tuple[SoupConfig, TrainingConfig]:
+    """The preset with what the command line says laid over it."""
+    chosen = preset(arguments.preset)
+    names = (
+        "batch_size", "sequence_length", "mixtures_per_step", "micro_batch_size", "optimizer", "compile_model",
+    )  # fmt: skip
+    overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    training = replace(chosen.training, **overrides)
+    if arguments.backbone:
+        backbone = _read_backbone(arguments.backbone)
+    else:
+        backbone = chosen.backbone(
+            vocab_size=arguments.vocab_size, sequence_length=training.sequence_length, end_of_text=0
+        )
+    soup = SoupConfig(
+        backbone=backbone,
+        num_experts=chosen.num_experts if arguments.num_experts is None else arguments.num_experts,
+        num_domains=arguments.num_domains,
+        router_hidden=chosen.router_hidden,
+        expert_rank=arguments.expert_rank,
+    )
+    return soup, training
+
+
+def _read_backbone(path: str) -> dict[str, Any]:
+    try:
+        backbone = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no Hugging Face configuration (config.json): {error}.") from error
+    if not isinstance(backbone, dict):
+        raise ValueError(f"{path} is no Hugging Face configuration: it must hold a JSON object.")
+    return backbone
+
+
+def place(arguments: argparse.Namespace) -> Device:
+    """The GPU of that name, or this machine, of which only the memory is known; with the given rates."""
+    if arguments.device == CPU:
+        chosen = Device(
+            name="this machine", memory=available_memory(), peak_flops=None, bandwidth=None, mfu=None
+        )
+    else:
+        spelled = {name.lower(): name for name in DEVICES}
+        chosen = device(spelled.get(arguments.device.lower(), arguments.device))
+    if arguments.bandwidth:
+        chosen = replace(chosen, bandwidth=arguments.bandwidth * 1e9)
+    if arguments.peak:
+        chosen = replace(chosen, peak_flops=arguments.peak * 1e12)
+    return chosen
+
+
+def show(setup: Setup, chosen: Device, console: Console, *, mfu: float | None = None) -> None:
+    """Print what a worker needs by part, and what follows for disk and time."""
+    size, soup, training = setup.size, setup.soup, setup.training
+    full = soup.num_experts * (setup.factor_size if soup.expert_rank else size.num_params)
+    mixtures = f"{training.mixtures_per_step} mixture{'s' * (training.mixtures_per_step > 1)}"
+    console.print(
+        f"{size.num_params:,} parameters, {soup.num_experts} experts of together {full:,}; "
+        f"{'adam' if soup.expert_rank else training.optimizer}, {setup.num_workers} x {chosen.name}; a step of "
+        f"{training.batch_size} x {training.sequence_length} tokens, {mixtures}, "
+        f"passes of {setup.micro_batch} sequences"
+    )
+    table = Table("of the worker that needs most", box=None, pad_edge=False)
+    table.add_column("GB", justify="right")
+    for name, value in worker_memory(setup).items():
+        table.add_row(name + " (estimated)" * (name in ("activations", "process")), f"{value / GB:.2f}")
+    copy = "the checkpoint's copy"
+    if setup.device_type == CPU:
+        table.add_row(copy, f"{state_bytes(setup) / GB:.2f}")
+    table.add_row("all", f"{needed(setup) / GB:.2f}")
+    table.add_row(f"{chosen.name} has", f"{chosen.memory / GB:.2f}")
+    console.print(table)
+    if setup.device_type != CPU:
+        console.print(f"{copy}: {state_bytes(setup) / GB:.2f} GB of CPU memory a worker")
+    console.print(f"a checkpoint on disk: {checkpoint_bytes(setup) / GB:.2f} GB")
+    console.print(_time(setup, chosen, mfu))
+
+
+def _time(setup: Setup, chosen: Device, mfu: float | None) -> str:
+    time = step_time(setup, chosen, mfu=mfu)
+    share = mfu or chosen.mfu
+    parts = []
+    if time.backbone is not None:
+        flops = f"{step_flops(setup) / 1e12:.1f} TFLOP at {share:.0%} of the peak"
+        parts.append(f"{1e3 * time.backbone:.1f} ms of backbone ({flops})")
+    if time.bank is not None:
+        rate = f"at {chosen.bandwidth / 1e12:.2f} TB/s"
+        parts.append(f"{1e3 * time.bank:.1f} ms of bank ({rate})")
+    if time.ratio is not None:
+        parts.append(f"{time.ratio:.0%} of the plain model's tokens a second")
+    if not parts:
+        return "a step: not predicted, for the speed of this is not known (--bandwidth, --peak and --mfu give it)"
+    return "a step, predicted: " + ", ".join(parts)
+
+
+def check_fits(soup: SoupConfig, training: TrainingConfig, *, num_workers: int, use_gpu: bool) -> None:
+    """Raise ValueError, naming the nearest settings that fit, for a run that this machine cannot hold.
+
+    On a CPU all workers share the memory that is available. With `use_gpu` a worker has the smallest GPU that torch
+    sees; where it sees none (the workers are elsewhere) nothing is checked.
+    """
+    memory, of, device_type = available_memory(), "this machine", CPU
+    if use_gpu:
+        import torch
+
+        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        if not gpus:
+            return
+        smallest = min(gpus, key=lambda gpu: gpu.total_memory)
+        memory, of, device_type = smallest.total_memory, smallest.name, "cuda"
+    setup = Setup(
+        size=model_size(soup.backbone),
+        soup=soup,
+        training=training,
+        num_workers=num_workers,
+        device_type=device_type,
+    )
+    refuse_what_cannot_fit(setup, memory, of=of, workers_there=1 if use_gpu else num_workers)

@@ -1,0 +1,35 @@
+"""Optimizers of the experts, by name. `adam` is Algorithm 2's; what is not exactly Adam says so in its name."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from soe_model.optimizers.adam import Adam, AdamExperts
+from soe_model.optimizers.compact import CompactExperts, Moments
+from soe_model.optimizers.tile import AdamConfig
+
+MOMENTS = {
+    "adam-bf16-moments": Moments(),
+    "factored": Moments(factored_second=True),
+    "factored-int8": Moments(factored_second=True, int8_first=True),
+}
+OPTIMIZERS = {"adam": AdamExperts} | {
+    name: partial(CompactExperts, moments=moments) for name, moments in MOMENTS.items()
+}
+__all__ = ["MOMENTS", "OPTIMIZERS", "Adam", "AdamConfig", "AdamExperts", "CompactExperts", "bytes_of"]
+
+
+def bytes_of(name: str) -> tuple[float, float]:
+    """Bytes of an element of the bank: held (weight and moments), and moved in a step.
+
+    Raises ValueError for a name that is none.
+    """
+    check_name(name)
+    of = MOMENTS.get(name, AdamExperts)
+    return of.state_bytes, of.moved_bytes
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError, listing the names, for one that is no optimizer's."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"no optimizer {name!r}; there are {', '.join(OPTIMIZERS)}.")

@@ -1,0 +1,121 @@
+"""What is done to one tile of a bank's columns, as tensor expressions for torch.compile to fuse.
+
+Legend: W mixtures, N experts, t columns, F = FACTORED columns of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from soe_model.optimizers import rounding
+
+CACHE_ELEMENTS = 1 << 18
+"""Of a tile in eager mode on a CPU: what lies between two expressions stays in a core's cache."""
+FUSED_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
+"""Of a tile otherwise: far below 2^31, and few calls."""
+FACTORED = 1024
+"""Columns that share the rows' second moments; one block for a whole matrix is wrong for rows of an embedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamConfig:
+    """Adam's constants; the paper's beta 0.9 and 0.999 (Table 3)."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+def tiles(rows_Np: torch.Tensor, *, fused: bool, multiple: int = 1) -> Iterator[slice]:
+    """Slices of the columns, so that a tile of all rows fits; each but the last a multiple of `multiple` wide.
+
+    Args:
+        fused: one kernel does all of a tile, so that nothing between the expressions has to fit the cache.
+    """
+    device = rows_Np.device.type
+    most = FUSED_ELEMENTS[device] if fused or device != "cpu" else CACHE_ELEMENTS
+    width = max(most // max(len(rows_Np), 1) // multiple, 1) * multiple
+    for start in range(0, rows_Np.shape[1], width):
+        yield slice(start, min(start + width, rows_Np.shape[1]))
+
+
+def hyperparameters(
+    config: AdamConfig, step: int, learning_rate: float, device: torch.device
+) -> torch.Tensor:
+    """float32 [5], as a tensor so that a new rate compiles nothing: 1 - beta1, 1 - beta2, the rate with the first
+    moment's correction, the root of the second's, epsilon. `step` counts from 0.
+    """
+    correction1, correction2 = 1 - config.beta1 ** (step + 1), 1 - config.beta2 ** (step + 1)
+    return torch.tensor(
+        [1 - config.beta1, 1 - config.beta2, learning_rate / correction1, correction2**-0.5, config.epsilon],
+        device=device,
+    )
+
+
+def combine_tile(shared_t, coefficients_WN, high_Nt, out_Wt) -> None:
+    """``out = shared + coefficients @ experts`` of one tile, into `out_Wt`."""
+    if not torch.compiler.is_compiling():
+        out_Wt.copy_(shared_t + coefficients_WN @ high_Nt.float())
+        return
+    for number in range(
+        len(coefficients_WN)
+    ):  # a sum that the compiler fuses; a product of matrices it would not
+        out_Wt[number] = shared_t + (coefficients_WN[number][:, None] * high_Nt.float()).sum(0)
+
+
+def dots_tile(grads_Wt, high_Nt) -> torch.Tensor:
+    """A tile's part of the coefficients' gradient, [W, N]."""
+    if not torch.compiler.is_compiling():
+        return grads_Wt @ high_Nt.float().T
+    return torch.stack([(gradient_t * high_Nt.float()).sum(1) for gradient_t in grads_Wt])
+
+
+def update_tile(
+    high, low, first, first_scale, second, second_rows, second_columns, coefficients_WN, grads_Wt, numbers, keys_N,
+    columns_t,
+) -> None:  # fmt: skip
+    """One tile's update, in place; what a variant does not have is None. Without `low` all is float32: exact Adam."""
+    share1, share2, rate, correction, epsilon = numbers.unbind()
+    gradient = outer(coefficients_WN, grads_Wt)
+    bits = None if low is None else rounding.random_bits(keys_N, columns_t)
+    moment = first.float() if first_scale is None else rounding.from_int8(first, first_scale)
+    moment = moment + share1 * (gradient - moment)
+    if second is None:
+        root = torch.sqrt(_from_factors(second_rows, second_columns))
+    else:
+        square = second.float()
+        square = square + share2 * (gradient * gradient - square)
+        root = torch.sqrt(square)
+        second.copy_(square if low is None else rounding.to_bfloat16(square, (bits >> 16) & rounding.HALF))
+    change = rate * moment / (root * correction + epsilon)
+    if low is None:
+        high.sub_(change)
+        first.copy_(moment)
+        return
+    new_high, new_low = rounding.split(rounding.joined(high, low) - change)
+    high.copy_(new_high)
+    low.copy_(new_low)
+    if first_scale is None:
+        first.copy_(rounding.to_bfloat16(moment, bits & rounding.HALF))
+    else:
+        numbers_Nt, scale = rounding.to_int8(moment, bits & rounding.HALF)
+        first.copy_(numbers_Nt)
+        first_scale.copy_(scale)
+
+
+def outer(coefficients_WN: torch.Tensor, grads_Wt: torch.Tensor) -> torch.Tensor:
+    """``coefficientsᵀ grads`` [N, t] as a pointwise expression, which a compiler keeps in registers."""
+    total = coefficients_WN[0][:, None] * grads_Wt[0]
+    for number in range(1, len(grads_Wt)):
+        total = total + coefficients_WN[number][:, None] * grads_Wt[number]
+    return total
+
+
+def _from_factors(rows_Nb: torch.Tensor, columns_t: torch.Tensor) -> torch.Tensor:
+    """float32 [N, t]: each block's row sums times column sums over their common total."""
+    blocks_bF = columns_t.view(-1, FACTORED)
+    total_b = blocks_bF.sum(1).clamp(min=1e-38)
+    return ((rows_Nb / total_b)[..., None] * blocks_bF).view(len(rows_Nb), -1)

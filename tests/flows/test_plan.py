@@ -1,0 +1,115 @@
+"""``soe plan``, the check before a run, and the memory of a machine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flows import cli, plan
+from flows.machine_memory import available_memory
+from soe_model.presets import SoupConfig, preset
+
+PAPER = ["plan", "--preset", "paper-110m", "--device", "H200"]
+
+
+def test_a_run_that_fits_is_shown_with_its_time(capsys):
+    arguments = ["--optimizer", "adam-bf16-moments", "--micro-batch-size", "8"]
+    assert cli.main(PAPER + arguments) == 0
+    out = capsys.readouterr().out
+    assert "110,418,432 parameters" in out and "a step, predicted" in out and "It fits." in out
+
+
+def test_a_run_that_cannot_fit_is_shown_and_refused(capsys):
+    assert cli.main(PAPER) == 1
+    shown = capsys.readouterr()
+    assert "experts and optimizer" in shown.out and "It fits" not in shown.out
+    assert "optimizer=adam-bf16-moments" in shown.err and "num_workers=2" in shown.err
+
+
+def test_no_time_is_invented_for_a_cpu(capsys, monkeypatch):
+    monkeypatch.setattr(plan, "available_memory", lambda: 64 * 10**9)
+    assert cli.main(["plan"]) == 0
+    assert "not predicted" in capsys.readouterr().out
+    assert cli.main(["plan", "--bandwidth", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "ms of bank" in out and "of backbone" not in out
+
+
+def test_a_backbone_from_a_file(tmp_path, capsys):
+    llama = {
+        "model_type": "llama",
+        "vocab_size": 100,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(llama))
+    assert cli.main(["plan", "--backbone", str(tmp_path / "config.json"), "--device", "H100"]) == 0
+    # Two tables, and in a layer four h x h, three h x f and two norms; one norm more.
+    assert f"{2 * 6400 + 2 * (4 * 64**2 + 3 * 64 * 128 + 128) + 64:,} parameters" in capsys.readouterr().out
+
+
+def test_a_configuration_that_transformers_does_not_accept_is_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": "two"}))
+    assert cli.main(["plan", "--backbone", str(tmp_path / "config.json")]) == 1
+    assert "n_layer" in capsys.readouterr().err
+
+
+def test_a_device_may_be_written_small(capsys):
+    assert cli.main(["plan", "--device", "a100-40"]) == 0
+    assert "A100-40 has" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--device", "B7"], "H200"),
+        (["--preset", "huge"], "paper-110m"),
+        (["--optimizer", "sgd"], "factored"),
+        (["--backbone", "/nowhere.json"], "/nowhere.json"),
+        (["--num-workers", "3"], "not a multiple of the 3 workers"),
+        (["--expert-rank", "64"], "Use a lower rank"),
+    ],
+)
+def test_settings_that_are_none_are_refused(arguments, said, capsys):
+    assert cli.main(["plan", *arguments]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_pretraining_run_is_checked_against_what_the_machine_has(monkeypatch):
+    chosen = preset("tiny")
+    backbone = chosen.backbone(vocab_size=512, sequence_length=128, end_of_text=0)
+    soup = SoupConfig(backbone=backbone, num_experts=16, num_domains=64)
+    monkeypatch.setattr(plan, "available_memory", lambda: 8 * 10**9)
+    plan.check_fits(soup, chosen.training, num_workers=2, use_gpu=False)
+    monkeypatch.setattr(plan, "available_memory", lambda: 10**9)
+    with pytest.raises(ValueError, match="2 workers need"):
+        plan.check_fits(soup, chosen.training, num_workers=2, use_gpu=False)
+
+
+def make_machine(root, group, folder, files):
+    for path, text in {"proc/meminfo": "MemAvailable: 8000 kB\n", "proc/self/cgroup": group + "\n"}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    (root / folder).mkdir(parents=True)
+    for name, text in files.items():
+        (root / folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(("limit", "left"), [("max", 8_192_000), ("5000", 5000 - 3000 + 1000)])
+def test_memory_in_a_control_group(tmp_path, limit, left):
+    files = {"memory.max": limit, "memory.current": "3000", "memory.stat": "anon 2000\ninactive_file 1000\n"}
+    make_machine(tmp_path, "0::/a/b", "sys/fs/cgroup/a", files)
+    assert available_memory(tmp_path) == left
+
+
+def test_memory_in_a_control_group_of_version_1(tmp_path):
+    files = {
+        "memory.limit_in_bytes": "5000",
+        "memory.usage_in_bytes": "3000",
+        "memory.stat": "total_inactive_file 1000",
+    }
+    make_machine(tmp_path, "4:memory:/a", "sys/fs/cgroup/memory/a", files)
+    assert available_memory(tmp_path) == 3000
