@@ -43,6 +43,11 @@ class Steps:
     row_TB: np.ndarray
     """int64; the window of that domain."""
 
+    @property
+    def constant(self) -> bool:
+        """Whether all steps have the same mixtures, as one array says."""
+        return self.support_TWs.strides[0] == self.weights_TWs.strides[0] == 0
+
     def domain_weights(self, step: int, num_domains: int) -> np.ndarray:
         """The W domain weights of one step, dense float64 [W, K]."""
         t = step - self.start
@@ -129,6 +134,8 @@ class MixturePlan:
         """`shape[0]` arrays of uniform numbers, float64 [count, columns of shape[1]] in [0, 1): 53 bits of words of
         a stream, of which each step has its own.
         """
+        if not range(shape[1])[columns]:
+            return np.empty((shape[0], count, 0))
         needed = shape[0] * shape[1]
         words = -(-needed // 4) * 4
         generator = np.random.Philox(key=np.array([self.seed, stream], np.uint64))
@@ -144,15 +151,19 @@ def _domains(
     """A domain for each slot, int64 [T, B]: where its uniform number falls among its mixture's summed weights."""
     if not len(mixture_B):
         return np.empty(uniform_TB.shape, np.int64)
+    if weights_TWs.strides[0] == 0:  # one mixture for all steps: summed once
+        weights_TWs = weights_TWs[:1]
     ends_TWs = np.cumsum(weights_TWs, axis=-1)
     point_TB = uniform_TB * ends_TWs[:, mixture_B, -1]
     if ends_TWs.shape[-1] <= WIDE:
         picked_TB = (point_TB[..., None] >= ends_TWs[:, mixture_B]).sum(-1)
     else:
         picked_TB = np.empty(point_TB.shape, np.int64)
+        together = len(point_TB) if len(ends_TWs) == 1 else 1
         for begin, end in pairwise(np.flatnonzero(np.diff(mixture_B, prepend=-1, append=-1))):
             for t, ends_s in enumerate(ends_TWs[:, mixture_B[begin]]):
-                picked_TB[t, begin:end] = np.searchsorted(ends_s, point_TB[t, begin:end], side="right")
+                at = slice(t, t + together), slice(begin, end)
+                picked_TB[at] = np.searchsorted(ends_s, point_TB[at], side="right")
     # Rounding may put a point on the very end: it belongs to the last domain that has a weight.
     last_TW = weights_TWs.shape[-1] - 1 - (weights_TWs[..., ::-1] > 0).argmax(-1)
     picked_TB = np.minimum(picked_TB, last_TW[:, mixture_B])

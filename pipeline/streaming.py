@@ -19,7 +19,7 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from pipeline.mixtures import MixturePlan
+from pipeline.mixtures import MixturePlan, Steps
 from pipeline.remote_store import open_store
 from pipeline.window_reader import window_reader
 from storage_schema.domains import DomainStore
@@ -113,8 +113,8 @@ class MixtureStream:
         """Batches of steps [start, stop) without Ray: the reference."""
         fetch = Fetch(self)
         for first in range(start, stop, self.window):
-            last = min(first + self.window, stop)
-            yield from self._batches(fetch.tokens(first, last), first)
+            steps = self.plan.steps(first, min(first + self.window, stop), self.slots)
+            yield from self._batches(fetch.tokens(steps), steps)
 
     def through_ray(self, start: int, stop: int) -> Iterator[Batch]:
         """The same batches, fetched ahead by Ray Data actors; to be called in a Ray process.
@@ -127,8 +127,9 @@ class MixtureStream:
         first = head
         for table in rest:
             tokens = self._checked(table, first, stop)
-            yield from self._batches(tokens, first)
-            first += len(table) // self.share
+            last = first + len(table) // self.share
+            yield from self._batches(tokens, self.plan.steps(first, last, slice(0)))
+            first = last
         if first < stop:
             raise StreamError(f"the stream ended at step {first}, before step {stop}.")
 
@@ -172,18 +173,15 @@ class MixtureStream:
             )
         return table["tokens"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
 
-    def _batches(self, tokens: np.ndarray, first: int) -> Iterator[Batch]:
+    def _batches(self, tokens: np.ndarray, steps: Steps) -> Iterator[Batch]:
         """One window's tokens ``[steps * B, L + 1]`` as batches."""
         tokens = tokens.reshape(-1, self.share, self.sequence_length + 1)
-        steps = self.plan.steps(first, first + len(tokens), slice(0))
         mixture_B = self.plan.mixture_of_slot()[self.slots]
-        for step, tokens_BL1 in enumerate(tokens, start=first):
-            yield Batch(
-                step=step,
-                tokens_BL1=tokens_BL1,
-                mixture_B=mixture_B,
-                domain_weights_WK=steps.domain_weights(step, self.plan.num_domains).astype(np.float32),
-            )
+        weights_WK = None
+        for step, tokens_BL1 in enumerate(tokens, start=steps.start):
+            if weights_WK is None or not steps.constant:
+                weights_WK = steps.domain_weights(step, self.plan.num_domains).astype(np.float32)
+            yield Batch(step=step, tokens_BL1=tokens_BL1, mixture_B=mixture_B, domain_weights_WK=weights_WK)
 
 
 class Fetch:
@@ -193,9 +191,8 @@ class Fetch:
         self.stream, self.start, self.stop = stream, start, stop
         self.reader = window_reader(stream.open_store(), stream.sequence_length)
 
-    def tokens(self, first: int, last: int) -> np.ndarray:
-        """This rank's slots of steps [first, last): ``[steps * B, L + 1]``."""
-        steps = self.stream.plan.steps(first, last, self.stream.slots)
+    def tokens(self, steps: Steps) -> np.ndarray:
+        """This rank's slots of these steps: ``[steps * B, L + 1]``."""
         return self.reader.read(steps.domain_TB.reshape(-1), steps.row_TB.reshape(-1))
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -204,7 +201,7 @@ class Fetch:
         for number in block["id"].to_pylist():
             first = self.start + number * window
             last = min(first + window, self.stop)
-            tokens = self.tokens(first, last)
+            tokens = self.tokens(self.stream.plan.steps(first, last, slots))
             yield pa.table(
                 {
                     "step": np.repeat(np.arange(first, last), self.stream.share),
