@@ -115,7 +115,9 @@ def free_port() -> int:
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     below = range(max(1024, first - 12_000), first)
     if not below:
-        raise OSError("the kernel's own ports (net.ipv4.ip_local_port_range) leave none below them; choose ports.")
+        raise OSError(
+            "the kernel's own ports (net.ipv4.ip_local_port_range) leave none below them; choose ports."
+        )
     for port in random.SystemRandom().sample(below, len(below)):
         if port_is_free(port):
             return port

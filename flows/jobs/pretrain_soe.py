@@ -91,6 +91,7 @@ def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> Non
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
+    from flows.jobs.checkpoint_registry import mend
     from flows.jobs.elastic import EvenTorchTrainer
     from flows.jobs.training_loop import MixtureDataConfig, train_loop
 
@@ -124,6 +125,8 @@ def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> Non
         ),
         allowed=world_sizes(loop["training"].batch_size, least, most),
     )
+    if (mended := mend(folder)) is not None:
+        print(mended, flush=True)
     endings.to_the_end(trainer.fit, folder, asked=of_run["asked"])
 
 

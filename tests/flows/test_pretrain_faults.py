@@ -6,6 +6,7 @@ Every disturbed run must leave the soup of the undisturbed one, bit for bit wher
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,25 @@ def training_workers():
     """Processes of Ray Train's workers, of any cluster on this machine that these tests started."""
     mine = psutil.Process().children(recursive=True)
     return [p for p in mine if p.is_running() and "RayTrainWorker" in _title(p)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("damage", ["a list cut off", "a folder gone"])
+def test_a_damaged_list_of_checkpoints_is_made_anew(home, undisturbed, damage):  # noqa: F811
+    name = damage.replace(" ", "-")
+    job = Job(name, **LONG)
+    run = home / "runs" / name
+    job.wait_for(lambda: registered(run, 80))
+    job.kill()
+    time.sleep(2)
+    if damage == "a list cut off":
+        _cut(run / STATE)
+    else:
+        shutil.rmtree(run / newest(run))
+    code, log = Job(name, **LONG).end()
+    assert code == 0 and "it was made anew from the whole checkpoints: step-" in log, log
+    assert "resuming at step" in log
+    assert json.loads(log.split("soe-summary ")[1].splitlines()[0])["digest"] == undisturbed["digest"]
 
 
 @pytest.mark.long

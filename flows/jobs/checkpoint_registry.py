@@ -1,0 +1,75 @@
+"""Ray Train's list of a run's checkpoints, mended before Ray reads it.
+
+Ray writes ``checkpoint_manager_snapshot.json`` in place, so a crash in that moment leaves half a list; and it refuses
+one that names a folder which is gone, or that another version of Ray wrote. Each would end the run at its next start.
+The checkpoints themselves say whether they are whole, so the list is made anew from them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import ray
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
+    _CheckpointManagerState,
+    _TrainingResultState,
+)
+
+from soe_model.checkpoint import is_whole
+from storage_schema.manifest import write_atomically
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+_STEP = re.compile(r"step-(\d{9})(?:-(\d+))?")
+
+
+def mend(run: Path) -> str | None:
+    """Write the list of the run's whole checkpoints if Ray could not start from the one that is there.
+
+    Returns what was the matter, or None where nothing was.
+    """
+    problem = _problem(run)
+    if problem is None:
+        return None
+    whole = [name for name in _folders(run) if is_whole(run / name)]
+    results = [
+        _TrainingResultState(checkpoint_dir_name=name, metrics={"step": _step(name)}) for name in whole
+    ]
+    state = _CheckpointManagerState(
+        checkpoint_results=results,
+        checkpoint_report_indices=list(range(len(whole))),
+        latest_checkpoint_result=results[-1] if results else None,
+        pending_training_results=[],
+        pending_validation_specs=[],
+        current_report_index=len(whole),
+        validated_checkpoint_dir_names=[],
+        timed_out_validation_checkpoint_dir_names=[],
+        failed_validation_checkpoint_dir_names=[],
+    )
+    write_atomically(run / SNAPSHOT, state.json())
+    return f"{run / SNAPSHOT} {problem}; it was made anew from the whole checkpoints: {', '.join(whole) or 'none'}."
+
+
+def _problem(run: Path) -> str | None:
+    try:
+        state = json.loads((run / SNAPSHOT).read_text("utf-8"))
+        version, names = state["ray_version"], [r["checkpoint_dir_name"] for r in state["checkpoint_results"]]
+    except FileNotFoundError:
+        return None  # a run that has no checkpoint yet
+    except (ValueError, KeyError, TypeError) as error:
+        return f"was cut off while it was written ({type(error).__name__})"
+    gone = [name for name in names if not (run / name).exists()]
+    if gone:
+        return f"names checkpoints that are gone ({', '.join(gone)})"
+    return None if version == ray.__version__ else f"was written by Ray {version}"
+
+
+def _folders(run: Path) -> list[str]:
+    """Names of the checkpoints' folders, the oldest first."""
+    names = [path.name for path in run.iterdir() if path.is_dir() and _STEP.fullmatch(path.name)]
+    return sorted(names, key=lambda name: (_step(name), int(_STEP.fullmatch(name)[2] or 1)))
+
+
+def _step(name: str) -> int:
+    return int(_STEP.fullmatch(name)[1])
