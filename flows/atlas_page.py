@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.atlas import Atlas, DomainPortrait, collect_atlas
 from pipeline.tasks import Report, ignore_progress
 from storage_schema.domains import DomainStore
-from storage_schema.layout import home
+from storage_schema.layout import DOMAIN_WORDS, home
 from storage_schema.manifest import (
     WRITTEN_BY,
     StoreError,
@@ -72,6 +72,8 @@ def write_atlas(
     if not _is_there(path, identity):
         atlas = collect_atlas(store, report=report)
         write_atomically(path, atlas_page(atlas, Path(folder).name, weights, identity=identity))
+        words = [portrait.words for portrait in atlas.domains]
+        write_atomically(Path(folder) / DOMAIN_WORDS, json.dumps(words, ensure_ascii=False))
     return path
 
 

@@ -7,6 +7,8 @@ import json
 import sys
 from typing import Any
 
+from flows import specialist_commands
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and run the subcommand; returns the exit code."""
@@ -55,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     ratios.set_defaults(command=_ratios)
 
     _add_plan(commands)
+    specialist_commands.add_commands(commands)
 
     run = commands.add_parser("run", help="run a deployment, follow it, and fail if it fails")
     run.add_argument(

@@ -181,13 +181,37 @@ class Specialize(Settings):
     )
     compare_with: str | None = Field(None, description="Name of the generic twin to evaluate beside.")
     output: str = Field("specialists", description="Name or path of the folder that receives the models.")
-    max_texts: int = Field(200, ge=1, description="Texts a set that estimate its domain weights.")
-    evaluation_passages: int = Field(
-        0, ge=0, description="Further passages a set on which the losses are measured; 0 measures none."
+    method: Literal["nearest-centroids", "learned-coefficients", "fine-tuned"] = Field(
+        "nearest-centroids",
+        description="In order of cost: domain weights from the nearest centroids (Algorithm 3), no training; from "
+        "there coefficients by gradient descent on the texts (section 2.7); or all parameters (fine-tuning, 3.2).",
     )
-    max_sets: int = Field(16, ge=1)
     rule: Literal["flat", "tree"] = Field(
         "flat", description="Nearest of all leaves (Algorithm 3), or greedy descent."
+    )
+    max_texts: int = Field(
+        200, ge=1, description="Texts a set that estimate its domain weights (and are learned from)."
+    )
+    evaluation_passages: int | None = Field(
+        None,
+        ge=0,
+        description="Further passages a set on which the losses are measured; 0: measure none; none: a fifth of the "
+        "texts, 50 at most, and 20 of a store's held-out sources.",
+    )
+    max_sets: int = Field(16, ge=1)
+    learning_steps: int = Field(100, ge=1, description="learned-coefficients and fine-tuned: steps at most.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Of the same; none: 0.02 for coefficients, 3e-4 for fine-tuning."
+    )
+    replay_store: str | None = Field(None, description="fine-tuned: the store whose text is replayed.")
+    replay_share: float = Field(
+        0.0, ge=0, lt=1, description="fine-tuned: share of each batch from that store."
+    )
+    bootstrap: int = Field(
+        16,
+        ge=0,
+        le=1000,
+        description="Resamples of few texts that say how sure the domain weights are; 0: none.",
     )
     use_gpu: bool = False
     rebuild: bool = False

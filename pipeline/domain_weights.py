@@ -8,40 +8,116 @@ Legend: N texts, K domains, D embedding size.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.clustering import assign
+from pipeline.clustering import Blocks, assign
+from pipeline.embedding import embed_texts
 from storage_schema.tree import Tree
 
 Rule = Literal["flat", "tree"]
 SUM_TOLERANCE = 1e-6
+FEW = 30
+"""Texts below which a warning says that they are few."""
+FAR, SPREAD = 0.05, 0.07
+"""Texts count as far when their mean distance is beyond that of training passages by this share of it, or by two
+standard errors of a mean of so few (single training passages spread by 0.07 around their domain's mean)."""
+NO_TEXTS = "The specialist set has zero texts; domain weights need at least one."
 
 
-def estimate_domain_weights(vectors_ND: np.ndarray, tree: Tree, *, rule: Rule = "flat") -> np.ndarray:
-    """The histogram of the nearest domains (Algorithm 3).
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where texts fall among the domains."""
+
+    domains_N: np.ndarray
+    """int64; the domain of each text."""
+    distances_N: np.ndarray
+    """float32; L2 of each text to that domain's centroid, 0 to 2."""
+    num_domains: int
+    training_distance: float
+    """Mean distance of the training passages of those domains to their centroids, as often as the texts fall there."""
+
+    @property
+    def domain_weights(self) -> np.ndarray:
+        """The histogram (Algorithm 3): float64 ``[K]``, sums to one."""
+        return np.bincount(self.domains_N, minlength=self.num_domains) / len(self.domains_N)
+
+    def resampled(self, resamples: int, *, seed: int = 0) -> np.ndarray:
+        """Bootstrap: the histograms of as many texts drawn with replacement, float64 ``[resamples, K]``."""
+        random = np.random.default_rng(seed)
+        drawn_bN = random.integers(len(self.domains_N), size=(resamples, len(self.domains_N)))
+        rows = [np.bincount(self.domains_N[drawn], minlength=self.num_domains) for drawn in drawn_bN]
+        return np.stack(rows) / len(self.domains_N)
+
+    def describe(self) -> dict[str, Any]:
+        """How sure the weights are: texts, domains, entropy in nats, distances, and warnings in words."""
+        weights = self.domain_weights[self.domain_weights > 0]
+        distance = float(self.distances_N.mean())
+        found = {
+            "count": len(self.domains_N),
+            "domains": len(weights),
+            "entropy": abs(float((weights * np.log(weights)).sum())),
+            "distance": round(distance, 4),
+            "training_distance": round(self.training_distance, 4),
+        }
+        warnings = []
+        beyond = max(FAR, 2 * SPREAD / len(self.domains_N) ** 0.5)
+        if distance > (1 + beyond) * self.training_distance:
+            warnings.append(
+                f"The texts are far from every domain: {distance:.3f} on average from the nearest centroid, where "
+                f"training passages are {self.training_distance:.3f} from theirs. The corpus may have little like them."
+            )
+        if len(self.domains_N) < FEW:
+            some = "one text" if len(self.domains_N) == 1 else f"{len(self.domains_N)} texts"
+            warnings.append(
+                f"Only {some} chose the domain weights: others of the same kind may give another model."
+            )
+        return found | ({"warnings": warnings} if warnings else {})
+
+
+def estimate_domain_weights(texts: Sequence[str], tree: Tree, embedder, *, rule: Rule = "flat") -> np.ndarray:
+    """Algorithm 3: embed the texts and count the nearest domains.
 
     Args:
-        vectors_ND: embeddings of the texts, unit norm.
+        embedder: the store's, from :func:`pipeline.embedder.load_embedder`.
         rule: ``flat`` or ``tree``.
 
     Returns:
         float64 ``[K]``, sums to one.
 
     Raises:
-        ValueError: no vectors, vectors of another size or not finite, or an unknown rule.
+        ValueError: no texts, a text without an embedding, an embedder of another size, or an unknown rule.
     """
+    if not len(texts):
+        raise ValueError(NO_TEXTS)
+    return place(embed_texts(embedder, texts), tree, rule=rule).domain_weights
+
+
+def place(vectors_ND: np.ndarray, tree: Tree, *, rule: Rule = "flat") -> Placement:
+    """Where texts fall, by their embeddings (unit norm). Errors as :func:`nearest_domains`."""
     domains_N = nearest_domains(vectors_ND, tree, rule=rule)
-    return np.bincount(domains_N, minlength=tree.num_domains) / len(domains_N)
+    vectors_ND = np.asarray(vectors_ND, np.float32)
+    return Placement(
+        domains_N=domains_N,
+        distances_N=Blocks(vectors_ND).distances(domains_N, tree.leaves_KD),
+        num_domains=tree.num_domains,
+        training_distance=float(tree.mean_distance_K[domains_N].mean()),
+    )
 
 
 def nearest_domains(vectors_ND: np.ndarray, tree: Tree, *, rule: Rule = "flat") -> np.ndarray:
-    """The domain of each vector, int64 ``[N]``; arguments and errors as above."""
+    """The domain of each vector (unit norm), int64 ``[N]``.
+
+    Raises:
+        ValueError: no vectors, vectors of another size or not finite, or an unknown rule.
+    """
     vectors_ND = np.asarray(vectors_ND, np.float32)
     size = tree.leaves_KD.shape[1]
     if not len(vectors_ND):
-        raise ValueError("The specialist set has zero texts; domain weights need at least one.")
+        raise ValueError(NO_TEXTS)
     if vectors_ND.ndim != 2 or vectors_ND.shape[1] != size:
         raise ValueError(
             f"The embeddings have shape {vectors_ND.shape}; the tree's have size {size}. "

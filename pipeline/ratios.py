@@ -33,10 +33,16 @@ def write_ratios(plan: MixturePlan, start: int, stop: int, path: str | Path) -> 
 
 
 def read_ratios(path: str | Path) -> Given:
-    """The mixtures of a table, in the order of its rows: the first row is mixture 0.
+    """The mixtures of a table, in the order of its rows: the first row is mixture 0. Errors as :func:`read_table`."""
+    _, domains, weights = read_table(path)
+    return Given(_Rows(domains, weights, str(path)), name=file_digest(path))
+
+
+def read_table(path: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The runs' names [R], the domains that have a column [k], and the weights float64 [R, k] (NaN where empty).
 
     Raises:
-        ValueError: it is no such table. Weights are checked against a store when they are drawn.
+        ValueError: it is no such table. Whether the weights are distributions is for the caller to check.
     """
     try:
         table = pl.read_csv(path, schema_overrides={RUN: pl.String})
@@ -50,8 +56,8 @@ def read_ratios(path: str | Path) -> Given:
             f"{path} is no table of mixtures: it must have a column {RUN!r}, columns domain_0042 and so on, and a "
             f"row for each mixture; it has {len(table)} rows and {other or table.columns} besides."
         )
-    domains = np.array([int(_DOMAIN.fullmatch(name)[1]) for name in names])
-    return Given(_Rows(domains, weights, str(path)), name=file_digest(path))
+    runs = table[RUN].to_list() if RUN in table.columns else [str(row) for row in range(len(table))]
+    return runs, np.array([int(_DOMAIN.fullmatch(name)[1]) for name in names]), weights
 
 
 class _Rows:

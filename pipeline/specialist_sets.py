@@ -1,22 +1,29 @@
 """Specialist sets: a few texts that say what a specialist is for, and others to measure it on.
 
-From a store, every held-out source with enough passages is one. Whole documents go to one side or the
-other, so nothing a specialist is measured on comes from a document that chose its domain weights.
+A user's are files of texts. From a store, every held-out source with enough passages is one. Whole documents go to
+one side or the other, so nothing a specialist is measured on comes from a document that chose its domain weights.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
 
+from pipeline.corpora import BadDocument, Corpus, open_corpus, read_documents
+from pipeline.cutting import cut_passages
 from pipeline.passages import part_files
 from storage_schema.layout import store_parts
 from storage_schema.manifest import read_manifest
 
 LEAST_TEXTS = 20
+EVALUATION, LEAST_TO_SPLIT = 50, 10
+FEW_DOCUMENTS = 10
+PASSAGE_CHARACTERS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,73 @@ class SpecialistSet:
     """Other passages; empty if none were asked for."""
     unseen_source: bool = False
     """No document of this source was trained on."""
+
+
+def set_of_texts(name: str, path: str, *, max_texts: int, evaluation_passages: int | None) -> SpecialistSet:
+    """The specialist set in a file or folder of texts: a bounded number of passages, some of every file.
+
+    Args:
+        path: whatever :func:`pipeline.corpora.open_corpus` reads.
+        evaluation_passages: so many passages, of other documents where there are several, are for evaluation; None: a
+            fifth, ``EVALUATION`` at most, and none of fewer than ``LEAST_TO_SPLIT``.
+
+    Raises:
+        ValueError: a name that names no folder, unreadable texts, or too few passages.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
+        raise ValueError(f"{name!r} cannot name a specialist; use letters, digits, '_', '-' and '.'.")
+    wanted = max_texts + (EVALUATION if evaluation_passages is None else evaluation_passages)
+    documents = _some_of_every_file(name, open_corpus(path), wanted)
+    passages = sum(map(len, documents))
+    if not passages:
+        raise ValueError(f"specialist set {name}: no text in {path}. Give a file or folder with some.")
+    needed = evaluation_passages
+    if needed is None:
+        needed = min(EVALUATION, passages // 5) if passages >= LEAST_TO_SPLIT else 0
+    if passages <= needed:
+        raise ValueError(
+            f"specialist set {name} has {passages} passages; it needs at least one, and {needed} more to evaluate on. "
+            "Give more text, or lower evaluation_passages."
+        )
+    evaluation = _taken(documents, needed)
+    texts = [text for document in documents for text in document]
+    return SpecialistSet(name=name, texts=texts[:max_texts], evaluation=evaluation)
+
+
+def _some_of_every_file(name: str, corpus: Corpus, wanted: int) -> list[list[str]]:
+    """The passages of each document, no text twice, about `wanted` of them in all however large the corpus is."""
+    share = -(-wanted // max(1, len(corpus.files)))
+    documents: dict[str, list[str]] = {}
+    known: set[str] = set()
+    for limit in (share, wanted):  # a second time, for more of each, where the files were small
+        for file in corpus.files:
+            before = len(known)
+            for document in read_documents(corpus, file):
+                if isinstance(document, BadDocument):
+                    raise ValueError(f"specialist set {name}: {document.where}: {document.problem}")
+                room = min(before + limit, wanted) - len(known)
+                cut = cut_passages(document.text, PASSAGE_CHARACTERS)
+                new = list(islice((text for text in cut if text.strip() and text not in known), max(0, room)))
+                known.update(new)
+                documents.setdefault(document.document_id, []).extend(new)
+                if len(new) >= room:
+                    break
+    return [list(dict.fromkeys(passages)) for passages in documents.values() if passages]
+
+
+def _taken(documents: list[list[str]], needed: int) -> list[str]:
+    """Take `needed` passages out of the documents, the ends of those that come first by their hashes.
+
+    What is left of a document of which some was taken is left out, unless there are so few that it would be missed.
+    """
+    taken: list[str] = []
+    for document in sorted(documents, key=lambda document: hashlib.sha256(document[0].encode()).digest()):
+        missing = needed - len(taken)
+        if not missing:
+            break
+        taken += document[-missing:]
+        document[:] = document[:-missing] if len(documents) < FEW_DOCUMENTS else []
+    return taken
 
 
 def held_out_sets(

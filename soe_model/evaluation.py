@@ -1,4 +1,4 @@
-"""Losses of a model on token windows. Legend: n windows, L tokens in a window."""
+"""Losses of a model on token windows. Legend: n windows, L tokens in a window, b resamples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from soe_model.backbone import token_losses
 
 
 @torch.no_grad()
-def mean_loss(model: torch.nn.Module, windows_nL1: torch.Tensor, *, batch_size: int = 32) -> float:
-    """Mean next-token loss in nats per token over windows of L + 1 tokens.
+def window_losses(model: torch.nn.Module, windows_nL1: torch.Tensor, *, batch_size: int = 32) -> torch.Tensor:
+    """Mean next-token loss in nats per token of each window of L + 1 tokens, float64 [n].
 
     Raises ValueError if there is no window.
     """
@@ -17,8 +17,23 @@ def mean_loss(model: torch.nn.Module, windows_nL1: torch.Tensor, *, batch_size: 
         raise ValueError("no whole window of tokens to evaluate on; give more text or a shorter sequence.")
     was_training = model.training
     model.eval()
-    total = 0.0
-    for batch in windows_nL1.split(batch_size):
-        total += token_losses(model, batch).double().sum().item()
+    found = [token_losses(model, batch).double().mean(1) for batch in windows_nL1.split(batch_size)]
     model.train(was_training)
-    return total / windows_nL1[:, 1:].numel()
+    return torch.cat(found)
+
+
+def mean_loss(model: torch.nn.Module, windows_nL1: torch.Tensor, *, batch_size: int = 32) -> float:
+    """Mean next-token loss in nats per token over all windows; arguments and errors as above."""
+    return window_losses(model, windows_nL1, batch_size=batch_size).mean().item()
+
+
+def bootstrap_interval(
+    values_n: torch.Tensor, *, resamples: int = 1000, coverage: float = 0.9, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean: where it lies had other values of the same kind been drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen_bn = torch.randint(len(values_n), (resamples, len(values_n)), generator=generator)
+    means_b = values_n[chosen_bn].mean(1)
+    tails = torch.tensor([(1 - coverage) / 2, (1 + coverage) / 2], dtype=means_b.dtype)
+    low, high = torch.quantile(means_b, tails).tolist()
+    return low, high

@@ -1,100 +1,168 @@
-"""Write a specialist: a Hugging Face directory that plain transformers loads, and the recipe that made it."""
+"""A specialist as a Hugging Face directory that plain transformers loads, with its card and its recipe.
+
+Legend: P parameters of one model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from soe_model.flat import unflatten
+from soe_model.model_card import model_card
+from soe_model.recipe import FINE_TUNED, Recipe, check_recipe, instance_of, recipe_of, tensors_digest
 from soe_model.soup import SoupOfExperts
-from storage_schema.manifest import Manifest, open_stage
+from storage_schema.manifest import (
+    Manifest,
+    StoreError,
+    manifest_name,
+    open_stage,
+    read_manifest,
+    verify_files,
+)
 
 END_OF_TEXT = "<|endoftext|>"
+MODEL = "model.safetensors"
 
 
-def write_specialists(
+def write_specialist(
     soup: SoupOfExperts,
-    folders: list[Path],
-    domain_weights_WK: torch.Tensor,
+    folder: Path,
+    recipe: Recipe,
+    instance_P: torch.Tensor,
     *,
-    recipes: list[dict[str, Any]],
-    rebuild: bool = False,
-) -> list[Manifest]:
-    """Make W specialists in one pass over the bank.
+    report: Mapping[str, Any] | None = None,
+    replace: bool | None = False,
+) -> Manifest:
+    """Write the instance that the recipe stands for, or find it written.
 
     Args:
-        folders: one directory each; it must not hold another specialist unless `rebuild`.
-        domain_weights_WK: one row each.
-        recipes: what else to record of each (how its weights were found), JSON.
+        folder: it must not hold another specialist unless `replace`, and nothing else in any case.
+        report: what was measured of it (losses, how sure the domain weights are), JSON; for the card and the manifest.
 
     Returns:
-        The manifest (``specialist.json``) of each: soup digest, domain weights, coefficients.
+        The manifest, ``specialist.json``.
     """
-    coefficients_WN = soup.coefficients(domain_weights_WK)
-    stages = [
-        open_stage(
-            folder,
-            kind="specialist",
-            configuration={
-                **recipe,
-                "domain_weights": _sparse(weights_K),
-                "coefficients": [float(a) for a in coefficients_N],
-            },
-            inputs={"soup": soup.digest},
-            rebuild=rebuild,
+    check_recipe(recipe, soup)
+    if folder.exists() and not (folder / manifest_name("specialist")).exists():
+        raise StoreError(f"{folder} exists and holds no specialist. Choose another folder, or remove it.")
+    stage = open_stage(
+        folder,
+        kind="specialist",
+        configuration=recipe.configuration(),
+        inputs={"soup": soup.digest},
+        rebuild=replace,
+    )
+    if stage.finished is not None:
+        return stage.finished
+    tensors = unflatten(instance_P, soup.layout)
+    digest = tensors_digest(tensors)
+    if recipe.tensors not in (None, digest):
+        raise StoreError(
+            f"the recipe says the tensors {recipe.tensors[:12]}…, but they came out as {digest[:12]}…. "
+            "Low-rank soups round like this on machines of another BLAS; otherwise the recipe was altered."
         )
-        for folder, recipe, weights_K, coefficients_N in zip(
-            folders, recipes, domain_weights_WK, coefficients_WN, strict=True
-        )
-    ]
-    missing = [w for w, stage in enumerate(stages) if stage.finished is None]
-    if missing:
-        instances_WP = soup.instances(coefficients_WN[missing])
-        for w, instance_P in zip(missing, instances_WP, strict=True):
-            _write_model(soup, instance_P, stages[w].work)
-            (stages[w].work / "README.md").write_text(
-                _card(folders[w].name, stages[w].configuration), "utf-8"
-            )
-            stages[w].finish({"parameters": len(instance_P)})
-    return [stage.finished for stage in stages]
+    counts = {"parameters": len(instance_P), "tensors": digest, **(report or {})}
+    write_model(soup, instance_P, stage.work)
+    (stage.work / "README.md").write_text(model_card(Path(folder).name, soup, recipe, counts), "utf-8")
+    return stage.finish(counts)
 
 
-def _write_model(soup: SoupOfExperts, instance_P: torch.Tensor, folder: Path) -> None:
-    from transformers import PreTrainedTokenizerFast
+def write_model(soup: SoupOfExperts, instance_P: torch.Tensor, folder: str | Path) -> None:
+    """Model, generation settings and tokenizer, as transformers itself writes them."""
+    from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-    soup.model(instance_P).save_pretrained(folder)
+    model = soup.model(instance_P)
+    config = model.config
+    if config.model_type == "gpt2":
+        config.n_ctx = config.n_positions  # GGUF converters read it
+    ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    model.generation_config = GenerationConfig(**ends, pad_token_id=config.eos_token_id, do_sample=False)
+    model.save_pretrained(folder)
+    length = getattr(config, "max_position_embeddings", None)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(soup.folder / "tokenizer.json"),
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
+        **({} if length is None else {"model_max_length": length}),
     )
     tokenizer.save_pretrained(folder)
 
 
-def _sparse(weights_K: torch.Tensor) -> dict[str, float]:
-    """Domain → weight, without the zeros."""
-    return {str(i): float(weights_K[i]) for i in weights_K.nonzero().flatten().tolist()}
+def materialize(recipe: Recipe, soup: SoupOfExperts, folder: Path) -> Manifest:
+    """Write the specialist that a recipe stands for.
+
+    Raises:
+        ValueError: a recipe of another soup, or of a fine-tuned model.
+        StoreError: the tensors came out other than the recipe says, or `folder` holds something else.
+    """
+    return write_specialist(soup, folder, recipe, instance_of(recipe, soup), replace=None)
 
 
-def _card(name: str, configuration: dict[str, Any]) -> str:
-    weights = sorted(configuration["domain_weights"].items(), key=lambda item: -item[1])
-    rows = "\n".join(f"| {domain} | {weight:.4f} |" for domain, weight in weights[:20])
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [soup-of-experts]
----
-# {name}
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What became of recomputing a specialist."""
 
-A specialist of a Soup-of-Experts: `shared + sum_j coefficient_j * expert_j`, made without training from the
-domain weights below. `specialist.json` holds the full recipe.
+    problems: tuple[str, ...]
+    """Empty: it is what it claims to be."""
+    tensors: int
+    parameters: int
 
-Load it with `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
 
-| domain | weight |
-|---|---|
-{rows}
-"""
+def verify_specialist(folder: str | Path, soup: SoupOfExperts) -> Verification:
+    """Recompute a specialist from its soup and compare every bit, and every other file's sha256.
+
+    Of a fine-tuned one only its files can be checked; that is said among the problems.
+
+    Raises:
+        StoreError: `folder` holds no specialist, or a damaged one.
+        ValueError: it is of another soup.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, "specialist")
+    recipe = recipe_of(manifest)
+    check_recipe(recipe, soup)
+    problems = []
+    try:
+        verify_files(folder, manifest)
+    except StoreError as error:
+        problems.append(str(error))
+    try:
+        found = load_file(folder / MODEL)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{folder / MODEL} cannot be read: {error}.") from error
+    if recipe.how.get("method") == FINE_TUNED:
+        problems.append("it was fine-tuned: its files are checked, but no recipe gives its tensors.")
+    else:
+        problems += _differences(unflatten(instance_of(recipe, soup), soup.layout), found)
+    return Verification(
+        problems=tuple(problems),
+        tensors=len(found),
+        parameters=sum(tensor.numel() for tensor in found.values()),
+    )
+
+
+def _differences(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
+    problems = [f"the tensor {name} is missing." for name in sorted(expected.keys() - found.keys())]
+    problems += [f"there is a tensor {name} more." for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        one, other = expected[name], found[name]
+        if one.shape != other.shape or one.dtype != other.dtype:
+            problems.append(
+                f"{name} is {other.dtype} {tuple(other.shape)}, not {one.dtype} {tuple(one.shape)}."
+            )
+        elif not torch.equal(one.view(torch.int32), other.view(torch.int32)):
+            differing = int((one != other).sum())
+            largest = (one - other).abs().max().item()
+            problems.append(
+                f"{name} differs in {differing:,} of {one.numel():,} values, by {largest:.3g} at most."
+            )
+    return problems

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+DOMAIN_WORDS = "domain-words.json"
+"""In a store and in its soups: what sets each domain apart, a list of words for each; where an atlas was drawn."""
+
 
 def home() -> Path:
     """The absolute path of ``SOE_HOME``."""

@@ -145,12 +145,12 @@ def open_stage(
     return stage
 
 
-def read_manifest(folder: str | Path, kind: str) -> Manifest:
+def read_manifest(folder: str | Path, kind: str, *, name: str | None = None) -> Manifest:
     """Read and check the manifest of a finished stage (not its files; see :func:`verify_files`).
 
-    Raises :class:`StoreError` naming the folder and the way out.
+    `name` is the file's, where it is not the usual one. Raises :class:`StoreError` naming the folder and the way out.
     """
-    path = Path(folder) / manifest_name(kind)
+    path = Path(folder) / (name or manifest_name(kind))
     if not path.exists():
         raise StoreError(f"no {kind} at {folder}: {path.name} is missing. Build it first, or check the name.")
     try:
@@ -163,8 +163,10 @@ def read_manifest(folder: str | Path, kind: str) -> Manifest:
             f"{path} has schema version {version}, written by {body.get('written_by')!r}; this release reads "
             f"version {SCHEMA_VERSION}. Use the release that wrote it, or rebuild."
         )
-    body["files"] = tuple(FileEntry(**f) for f in body["files"])
-    manifest = Manifest(**body)
+    try:
+        manifest = Manifest(**{**body, "files": tuple(FileEntry(**f) for f in body["files"])})
+    except (TypeError, KeyError) as error:
+        raise StoreError(f"{path} is not a manifest: {error!r}. Rebuild the stage.") from error
     if manifest.kind != kind:
         raise StoreError(f"{folder} holds a {manifest.kind}, not a {kind}.")
     if manifest.digest != digest:

@@ -20,6 +20,7 @@ from pipeline.streaming import Batch, MixtureStream
 from pipeline.tasks import available_cores
 from soe_model.soup import write_soup
 from soe_model.training import NonFiniteLoss, SoupTrainer, StepResult
+from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import write_atomically
 
 LOG_EVERY = 10
@@ -78,8 +79,16 @@ def _train(config: dict[str, Any]) -> None:
         trainer,
         tree=tree,
         tokenizer=store.folder.parent / "tokenizer/tokenizer.json",
+        domain_words=_domain_words(store.folder.parent / DOMAIN_WORDS),
     )
     run.write_summary()
+
+
+def _domain_words(path: Path) -> list[list[str]] | None:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None  # a store without an atlas, or one elsewhere
 
 
 class _Run:

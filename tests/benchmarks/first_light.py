@@ -22,7 +22,6 @@ from flows.jobs import pretrain_soe
 from flows.settings import Pretrain
 from pipeline.domain_weights import estimate_domain_weights
 from pipeline.embedder import find_embedder, load_embedder
-from pipeline.embedding import embed_texts
 from pipeline.specialist_sets import generic_evaluation, held_out_sets
 from pipeline.tokenizer import load_tokenizer
 from soe_model.evaluation import mean_loss
@@ -42,7 +41,7 @@ class Evaluation:
         embedder = read_manifest(folder / "embeddings", "embeddings").configuration
         weights = find_embedder(embedder["embedder"], embedder["revision"])
         model = load_embedder(weights, max_seq_length=embedder["max_seq_length"])
-        rows = [estimate_domain_weights(embed_texts(model, made.texts), store.tree) for made in sets]
+        rows = [estimate_domain_weights(made.texts, store.tree, model) for made in sets]
         self.weights_WK = torch.from_numpy(np.stack([*rows, store.tree.generic_weights])).float()
         tokenizer = load_tokenizer(folder / "tokenizer" / "tokenizer.json")
         texts = [*(made.evaluation for made in sets), generic_evaluation(folder, passages=4 * passages)]

@@ -93,10 +93,10 @@ def test_commands_run_elsewhere_are_in_the_readme():
 
 
 def test_the_python_of_the_readme_loads_the_specialist(running):
-    [code] = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    code = code.replace('".soe/', f'"{running.folder}/soe/')
     scope: dict = {}
-    exec(code, scope)
+    for code in re.findall(r"```python\n(.*?)```", README, flags=re.S):
+        exec(code.replace('".soe/', f'"{running.folder}/soe/'), scope)
+    assert scope["weights"].sum() == 1
     ids = scope["tokenizer"]("hello", return_tensors="pt").input_ids
     assert scope["model"](input_ids=ids).logits.shape[-1] == scope["model"].config.vocab_size
 
@@ -109,7 +109,7 @@ def test_the_tree_names_every_file_and_no_other():
         if not line.startswith(" "):
             folder = name
         else:
-            named.add(folder + name)
+            named |= {folder + one.strip() for one in line.split("  ")[1].split(",")}
     rooms = ("storage_schema", "pipeline", "soe_model", "soe_model/optimizers", "flows", "flows/jobs")
     there = {
         path.relative_to(REPOSITORY).as_posix()

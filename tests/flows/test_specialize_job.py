@@ -21,7 +21,7 @@ def test_texts_are_cut_and_evaluation_is_disjoint(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "   \n\n  \n"])
 def test_zero_texts_are_refused(tmp_path, text):
-    with pytest.raises(ValueError, match="notes|no readable|empty"):
+    with pytest.raises(ValueError, match="specialist set notes: no text in|is empty"):
         read(tmp_path, text)
 
 

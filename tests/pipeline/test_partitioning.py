@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.corpora import open_corpus
-from pipeline.domain_weights import estimate_domain_weights
+from pipeline.domain_weights import place
 from pipeline.embedding import read_embeddings, write_embeddings
 from pipeline.kmeans import KMeansSettings
 from pipeline.leaves import TreeSettings
@@ -171,7 +171,7 @@ def test_the_histogram_of_the_corpus_is_its_domain_sizes(store, prepared):
     vectors = np.concatenate(
         [read_embeddings(p)[1] for p in sorted((prepared / "embeddings").glob("*.arrow"))]
     )
-    weights = estimate_domain_weights(vectors, store.tree, rule="tree")
+    weights = place(vectors, store.tree, rule="tree").domain_weights
     assert (np.round(weights * len(vectors)) == store.passages_K).all()
     domain = int(np.argmax(store.passages_K))
     distances = rows_of(store, domain)["distance"].to_numpy()

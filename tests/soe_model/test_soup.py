@@ -1,13 +1,18 @@
 """Soups on disk and the specialists made from them: plain transformers loads what the soup computes."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from soe_model.bank_files import expert_file
 from soe_model.evaluation import mean_loss
 from soe_model.flat import unflatten
-from soe_model.soup import SoupOfExperts, expert_file, write_soup
-from soe_model.specialization import write_specialists
+from soe_model.recipe import make_recipe
+from soe_model.soup import SoupOfExperts, write_soup
+from soe_model.specialization import write_specialist
 from storage_schema.manifest import StoreError, open_stage
 from storage_schema.tree import Tree
 from tests.soe_model.test_training import BACKBONE, K, make_batch, make_trainer
@@ -53,25 +58,46 @@ def test_an_opened_soup_makes_the_trainers_instances(made):
     folder, trainer = made
     soup = SoupOfExperts.open(folder)
     expected = trainer.bank.instances(trainer.router.module(WEIGHTS).detach())
-    torch.testing.assert_close(soup.instances(soup.coefficients(WEIGHTS)), expected, rtol=1e-5, atol=1e-6)
+    for instance, wanted in zip(soup.instances(soup.coefficients(WEIGHTS)), expected, strict=True):
+        found = unflatten(instance, soup.layout)
+        for name, tensor in unflatten(wanted, trainer.backbone.layout).items():
+            torch.testing.assert_close(found.pop(name), tensor, rtol=1e-5, atol=1e-6)
+        assert not found
 
 
-def test_experts_nobody_uses_are_not_read(made, monkeypatch):
-    soup = SoupOfExperts.open(made[0])
-    read = []
-    original = soup._read
-    monkeypatch.setattr(soup, "_read", lambda name: read.append(name) or original(name))
-    soup.instances(torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]]))
-    assert read == ["shared.safetensors", expert_file(1), expert_file(3)]
+def test_experts_nobody_uses_are_not_read(made, tmp_path):
+    """What is not mapped cannot be read: the files of the unused are cut to nothing once the soup is open."""
+    shutil.copytree(made[0], tmp_path / "soup")
+    soup = SoupOfExperts.open(tmp_path / "soup")
+    coefficients = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]])
+    expected = soup.instances(coefficients)
+    for unused in (0, 2):
+        soup.bank.experts[unused].flat_P = None
+    assert torch.equal(soup.instances(coefficients), expected)
+
+
+def recipes_for(soup, weights=WEIGHTS):
+    coefficients = soup.coefficients(weights)
+    return [
+        make_recipe(
+            soup, coefficients_N=c, domain_weights_K=w, how={"method": "nearest-centroids", "rule": "flat"}
+        )
+        for c, w in zip(coefficients, weights, strict=True)
+    ]
+
+
+def write(soup, folder, weights=WEIGHTS[0], **options):
+    [recipe] = recipes_for(soup, weights[None])
+    instance = soup.instances(recipe.coefficients_N[None])[0]
+    return write_specialist(soup, folder, recipe, instance, **options)
 
 
 def test_plain_transformers_gives_the_soups_logits(made, tmp_path):
     folder, trainer = made
     soup = SoupOfExperts.open(folder)
-    folders = [tmp_path / "a", tmp_path / "b"]
-    manifests = write_specialists(soup, folders, WEIGHTS, recipes=[{"rule": "flat"}, {"rule": "tree"}])
     tokens = make_batch(0)[0][:, :-1]
-    for place, weights, manifest in zip(folders, WEIGHTS, manifests, strict=True):
+    for place, weights in zip((tmp_path / "a", tmp_path / "b"), WEIGHTS, strict=True):
+        manifest = write(soup, place, weights)
         model = AutoModelForCausalLM.from_pretrained(place)
         instance = trainer.bank.instances(trainer.router.module(weights[None]).detach())[0]
         parameters = unflatten(instance, trainer.backbone.layout)
@@ -90,25 +116,40 @@ def test_plain_transformers_gives_the_soups_logits(made, tmp_path):
         }
 
 
+def test_the_directory_has_what_converters_and_hubs_read(made, tmp_path):
+    soup = SoupOfExperts.open(made[0])
+    write(soup, tmp_path / "a", report={"losses": {"made": 1.5, "generic_instance": 2.0, "windows": 7}})
+    config = json.loads((tmp_path / "a/config.json").read_text())
+    assert config["n_ctx"] == config["n_positions"] and config["architectures"] == ["GPT2LMHeadModel"]
+    generation = json.loads((tmp_path / "a/generation_config.json").read_text())
+    assert generation["eos_token_id"] == generation["pad_token_id"] == 0 < config["vocab_size"]
+    card = (tmp_path / "a/README.md").read_text()
+    assert card.startswith("---\nbase_model:") and "library_name: transformers" in card
+    assert soup.digest in card and "| **this specialist** | 1.5000 |" in card
+
+
 def test_a_target_that_holds_another_specialist_is_refused(made, tmp_path):
     soup = SoupOfExperts.open(made[0])
-    write_specialists(soup, [tmp_path / "a"], WEIGHTS[:1], recipes=[{}])
-    write_specialists(soup, [tmp_path / "a"], WEIGHTS[:1], recipes=[{}])  # the same one is a skip
+    write(soup, tmp_path / "a")
+    write(soup, tmp_path / "a")  # the same one is a skip
     with pytest.raises(StoreError, match="built with other settings: coefficients"):
-        write_specialists(soup, [tmp_path / "a"], WEIGHTS[1:], recipes=[{}])
+        write(soup, tmp_path / "a", WEIGHTS[1])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/mine.txt").write_text("precious")
+    with pytest.raises(StoreError, match="b exists and holds no specialist"):
+        write(soup, tmp_path / "b", replace=True)
+    assert (tmp_path / "b/mine.txt").read_text() == "precious"
 
 
 def test_wrong_weights_and_coefficients_are_refused(made):
     soup = SoupOfExperts.open(made[0])
     with pytest.raises(ValueError, match="3 domain weights for a soup of 5 domains"):
         soup.coefficients(torch.ones(1, 3))
-    with pytest.raises(ValueError, match="expected 4 finite coefficients"):
+    with pytest.raises(ValueError, match="expected 4 finite coefficients, got nan at expert 1"):
         soup.instances(torch.tensor([[0.0, float("nan"), 0.0, 0.0]]))
 
 
 def test_an_altered_expert_is_named(made, tmp_path):
-    import shutil
-
     shutil.copytree(made[0], tmp_path / "soup")
     path = tmp_path / "soup" / expert_file(2)
     data = bytearray(path.read_bytes())

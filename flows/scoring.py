@@ -1,0 +1,80 @@
+"""Losses of many mixtures on texts, without training or writing a model: which mixture would suit them?
+
+The result has the two tables that mixture regressions such as Olmix read: ``ratios.csv`` (a run a row, the weight of
+each domain) and ``metrics.csv`` (the same runs, a loss for each set of texts).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from flows.jobs.progress import progress
+from flows.specialist_maker import SpecialistMaker
+from pipeline.domain_weights import check_domain_weights
+from pipeline.ratios import RUN, read_table
+from pipeline.specialist_sets import set_of_texts
+from soe_model.soup import SoupOfExperts
+from storage_schema.layout import soup_folder
+from storage_schema.manifest import StoreError, write_atomically
+
+ROWS = 64
+"""Mixtures of one progress step."""
+
+
+def score_mixtures(
+    soup: str, mixtures: str | Path, texts: Mapping[str, str], out: Path, *, max_texts: int = 200
+) -> pl.DataFrame:
+    """Write ``ratios.csv`` and ``metrics.csv`` to `out`; returns the latter.
+
+    Args:
+        soup: name or path.
+        mixtures: a ratios.csv, one mixture a row.
+        texts: name → file or folder.
+
+    Raises:
+        ValueError: a table that is none, a row that is no distribution over the soup's domains, texts without a window.
+        StoreError: `out` exists.
+    """
+    if out.exists():
+        raise StoreError(f"{out} exists. Choose another folder, or remove it.")
+    opened = SoupOfExperts.open(soup_folder(soup))
+    names, weights_RK = _mixtures(mixtures, opened.config.num_domains)
+    maker = SpecialistMaker(opened)
+    sets = {
+        name: set_of_texts(name, path, max_texts=max_texts, evaluation_passages=0)
+        for name, path in texts.items()
+    }
+    windows = {name: maker.windows(one.texts) for name, one in sets.items()}
+    coefficients_RN = opened.coefficients(torch.from_numpy(weights_RK).float())
+    columns: dict[str, list[float]] = {name: [] for name in windows}
+    with progress("score mixtures", "mixtures") as report:
+        for first in range(0, len(names), ROWS):
+            report(first, len(names))
+            for name, of_set in maker.losses_of_sets(coefficients_RN[first : first + ROWS], windows).items():
+                columns[name] += of_set.mean(1).tolist()
+        report(len(names), len(names))
+    table = pl.DataFrame({RUN: names, **columns})
+    out.mkdir(parents=True)
+    shutil.copyfile(mixtures, out / "ratios.csv")
+    write_atomically(out / "metrics.csv", table.write_csv())
+    return table
+
+
+def _mixtures(path: str | Path, num_domains: int) -> tuple[list[str], np.ndarray]:
+    names, domains, weights = read_table(path)
+    if len(domains) and domains.max() >= num_domains:
+        raise ValueError(f"{path} names domain {domains.max()}; the soup has {num_domains} domains.")
+    weights_RK = np.zeros((len(names), num_domains))
+    weights_RK[:, domains] = weights
+    for name, row_K in zip(names, weights_RK, strict=True):
+        try:
+            check_domain_weights(row_K, num_domains)
+        except ValueError as error:
+            raise ValueError(f"{path}, run {name}: {error}") from error
+    return names, weights_RK

@@ -1,0 +1,258 @@
+"""Texts → specialists: what `soe specialize`, the flow and the service have in common.
+
+Legend: W specialists, K domains, N experts, P parameters, n windows, L tokens in a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from flows.jobs.progress import progress
+from pipeline.domain_weights import Placement, Rule, place
+from pipeline.embedder import find_embedder, load_embedder
+from pipeline.embedding import embed_texts
+from pipeline.replay import generic_windows
+from pipeline.specialist_sets import SpecialistSet
+from pipeline.tokenizer import load_tokenizer
+from soe_model.coefficient_learning import Learning, learn_coefficients
+from soe_model.evaluation import bootstrap_interval, window_losses
+from soe_model.fine_tuning import fine_tune
+from soe_model.recipe import FINE_TUNED, Recipe, make_recipe
+from soe_model.soup import SoupOfExperts
+from storage_schema.layout import store_place
+
+NEAREST, LEARNED = "nearest-centroids", "learned-coefficients"
+METHODS = (NEAREST, LEARNED, FINE_TUNED)
+INSTANCES_BYTES = 1 << 30
+"""Of instances at once; more are made in more passes over the bank (three models fit in any case)."""
+STOPPING_SHARE = 0.2
+"""Of the windows of the texts; they say when learning stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How specialists are made of their texts."""
+
+    name: str = NEAREST
+    rule: Rule = "flat"
+    learning: Learning = field(default_factory=Learning)
+    replay_store: str | None = None
+    replay_share: float = 0.0
+    bootstrap: int = 16
+    """Resamples of few texts, to say how sure the domain weights are; 0: none."""
+
+    def __post_init__(self):
+        if self.name not in METHODS:
+            raise ValueError(f"method is {self.name!r}; it must be one of {', '.join(METHODS)}.")
+
+    def how(self, texts: int) -> dict[str, Any]:
+        """What a recipe says of it."""
+        said: dict[str, Any] = {"method": self.name, "rule": self.rule, "num_texts": texts}
+        if self.name != NEAREST:
+            said["learning"] = asdict(self.learning)
+        if self.name == FINE_TUNED and self.replay_share:
+            said |= {"replay_share": self.replay_share}
+        return said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A specialist before it is written."""
+
+    recipe: Recipe
+    instance_P: torch.Tensor
+    report: dict[str, Any]
+    """``texts`` (how sure the domain weights are), ``losses``, ``learned``."""
+
+
+class SpecialistMaker:
+    """A soup opened with all that turns texts into specialists of it."""
+
+    def __init__(self, soup: SoupOfExperts, *, device: str = "cpu"):
+        self.soup, self.device = soup, device
+
+    @cached_property
+    def embedder(self):
+        """The model that the soup's domains were made with."""
+        made_with = self.soup.manifest.configuration["embedder"]
+        return load_embedder(
+            find_embedder(made_with["embedder"], made_with["revision"]),
+            max_seq_length=made_with["max_seq_length"],
+            device=self.device,
+        )
+
+    @cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.soup.folder / "tokenizer.json")
+
+    @cached_property
+    def generic_N(self) -> torch.Tensor:
+        """Coefficients of the generic mixture's instance."""
+        return self._coefficients(self.soup.tree.generic_weights)
+
+    def place(self, texts: Sequence[str], rule: Rule = "flat") -> Placement:
+        """Where the texts fall among the domains. Raises ValueError for no texts, or one without an embedding."""
+        vectors_ND = embed_texts(self.embedder, texts) if texts else np.empty((0, 1), np.float32)
+        return place(vectors_ND, self.soup.tree, rule=rule)
+
+    def windows(self, texts: Sequence[str]) -> torch.Tensor:
+        """The texts as windows of L + 1 tokens, int64 [n, L + 1]; one shorter window where they fill none."""
+        windows = self.tokenizer.encode_windows(texts, self._length)
+        if not len(windows) and texts:
+            tokens = sum(map(len, self.tokenizer.encode(texts)))
+            windows = self.tokenizer.encode_windows(texts, max(1, tokens - 1))
+        return torch.from_numpy(windows)
+
+    def losses(self, coefficients_WN: torch.Tensor, windows_nL1: torch.Tensor) -> torch.Tensor:
+        """Losses of the instances on each window, float64 [W, n], nats per token."""
+        return self.losses_of_sets(coefficients_WN, {"": windows_nL1})[""]
+
+    def losses_of_sets(
+        self, coefficients_WN: torch.Tensor, windows: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The same of several sets of windows, by name; each instance is made once."""
+        model, rows = None, {name: [] for name in windows}
+        for instances_WP in self._groups(coefficients_WN):
+            for instance_P in instances_WP:
+                model = self.soup.model(instance_P) if model is None else self.soup.attach(model, instance_P)
+                for name, windows_nL1 in windows.items():
+                    rows[name].append(window_losses(model, windows_nL1))
+        return {name: torch.stack(of_set) for name, of_set in rows.items()}
+
+    def make(
+        self, sets: Sequence[SpecialistSet], method: Method, *, twin: torch.nn.Module | None = None
+    ) -> Iterator[Made]:
+        """The specialists of the sets, in order; without learning, many of them in one pass over the bank.
+
+        Raises ValueError for a set without texts, or too little text to learn from.
+        """
+        with progress("place texts", "sets") as report:
+            placements = []
+            for number, one in enumerate(sets):
+                report(number, len(sets))
+                placements.append(self.place(one.texts, method.rule))
+            report(len(sets), len(sets))
+        weights_WK = torch.from_numpy(np.stack([p.domain_weights for p in placements])).float()
+        nearest_WN = self.soup.coefficients(weights_WK)
+        with progress("make specialists", "models") as report:
+            instances = (row for group in self._groups(nearest_WN) for row in group)
+            for w, instance_P in enumerate(instances):
+                report(w, len(sets))
+                yield self._make_one(
+                    sets[w], placements[w], weights_WK[w], nearest_WN[w], instance_P, method, twin
+                )
+            report(len(sets), len(sets))
+
+    def _make_one(
+        self,
+        one: SpecialistSet,
+        placement: Placement,
+        weights_K: torch.Tensor,
+        nearest_N: torch.Tensor,
+        instance_P: torch.Tensor,
+        method: Method,
+        twin: torch.nn.Module | None,
+    ) -> Made:
+        coefficients_N, report = nearest_N, {"texts": placement.describe()}
+        if method.name != NEAREST:
+            coefficients_N, instance_P, report["learned"] = self._learn(one, nearest_N, instance_P, method)
+        if one.evaluation:
+            windows_nL1 = self.windows(one.evaluation)
+            report["losses"] = self._compare(weights_K, nearest_N, instance_P, windows_nL1, twin)
+            if method.bootstrap and len(one.texts) < 100:
+                resampled_bK = torch.from_numpy(placement.resampled(method.bootstrap)).float()
+                found_b = self.losses(self.soup.coefficients(resampled_bK), windows_nL1).mean(1)
+                tails = torch.tensor([0.05, 0.95], dtype=found_b.dtype)
+                report["texts"]["loss_interval"] = torch.quantile(found_b, tails).tolist()
+        # Learned coefficients and fine-tuned parameters no longer come from the domain weights alone.
+        recipe = make_recipe(
+            self.soup,
+            coefficients_N=coefficients_N,
+            domain_weights_K=weights_K,
+            how=method.how(len(one.texts)),
+        )
+        return Made(recipe=recipe, instance_P=instance_P, report=report)
+
+    def _learn(
+        self, one: SpecialistSet, start_N: torch.Tensor, instance_P: torch.Tensor, method: Method
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        windows_nL1 = self.windows(one.texts)
+        stopping = max(1, round(STOPPING_SHARE * len(windows_nL1)))
+        if len(windows_nL1) <= stopping:
+            raise ValueError(
+                f"specialist set {one.name} has {len(windows_nL1)} windows of {windows_nL1.shape[1] - 1} tokens; "
+                f"{method.name} needs at least 2. Give more text, or use the method {NEAREST}."
+            )
+        # Spread over the texts, so that both sides are alike.
+        held = torch.linspace(0, len(windows_nL1) - 1, stopping).round().long()
+        kept = torch.ones(len(windows_nL1), dtype=torch.bool)
+        kept[held] = False
+        sides = windows_nL1[kept], windows_nL1[held]
+        with progress(f"learn {one.name}"[:24], "steps") as report:
+            if method.name == LEARNED:
+                start_N, learned = learn_coefficients(
+                    self.soup, start_N, *sides, method.learning, report=report
+                )
+                return start_N, self.soup.instances(start_N[None])[0], asdict(learned)
+            instance_P, learned = fine_tune(
+                self.soup,
+                instance_P,
+                *sides,
+                method.learning,
+                replay=self._replay(method),
+                replay_share=method.replay_share,
+                report=report,
+            )
+            return start_N, instance_P, asdict(learned)
+
+    def _replay(self, method: Method) -> Callable[[int], torch.Tensor] | None:
+        """Windows of the generic mixture of a store, other ones at each call."""
+        if not method.replay_share or method.replay_store is None:
+            return None
+        return generic_windows(store_place(method.replay_store), self._length, seed=method.learning.seed)
+
+    def _compare(
+        self,
+        weights_K: torch.Tensor,
+        nearest_N: torch.Tensor,
+        instance_P: torch.Tensor,
+        windows_nL1: torch.Tensor,
+        twin: torch.nn.Module | None,
+    ) -> dict[str, Any]:
+        """Losses of what was made and of what it is measured against (see model_card.LOSSES)."""
+        heaviest_K = torch.nn.functional.one_hot(weights_K.argmax(), len(weights_K)).float()
+        rows_WN = torch.stack([self.generic_N, self._coefficients(heaviest_K), nearest_N])
+        generic_n, domain_n, nearest_n = self.losses(rows_WN, windows_nL1)
+        made_n = window_losses(self.soup.model(instance_P), windows_nL1)
+        gains_n = generic_n - made_n
+        found = {
+            "windows": len(windows_nL1),
+            "generic_instance": generic_n.mean().item(),
+            "nearest_domain": domain_n.mean().item(),
+            "nearest_centroids": nearest_n.mean().item(),
+            "made": made_n.mean().item(),
+        }
+        if twin is not None:
+            found["twin"] = window_losses(twin, windows_nL1).mean().item()
+        if len(gains_n) > 1:
+            found["gain_interval"] = list(bootstrap_interval(gains_n))
+        return found
+
+    def _groups(self, coefficients_WN: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The instances of the rows, as many in one pass as there is room for."""
+        size = max(3, INSTANCES_BYTES // (4 * self.soup.bank.num_params))
+        for group_WN in coefficients_WN.split(size):
+            yield self.soup.instances(group_WN)
+
+    def _coefficients(self, weights_K) -> torch.Tensor:
+        return self.soup.coefficients(torch.as_tensor(weights_K).float()[None])[0]
+
+    @property
+    def _length(self) -> int:
+        return self.soup.sequence_length or int(self.soup.config.backbone.get("n_positions", 512))

@@ -1,0 +1,45 @@
+"""What `soe specialize` shows of a specialist that was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from soe_model.model_card import LOSSES
+from storage_schema.manifest import Manifest
+
+
+def show(folder: Path, manifest: Manifest, console: Console | None = None) -> None:
+    """Print the losses, how sure the domain weights are, and what to do next."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    losses = manifest.counts.get("losses")
+    if losses:
+        table = Table(
+            title=f"Loss on {losses['windows']} held-out windows, nats per token", box=None, pad_edge=False
+        )
+        table.add_column("model")
+        table.add_column("loss", justify="right")
+        for key, name in LOSSES.items():
+            if key in losses:
+                table.add_row(name.replace("**", ""), f"{losses[key]:.4f}")
+        console.print(table)
+        if "gain_interval" in losses:
+            low, high = losses["gain_interval"]
+            console.print(f"Gain over the generic instance, 90% of resamples: {low:+.4f} to {high:+.4f}")
+    else:
+        console.print("Too few texts to keep some apart and measure on: no losses.")
+    sure = manifest.counts["texts"]
+    console.print(
+        f"{sure['count']} passages fall into {sure['domains']} domains (entropy {sure['entropy']:.2f} nats), "
+        f"{sure['distance']:.3f} from the centroids; training passages are {sure['training_distance']:.3f} from theirs."
+    )
+    if "loss_interval" in sure:
+        low, high = sure["loss_interval"]
+        console.print(
+            f"With other passages of the same kind its loss would lie in {low:.4f} to {high:.4f} (90%)."
+        )
+    for warning in sure.get("warnings", []):
+        console.print(f"warning: {warning}", style="yellow")
+    console.print(f"The model is in {folder}; AutoModelForCausalLM and AutoTokenizer load it.", style="bold")

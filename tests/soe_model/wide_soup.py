@@ -1,0 +1,46 @@
+"""A soup on disk of any width and number of experts, random and untrained, a tensor at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from soe_model.backbone import build_backbone, gpt2_config
+from soe_model.bank_files import SHARED, expert_file
+from soe_model.flat import unflatten
+from soe_model.router import Router
+from storage_schema.manifest import open_stage
+from storage_schema.tree import Tree
+
+DOMAINS, VOCABULARY = 4, 512
+
+
+def write_wide_soup(folder: Path, *, num_experts: int, width: int) -> Path:
+    """Its parameters are about 24 width² for two layers."""
+    backbone = gpt2_config(
+        vocab_size=VOCABULARY, sequence_length=16, embedding_size=width, num_layers=2, num_heads=4
+    )
+    soup = {"backbone": backbone, "num_experts": num_experts, "num_domains": DOMAINS, "router_hidden": 4}
+    stage = open_stage(folder, kind="soup", configuration={"soup": soup}, inputs={})
+    flat = build_backbone(backbone, seed=0)
+    for number in range(-1, num_experts):
+        values = flat.params_P if number < 0 else torch.full_like(flat.params_P, 1e-3 * number)
+        tensors = {name: tensor.clone() for name, tensor in unflatten(values, flat.layout).items()}
+        save_file(tensors, stage.work / (SHARED if number < 0 else expert_file(number)))
+    router = Router(DOMAINS, num_experts, hidden=4, input_scale=1.0, output_scale=1.0)
+    save_file(router.state_dict(), stage.work / "router.safetensors")
+    Tree(
+        coarse_CD=np.eye(1, 3, dtype=np.float32),
+        leaves_KD=np.eye(DOMAINS, 3, dtype=np.float32),
+        counts_K=np.ones(DOMAINS, np.int64),
+        mean_distance_K=np.ones(DOMAINS, np.float32),
+    ).write(stage.work / "tree.arrow")
+    vocabulary = {"<|endoftext|>": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}
+    Tokenizer(WordLevel(vocabulary, unk_token="<|endoftext|>")).save(str(stage.work / "tokenizer.json"))
+    stage.finish({})
+    return folder
