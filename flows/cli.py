@@ -215,7 +215,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _ratios(arguments: argparse.Namespace) -> int:
-    from flows.jobs.pretrain_soe import stream_of_run
+    from flows.jobs.run_plan import stream_of_run
     from pipeline.ratios import write_ratios
 
     try:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.jobs.own_backbone import own_backbone
 from flows.machine_memory import available_memory
 from soe_model.cost import (
     Setup,
@@ -62,7 +63,12 @@ def resolve(arguments: argparse.Namespace) -> tuple[SoupConfig, TrainingConfig]:
     overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     training = replace(chosen.training, **overrides)
     if arguments.backbone:
-        backbone = _read_backbone(arguments.backbone)
+        given = _read_backbone(arguments.backbone)
+        # A model's published config.json says all of it; a shorter one is completed as a run would complete it.
+        vocabulary = min(arguments.vocab_size, given.get("vocab_size", arguments.vocab_size))
+        backbone = own_backbone(
+            given, vocab_size=vocabulary, sequence_length=training.sequence_length, end_of_text=0
+        )
     else:
         backbone = chosen.backbone(
             vocab_size=arguments.vocab_size, sequence_length=training.sequence_length, end_of_text=0

@@ -72,10 +72,15 @@ class Made:
 
 
 class SpecialistMaker:
-    """A soup opened with all that turns texts into specialists of it."""
+    """A soup opened with all that turns texts into specialists of it.
 
-    def __init__(self, soup: SoupOfExperts, *, device: str = "cpu"):
-        self.soup, self.device = soup, device
+    Args:
+        device: of the embedder.
+        show: how progress is shown (see :func:`flows.jobs.progress.progress`).
+    """
+
+    def __init__(self, soup: SoupOfExperts, *, device: str = "cpu", show=progress):
+        self.soup, self.device, self.show = soup, device, show
 
     @cached_property
     def embedder(self):
@@ -132,7 +137,7 @@ class SpecialistMaker:
 
         Raises ValueError for a set without texts, or too little text to learn from.
         """
-        with progress("place texts", "sets") as report:
+        with self.show("place texts", "sets") as report:
             placements = []
             for number, one in enumerate(sets):
                 report(number, len(sets))
@@ -140,7 +145,7 @@ class SpecialistMaker:
             report(len(sets), len(sets))
         weights_WK = torch.from_numpy(np.stack([p.domain_weights for p in placements])).float()
         nearest_WN = self.soup.coefficients(weights_WK)
-        with progress("make specialists", "models") as report:
+        with self.show("make specialists", "models") as report:
             instances = (row for group in self._groups(nearest_WN) for row in group)
             for w, instance_P in enumerate(instances):
                 report(w, len(sets))
@@ -194,7 +199,7 @@ class SpecialistMaker:
         kept = torch.ones(len(windows_nL1), dtype=torch.bool)
         kept[held] = False
         sides = windows_nL1[kept], windows_nL1[held]
-        with progress(f"learn {one.name}"[:24], "steps") as report:
+        with self.show(f"learn {one.name}"[:24], "steps") as report:
             if method.name == LEARNED:
                 start_N, learned = learn_coefficients(
                     self.soup, start_N, *sides, method.learning, report=report

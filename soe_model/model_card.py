@@ -40,10 +40,26 @@ def model_card(name: str, soup: SoupOfExperts, recipe: Recipe, report: dict[str,
         "## Coefficients",
         "```json\n" + json.dumps(list(recipe.coefficients)) + "\n```",
         "## To make it again",
+        f"It was made by `{_command(recipe)}`. From its recipe alone, and to check it:",
         "```bash\nsoe materialize specialist.json --soup SOUP --out DIR\nsoe verify DIR --soup SOUP\n```",
         f"Soup `{soup.digest}`; tensors `{report['tensors']}`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _command(recipe: Recipe) -> str:
+    how = recipe.how
+    if "shares" in how:
+        of = how["method"].removeprefix("average-")
+        return f"soe blend RECIPES --shares {' '.join(f'{share:g}' for share in how['shares'])} --of {of} --soup SOUP"
+    if "rule" not in how:
+        return "SoupOfExperts.instances(coefficients)"
+    options = f"--method {how['method']} --rule {how['rule']} --max-texts {how.get('num_texts', '?')}"
+    if learning := how.get("learning"):
+        options += f" --learning-steps {learning['steps']} --learning-rate {learning['learning_rate']:g}"
+    if share := how.get("replay_share"):
+        options += f" --replay-store STORE --replay-share {share:g}"
+    return f"soe specialize SOUP --texts TEXTS {options}"
 
 
 def _front_matter(soup: SoupOfExperts) -> str:

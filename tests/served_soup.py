@@ -75,7 +75,9 @@ def make_served_soup(folder: Path, *, steps: int = 0, experts: int = DOMAINS) ->
     texts = [sentence for topic in TOPICS for sentence in sentences(topic)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(iter([texts]), vocab_size=400)
-    tokenizer.save(str(folder.parent / "tokenizer.json"))
+    tokenizer.save(str(folder.parent / f"{folder.name}-tokenizer.json"))
+    # Without training, experts so large that each mixture writes something else.
+    size = 0.05 if steps else 0.3
     backbone = gpt2_config(
         vocab_size=tokenizer.get_vocab_size(),
         sequence_length=POSITIONS,
@@ -85,7 +87,7 @@ def make_served_soup(folder: Path, *, steps: int = 0, experts: int = DOMAINS) ->
         initializer_range=0.1,
     )
     soup = SoupConfig(
-        backbone=backbone, num_experts=experts, num_domains=DOMAINS, router_hidden=16, expert_std=0.05
+        backbone=backbone, num_experts=experts, num_domains=DOMAINS, router_hidden=16, expert_std=size
     )
     torch.manual_seed(0)
     trainer = SoupTrainer(soup, _training(max(1, steps)))
@@ -100,19 +102,19 @@ def make_served_soup(folder: Path, *, steps: int = 0, experts: int = DOMAINS) ->
                 "num_experts": experts,
                 "num_domains": DOMAINS,
                 "router_hidden": 16,
-                "expert_std": 0.05,
+                "expert_std": size,
             },
             "training": {"sequence_length": POSITIONS},
             "embedder": {"embedder": DEFAULT, "revision": None, "max_seq_length": PIECES},
         },
         inputs={},
     )
-    words = [[topic, *TOPICS[topic].replace("{} ", "").split()[-4:]] for topic in TOPICS]
+    words = [[topic, *(word for word in TOPICS[topic].split() if len(word) > 4)] for topic in TOPICS]
     write_soup(
         stage.work,
         trainer,
         tree=_tree(),
-        tokenizer=folder.parent / "tokenizer.json",
+        tokenizer=folder.parent / f"{folder.name}-tokenizer.json",
         domain_words=words,
     )
     stage.finish({})

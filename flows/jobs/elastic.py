@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+
+from flows.jobs.runner import DATA_CPUS
 
 
 class EvenScalingPolicy(ElasticScalingPolicy):
@@ -21,6 +24,9 @@ class EvenScalingPolicy(ElasticScalingPolicy):
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         possible = super()._count_possible_workers(reserved_resources)
+        if not self.scaling_config.use_gpu:
+            # Workers on every CPU would wait for data that no CPU is left to read.
+            possible = min(possible, int(ray.cluster_resources().get("CPU", 0)) - DATA_CPUS)
         return max((size for size in self.allowed if size <= possible), default=0)
 
 

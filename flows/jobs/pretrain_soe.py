@@ -10,29 +10,21 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from flows.jobs import endings, runner
-from flows.jobs.own_backbone import own_backbone
+from flows.jobs.run_plan import SETTINGS, make_stream, resolve
 from flows.jobs.run_record import claim_run, claimed
 from flows.plan import check_fits
 from flows.settings import Pretrain
-from pipeline.meta_distributions import Dirichlet, Fixed, MetaDistribution, Sparse, generic_weights
-from pipeline.mixtures import MixturePlan
-from pipeline.ratios import read_ratios
 from pipeline.remote_store import open_store
 from pipeline.streaming import MixtureStream
-from soe_model.presets import Preset, SoupConfig, TrainingConfig, preset
-from storage_schema.domains import DomainStore
+from soe_model.presets import SoupConfig, TrainingConfig
 from storage_schema.layout import run_folder, soup_folder, store_place
 from storage_schema.lock import only_writer
-from storage_schema.manifest import StoreError, open_stage, read_manifest, write_atomically
+from storage_schema.manifest import open_stage, read_manifest, write_atomically
 
-SETTINGS = "settings.json"
-"""In a run's folder: what it was asked for."""
 CARRIED_OUT = "micro_batch_size", "compile_model", "deterministic"
 """Fields of TrainingConfig that a resumed run may change: they leave the result as it is, to rounding."""
 
@@ -43,7 +35,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
     Raises:
         ValueError: for settings, stores or checkpoints that do not fit, and workers the cluster lacks.
     """
-    runner.require_workers(settings.min_workers or settings.num_workers, settings.use_gpu)
+    runner.require_workers(settings.min_workers or settings.num_workers, settings.use_gpu, with_data=True)
     folder = run_folder(settings.name)
     # What was added to the store after a run began is not for that run: it goes on as it began.
     store = open_store(store_place(settings.store), num_parts=claimed(folder).get("store_parts"))
@@ -170,110 +162,6 @@ def world_sizes(batch_size: int, min_workers: int, num_workers: int) -> list[int
     if batch_size % num_workers:
         raise ValueError(f"batch_size {batch_size} is not a multiple of the {num_workers} workers.")
     return [size for size in range(min_workers, num_workers + 1) if batch_size % size == 0]
-
-
-def resolve(settings: Pretrain, store: DomainStore) -> tuple[SoupConfig, TrainingConfig]:
-    """The preset with the user's settings laid over it, for the vocabulary of `store`."""
-    chosen: Preset = preset(settings.preset)
-    overrides = {
-        name: getattr(settings, name)
-        for name in (
-            "steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size", "learning_rate",
-            "expert_learning_rate", "router_learning_rate", "optimizer", "micro_batch_size", "compile_model",
-            "deterministic",
-        )
-        if getattr(settings, name) is not None
-    }  # fmt: skip
-    num_experts = settings.num_experts or chosen.num_experts
-    if settings.method == "generic":
-        num_experts = 0
-        overrides["mixtures_per_step"] = 1
-        overrides.setdefault("learning_rate", chosen.generic_learning_rate)
-    training = replace(chosen.training, seed=settings.seed, **overrides)
-    of_store = {
-        "vocab_size": store.vocab_size,
-        "sequence_length": training.sequence_length,
-        "end_of_text": store.end_of_text,
-    }
-    given = settings.backbone
-    backbone = chosen.backbone(**of_store) if given is None else own_backbone(given, **of_store)
-    soup = SoupConfig(
-        backbone=backbone,
-        num_experts=num_experts,
-        num_domains=store.num_domains,
-        router_hidden=chosen.router_hidden,
-        router_output_scale=chosen.router_output_scale,
-        expert_std=chosen.expert_std,
-        expert_rank=settings.expert_rank if num_experts else None,
-    )
-    return soup, training
-
-
-def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig) -> MixtureStream:
-    """The run's plan over the store's domains, as a stream."""
-    windows_K = store.windows_K(training.sequence_length)
-    plan = MixturePlan(
-        windows_K,
-        meta_distribution(settings, training, windows_K),
-        seed=settings.seed,
-        batch_size=training.batch_size,
-        mixtures_per_step=training.mixtures_per_step,
-        store_digest=store.digest,
-        sequence_length=training.sequence_length,
-    )
-    stream = MixtureStream(
-        store_folder=store_place(settings.store),
-        sequence_length=training.sequence_length,
-        plan=plan,
-        store_parts=len(store.parts),
-    )
-    return stream.for_rank(0, settings.num_workers)
-
-
-def meta_distribution(
-    settings: Pretrain, training: TrainingConfig, windows_K: np.ndarray
-) -> MetaDistribution:
-    """The law of the run's mixtures. Raises ValueError for a `ratios` file that is missing or not one."""
-    if settings.method == "generic":
-        return Fixed(generic_weights(windows_K))
-    law, everything = settings.meta_distribution, int((windows_K > 0).sum())
-    if (settings.ratios is not None) != (law == "recorded"):
-        raise ValueError(
-            f"meta_distribution is {law!r} and ratios is {settings.ratios!r}: a file of recorded mixtures and "
-            "meta_distribution=recorded go together."
-        )
-    if law == "recorded":
-        return read_ratios(settings.ratios)
-    if law == "dirichlet":
-        return Dirichlet(
-            concentration=settings.concentration,
-            support_size=settings.support_size,
-            by_size=settings.by_size,
-        )
-    size = everything if law == "uniform" else training.support_size
-    return Sparse(support_size=size, by_size=settings.by_size)
-
-
-def stream_of_run(name: str) -> tuple[MixtureStream, int]:
-    """The stream that the run of that name reads, and its steps.
-
-    Raises:
-        ValueError: there is no such run, or its store is no longer the one it began with.
-    """
-    folder = run_folder(name)
-    if not (folder / SETTINGS).exists():
-        raise ValueError(
-            f"there is no run {name!r}: {folder / SETTINGS} is missing. Check the name (SOE_HOME)."
-        )
-    settings = Pretrain.model_validate_json((folder / SETTINGS).read_text("utf-8"))
-    begun = claimed(folder)
-    store = open_store(store_place(settings.store), num_parts=begun["store_parts"])
-    training = resolve(settings, store)[1]
-    stream = make_stream(settings, store, training)
-    changed = [key for key, value in stream.plan.facts.items() if begun[key] != value]
-    if changed:
-        raise StoreError(f"the plan of run {name!r} can no longer be made: {', '.join(changed)} differ.")
-    return stream, training.steps
 
 
 if __name__ == "__main__":

@@ -37,6 +37,12 @@ def bar() -> Progress:
 
 
 @contextmanager
+def silent(stage: str, unit: str) -> Iterator[Report]:
+    """:func:`progress` for what many ask for at once: nothing is shown."""
+    yield lambda done, total: None
+
+
+@contextmanager
 def progress(stage: str, unit: str) -> Iterator[Report]:
     """Show the progress of one stage while the block runs.
 

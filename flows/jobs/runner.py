@@ -19,6 +19,8 @@ from pydantic import ValidationError
 from flows.settings import Settings
 
 SUMMARY_PREFIX = "soe-summary "
+DATA_CPUS = 1
+"""Logical CPUs that training workers without GPUs leave to the reading of their data."""
 S = TypeVar("S", bound=Settings)
 
 
@@ -95,15 +97,20 @@ def require_gpus(use_gpu: bool) -> None:
     run_tasks(check_gpu, [()], num_gpus=1)
 
 
-def require_workers(num_workers: int, use_gpu: bool) -> None:
-    """Connect, and raise ValueError at once if the cluster can never hold so many workers."""
+def require_workers(num_workers: int, use_gpu: bool, *, with_data: bool = False) -> None:
+    """Connect, and raise ValueError at once if the cluster can never hold so many workers.
+
+    `with_data`: they read a stream, which wants a CPU beside theirs.
+    """
     import ray
 
     connect()
     kind = "GPU" if use_gpu else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
-    if there < num_workers:
+    beside = DATA_CPUS if with_data and not use_gpu else 0
+    if there < num_workers + beside:
         way_out = "set use_gpu=false or add GPU nodes" if use_gpu else "lower num_workers or add nodes"
+        data = " and one for their data" if beside else ""
         raise ValueError(
-            f"{num_workers} workers need {num_workers} {kind}s; the Ray cluster has {there}: {way_out}."
+            f"{num_workers} workers need {num_workers} {kind}s{data}; the Ray cluster has {there}: {way_out}."
         )

@@ -18,7 +18,7 @@ import time
 import numpy as np
 import torch
 
-from flows.jobs import pretrain_soe
+from flows.jobs import run_plan
 from flows.settings import Pretrain
 from pipeline.domain_weights import estimate_domain_weights
 from pipeline.embedder import find_embedder, load_embedder
@@ -61,8 +61,8 @@ class Evaluation:
 
 def train(settings: Pretrain, store: DomainStore, evaluation: Evaluation, points: int) -> dict:
     """One run, evaluated `points` times."""
-    soup, training = pretrain_soe.resolve(settings, store)
-    stream = pretrain_soe.make_stream(settings, store, training)
+    soup, training = run_plan.resolve(settings, store)
+    stream = run_plan.make_stream(settings, store, training)
     trainer = SoupTrainer(soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
     curve, seconds = [], 0.0
     for batch in stream.in_process(0, training.steps):
@@ -124,7 +124,7 @@ def main() -> None:
     folder = store_folder(options.store)
     store = DomainStore(folder)
     shared = dict(store=options.store, preset=options.preset, **options.config)
-    _, training = pretrain_soe.resolve(Pretrain(**shared), store)
+    _, training = run_plan.resolve(Pretrain(**shared), store)
     evaluation = Evaluation(store, folder, training.sequence_length, options.passages)
     runs = [
         train(Pretrain(method=method, seed=seed, **shared), store, evaluation, options.points)

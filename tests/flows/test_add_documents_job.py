@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flows.jobs import add_documents as job
-from flows.jobs import build_domains, domain_stages, pretrain_soe
+from flows.jobs import build_domains, domain_stages, pretrain_soe, run_plan
 from flows.settings import AddDocuments, Pretrain
 from pipeline.atlas import collect_atlas
 from pipeline.audit import audit_store
@@ -155,8 +155,8 @@ def test_a_run_that_was_begun_before_does_not_see_it(added, before, store, tmp_p
     monkeypatch.setenv("SOE_HOME", str(tmp_path))
     settings = Pretrain(store=str(store), steps=4, sequence_length=L, batch_size=8, support_size=2)
     begun = DomainStore(store, num_parts=1)
-    _, training = pretrain_soe.resolve(settings, begun)
-    stream = pretrain_soe.make_stream(settings, begun, training)
+    _, training = run_plan.resolve(settings, begun)
+    stream = run_plan.make_stream(settings, begun, training)
     assert stream.open_store().digest == before["digest"]
     (tmp_path / "runs/soup").mkdir(parents=True)
     (tmp_path / "runs/soup/run.json").write_text(json.dumps({"store_parts": 1}))

@@ -19,7 +19,7 @@ import pytest
 import ray
 import torch
 
-from flows.jobs import endings, pretrain_soe
+from flows.jobs import endings, pretrain_soe, run_plan
 from flows.settings import Pretrain
 from soe_model.training import SoupTrainer
 from storage_schema.domains import DomainStore
@@ -31,12 +31,12 @@ STATE = "checkpoint_manager_snapshot.json"
 class Job:
     """The job as a process of its own, on the session's cluster or on one that it starts."""
 
-    def __init__(self, name, *, own_cluster=False, code="", **changes):
+    def __init__(self, name, *, own_cluster=False, address=None, code="", **changes):
         self.settings = Pretrain(name=name, **SETTINGS | changes)
         self.log = Path(os.environ["SOE_HOME"]) / f"{name}.log"
         environment = dict(os.environ)
         if not own_cluster:
-            environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+            environment["RAY_ADDRESS"] = address or ray.get_runtime_context().gcs_address
         main = f"{code}\nfrom flows.jobs import pretrain_soe as p, runner\nrunner.main(p.Pretrain, p.run)"
         self.process = subprocess.Popen(
             [sys.executable, "-c", main, "--config", self.settings.model_dump_json()],
@@ -159,7 +159,8 @@ def test_with_every_checkpoint_damaged_the_run_says_which(home):  # noqa: F811
     for folder in folders:
         _cut(folder / "checkpoint.json")
     code, log = Job("lost", **LONG).end()
-    last = log.strip().splitlines()[-1]
+    # Ray's own processes may have something to say after the job's last line.
+    [last] = [line for line in log.splitlines() if line.startswith("error: ")]
     assert code == 2 and last.startswith("error: no checkpoint of"), log
     assert all(str(folder) in last for folder in folders) and "Put the files back" in last
 
@@ -204,27 +205,32 @@ def test_a_killed_node_changes_nothing(home, undisturbed):  # noqa: F811
 
 
 @pytest.mark.long
-def test_workers_go_and_come(home, undisturbed):  # noqa: F811
-    """2 -> 1 -> 2 workers, on nodes that hold one each: the same losses."""
+def test_workers_go_and_come(home):  # noqa: F811
+    """2 -> 1 -> 2 workers as a node goes and another comes: the same losses. One of three CPUs is for the data."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1.5, "include_dashboard": False})
+    steps = dict(
+        steps=800
+    )  # Ray takes half a minute to see that a node is gone, and some seconds for a new one
+    pretrain_soe.run(Pretrain(name="steady", **SETTINGS | steps))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        second = cluster.add_node(num_cpus=1.5)
+        cluster.add_node(num_cpus=1)
+        second = cluster.add_node(num_cpus=1)
         job = Job(
-            "elastic", address=cluster.address, num_workers=2, min_workers=1, resize_check_seconds=3, **LONG
+            "elastic", address=cluster.address, num_workers=2, min_workers=1, resize_check_seconds=3, **steps
         )
         run = home / "runs" / "elastic"
         job.wait_for(lambda: registered(run, 40))
         cluster.remove_node(second, allow_graceful=False)
         job.wait_for(lambda: "on 1 workers" in job.log.read_text())
-        cluster.add_node(num_cpus=1.5)
+        cluster.add_node(num_cpus=1)
         job.wait_for(lambda: "on 2 workers" in job.log.read_text())
         code, log = job.end()
         assert code == 0, log
     finally:
         cluster.shutdown()
-    expected = losses(home, "undisturbed")
+    expected = losses(home, "steady")
     assert losses(home, "elastic").keys() == expected.keys()
     for step, loss in losses(home, "elastic").items():
         assert abs(loss - expected[step]) < 1e-4
@@ -242,7 +248,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once(home):  # noqa: F811
 
 
 @pytest.mark.long
-def test_out_of_memory_says_what_was_asked_and_what_helps(home):  # noqa: F811
+def test_out_of_memory_says_what_was_asked_and_what_helps(home, monkeypatch):  # noqa: F811
+    """Where the reckoning before the run was wrong."""
+    monkeypatch.setattr(pretrain_soe, "check_fits", lambda *_, **__: None)
     with pytest.raises(ValueError, match="ran out of memory with preset tiny, 1000000000 experts") as raised:
         pretrain_soe.run(Pretrain(name="huge", **SETTINGS | {"num_experts": 10**9}))
     for word in ("optimizer adam", "micro_batch_size", "more workers", "soe plan"):
@@ -336,7 +344,7 @@ def test_any_hugging_face_architecture(home, tmp_path):  # noqa: F811
     }  # fmt: skip
     store = DomainStore(home / "stores" / "toy")
     settings = Pretrain(name="llama", backbone=llama, expert_rank=2, **SETTINGS | {"steps": 12})
-    soup, training = pretrain_soe.resolve(settings, store)
+    soup, training = run_plan.resolve(settings, store)
     filled = {
         "vocab_size": store.vocab_size,
         "max_position_embeddings": 16,
@@ -345,7 +353,7 @@ def test_any_hugging_face_architecture(home, tmp_path):  # noqa: F811
     assert filled.items() <= soup.backbone.items() and soup.backbone["attention_dropout"] == 0
     trainer = SoupTrainer(soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
     found = []
-    for batch in pretrain_soe.make_stream(settings, store, training).in_process(0, 12):
+    for batch in run_plan.make_stream(settings, store, training).in_process(0, 12):
         found.append(
             trainer.train_step(
                 torch.from_numpy(batch.tokens_BL1.astype(np.int64)),
@@ -360,7 +368,7 @@ def test_how_a_run_is_carried_out_is_not_what_it_is(home):  # noqa: F811
     """After a run ran out of memory, the same name goes on with smaller passes."""
     store = DomainStore(home / "stores" / "toy")
     whole, split = (
-        pretrain_soe.resolve(Pretrain(name="x", micro_batch_size=size, **SETTINGS), store)[1]
+        run_plan.resolve(Pretrain(name="x", micro_batch_size=size, **SETTINGS), store)[1]
         for size in (None, 1)
     )
     assert whole != split and pretrain_soe._identity(whole) == pretrain_soe._identity(split)

@@ -13,7 +13,7 @@ import ray
 import torch
 
 from flows.cli import main
-from flows.jobs import pretrain_soe
+from flows.jobs import pretrain_soe, run_plan
 from flows.settings import Pretrain
 from soe_model.soup import SoupOfExperts
 from soe_model.training import SoupTrainer
@@ -51,10 +51,10 @@ def one_worker(home):
 def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
     settings = Pretrain(name="one", **SETTINGS)
     store = DomainStore(home / "stores" / "toy")
-    soup, training = pretrain_soe.resolve(settings, store)
+    soup, training = run_plan.resolve(settings, store)
     trainer = SoupTrainer(soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
     expected = {}
-    for batch in pretrain_soe.make_stream(settings, store, training).in_process(0, 120):
+    for batch in run_plan.make_stream(settings, store, training).in_process(0, 120):
         result = trainer.train_step(
             torch.from_numpy(batch.tokens_BL1.astype(np.int64)),
             torch.from_numpy(batch.mixture_B),
@@ -128,8 +128,8 @@ def test_the_mixtures_of_a_run_are_a_table_that_another_run_can_follow(home, one
         name="again", **SETTINGS, meta_distribution="recorded", ratios=str(tmp_path / "r.csv")
     )
     store = DomainStore(home / "stores" / "toy")
-    again = pretrain_soe.make_stream(settings, store, pretrain_soe.resolve(settings, store)[1]).plan
-    stream, steps = pretrain_soe.stream_of_run("one")
+    again = run_plan.make_stream(settings, store, run_plan.resolve(settings, store)[1]).plan
+    stream, steps = run_plan.stream_of_run("one")
     assert steps == 120
     first, second = stream.plan.steps(0, 120), again.steps(0, 120)
     assert np.array_equal(first.domain_TB, second.domain_TB) and np.array_equal(first.row_TB, second.row_TB)
@@ -149,7 +149,7 @@ def test_other_laws_of_mixtures(home, law):
         name="x", **{k: v for k, v in SETTINGS.items() if k != "support_size"}, meta_distribution=law
     )
     store = DomainStore(home / "stores" / "toy")
-    plan = pretrain_soe.make_stream(settings, store, pretrain_soe.resolve(settings, store)[1]).plan
+    plan = run_plan.make_stream(settings, store, run_plan.resolve(settings, store)[1]).plan
     assert (plan.steps(0, 9).support_TWs == [0, 2, 3]).all()  # domain 1 is empty
 
 
@@ -174,8 +174,8 @@ def test_checkpoints_of_another_store_are_refused(home, one_worker):
 
 def test_the_generic_twin_has_one_mixture_and_no_expert(home):
     settings = Pretrain(name="twin", method="generic", **SETTINGS)
-    soup, training = pretrain_soe.resolve(settings, DomainStore(home / "stores" / "toy"))
-    plan = pretrain_soe.make_stream(settings, DomainStore(home / "stores" / "toy"), training).plan
+    soup, training = run_plan.resolve(settings, DomainStore(home / "stores" / "toy"))
+    plan = run_plan.make_stream(settings, DomainStore(home / "stores" / "toy"), training).plan
     assert soup.num_experts == 0 and training.mixtures_per_step == 1
     assert plan.meta_distribution.weights_K.tolist() == pytest.approx([24 / 98, 0, 18 / 98, 56 / 98])
 

@@ -94,7 +94,7 @@ def test_commands_run_elsewhere_are_in_the_readme():
 
 def test_the_python_of_the_readme_loads_the_specialist(running):
     scope: dict = {}
-    for code in re.findall(r"```python\n(.*?)```", README, flags=re.S):
+    for code in re.findall(r"^```python\n(.*?)^```", README, flags=re.S | re.M):
         exec(code.replace('".soe/', f'"{running.folder}/soe/'), scope)
     assert scope["weights"].sum() == 1
     ids = scope["tokenizer"]("hello", return_tensors="pt").input_ids
@@ -110,7 +110,10 @@ def test_the_tree_names_every_file_and_no_other():
             folder = name
         else:
             named |= {folder + one.strip() for one in line.split("  ")[1].split(",")}
-    rooms = ("storage_schema", "pipeline", "soe_model", "soe_model/optimizers", "flows", "flows/jobs")
+    rooms = (
+        *("storage_schema", "pipeline", "soe_model", "soe_model/exports", "soe_model/optimizers"),
+        *("flows", "flows/jobs", "flows/serving"),
+    )
     there = {
         path.relative_to(REPOSITORY).as_posix()
         for room in rooms

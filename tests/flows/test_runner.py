@@ -73,6 +73,10 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(ray_cluster):
     runner.require_workers(4, use_gpu=False)
     with pytest.raises(ValueError, match="5 workers need 5 CPUs; the Ray cluster has 4: lower num_workers"):
         runner.require_workers(5, use_gpu=False)
+    with pytest.raises(
+        ValueError, match="4 workers need 4 CPUs and one for their data; the Ray cluster has 4"
+    ):
+        runner.require_workers(4, use_gpu=False, with_data=True)
     with pytest.raises(ValueError, match="1 workers need 1 GPUs; the Ray cluster has 0: set use_gpu=false"):
         runner.require_workers(1, use_gpu=True)
 

@@ -1,0 +1,122 @@
+"""The recipes of the specialists that were made, a small file each, so that an id means the same after a restart.
+
+``$SOE_HOME/served/<soup>/<id>.json`` is a manifest as ``specialist.json`` is one, without files: ``soe materialize``
+takes it. An id is the first 16 hexadecimal digits of a digest of soup and recipe.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flows.serving.limits import Refused
+from soe_model.recipe import Recipe, recipe_of
+from storage_schema.layout import home
+from storage_schema.manifest import Manifest, StoreError, content_digest, read_manifest, write_atomically
+
+ID = re.compile(r"[0-9a-f]{16}")
+MOST_RECIPES = 10_000
+WORK = ".work-"
+STALE_SECONDS = 24 * 3600
+
+
+class RecipeBox:
+    """The recipes of one soup.
+
+    Args:
+        soup: its digest; files of a soup of the same name but another digest are left alone.
+        name: the soup's, of its folder.
+    """
+
+    def __init__(self, soup: str, name: str):
+        self.soup, self.folder = soup, home() / "served" / name
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._remove_stale_work()
+        self._known = {
+            path.stem: path.stat().st_mtime for path in self.folder.glob("*.json") if self._ours(path)
+        }
+
+    def ids(self) -> list[tuple[str, int]]:
+        """Ids and when they were made (seconds since 1970), newest first."""
+        newest = sorted(list(self._known.items()), key=lambda row: (-row[1], row[0]))
+        return [(name, int(at)) for name, at in newest]
+
+    def put(self, recipe: Recipe, counts: Mapping[str, Any]) -> str:
+        """Keep a recipe and what was measured of its specialist; returns its id.
+
+        Raises :class:`Refused` (507) if there are ``MOST_RECIPES`` already.
+        """
+        name = content_digest([recipe.soup, recipe.configuration()])[:16]
+        if name not in self._known and len(self._known) >= MOST_RECIPES:
+            raise Refused(
+                507,
+                f"{MOST_RECIPES:,} recipes are kept already; delete some in {self.folder}.",
+                code="box_full",
+            )
+        manifest = Manifest(
+            kind="specialist",
+            configuration=recipe.configuration(),
+            inputs={"soup": recipe.soup},
+            counts=dict(counts),
+            files=(),
+        )
+        write_atomically(self._path(name), manifest.to_json())
+        self._known[name] = self._path(name).stat().st_mtime
+        return name
+
+    def manifest(self, name: str) -> Manifest:
+        """The kept manifest of an id. Raises :class:`Refused` (404) if there is none."""
+        if not ID.fullmatch(name) or name not in self._known:
+            raise self._unknown(name)
+        try:
+            return read_manifest(self.folder, "specialist", name=f"{name}.json")
+        except StoreError as error:
+            self._known.pop(name, None)
+            raise self._unknown(name) from error
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of an id; errors as :meth:`manifest`."""
+        return recipe_of(self.manifest(name))
+
+    @contextmanager
+    def work(self) -> Iterator[Path]:
+        """A new folder beside the recipes, gone after the block if the block fails; else its taker removes it."""
+        folder = Path(tempfile.mkdtemp(prefix=WORK, dir=self.folder))
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _ours(self, path: Path) -> bool:
+        try:
+            return bool(ID.fullmatch(path.stem)) and self._read(path).inputs.get("soup") == self.soup
+        except (ValueError, OSError):
+            return False
+
+    def _read(self, path: Path) -> Manifest:
+        return read_manifest(path.parent, "specialist", name=path.name)
+
+    def _unknown(self, name: str) -> Refused:
+        return Refused(
+            404,
+            f"There is no specialist {name[:40]!r} of this soup. /v1/models lists those that were made; "
+            "the page, or a POST to /api/specialists, makes others.",
+            code="model_not_found",
+            param="model",
+        )
+
+    def _remove_stale_work(self) -> None:
+        """What a killed service left; younger folders may be in use by another one of the same soup."""
+        for folder in self.folder.glob(f"{WORK}*"):
+            if time.time() - folder.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""A soup and its specialists in the formats of other tools."""

@@ -1,0 +1,86 @@
+"""A specialist as a merge that mergekit carries out (https://github.com/arcee-ai/mergekit; read by 0.1.5).
+
+Its ``task_arithmetic`` gives ``base + sum_j weight_j (model_j - base)``. With the shared parameters S as the base,
+S + E_j as the models and the coefficients as the weights, that is the specialist ``S + sum_j coefficient_j E_j``. From
+there on its other methods, sparsifiers and models can be tried on the experts.
+
+Legend: N experts with a coefficient other than zero, P parameters of one model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from soe_model.bank_files import expert_file
+from soe_model.exports.parts import new_folder, used_experts
+from soe_model.recipe import Recipe
+from soe_model.soup import SoupOfExperts
+from soe_model.specialization import write_model
+
+CONFIGURATION = "mergekit.yml"
+SHARED_MODEL = "shared"
+_READ_OTHERWISE = "+@"
+"""mergekit splits a model's name at these: an adapter follows the one, a revision the other."""
+
+
+def write_mergekit(soup: SoupOfExperts, recipe: Recipe, folder: Path) -> Path:
+    """Write the models of a merge, and what tells mergekit how to merge them.
+
+    ``shared/`` is S, ``expert-007/`` is S + E_7 for each expert with a coefficient other than zero, and
+    ``mergekit.yml`` names them by absolute paths: it can be run from anywhere, and its paths are to be changed
+    when the folder is moved. The folder takes the disk of N + 1 whole models, 4 (N + 1) P bytes and their tokenizers,
+    and is written one model at a time.
+
+    mergekit subtracts S from S + E_j again, in float32, so that its result differs from the specialist by rounding:
+    ``2**-24 sum_j |coefficient_j| |S + E_j|`` and about as much again for the sum.
+
+    Args:
+        folder: it must not exist; its path may not contain ``+`` or ``@``.
+
+    Returns:
+        The path of ``mergekit.yml``, for ``mergekit-yaml mergekit.yml OUT``.
+
+    Raises:
+        ValueError: the recipe is of another soup, of a fine-tuned model, or uses no expert; or mergekit would
+            misread the path.
+        StoreError: `folder` exists.
+    """
+    folder = Path(folder).absolute()
+    used = used_experts(recipe, soup)
+    for character in _READ_OTHERWISE:
+        if character in str(folder):
+            raise ValueError(
+                f"mergekit does not take {folder} for a path, for its {character!r}. Choose another folder."
+            )
+    with new_folder(folder) as work:
+        nothing_N = torch.zeros(soup.config.num_experts)
+        write_model(soup, soup.instances(nothing_N[None])[0], work / SHARED_MODEL)
+        for number, _ in used:
+            one_N = nothing_N.clone()
+            one_N[number] = 1
+            write_model(soup, soup.instances(one_N[None])[0], work / _model_of(number))
+        (work / CONFIGURATION).write_text(_yaml(folder, soup, used), "utf-8")
+    return folder / CONFIGURATION
+
+
+def _model_of(expert: int) -> str:
+    return Path(expert_file(expert)).stem
+
+
+def _yaml(folder: Path, soup: SoupOfExperts, used: list[tuple[int, float]]) -> str:
+    merge: dict[str, Any] = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(folder / SHARED_MODEL),
+        "models": [
+            {"model": str(folder / _model_of(number)), "parameters": {"weight": coefficient}}
+            for number, coefficient in used
+        ],
+        "parameters": {"normalize": False, "lambda": 1.0},
+        "dtype": "float32",
+    }
+    head = f"# A specialist of the soup {soup.digest}.\n# mergekit-yaml {folder / CONFIGURATION} OUT\n"
+    return head + yaml.safe_dump(merge, sort_keys=False, allow_unicode=True, width=1000)

@@ -1,0 +1,52 @@
+"""What every export needs: the experts that a recipe uses, and a folder that appears when it is complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from soe_model.recipe import FINE_TUNED, Recipe, check_recipe
+from soe_model.soup import SoupOfExperts
+from storage_schema.manifest import PARTIAL_SUFFIX, StoreError
+
+
+def used_experts(recipe: Recipe, soup: SoupOfExperts) -> list[tuple[int, float]]:
+    """Number and coefficient of each expert whose coefficient is not zero.
+
+    Raises ValueError: the recipe is of another soup, of a fine-tuned model, or uses no expert.
+    """
+    check_recipe(recipe, soup)
+    if recipe.how.get("method") == FINE_TUNED:
+        raise ValueError(
+            "the specialist was fine-tuned after it was put together: it is no sum of the soup's experts. "
+            "Use its own directory, which is a whole Hugging Face model."
+        )
+    used = [(number, value) for number, value in enumerate(recipe.coefficients) if value]
+    if not used:
+        raise ValueError(
+            f"all {len(recipe.coefficients)} coefficients are 0: the specialist is the shared model, and there is "
+            "nothing to add to it. Write it as a whole model with `soe materialize`."
+        )
+    return used
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into; at the end it becomes `folder`, and if something fails it is removed.
+
+    Raises StoreError if `folder` exists.
+    """
+    if os.path.lexists(folder):
+        raise StoreError(f"{folder} exists. Choose another folder, or remove it.")
+    work = folder.with_name(folder.name + PARTIAL_SUFFIX)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        yield work
+        os.rename(work, folder)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise

@@ -1,0 +1,167 @@
+"""What `soe serve` gives: specialists a second, time to the first token of a new recipe, latencies under many clients.
+
+    python -m tests.benchmarks.serving [--soup NAME] [--requests N] [--json FILE]
+
+A real service process on loopback; without --soup a tiny one is made, whose figures are those of the service around
+the models more than of the models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from flows.processes import free_port
+from tests.served_soup import TOPICS, make_served_soup, sentences
+
+CLIENTS = (1, 8, 32)
+TOKENS = 16
+SPECIALISTS = 24
+TEXTS = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--soup", help="name or path; made, unless given")
+    parser.add_argument("--requests", type=int, default=128, help="for each number of clients (128)")
+    parser.add_argument("--json", metavar="FILE")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="soe-serving-") as folder:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        soup = arguments.soup
+        if soup is None:
+            os.environ["SOE_HOME"] = folder
+            soup = "made"
+            make_served_soup(Path(folder) / "soups" / soup)
+        found = {"soup": soup, "load_average_before": os.getloadavg()[0], **in_process(soup)}
+        found |= over_http(soup, arguments.requests)
+        found["load_average_after"] = os.getloadavg()[0]
+    print(json.dumps(found, indent=1))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def in_process(name: str) -> dict[str, float]:
+    """Specialists a second: embedding included (one by one, of `TEXTS` texts), and the instances alone."""
+    from flows.specialist_maker import Method, SpecialistMaker
+    from pipeline.specialist_sets import SpecialistSet
+    from soe_model.soup import SoupOfExperts
+    from storage_schema.layout import soup_folder
+
+    soup = SoupOfExperts.open(soup_folder(name))
+    maker = SpecialistMaker(soup)
+    sets = [SpecialistSet(name=str(i), texts=texts_of(i), evaluation=[]) for i in range(SPECIALISTS)]
+    maker.place(sets[0].texts)
+    began = time.perf_counter()
+    made = [next(iter(maker.make([one], Method(bootstrap=0)))) for one in sets]
+    with_embedding = time.perf_counter() - began
+    began = time.perf_counter()
+    for one in made:
+        soup.model(soup.instances(one.recipe.coefficients_N[None])[0])
+    return {
+        "texts_a_specialist": TEXTS,
+        "parameters": soup.bank.num_params,
+        "specialists_a_second_with_embedding": round(SPECIALISTS / with_embedding, 2),
+        "models_a_second_from_recipes": round(SPECIALISTS / (time.perf_counter() - began), 2),
+    }
+
+
+def over_http(name: str, requests: int) -> dict[str, Any]:
+    """The same through a service process: specialists, first tokens, and completions of many clients at once."""
+    process, url, token = start(name)
+    options = {"base_url": url, "headers": {"Authorization": f"Bearer {token}"}, "timeout": 120}
+    try:
+        with httpx.Client(**options) as web:
+            began, ids = time.perf_counter(), []
+            for number in range(SPECIALISTS):
+                answer = web.post("/api/specialists", json={"texts": texts_of(number)}).raise_for_status()
+                ids.append(answer.json()["id"])
+            made = time.perf_counter() - began
+            firsts = [first_token(web, one) for one in ids]  # the last few are cached, the others are not
+        found: dict[str, Any] = {
+            "http_specialists_a_second": round(SPECIALISTS / made, 2),
+            "first_token_of_an_uncached_recipe": percentiles(firsts[: -(SPECIALISTS // 4)]),
+        }
+        for clients in CLIENTS:
+            found[f"{clients}_clients"] = load(options, ids, clients, requests)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    return found
+
+
+def load(options: dict[str, Any], ids: list[str], clients: int, requests: int) -> dict[str, Any]:
+    """Latencies of completions of `TOKENS` tokens, each of another recipe and seed; every answer is checked."""
+
+    def one(number: int) -> tuple[float, bool]:
+        body = {"model": ids[number % len(ids)], "prompt": "the", "max_tokens": TOKENS, "seed": number}
+        began = time.perf_counter()
+        answer = web.post("/v1/completions", json=body)
+        seconds = time.perf_counter() - began
+        return seconds, answer.status_code == 200 and answer.json()["model"] == body["model"]
+
+    limits = httpx.Limits(max_connections=clients)
+    with httpx.Client(**options, limits=limits) as web, ThreadPoolExecutor(clients) as pool:
+        began = time.perf_counter()
+        rows = list(pool.map(one, range(requests)))
+        seconds = time.perf_counter() - began
+    return {
+        "requests": requests,
+        "lost": sum(not right for _, right in rows),
+        "requests_a_second": round(requests / seconds, 2),
+        "seconds": percentiles([row[0] for row in rows]),
+    }
+
+
+def first_token(web: httpx.Client, name: str) -> float:
+    """Seconds from the request to the first piece of text."""
+    body = {"model": name, "prompt": "the", "max_tokens": 4, "stream": True, "seed": 0}
+    began = time.perf_counter()
+    with web.stream("POST", "/v1/completions", json=body) as answer:
+        times = [time.perf_counter() for line in answer.iter_lines() if line.startswith("data:")]
+    return times[0] - began
+
+
+def start(name: str) -> tuple[subprocess.Popen, str, str]:
+    """A service on a free port; returns when it answers."""
+    port = free_port()
+    command = [sys.executable, "-m", "flows.cli", "serve", name, "--port", str(port), "--max-queue", "64"]
+    log = tempfile.TemporaryFile("w+")
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        log.seek(0)
+        if found := re.search(r"\?token=(\S+)[\s\S]*Ctrl-C", log.read()):
+            return process, f"http://127.0.0.1:{port}", found[1]
+        time.sleep(0.2)
+    log.seek(0)
+    raise SystemExit(f"the service did not start: {log.read()}")
+
+
+def texts_of(number: int) -> list[str]:
+    """Texts of a mixture of two topics, another one for each number."""
+    names = list(TOPICS)
+    one, other = names[number % 8], names[(number + 1 + number // 8) % 8]
+    share = 5 + number // 8
+    return [*sentences(one, share), *sentences(other, TEXTS - share)]
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    return {f"p{q}": round(float(np.percentile(seconds, q)), 4) for q in (50, 90, 99)}
+
+
+if __name__ == "__main__":
+    main()
