@@ -295,14 +295,20 @@ def test_only_world_sizes_that_share_the_batch_evenly(range_, sizes):
     assert pretrain_soe.world_sizes(*range_) == sizes
 
 
-def test_a_group_is_as_large_as_the_cluster_allows_but_shares_the_batch_evenly():
+def test_a_group_is_as_large_as_the_cluster_allows_but_shares_the_batch_evenly(monkeypatch):
     from ray.train import ScalingConfig
 
     from flows.jobs.elastic import EvenScalingPolicy
 
     policy = EvenScalingPolicy(ScalingConfig(num_workers=(2, 8)), allowed=[2, 4, 8])
-    counts = [policy._count_possible_workers({"node": {"CPU": cpus}}) for cpus in (1, 2, 3, 7, 8, 20)]
-    assert counts == [0, 2, 2, 4, 8, 8]
+
+    def possible(cpus, in_all):
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": in_all})
+        return policy._count_possible_workers({"node": {"CPU": cpus}})
+
+    assert [possible(cpus, 99) for cpus in (1, 2, 3, 7, 8, 20)] == [0, 2, 2, 4, 8, 8]
+    # One CPU of the cluster is left to the data.
+    assert [possible(20, in_all) for in_all in (2, 3, 5, 8, 9)] == [0, 2, 4, 4, 8]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from flows.cli import main
 from flows.jobs import pretrain_soe, run_plan
 from flows.settings import Pretrain
+from soe_model.flat import unflatten
 from soe_model.soup import SoupOfExperts
 from soe_model.training import SoupTrainer
 from storage_schema.domains import DomainStore
@@ -67,8 +68,10 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
         assert abs(loss - expected[step]) < 1e-5
     opened = SoupOfExperts.open(home / "soups" / "one")
     weights = torch.tensor([[0.5, 0.0, 0.5, 0.0]])
-    instance = trainer.bank.instances(trainer.router.module(weights).detach())
-    torch.testing.assert_close(opened.instances(opened.coefficients(weights)), instance, rtol=1e-4, atol=1e-5)
+    [instance] = trainer.bank.instances(trainer.router.module(weights).detach())
+    found = unflatten(opened.instances(opened.coefficients(weights))[0], opened.layout)
+    for name, tensor in unflatten(instance, trainer.backbone.layout).items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
     assert one_worker["tokens"] == 120 * 8 * 16 and one_worker["train_seconds"] > 0
 
 

@@ -54,6 +54,8 @@ def data(tmp_path_factory):
 
 
 def type_in(command: str, running, data) -> subprocess.CompletedProcess[str]:
+    work = data / "work"
+    work.mkdir(exist_ok=True)
     return subprocess.run(
         [
             "bash",
@@ -61,7 +63,7 @@ def type_in(command: str, running, data) -> subprocess.CompletedProcess[str]:
             command.replace("/data", str(data)).replace('"steps": 2000', '"steps": 12, "batch_size": 8'),
         ],
         env=running.environment | {"HF_HUB_OFFLINE": "1"},
-        cwd=data,
+        cwd=work,
         capture_output=True,
         text=True,
         timeout=240,
