@@ -141,6 +141,7 @@ def test_what_cannot_work_is_said_before_anything_long(
         job.run(settings.model_copy(update={"store": str(tmp_path / "store"), **change}))
 
 
+@pytest.mark.long
 def test_a_corpus_on_s3_is_read_by_ray_workers(built, settings, corpus, s3, tmp_path):
     """The same store, byte for byte, as from the local file; the job starts a Ray session with our AWS variables."""
     (folder := tmp_path / "corpus").mkdir()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shlex
 import subprocess
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import pytest
 
+from flows import cli
 from tests.flows.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -19,6 +25,23 @@ RUN_ELSEWHERE = {
     "soe up": "conftest.py",
     "soe down": "test_stack.py",
 }
+
+
+IN_PROCESS = [
+    ["soe", name]
+    for name in ("atlas", "audit", "blend", "materialize", "plan", "ratios", "score", "specialize", "verify")
+]
+"""Without a process of their own, which takes seconds to import torch; test_cli.py starts the command itself."""
+
+
+def _in_this_process(command: str, running, work: Path) -> subprocess.CompletedProcess[str]:
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+        patch.chdir(work)
+        patch.setenv("SOE_HOME", running.environment["SOE_HOME"])
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        code = cli.main(shlex.split(command)[1:])
+    return subprocess.CompletedProcess(command, code, said.getvalue(), "")
 
 
 def commands() -> list[str]:
@@ -56,6 +79,8 @@ def data(tmp_path_factory):
 def type_in(command: str, running, data) -> subprocess.CompletedProcess[str]:
     work = data / "work"
     work.mkdir(exist_ok=True)
+    if command.split()[:2] in IN_PROCESS:
+        return _in_this_process(command.replace("/data", str(data)), running, work)
     return subprocess.run(
         [
             "bash",
@@ -77,7 +102,9 @@ def test_every_command_of_the_readme_works(running, data):
     made = home / "specialists/notes/made.json"
     made_at = None
     for command in run:
+        begun = time.monotonic()
         done = type_in(command, running, data)
+        print(f"{time.monotonic() - begun:6.1f} s  {command[:100]}")
         # `soe doctor` and `soe status` end with 1 on a machine where something is amiss, and say what.
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         made_at = made_at or (made.stat().st_mtime_ns if made.exists() else None)

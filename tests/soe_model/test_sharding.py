@@ -42,7 +42,12 @@ def _rank(rank, world_size, port, variant, results):
 
 
 @pytest.mark.parametrize(
-    ("variant", "world_size"), [*((variant, 2) for variant in VARIANTS), ("adam", 4), ("mixture-a-rank", 4)]
+    ("variant", "world_size"),
+    [
+        *((variant, 2) for variant in VARIANTS),
+        ("mixture-a-rank", 4),
+        pytest.param("adam", 4, marks=pytest.mark.long),
+    ],
 )
 def test_several_workers_give_the_same_losses_and_bank(free_tcp_port, variant, world_size):
     expected = _trained(variant)
