@@ -54,12 +54,19 @@ def train_loop(config: dict[str, Any]) -> None:
         if ray.train.get_context().get_world_rank() == 0:
             endings.stop(folder, str(error))
     except ValueError as error:
-        endings.stop(folder, str(error))
+        if not _group_is_gone():
+            endings.stop(folder, str(error))
         raise
     except Exception as error:
         if endings.is_out_of_memory(error):
             endings.stop(folder, endings.out_of_memory(config["asked"]))
         raise
+
+
+def _group_is_gone() -> bool:
+    """Whether this rank lost its group: another one died, Ray takes the rest down, and torch raises a ValueError."""
+    several = ray.train.get_context().get_world_size() > 1
+    return several and not torch.distributed.is_initialized()
 
 
 def _train(config: dict[str, Any]) -> None:
