@@ -210,7 +210,7 @@ def test_workers_go_and_come(home):  # noqa: F811
     from ray.cluster_utils import Cluster
 
     steps = dict(
-        steps=800
+        steps=300
     )  # Ray takes half a minute to see that a node is gone, and some seconds for a new one
     pretrain_soe.run(Pretrain(name="steady", **SETTINGS | steps))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
