@@ -209,9 +209,8 @@ def test_workers_go_and_come(home):  # noqa: F811
     """2 -> 1 -> 2 workers as a node goes and another comes: the same losses. One of three CPUs is for the data."""
     from ray.cluster_utils import Cluster
 
-    steps = dict(
-        steps=300
-    )  # Ray takes half a minute to see that a node is gone, and some seconds for a new one
+    # Ray takes half a minute to see that a node is gone, and some seconds for a new one.
+    steps = dict(steps=300)
     pretrain_soe.run(Pretrain(name="steady", **SETTINGS | steps))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
