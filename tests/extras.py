@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import pytest
@@ -17,6 +19,20 @@ def needs_program(name: str) -> None:
     """Skip the test, or fail it where SOE_CI is set, unless the program is on the path."""
     if shutil.which(name) is None:
         _missing(f"there is no program {name} on the path: install it.")
+
+
+@contextmanager
+def chromium() -> Iterator:
+    """The system's Chromium, driven by Playwright; skip the test, or fail it where SOE_CI is set, without one."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        _missing("there is no Chromium on this machine (Debian's package is `chromium`).")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found)
+        yield browser
+        browser.close()
 
 
 def _missing(message: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 
@@ -16,6 +15,7 @@ from pipeline.planted import planted_languages
 from storage_schema.domains import DomainStore
 from storage_schema.layout import soup_folder
 from storage_schema.manifest import StoreError, open_stage
+from tests.extras import chromium
 from tests.toy_store import make_store, write_texts
 
 HOSTILE = (
@@ -55,17 +55,8 @@ def pages(store, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None and os.environ.get("SOE_CI") == "1":
-        pytest.fail("SOE_CI=1, but there is no Chromium: .ci/run installs it.")
-    if found is None:
-        pytest.skip("there is no Chromium on this machine (Debian's package is `chromium`)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=found)
-        yield chromium
-        chromium.close()
+    with chromium() as opened:
+        yield opened
 
 
 class Opened:

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from pipeline.tokenizer import load_tokenizer
 from soe_model.recipe import instance_of, read_recipe
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import materialize
+from tests.extras import chromium
 from tests.served_soup import DOMAINS, POSITIONS, TOPICS, make_served_soup, sentences
 
 TOKEN = "a-token-of-the-tests-0123456789"
@@ -548,17 +548,8 @@ def test_a_taken_port_is_an_error_that_names_it(service, home):
 
 @pytest.fixture(scope="module")
 def browser():
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None and os.environ.get("SOE_CI") == "1":
-        pytest.fail("SOE_CI=1, but there is no Chromium: .ci/run installs it.")
-    if found is None:
-        pytest.skip("there is no Chromium on this machine (Debian's package is `chromium`)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=found)
-        yield chromium
-        chromium.close()
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture()
