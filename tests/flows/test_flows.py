@@ -86,7 +86,9 @@ def test_a_retry_follows_the_job_that_is_still_running(running, runs):
         # Prefect 3.8 reports a crash twice, some seconds apart (its runner, then its worker): a retry made in
         # between is overwritten, and has to be made again.
         if running.api.flow_run(runs.wait)["state_type"] == "CRASHED":
-            assert running.run("prefect", "flow-run", "retry", runs.wait).returncode == 0
+            retried = running.run("prefect", "flow-run", "retry", runs.wait)
+            # On a slow machine the first retry is under way before the second is asked for.
+            assert retried.returncode == 0 or "cannot be retried" in retried.stdout, retried
         time.sleep(0.3)
     assert [job["status"] for job in jobs(running, runs.wait)] == ["RUNNING"]
 

@@ -646,8 +646,7 @@ def test_the_page_reads_files_and_is_used_with_the_keyboard(opened):
     assert page.inner_text("#map-said").startswith("Domain 1: astronomy") and "h 1.000" in page.inner_text(
         "#map-said"
     )
-    first = page.locator("#made button").first
-    assert first.get_attribute("aria-current") == "true"
+    page.wait_for_function("() => document.querySelectorAll('#made button')[0]?.ariaCurrent === 'true'")
     page.locator("#made button").nth(1).focus()
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelectorAll('#made button')[1].ariaCurrent === 'true'")
