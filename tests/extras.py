@@ -21,6 +21,12 @@ def needs_program(name: str) -> None:
         _missing(f"there is no program {name} on the path: install it.")
 
 
+def needs_root() -> None:
+    """Skip the test, or fail it where SOE_CI is set, unless it may change the machine's network or user."""
+    if os.geteuid() != 0:
+        _missing("the tests do not run as root.")
+
+
 @contextmanager
 def chromium() -> Iterator:
     """The system's Chromium, driven by Playwright; skip the test, or fail it where SOE_CI is set, without one."""

@@ -78,7 +78,7 @@ def _flip(path):
     path.write_bytes(content)
 
 
-LONG = dict(steps=160)
+LONG = dict(steps=160, checkpoint_every=40)
 """Enough steps to be killed in their middle."""
 
 
@@ -210,7 +210,7 @@ def test_workers_go_and_come(home):  # noqa: F811
     from ray.cluster_utils import Cluster
 
     # Ray takes half a minute to see that a node is gone, and some seconds for a new one.
-    steps = dict(steps=300)
+    steps = dict(steps=300, checkpoint_every=40)
     pretrain_soe.run(Pretrain(name="steady", **SETTINGS | steps))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:

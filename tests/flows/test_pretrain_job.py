@@ -24,8 +24,8 @@ from tests.s3_server import upload
 from tests.toy_store import make_store
 
 SETTINGS = dict(
-    store="toy", preset="tiny", steps=120, batch_size=8, sequence_length=16, mixtures_per_step=4,
-    support_size=2, num_experts=3, checkpoint_every=40,
+    store="toy", preset="tiny", steps=60, batch_size=8, sequence_length=16, mixtures_per_step=4,
+    support_size=2, num_experts=3, checkpoint_every=20,
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
     soup, training = run_plan.resolve(settings, store)
     trainer = SoupTrainer(soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
     expected = {}
-    for batch in run_plan.make_stream(settings, store, training).in_process(0, 120):
+    for batch in run_plan.make_stream(settings, store, training).in_process(0, 60):
         result = trainer.train_step(
             torch.from_numpy(batch.tokens_BL1.astype(np.int64)),
             torch.from_numpy(batch.mixture_B),
@@ -63,7 +63,7 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
         )
         expected[batch.step + 1] = result.loss
     found = losses(home, "one")
-    assert sorted(found) == list(range(10, 121, 10))
+    assert sorted(found) == list(range(10, 61, 10))
     for step, loss in found.items():
         assert abs(loss - expected[step]) < 1e-5
     opened = SoupOfExperts.open(home / "soups" / "one")
@@ -72,7 +72,7 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
     found = unflatten(opened.instances(opened.coefficients(weights))[0], opened.layout)
     for name, tensor in unflatten(instance, trainer.backbone.layout).items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
-    assert one_worker["tokens"] == 120 * 8 * 16 and one_worker["train_seconds"] > 0
+    assert one_worker["tokens"] == 60 * 8 * 16 and one_worker["train_seconds"] > 0
 
 
 @pytest.mark.long  # test_sharding.py has the same without Ray
@@ -133,12 +133,12 @@ def test_the_mixtures_of_a_run_are_a_table_that_another_run_can_follow(home, one
     store = DomainStore(home / "stores" / "toy")
     again = run_plan.make_stream(settings, store, run_plan.resolve(settings, store)[1]).plan
     stream, steps = run_plan.stream_of_run("one")
-    assert steps == 120
-    first, second = stream.plan.steps(0, 120), again.steps(0, 120)
+    assert steps == 60
+    first, second = stream.plan.steps(0, 60), again.steps(0, 60)
     assert np.array_equal(first.domain_TB, second.domain_TB) and np.array_equal(first.row_TB, second.row_TB)
     assert main(["ratios", "one", "--steps", "5:8", "--out", str(tmp_path / "some.csv")]) == 0
     whole, some = ((tmp_path / name).read_text().splitlines() for name in ("r.csv", "some.csv"))
-    assert len(whole) == 1 + 120 * 4 and len(some) == 1 + 3 * 4
+    assert len(whole) == 1 + 60 * 4 and len(some) == 1 + 3 * 4
     capsys.readouterr()
     assert main(["ratios", "none"]) == 1 and "there is no run 'none'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="holds 480 mixtures; mixture 480 is none"):

@@ -38,10 +38,8 @@ print(status("VmHWM") - before, state, 4 * trainer.backbone.num_params)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
-@pytest.mark.parametrize(
-    "optimizer",
-    [pytest.param(name, marks=() if name == "adam" else pytest.mark.long) for name in OPTIMIZERS],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_training_takes_little_more_than_the_bank_and_its_moments(optimizer):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, optimizer], capture_output=True, text=True, timeout=300

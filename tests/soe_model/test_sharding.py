@@ -1,5 +1,7 @@
 """Two and four real processes (gloo) give the losses and the bank of one, to rounding."""
 
+import socket
+
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -29,42 +31,45 @@ def _trained(variant, share=slice(None)):
     return torch.tensor(losses), trainer.bank.instances(coefficients), trainer.router.params_P
 
 
-def _rank(rank, world_size, port, variant, results):
+def _rank(rank, world_size, port, results):
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    found = _trained(variant, slice(rank * B // world_size, (rank + 1) * B // world_size))
-    if rank == world_size - 1:
-        results.put([tensor.detach().numpy() for tensor in found])
+    share = slice(rank * B // world_size, (rank + 1) * B // world_size)
+    for variant in VARIANTS:
+        found = _trained(variant, share)
+        if rank == world_size - 1:
+            results.put((variant, [tensor.detach().numpy() for tensor in found]))
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("variant", "world_size"),
-    [
-        *((variant, 2) for variant in VARIANTS if variant != "mixture-a-rank"),
-        ("mixture-a-rank", 4),
-        pytest.param("mixture-a-rank", 2, marks=pytest.mark.long),
-        pytest.param("adam", 4, marks=pytest.mark.long),
-    ],
-)
-def test_several_workers_give_the_same_losses_and_bank(free_tcp_port, variant, world_size):
-    expected = _trained(variant)
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.long)])
+def of_several(request):
+    """What so many processes found, by variant; started once, because each of them imports torch."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     context = mp.get_context("spawn")
     results = context.Queue()
     workers = [
-        context.Process(target=_rank, args=(r, world_size, free_tcp_port, variant, results))
-        for r in range(world_size)
+        context.Process(target=_rank, args=(r, request.param, port, results)) for r in range(request.param)
     ]
     for worker in workers:
         worker.start()
-    found = results.get(timeout=120)
+    found = dict(results.get(timeout=180) for _ in VARIANTS)
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    losses, *rest = (torch.from_numpy(array) for array in found)
+    return found
+
+
+@pytest.mark.xdist_group("sharding")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_several_workers_give_the_same_losses_and_bank(of_several, variant):
+    expected = _trained(variant)
+    losses, *rest = (torch.from_numpy(array) for array in of_several[variant])
     torch.testing.assert_close(losses, expected[0], rtol=1e-5, atol=1e-6)
     for tensor, alone in zip(rest, expected[1:], strict=True):
         # A sum in another order may round an 8-bit moment the other way: of that optimizer, but for one in a hundred.

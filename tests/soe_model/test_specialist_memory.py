@@ -46,6 +46,7 @@ print(peak - before, model)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 def test_at_most_three_models(tmp_path):
     done = subprocess.run(

@@ -212,6 +212,7 @@ def test_a_tiny_llama_learns_as_autograd_says():
         assert abs(result.gradient_norm - expected_norm) < 1e-5 * max(1, expected_norm)
 
 
+@pytest.mark.long  # the compiler takes twenty seconds
 def test_a_compiled_model_gives_the_losses_of_the_eager_one():
     if not can_compile("cpu"):
         pytest.skip("there is no C++ compiler")
