@@ -106,6 +106,8 @@ def read_specialists(folder: str | Path, store: DomainStore) -> dict[str, dict[i
 
     Raises :class:`StoreError` if there is none, or if one is of a soup of other domains.
     """
+    from soe_model.recipe import read_recipe
+
     folder = Path(folder)
     name = manifest_name("specialist")
     folders = (
@@ -119,9 +121,9 @@ def read_specialists(folder: str | Path, store: DomainStore) -> dict[str, dict[i
         soups[soup.digest] = soup.inputs
     found = {}
     for one in folders:
-        manifest = read_manifest(one, "specialist")
-        weights = {int(i): float(h) for i, h in manifest.configuration["domain_weights"].items()}
-        trained_on = soups.get(manifest.inputs["soup"], {}).get("domains", store.digest)
+        recipe = read_recipe(one)
+        weights = recipe.domain_weights or {}
+        trained_on = soups.get(recipe.soup, {}).get("domains", store.digest)
         if trained_on not in store.digests or max(weights, default=0) >= store.num_domains:
             raise StoreError(
                 f"{one} is a specialist of a soup of other domains than those of {store.folder.parent}. "

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from storage_schema.json_files import read_object
 from storage_schema.layout import home, run_folder, specialist_folder, store_folder
 from storage_schema.manifest import read_manifest, write_atomically
 
@@ -105,4 +106,4 @@ def _losses(row: dict[str, Any]) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8"))
+    return read_object(path)

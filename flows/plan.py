@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +23,7 @@ from soe_model.cost import (
 from soe_model.devices import DEVICES, Device, device
 from soe_model.fitting import GB, needed, refuse_what_cannot_fit
 from soe_model.presets import SoupConfig, TrainingConfig, preset
+from storage_schema.json_files import read_object
 
 CPU = "cpu"
 
@@ -85,12 +84,9 @@ def resolve(arguments: argparse.Namespace) -> tuple[SoupConfig, TrainingConfig]:
 
 def _read_backbone(path: str) -> dict[str, Any]:
     try:
-        backbone = json.loads(Path(path).read_text("utf-8"))
+        return read_object(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no Hugging Face configuration (config.json): {error}.") from error
-    if not isinstance(backbone, dict):
-        raise ValueError(f"{path} is no Hugging Face configuration: it must hold a JSON object.")
-    return backbone
+        raise ValueError(f"{path} is no Hugging Face configuration (config.json): {error}") from error
 
 
 def place(arguments: argparse.Namespace) -> Device:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.passages import part_files
 from pipeline.tasks import Report, ignore_progress
-from storage_schema.domains import DomainPart, DomainStore, partition_path, partition_schema
+from storage_schema.domains import DomainPart, DomainStore, partition_path
 from storage_schema.layout import store_parts
 from storage_schema.manifest import StoreError, read_manifest, verify_file
 
@@ -117,11 +116,7 @@ def _check_domain(store: DomainStore, part: DomainPart, domain: int, seen: _Seen
         if path.exists():
             raise StoreError(f"domain {domain} is empty in the index, but {path} exists.")
         return
-    with pa.memory_map(str(path)) as source:
-        file = pa.ipc.open_file(source)
-        if file.num_record_batches != 1 or file.schema != partition_schema(store.vocab_size):
-            raise StoreError(f"{path} is not one record batch of a domain partition. Rebuild the store.")
-    batch = part.batch(domain)
+    batch = part.batch(domain, full=True)
     tokens = batch.column("tokens")
     offsets = tokens.offsets.to_numpy()
     stream = part.tokens(domain)

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.locations import explain, missing, open_filesystem
+from pipeline.locations import explain, files_below, missing, open_filesystem
 from pipeline.saved_datasets import DATA_SUFFIX, keep_data
 from storage_schema.manifest import content_digest
 
@@ -155,9 +155,7 @@ def _list(uri: str) -> list[CorpusFile]:
             raise missing(uri, filesystem, root)
         if info.type == fs.FileType.File:
             return [_single_file(uri, info)]
-        found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-        prefix = root.rstrip("/") + "/"
-        named = {info.path.removeprefix(prefix): info for info in found if info.type == fs.FileType.File}
+        named = files_below(filesystem, root)
         visible = {name: info for name, info in named.items() if not re.search(r"(^|/)[._]", name)}
         kept = keep_data(filesystem, visible)
     except (OSError, pa.ArrowInvalid) as error:

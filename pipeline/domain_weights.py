@@ -78,7 +78,9 @@ class Placement:
         return found | ({"warnings": warnings} if warnings else {})
 
 
-def estimate_domain_weights(texts: Sequence[str], tree: Tree, embedder, *, rule: Rule = "flat") -> np.ndarray:
+def estimate_domain_weights(
+    texts: Sequence[str], tree: Tree, embedder: Any, *, rule: Rule = "flat"
+) -> np.ndarray:
     """Algorithm 3: embed the texts and count the nearest domains.
 
     Args:

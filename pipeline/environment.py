@@ -92,7 +92,7 @@ def _distributions() -> Iterator[CorpusFile]:
         for file in sorted(distribution.files or (), key=str):
             if _is_wanted(file) and ".." not in file.parts:
                 source = f"{name}-cpp" if file.suffix.lower() in C_SUFFIXES else name
-                yield from _file(Path(distribution.locate_file(file)), file.as_posix(), source, "code")
+                yield from _file(Path(str(distribution.locate_file(file))), file.as_posix(), source, "code")
 
 
 def _standard_library() -> Iterator[CorpusFile]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,7 +54,9 @@ def too_many_bad(bad_documents: int, corpus: Corpus, limit: int) -> bool:
     return corpus.bad_documents_are_errors and bad_documents > limit
 
 
-def _batches_of_passages(corpus: Corpus, files: Sequence[CorpusFile], passage_characters: int, summary: dict):
+def _batches_of_passages(
+    corpus: Corpus, files: Sequence[CorpusFile], passage_characters: int, summary: dict
+) -> Iterator[list[tuple]]:
     """Yield lists of rows of ``EXTRACTED``, counting in `summary`; a bad document ends a list early."""
     rows: list[tuple] = []
     pending = 0

@@ -52,6 +52,42 @@ def open_filesystem(uri: str, *, what: str = "The corpus") -> tuple[fs.FileSyste
         raise ValueError(f"{what} {uri!r} cannot be opened: {error}") from error
 
 
+def files_below(filesystem: fs.FileSystem, root: str) -> dict[str, fs.FileInfo]:
+    """Every file below a folder, by its path relative to it.
+
+    On this machine each folder is entered once, whatever links lead to it: links that turn in circles would
+    otherwise be followed without end.
+
+    Raises OSError if a folder cannot be read, ValueError for a name that is not UTF-8.
+    """
+    if isinstance(filesystem, fs.LocalFileSystem):
+        infos = filesystem.get_file_info(_local_files(root))
+    else:
+        infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+    prefix = root.rstrip("/") + "/"
+    return {info.path.removeprefix(prefix): info for info in infos if info.type == fs.FileType.File}
+
+
+def _local_files(root: str) -> list[str]:
+    entered: set[tuple[int, int]] = set()
+    found: list[str] = []
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        here = os.stat(folder)
+        if (here.st_dev, here.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((here.st_dev, here.st_ino))
+        found += [os.path.join(folder, name) for name in names]
+    for path in found:
+        if not path.isprintable() and re.search("[\ud800-\udfff]", path):
+            raise ValueError(f"The name of the file {path!r} is not UTF-8. Rename it.")
+    return found
+
+
 def input_options(size: int) -> dict[str, int]:
     """Options of ``open_input_stream`` for a file of `size` bytes: S3 is asked for 8 MiB at a time."""
     return {"buffer_size": max(1, min(size, 8 << 20))}

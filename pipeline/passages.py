@@ -23,6 +23,7 @@ from pipeline.corpora import Corpus
 from pipeline.extraction import BAD_DOCUMENTS_NAMED, extract_group, too_many_bad
 from pipeline.selection import Part, Selection, rows_of, select_passages
 from pipeline.tasks import Report, ignore_progress, run_tasks
+from storage_schema.arrow_files import read_parquet
 from storage_schema.corpus import PASSAGES, SPLITS, part_name
 from storage_schema.manifest import Manifest, Stage
 
@@ -94,7 +95,7 @@ def write_part(part: Part, decisions: Path, shards: Sequence[Path], path: Path) 
     if not path.exists():
         columns = ["document_id", "source", "text", "text_hash"]
         gathered = [
-            pq.read_table(shard, columns=columns).take(pa.array(rows))
+            read_parquet(shard, columns=columns).take(pa.array(rows))
             for shard, rows in zip(shards, rows_of(part, decisions), strict=True)
         ]
         table = pa.concat_tables(gathered)
@@ -103,7 +104,7 @@ def write_part(part: Part, decisions: Path, shards: Sequence[Path], path: Path) 
         table = pa.Table.from_arrays([pa.chunked_array([ids]), *casted], schema=PASSAGES)
         pq.write_table(table, f"{path}.aside", compression="zstd", compression_level=1)
         os.replace(f"{path}.aside", path)
-    return pc.sum(pc.utf8_length(pq.read_table(path, columns=["text"])["text"])).as_py()
+    return pc.sum(pc.utf8_length(read_parquet(path, columns=["text"])["text"])).as_py()
 
 
 def part_files(folder: str | Path, split: str) -> list[Path]:

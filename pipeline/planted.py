@@ -124,10 +124,10 @@ def mixture_nats_per_word(
     Args:
         weights: of the languages, a distribution.
     """
-    weights = np.asarray(weights, np.float64)
+    shares = np.asarray(weights, np.float64)
     known = [language.document_nats(words_per_document) for language in languages]
-    lower = float(weights @ known) / words_per_document
-    return lower, lower + entropy(weights) / words_per_document
+    lower = float(shares @ known) / words_per_document
+    return lower, lower + entropy(shares) / words_per_document
 
 
 def entropy(distribution: np.ndarray) -> float:

@@ -15,11 +15,12 @@ import numpy as np
 import polars as pl
 
 from pipeline.meta_distributions import Given
-from pipeline.mixtures import MixturePlan
+from pipeline.mixtures import MixturePlan, Steps
 from storage_schema.manifest import file_digest, write_atomically
 
 RUN = "run"
-_DOMAIN = re.compile(r"domain_(\d+)")
+_DOMAIN = re.compile(r"domain_([0-9]{1,18})")
+_HEAD = re.compile(rb'(\xef\xbb\xbf)?"?(run|domain_[0-9])')
 _BLOCK = 256
 
 
@@ -45,7 +46,15 @@ def read_table(path: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         ValueError: it is no such table. Whether the weights are distributions is for the caller to check.
     """
     try:
-        table = pl.read_csv(path, schema_overrides={RUN: pl.String})
+        with open(
+            path, "rb"
+        ) as file:  # given a name, polars would also fetch URLs, unpack archives and follow patterns
+            if not _HEAD.match(file.read(16)):
+                raise ValueError(
+                    f"{path} is no table of mixtures: its first line must begin with a column's name."
+                )
+            file.seek(0)
+            table = pl.read_csv(file, schema_overrides={RUN: pl.String})
         names = [name for name in table.columns if _DOMAIN.fullmatch(name)]
         weights = table.select(pl.col(names).cast(pl.Float64)).fill_null(float("nan")).to_numpy()
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -57,7 +66,12 @@ def read_table(path: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
             f"row for each mixture; it has {len(table)} rows and {other or table.columns} besides."
         )
     runs = table[RUN].to_list() if RUN in table.columns else [str(row) for row in range(len(table))]
-    return runs, np.array([int(_DOMAIN.fullmatch(name)[1]) for name in names]), weights
+    domains = [int(_DOMAIN.fullmatch(name)[1]) for name in names]
+    if len(set(domains)) < len(domains) or max(domains) >= 1 << 31:
+        raise ValueError(
+            f"{path} has two columns of one domain, or a domain beyond {1 << 31}: {max(domains)!r:.40}."
+        )
+    return runs, np.array(domains), weights
 
 
 class _Rows:
@@ -75,7 +89,7 @@ class _Rows:
         return self.domains[used], self.weights[number, used]
 
 
-def _rows(steps, plan: MixturePlan, occurring: np.ndarray) -> Iterator[str]:
+def _rows(steps: Steps, plan: MixturePlan, occurring: np.ndarray) -> Iterator[str]:
     for step in range(steps.start, steps.start + len(steps.support_TWs)):
         dense_WK = steps.domain_weights(step, plan.num_domains)
         for w, weights_K in enumerate(dense_WK):

@@ -16,11 +16,16 @@ from pyarrow import fs
 
 from pipeline.corpora import BadDocument, Corpus, CorpusFile, Document
 from pipeline.locations import input_options, is_lost_access
+from storage_schema.arrow_files import has_extension
 
 Reader = Callable[[fs.FileSystem, CorpusFile, Corpus], Iterator[Document | BadDocument]]
 BUFFER_BYTES = 1 << 16
 ROWS = 1024
 """Of a table, turned into documents at a time."""
+TEXT_BYTES, LINE_BYTES = 256 << 20, 64 << 20
+"""The largest text file, and line of JSON, that is held: a few kilobytes unpack to a line without end."""
+SKIPPED_BYTES = 4 << 30
+"""Of a line that is larger, read to find where the next one begins."""
 
 
 def read_text(
@@ -38,7 +43,10 @@ def load_text(filesystem: fs.FileSystem, file: CorpusFile) -> str | BadDocument:
     """A file's text, decompressed and decoded as UTF-8."""
     try:
         with _open_stream(filesystem, file) as stream:
-            return stream.read().decode("utf-8")
+            content = stream.read(TEXT_BYTES + 1)
+        if len(content) > TEXT_BYTES:
+            return BadDocument(file.name, _too_large("the text", TEXT_BYTES))
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         return BadDocument(file.name, f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}")
     except (OSError, pa.ArrowException) as error:
@@ -52,11 +60,35 @@ def read_lines(
     number = 0
     try:
         with _open_stream(filesystem, file) as stream:
-            for number, line in enumerate(io.BufferedReader(stream, BUFFER_BYTES), start=1):
-                if line.strip():
-                    yield from _parse_line(line, f"{file.name}:{number}", file, corpus)
+            for number, line in enumerate(_lines(stream), start=1):
+                where = f"{file.name}:{number}"
+                if line is None:
+                    yield BadDocument(where, _too_large("the line", LINE_BYTES))
+                elif line.strip():
+                    yield from _parse_line(line, where, file, corpus)
     except (OSError, pa.ArrowException) as error:
         yield BadDocument(f"{file.name}:{number + 1}", _problem(error))
+
+
+def _lines(stream: pa.NativeFile) -> Iterator[bytes | None]:
+    """The lines; None for one of more than ``LINE_BYTES``, which is not held. The last may be without end."""
+    buffered = io.BufferedReader(stream, BUFFER_BYTES)
+    while line := buffered.readline(LINE_BYTES + 1):
+        if len(line) <= LINE_BYTES:
+            yield line
+            continue
+        skipped = len(line)
+        while line and not line.endswith(b"\n"):
+            line = buffered.readline(BUFFER_BYTES)
+            skipped += len(line)
+            if skipped > SKIPPED_BYTES:
+                yield None
+                return
+        yield None
+
+
+def _too_large(what: str, bound: int) -> str:
+    return f"{what} has more than {bound:,} bytes. Cut it into several documents"
 
 
 def read_parquet(
@@ -74,12 +106,12 @@ def read_arrow(
 
 
 class _MissingColumn(Exception):
-    """A table has no column of text; the message says which it has."""
+    """A table has no column of text, or two, or one of a type that is not read; the message says so."""
 
 
 def _parquet_batches(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Iterator[pa.RecordBatch]:
     with filesystem.open_input_file(file.path) as stream, pq.ParquetFile(stream) as table:
-        columns = _columns(table.schema_arrow.names, corpus)
+        columns = _columns(table.schema_arrow, corpus)
         # Asked for all row groups at once, pyarrow would fetch them all before the first row.
         for group in range(table.num_row_groups):
             yield from table.iter_batches(batch_size=ROWS, row_groups=[group], columns=columns)
@@ -87,14 +119,23 @@ def _parquet_batches(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus
 
 def _arrow_batches(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Iterator[pa.RecordBatch]:
     with _open_stream(filesystem, file) as stream, pa.ipc.open_stream(stream) as batches:
-        columns = _columns(batches.schema.names, corpus)
+        columns = _columns(batches.schema, corpus)
         for batch in batches:
             yield batch.select(columns)
 
 
-def _columns(names: list[str], corpus: Corpus) -> list[str]:
+def _columns(schema: pa.Schema, corpus: Corpus) -> list[str]:
+    names = schema.names
     if corpus.text_field not in names:
         raise _MissingColumn(f"no column {corpus.text_field!r}; it has {', '.join(names)}")
+    for name in (corpus.text_field, corpus.source_field):
+        if names.count(name) > 1:
+            raise _MissingColumn(f"{names.count(name)} columns {name!r}; there must be one")
+        if name in names and has_extension(schema.field(name).type):
+            kind = schema.field(name).type
+            raise _MissingColumn(
+                f"the column {name!r} has the extension type {kind}; save it as plain strings"
+            )
     return [name for name in (corpus.text_field, corpus.source_field) if name in names]
 
 
@@ -104,13 +145,17 @@ def _read_rows(
     row = 0
     try:
         for batch in batches:
+            # Without this, memory beyond the batch is read where a file claims longer strings than it holds.
+            batch.validate(full=True)
             for start in range(0, batch.num_rows, ROWS):
                 for record in batch.slice(start, ROWS).to_pylist():
                     yield from _document(record, f"{file.name}:{row}", file, corpus)
                     row += 1
     except _MissingColumn as error:
         yield BadDocument(file.name, str(error))
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    # A type that someone registered raises what it likes, as does a value that has no Python object (a time of the year
+    # 200,000).
+    except Exception as error:
         yield BadDocument(f"{file.name}:{row}", _problem(error))
 
 

@@ -80,11 +80,13 @@ def with_retries(
     raise AssertionError("unreachable")
 
 
-def read_whole(filesystem: fs.FileSystem, path: str, *, uri: str, store: str) -> bytes:
-    """A small file's bytes. Raises :class:`StoreError` as :func:`with_retries` does."""
+def read_whole(filesystem: fs.FileSystem, path: str, *, uri: str, store: str, at_most: int) -> bytes:
+    """A small file's bytes. Raises :class:`StoreError` as :func:`with_retries` does, and for a larger file."""
 
     def read() -> bytes:
         with filesystem.open_input_file(path) as file:
+            if file.size() > at_most:
+                raise StoreError(f"{uri} has {file.size():,} bytes; at most {at_most:,} were expected.")
             return _all_of(file.read_at(file.size(), 0), file.size())
 
     return with_retries(read, uri=uri, store=store)

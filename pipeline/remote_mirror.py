@@ -17,6 +17,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from pipeline.remote_files import read_whole, with_retries
+from storage_schema.json_files import JSON_BYTES
 from storage_schema.layout import home
 from storage_schema.manifest import FileEntry, StoreError, read_manifest
 
@@ -71,8 +72,9 @@ class _Source:
                 found[f"additions/{name}/"] = self.read(f"additions/{name}/domains/manifest.json")
         return found
 
-    def read(self, name: str) -> bytes:
-        return read_whole(self.filesystem, f"{self.path}/{name}", uri=f"{self.uri}/{name}", store=self.uri)
+    def read(self, name: str, at_most: int = JSON_BYTES) -> bytes:
+        path, uri = f"{self.path}/{name}", f"{self.uri}/{name}"
+        return read_whole(self.filesystem, path, uri=uri, store=self.uri, at_most=at_most)
 
     def copy_part(self, part: str, domains: bytes, folder: Path) -> None:
         """Copy one part's small files below `folder`."""
@@ -97,7 +99,7 @@ class _Source:
                 target.write_bytes(self._checked(name, entry))
 
     def _checked(self, name: str, entry: FileEntry) -> bytes:
-        data = self.read(f"{name}/{entry.path}")
+        data = self.read(f"{name}/{entry.path}", max(entry.bytes, JSON_BYTES))
         if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise StoreError(
                 f"{self.uri}/{name}/{entry.path} is not the file of its manifest ({len(data)} bytes, there "

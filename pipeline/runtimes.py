@@ -33,7 +33,7 @@ HOPELESS = 0.25
 """bfloat16 without units for it is a hundred times slower, and a usual batch of it takes minutes."""
 
 
-def runtime_of_stage(work: Path, asked: str, model, *, passages: int, use_gpu: bool) -> Runtime:
+def runtime_of_stage(work: Path, asked: str, model: Any, *, passages: int, use_gpu: bool) -> Runtime:
     """The runtime of a stage in `work`: the one it was begun with, else what is `asked`, which may be auto.
 
     Raises:
@@ -51,14 +51,20 @@ def runtime_of_stage(work: Path, asked: str, model, *, passages: int, use_gpu: b
                 "torch-float16" if use_gpu else _fastest(model) if passages >= WORTHWHILE else "torch-float32"
             )
         write_atomically(record, asked)
-    return record.read_text()
+    return as_runtime(record.read_text())
 
 
-def with_runtime(model, runtime: Runtime):
+def as_runtime(name: str) -> Runtime:
+    """The runtime of that name. Raises ValueError for one that is none."""
+    for runtime in get_args(Runtime):
+        if runtime == name:
+            return runtime
+    raise ValueError(f"no runtime {name!r}; there are {', '.join(get_args(Runtime))}.")
+
+
+def with_runtime(model: Any, runtime: Runtime) -> Any:
     """The model as :func:`pipeline.word_pieces.embed_word_pieces` takes it, computing in `runtime`."""
-    if runtime not in get_args(Runtime):
-        raise ValueError(f"no runtime {runtime!r}; there are {', '.join(get_args(Runtime))}.")
-    if runtime == "openvino":
+    if as_runtime(runtime) == "openvino":
         return OpenVinoEncoder(model)
     import torch
 
@@ -103,17 +109,17 @@ class OpenVinoEncoder:
         return {"sentence_embedding": torch.from_numpy(found)}
 
 
-def _fastest(model) -> Runtime:
+def _fastest(model: Any) -> Runtime:
     """torch in float32, or what this machine is clearly faster with; `model` is on the CPU."""
-    candidates = ["torch-bfloat16"]
+    candidates: list[Runtime] = ["torch-bfloat16"]
     if _has_openvino(model):
         candidates.append("openvino")
     speeds = {name: _speed(model, name) for name in candidates}
-    best = max(speeds, key=speeds.get)
+    best = max(speeds, key=speeds.__getitem__)
     return best if speeds[best] > CLEARLY else "torch-float32"
 
 
-def _speed(model, runtime: Runtime) -> float:
+def _speed(model: Any, runtime: Runtime) -> float:
     """How many times as fast as torch in float32."""
     other = with_runtime(copy.deepcopy(model), runtime)
     for rows, length in TRIALS:
@@ -124,7 +130,7 @@ def _speed(model, runtime: Runtime) -> float:
     return ratio
 
 
-def _seconds(model, pieces: WordPieces) -> float:
+def _seconds(model: Any, pieces: WordPieces) -> float:
     """The best of three, after one to warm up."""
     taken = []
     for _ in range(4):
@@ -134,5 +140,5 @@ def _seconds(model, pieces: WordPieces) -> float:
     return min(taken[1:])
 
 
-def _has_openvino(model) -> bool:
+def _has_openvino(model: Any) -> bool:
     return importlib.util.find_spec("openvino") is not None and tokenizer_of(model) is not None

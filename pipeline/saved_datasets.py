@@ -6,10 +6,11 @@ dictionary of datasets is a folder with ``dataset_dict.json`` (which names its s
 
 from __future__ import annotations
 
-import json
 from pathlib import PurePosixPath
 
 from pyarrow import fs
+
+from storage_schema.json_files import JSON_BYTES, as_object, parse_json
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 DATA_SUFFIX = ".arrow"
@@ -71,14 +72,11 @@ def _data_names(filesystem: fs.FileSystem, listing: Listing, folder: str) -> lis
 
 def _read(filesystem: fs.FileSystem, path: str) -> dict:
     with filesystem.open_input_stream(path, compression=None) as stream:
-        content = stream.read()
+        content = stream.read(JSON_BYTES + 1)
     try:
-        read = json.loads(content)
+        return as_object(parse_json(content, path), path)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}). Save the dataset again.") from error
-    if not isinstance(read, dict):
-        raise ValueError(f"{path} is not a JSON object. Save the dataset again.")
-    return read
+        raise ValueError(f"{error} Save the dataset again.") from error
 
 
 def _names(found: object, where: str) -> list[str]:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.clustering import assign
 from pipeline.embedding import read_embeddings
 from pipeline.passages import part_files
 from pipeline.tokenizer import load_tokenizer
+from storage_schema.arrow_files import read_parquet
 from storage_schema.domains import partition_schema
 from storage_schema.manifest import StoreError, write_atomically
 
@@ -50,7 +50,7 @@ def scatter_part(folders: Folders, number: int, coarse_CD: np.ndarray) -> float:
     if finished.exists():
         return float(finished.read_text())
     source = part_files(folders.passages, "train")[number]
-    table = pq.read_table(source)
+    table = read_parquet(source, ["passage_id", "document_id", "source", "text"])
     ids, vectors_ND = read_embeddings(Path(folders.embeddings) / source.with_suffix(".arrow").name)
     if not np.array_equal(ids, table["passage_id"].to_numpy()):
         raise StoreError(f"The embeddings of {source} are of other passages. Rebuild {folders.embeddings}.")

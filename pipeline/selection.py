@@ -23,6 +23,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage_schema.arrow_files import read_parquet
 from storage_schema.corpus import SOURCES, SPLITS
 
 LEAST_PART_ROWS, MOST_PART_ROWS, USUAL_PARTS = 256, 16_384, 64
@@ -138,7 +139,7 @@ def _deal_out(
     with ExitStack() as stack:
         writers = [stack.enter_context(pa.ipc.new_stream(str(bucket), _BUCKET)) for bucket in buckets]
         for part in present:
-            hashes = pl.from_arrow(pq.read_table(part, columns=["text_hash"]))
+            hashes = pl.from_arrow(read_parquet(part, columns=["text_hash"]))
             _write(hashes.with_columns(shard=PRESENT, row=0, held_out=False), writers)
         for number, shard in enumerate(shards):
             rows = _read_hashes(shard).with_columns(shard=pl.lit(number, pl.Int32))
@@ -196,7 +197,7 @@ def _decide(buckets: list[Path], selection: Selection, edges: np.ndarray, decide
 
 
 def _read_hashes(shard: Path) -> pl.DataFrame:
-    table = pl.from_arrow(pq.read_table(shard, columns=["source", "document_hash", "text_hash"]))
+    table = pl.from_arrow(read_parquet(shard, columns=["source", "document_hash", "text_hash"]))
     # Another hash than the one that splits: else the documents kept would be the held-out ones.
     order = table["document_hash"].to_numpy() * _MIX
     return table.with_columns(pl.col("source").cast(pl.String), order=pl.Series(order)).with_row_index("row")
@@ -261,7 +262,7 @@ def _sources(
     """The sources with their documents, and their passages that are kept."""
     kept: list[pl.DataFrame] = []
     for number, shard in enumerate(shards):
-        names = pl.from_arrow(pq.read_table(shard, columns=["source"]))["source"].cast(pl.String)
+        names = pl.from_arrow(read_parquet(shard, columns=["source"]))["source"].cast(pl.String)
         rows = pl.DataFrame({"source": names, "code": decided[edges[number] : edges[number + 1]]})
         kept.append(_passages(rows))
         if len(kept) > 64:

@@ -17,6 +17,7 @@ import polars as pl
 from pipeline.corpora import BadDocument, Corpus, open_corpus, read_documents
 from pipeline.cutting import cut_passages
 from pipeline.passages import part_files
+from storage_schema.arrow_files import read_parquet
 from storage_schema.layout import store_parts
 from storage_schema.manifest import read_manifest
 
@@ -24,6 +25,7 @@ LEAST_TEXTS = 20
 EVALUATION, LEAST_TO_SPLIT = 50, 10
 FEW_DOCUMENTS = 10
 PASSAGE_CHARACTERS = 2000
+_FOLDER = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,200}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ def set_of_texts(name: str, path: str, *, max_texts: int, evaluation_passages: i
     Raises:
         ValueError: a name that names no folder, unreadable texts, or too few passages.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
+    if not _FOLDER.fullmatch(name):
         raise ValueError(f"{name!r} cannot name a specialist; use letters, digits, '_', '-' and '.'.")
     wanted = max_texts + (EVALUATION if evaluation_passages is None else evaluation_passages)
     documents = _some_of_every_file(name, open_corpus(path), wanted)
@@ -151,8 +153,9 @@ def generic_evaluation(store: str | Path, *, passages: int) -> list[str]:
 
 def _sources(store: str | Path) -> pl.DataFrame:
     """The sources of a store and its additions, and whether they are unseen."""
-    tables = [pl.read_parquet(part / "passages" / "sources.parquet") for part in store_parts(store)]
-    return pl.concat(tables).select("source", "unseen").unique(maintain_order=True)
+    files = [part / "passages" / "sources.parquet" for part in store_parts(store)]
+    tables = [pl.from_arrow(read_parquet(file, ["source", "unseen"])) for file in files]
+    return pl.concat(tables).unique(maintain_order=True)
 
 
 def _held_out(store: str | Path) -> pl.DataFrame:
@@ -160,7 +163,7 @@ def _held_out(store: str | Path) -> pl.DataFrame:
     files = [file for part in store_parts(store) for file in part_files(part / "passages", "held_out")]
     if not files:
         raise ValueError(f"{store} holds out no text. Build it with held_out_sources or held_out_fraction.")
-    return pl.concat([pl.read_parquet(file) for file in files])
+    return pl.concat([pl.from_arrow(read_parquet(file, ["document_id", "source", "text"])) for file in files])
 
 
 def _split(
@@ -176,11 +179,19 @@ def _split(
     if len(evaluation) < evaluation_passages or len(texts) < LEAST_TEXTS:
         return None
     return SpecialistSet(
-        name=source,
+        name=_folder_name(source),
         texts=texts[:max_texts],
         evaluation=evaluation[:evaluation_passages],
         unseen_source=unseen_source,
     )
+
+
+def _folder_name(source: str) -> str:
+    """A source's name, if it can be that of a folder; it comes from the documents, and may be a path or anything."""
+    if _FOLDER.fullmatch(source):
+        return source
+    digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', source)[:60].strip('-')}-{digest}".lstrip("-")
 
 
 def _padded(columns: list[list]) -> list[list]:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.cutting import text_hash
 from pipeline.passages import part_files
+from storage_schema.arrow_files import read_parquet
+from storage_schema.json_files import read_bounded
 from storage_schema.manifest import Manifest, Stage, StoreError, read_manifest, write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
@@ -26,6 +27,8 @@ END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|
 FILE_NAME = "tokenizer.json"
 DOCUMENT_CHARACTERS = 20_000
 BATCH_TEXTS = 256
+TOKENIZER_BYTES = 256 << 20
+"""The largest vocabularies there are, of 260,000 tokens, take 35 MB."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,10 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
     if not path.is_file():
         raise StoreError(f"There is no tokenizer at {path}. Give the path of a tokenizer.json.")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        content = read_bounded(path, TOKENIZER_BYTES)
+        if len(content) > TOKENIZER_BYTES:
+            raise ValueError(f"it has more than {TOKENIZER_BYTES:,} bytes")
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
         raise StoreError(f"{path} is not a tokenizer.json: {error}") from error
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -155,7 +161,7 @@ class _Sample:
         document, taken = None, 0
         batch: list[str] = []
         for part in part_files(self.passages, "train"):
-            table = pq.read_table(part, columns=["document_id", "text"])
+            table = read_parquet(part, columns=["document_id", "text"])
             for name, text in zip(table["document_id"].to_pylist(), table["text"].to_pylist(), strict=True):
                 if name != document:
                     document, taken, kept = name, 0, text_hash(name) < self.threshold

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,11 +39,11 @@ class WordPieces:
             first += len(rows)
 
 
-def tokenizer_of(model) -> str | None:
+def tokenizer_of(model: Any) -> str | None:
     """The model's tokenizer as JSON; None if its text does not go through one fast tokenizer alone."""
     from sentence_transformers.models import Transformer
 
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer: Any = getattr(model, "tokenizer", None)
     plain = type(model[0]) is Transformer and not model.default_prompt_name
     if not plain or not getattr(tokenizer, "is_fast", False) or getattr(model[0], "do_lower_case", False):
         return None
@@ -62,13 +63,13 @@ def tokenize(tokenizer_json: str, texts: Sequence[str], max_seq_length: int) -> 
     return WordPieces(flat, lengths)
 
 
-def embed_word_pieces(model, pieces: WordPieces) -> np.ndarray:
+def embed_word_pieces(model: Any, pieces: WordPieces) -> np.ndarray:
     """The model's vectors, float32 ``[N, D]``, as ``model.encode`` would give them."""
     import torch
 
     names = model.tokenizer.model_input_names
     device = model.device
-    vectors = None
+    vectors: Any = None
     with torch.inference_mode():
         for rows, ids, mask in pieces.batches(device.type, model.tokenizer.pad_token_id or 0):
             features = {

@@ -58,11 +58,13 @@ def gpt2_config(
 def hugging_face_config(backbone: dict[str, Any]) -> PretrainedConfig:
     """The configuration object of a backbone given as a dict with its ``model_type``.
 
-    Raises ValueError for a model type transformers does not know.
+    Raises ValueError for a model type transformers does not know, and for settings that name code elsewhere: a soup's
+    backbone comes with its files, and a file chooses among the code that is installed, no more.
     """
     from transformers import AutoConfig
 
     settings = dict(backbone)
+    _refuse_code(settings)
     model_type = settings.pop("model_type", None)
     if model_type is None:
         raise ValueError("a backbone needs a model_type, such as gpt2 or llama.")
@@ -72,6 +74,18 @@ def hugging_face_config(backbone: dict[str, Any]) -> PretrainedConfig:
         raise ValueError(
             f"transformers refuses the backbone of model_type {model_type!r}: {error}"
         ) from error
+
+
+def _refuse_code(settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            _refuse_code(value)
+        chooses = name in ("attn_implementation", "_attn_implementation", "experts_implementation")
+        elsewhere = chooses and value is not None and (not isinstance(value, str) or "/" in value)
+        if elsewhere or name == "auto_map":
+            raise ValueError(
+                f"the backbone's {name} is {value!r:.100}: it may name code elsewhere. Leave it out."
+            )
 
 
 def build_backbone(
@@ -90,7 +104,7 @@ def build_backbone(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(hugging_face_config(backbone))
+        model = AutoModelForCausalLM.from_config(hugging_face_config(backbone), trust_remote_code=False)
     model.config.use_cache = False
     model = model.to(device=device, dtype=torch.float32).train()
     return FlatModule(model, instances=instances, multiple=multiple)

@@ -54,6 +54,10 @@ class MappedTensors:
             self.slots.append(ParameterSlot(name=name, shape=shape, offset=offset))
             offset += self.slots[-1].size
         self._data_start = len(self._map) - 4 * offset
+        if self._data_start % 4:
+            raise StoreError(
+                f"{path}: the tensors begin at byte {self._data_start}, which is no multiple of 4."
+            )
         self.flat_P = np.frombuffer(self._map, np.float32, count=offset, offset=self._data_start)
 
     def will_need(self, start: int, stop: int) -> None:
@@ -150,6 +154,8 @@ class LowRankBankFiles(BankFiles):
         shapes = {slot.name: slot.shape for slot in self.slots}
         for slot in expert.slots:
             name, _, side = slot.name.rpartition(".")
-            if side not in ("A", "B") or slot.shape[0] != shapes.get(name, (0, 0))[side == "B"]:
+            matrix = shapes.get(name, ())
+            fits = side in ("A", "B") and len(slot.shape) == len(matrix) == 2
+            if not fits or slot.shape[0] != matrix[side == "B"]:
                 raise StoreError(f"{expert.path}: {slot.name} fits no matrix of {self.shared.path}.")
         return expert

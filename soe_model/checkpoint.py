@@ -19,9 +19,14 @@ from safetensors.torch import save_file
 
 from soe_model.sharding import Sharding
 from soe_model.training import SoupTrainer
-from storage_schema.manifest import SCHEMA_VERSION, StoreError, content_digest, file_digest, write_atomically
+from storage_schema.json_files import read_object
+from storage_schema.manifest import StoreError, content_digest, file_digest, write_atomically
+from storage_schema.versions import version_problem, written_with
 
 _STATE = "checkpoint.json"
+_FIELDS = {"step": int, "world_size": int, "plan_digest": str, "notes": dict, "soup": dict, "training": dict}
+MOST_RANKS = 99_999
+"""Of which the files' names have room."""
 
 
 class DamagedCheckpoint(StoreError):
@@ -41,14 +46,17 @@ class Snapshot:
     def of(cls, trainer: SoupTrainer, *, plan_digest: str, notes: dict[str, Any]) -> Snapshot:
         """Copy the trainer's state. `notes` is anything JSON that a resume wants back."""
         sharding = trainer.sharding
-        state = {
-            "schema_version": SCHEMA_VERSION,
-            "step": trainer.step,
-            "world_size": sharding.world_size,
-            "num_params": sharding.num_params,
-            "plan_digest": plan_digest,
-            "notes": notes,
-        } | _to_match(trainer)
+        state = (
+            written_with()
+            | {
+                "step": trainer.step,
+                "world_size": sharding.world_size,
+                "num_params": sharding.num_params,
+                "plan_digest": plan_digest,
+                "notes": notes,
+            }
+            | _to_match(trainer)
+        )
         tensors = {
             name: tensor.to("cpu", copy=True)
             for name, tensor in trainer.tensors().items()
@@ -103,6 +111,9 @@ def load_checkpoint(folder: str | Path, trainer: SoupTrainer, *, plan_digest: st
     try:
         for rank, path in files.items():
             with safe_open(path, "pt") as file:
+                _check_tensors(path, file, trainer, sources.get(rank), whole=rank == 0)
+        for rank, path in files.items():
+            with safe_open(path, "pt") as file:
                 _restore(file, trainer, sources.get(rank), whole=rank == 0)
     except (OSError, SafetensorError) as error:
         raise DamagedCheckpoint(f"{path} cannot be read: {error}.") from error
@@ -127,24 +138,29 @@ def is_whole(folder: str | Path) -> bool:
 def _read_state(folder: Path) -> dict[str, Any]:
     path = folder / _STATE
     state = _read_json(path)
-    version = state.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise StoreError(f"{folder} has schema version {version}; this release reads {SCHEMA_VERSION}.")
+    if problem := version_problem(path, state):
+        raise StoreError(problem)
     if state.pop("digest", None) != content_digest(state):
         raise DamagedCheckpoint(f"{path} was altered: it no longer has the digest it was written with.")
+    for name, kind in _FIELDS.items():
+        if type(state.get(name)) is not kind:
+            raise DamagedCheckpoint(
+                f"{path} was altered: {name} is {state.get(name)!r:.40}, no {kind.__name__}."
+            )
+    if state["step"] < 0 or not 1 <= state["world_size"] <= MOST_RANKS:
+        raise DamagedCheckpoint(
+            f"{path} was altered: step {state['step']} of {state['world_size']} ranks; there are 1 to {MOST_RANKS}."
+        )
     return state
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        return read_object(path)
     except OSError as error:
         raise DamagedCheckpoint(f"{path} is missing: {error.strerror}.") from error
     except ValueError as error:
-        raise DamagedCheckpoint(f"{path} is no JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise DamagedCheckpoint(f"{path} was altered: it holds no JSON object.")
-    return found
+        raise DamagedCheckpoint(str(error)) from error
 
 
 def _verify(path: Path, *, content: bool = True) -> None:
@@ -193,6 +209,24 @@ def _overlap(mine: Sharding, rank: int, world_size: int) -> tuple[slice, slice] 
         return None
     here, there = mine.columns.start, theirs.start
     return slice(start - here, stop - here), slice(start - there, stop - there)
+
+
+def _check_tensors(
+    path: Path, file: safe_open, trainer: SoupTrainer, overlap: tuple[slice, slice] | None, *, whole: bool
+) -> None:
+    """Raise DamagedCheckpoint unless the file has what :func:`_restore` will take of it: nothing is copied before."""
+    for name, tensor in trainer.tensors().items():
+        if whole if trainer.is_whole(name) else overlap is not None:
+            found = file.get_slice(name)
+            shape = tuple(found.get_shape())
+            last = tensor.shape[-1:]
+            if not trainer.is_whole(name):
+                granularity = trainer.sharding.width // tensor.shape[-1]
+                last = shape[-1:] if shape and shape[-1] >= -(-overlap[1].stop // granularity) else (None,)
+            if shape != (*tensor.shape[:-1], *last):
+                raise DamagedCheckpoint(
+                    f"{path} was altered: {name} has shape {shape}, not {tuple(tensor.shape)}."
+                )
 
 
 def _restore(

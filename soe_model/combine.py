@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,7 +27,7 @@ def combine(
     out_WP: np.ndarray,
     *,
     threads: int,
-    ahead=lambda start, stop: None,
+    ahead: Callable[[int, int], None] = lambda start, stop: None,
 ) -> None:
     """``out[w] = base + sum_j coefficients[w, j] * rows[j]``, float32.
 
@@ -80,7 +80,7 @@ def _with_library(library, base_P, rows_NP, coefficients_WN, out_WP):
     return task
 
 
-def _addresses(arrays: Sequence[np.ndarray]):
+def _addresses(arrays: Sequence[np.ndarray] | np.ndarray) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 

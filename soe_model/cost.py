@@ -70,7 +70,7 @@ def model_size(backbone: dict[str, Any]) -> ModelSize:
             f"the backbone is no configuration of a {backbone['model_type']}: {error}"
         ) from error
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parameters = dict(model.named_parameters())
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     tables.discard(id(getattr(model.get_output_embeddings(), "weight", None)))  # tied: multiplied after all

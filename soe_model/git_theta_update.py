@@ -12,10 +12,10 @@ Written for Git-Theta 0.2.0, which loads this module by its entry points; nothin
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,8 +27,9 @@ from git_theta.updates import Update
 from git_theta.utils import EnvVarConstants
 
 from soe_model.flat import unflatten
-from soe_model.recipe import FINE_TUNED, Recipe, instance_of, read_recipe, tensors_digest
+from soe_model.recipe import FINE_TUNED, Recipe, as_numbers, instance_of, read_recipe, tensors_digest
 from soe_model.soup import SoupOfExperts
+from storage_schema.json_files import as_object, parse_json
 from storage_schema.layout import soup_folder
 from storage_schema.manifest import canonical_json
 
@@ -56,17 +57,19 @@ class SoupUpdate(Update):
 
     name = "soup"
 
-    def __init__(self, serializer, update_data: str = ""):
+    def __init__(self, serializer: Any, update_data: str = ""):
         """`update_data`: a ``specialist.json``, or the folder that holds one; only needed to write."""
         super().__init__(serializer)
         self.update_data = update_data
-        self._stored = None
+        self._stored: tuple[Recipe, metadata.LfsMetadata] | None = None
 
     def will_update(self, param_keys: tuple[str, ...]) -> bool:
         """True: Git-Theta's hash takes tensors that differ by 1e-8 for equal, and would not ask for the bits."""
         return True
 
-    async def write(self, param: np.ndarray, param_keys: tuple[str, ...], *, repo=None, **_):
+    async def write(
+        self, param: np.ndarray, param_keys: tuple[str, ...], *, repo: Any = None, **_: Any
+    ) -> tuple[metadata.LfsMetadata, None]:
         """Store the recipe if it gives exactly these values.
 
         Returns:
@@ -83,7 +86,7 @@ class SoupUpdate(Update):
         return pointer, None
 
     async def apply(
-        self, param_metadata, param_keys: tuple[str, ...], *, repo=None, path="", **_
+        self, param_metadata: Any, param_keys: tuple[str, ...], *, repo: Any = None, path: str = "", **_: Any
     ) -> np.ndarray:
         """The tensor that the stored recipe gives, with the shape it has in the soup.
 
@@ -97,7 +100,7 @@ class SoupUpdate(Update):
                 _recipes[oid] = await self._fetch(param_metadata)
         return _tensor(_recipes[oid], param_keys, repo)
 
-    async def _store(self, recipe: Recipe, repo) -> tuple[Recipe, metadata.LfsMetadata]:
+    async def _store(self, recipe: Recipe, repo: Any) -> tuple[Recipe, metadata.LfsMetadata]:
         if recipe.how.get("method") == FINE_TUNED:
             raise ValueError(
                 f"{self.update_data} is of a fine-tuned specialist, whose tensors no coefficients give. "
@@ -110,13 +113,13 @@ class SoupUpdate(Update):
         pointer = await git_utils.git_lfs_clean(await self.serializer.serialize({RECORD: content}))
         return recipe, metadata.LfsMetadata.from_pointer(pointer)
 
-    async def _fetch(self, param_metadata) -> Recipe:
+    async def _fetch(self, param_metadata: Any) -> Recipe:
         try:
             stored = await self.read(param_metadata)
-            record = json.loads(bytes(np.asarray(stored[RECORD], np.uint8)))
+            record = as_object(parse_json(bytes(np.asarray(stored[RECORD], np.uint8)), RECORD), RECORD)
             return Recipe(
                 soup=str(record["soup"]),
-                coefficients=tuple(map(float, record["coefficients"])),
+                coefficients=as_numbers(record["coefficients"]),
                 tensors=str(record["tensors"]),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -131,7 +134,7 @@ def _lock() -> asyncio.Lock:
     return _locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
-def _tensor(recipe: Recipe, param_keys: tuple[str, ...], repo) -> np.ndarray:
+def _tensor(recipe: Recipe, param_keys: tuple[str, ...], repo: Any) -> np.ndarray:
     name = "/".join(param_keys)
     tensors, digest = _tensors(recipe, _place(repo))
     if recipe.tensors not in (None, digest):
@@ -159,7 +162,7 @@ def _made(soup: str, coefficients: tuple[float, ...], place: str) -> tuple[dict[
     return {name: tensor.numpy() for name, tensor in tensors.items()}, tensors_digest(tensors)
 
 
-def _place(repo) -> str:
+def _place(repo: Any) -> str:
     place = os.environ.get("SOE_SOUP") or (_configured(repo.git_dir) if repo is not None else "")
     if not place:
         raise ValueError(

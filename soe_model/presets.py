@@ -29,6 +29,16 @@ class SoupConfig:
     """r: experts are low-rank products of each matrix (section 2.6); None: full experts."""
 
     def __post_init__(self):
+        for name, kind in (
+            ("backbone", dict),
+            ("num_experts", int),
+            ("num_domains", int),
+            ("router_hidden", int),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r:.40}; it must be of type {kind.__name__}."
+                )
         if self.num_experts < 0:
             raise ValueError(f"num_experts is {self.num_experts}; it must be 0 (the generic twin) or more.")
         if self.num_domains < 1:

@@ -22,6 +22,7 @@ from storage_schema.manifest import Manifest, StoreError, read_manifest
 
 FINE_TUNED = "fine-tuned"
 _LARGEST = float(np.finfo(np.float32).max)
+_ONE = 1 + 1e-6
 BLEND_COEFFICIENTS, BLEND_DOMAIN_WEIGHTS = "average-coefficients", "average-domain-weights"
 
 
@@ -83,7 +84,11 @@ def read_recipe(path: str | Path) -> Recipe:
     if not path.is_dir() and not path.exists():
         raise StoreError(f"there is no recipe at {path}. Give a specialist.json, or a folder that holds one.")
     folder, name = (path, None) if path.is_dir() else (path.parent, path.name)
-    return recipe_of(read_manifest(folder, "specialist", name=name))
+    manifest = read_manifest(folder, "specialist", name=name)
+    try:
+        return recipe_of(manifest)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def recipe_of(manifest: Manifest) -> Recipe:
@@ -91,15 +96,34 @@ def recipe_of(manifest: Manifest) -> Recipe:
     how = dict(manifest.configuration)
     try:
         coefficients, weights = how.pop("coefficients"), how.pop("domain_weights")
+        tensors = manifest.counts.get("tensors")
         return Recipe(
             soup=str(manifest.inputs["soup"]),
-            coefficients=tuple(map(float, coefficients)),
-            domain_weights=None if weights is None else {int(i): float(w) for i, w in weights.items()},
+            coefficients=as_numbers(coefficients),
+            domain_weights=None if weights is None else _domain_weights(weights),
             how=how,
-            tensors=manifest.counts.get("tensors"),
+            tensors=None if tensors is None else str(tensors),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(f"specialist.json holds no recipe: {error!r}. Make the specialist again.") from error
+
+
+def as_numbers(values: Any) -> tuple[float, ...]:
+    """The numbers of a list of JSON. Raises ValueError for anything else."""
+    if not isinstance(values, list) or any(type(value) not in (int, float) for value in values):
+        raise ValueError("the coefficients are not a list of numbers")
+    if any(abs(value) > _LARGEST for value in values):
+        raise ValueError(f"a coefficient is beyond the largest float32, {_LARGEST:.4g}")
+    return tuple(map(float, values))
+
+
+def _domain_weights(weights: Any) -> dict[int, float]:
+    if not isinstance(weights, dict) or not all(name.isascii() and name.isdigit() for name in weights):
+        raise ValueError("the domain weights are not numbers by domain")
+    found = dict(zip(map(int, weights), as_numbers(list(weights.values())), strict=True))
+    if len(found) < len(weights) or not all(0 <= weight <= _ONE for weight in found.values()):
+        raise ValueError("the domain weights name a domain twice, or are not between 0 and 1")
+    return found
 
 
 def check_recipe(recipe: Recipe, soup: SoupOfExperts) -> None:

@@ -16,9 +16,10 @@ import json
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from soe_model.backbone import hugging_face_config
@@ -27,6 +28,7 @@ from soe_model.flat import ParameterSlot, unflatten
 from soe_model.presets import SoupConfig
 from soe_model.router import Router
 from soe_model.training import SoupTrainer
+from storage_schema.json_files import read_json
 from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import Manifest, StoreError, read_manifest
 from storage_schema.tree import Tree
@@ -72,15 +74,11 @@ class SoupOfExperts:
 
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder, self.manifest, self.digest = folder, manifest, manifest.digest
-        self.config = SoupConfig(**manifest.configuration["soup"])
-        self.router = Router(
-            self.config.num_domains,
-            self.config.num_experts,
-            hidden=self.config.router_hidden,
-            input_scale=1.0,
-            output_scale=1.0,
-        )
-        self.router.load_state_dict(load_file(folder / "router.safetensors"))
+        try:
+            self.config = SoupConfig(**manifest.configuration["soup"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{folder / 'soup.json'} describes no soup: {error!r}. Rebuild it.") from error
+        self.router = _router(folder / "router.safetensors", self.config)
         files = (
             BankFiles if self.config.expert_rank is None or not self.config.num_experts else LowRankBankFiles
         )
@@ -91,7 +89,8 @@ class SoupOfExperts:
         """Open the soup at `folder`.
 
         Args:
-            verify: check the sha256 of every file that was written since the last such check.
+            verify: check that the manifest has every file that will be read, and the sha256 of each that was written
+                since the last such check.
 
         Raises:
             StoreError: naming what is missing, altered or of another version.
@@ -100,7 +99,13 @@ class SoupOfExperts:
         manifest = read_manifest(folder, "soup")
         if verify:
             verify_once(folder, manifest)
-        return cls(folder, manifest)
+        soup = cls(folder, manifest)
+        if verify:
+            experts = map(expert_file, range(soup.config.num_experts))
+            read = {SHARED, "router.safetensors", "tree.arrow", "tokenizer.json", *experts}
+            if unknown := read - {entry.path for entry in manifest.files}:
+                raise StoreError(f"{folder / 'soup.json'} does not name {min(unknown)}. Rebuild the soup.")
+        return soup
 
     @property
     def layout(self) -> list[ParameterSlot]:
@@ -115,15 +120,27 @@ class SoupOfExperts:
     @cached_property
     def tree(self) -> Tree:
         """The centroids of the domains."""
-        return Tree.read(self.folder / "tree.arrow")
+        tree = Tree.read(self.folder / "tree.arrow")
+        if tree.num_domains != self.config.num_domains:
+            raise StoreError(
+                f"{self.folder / 'tree.arrow'} has {tree.num_domains} domains; the soup has {self.config.num_domains}."
+            )
+        return tree
 
     @cached_property
     def domain_words(self) -> list[list[str]]:
         """What sets each domain apart, K lists of words; empty where the store had no atlas."""
+        path = self.folder / DOMAIN_WORDS
         try:
-            return json.loads((self.folder / DOMAIN_WORDS).read_text("utf-8"))
+            found = read_json(path)
         except FileNotFoundError:
             return []
+        lists = isinstance(found, list) and all(isinstance(words, list) for words in found)
+        if not lists or not all(isinstance(word, str) for words in found for word in words):
+            raise StoreError(
+                f"{path} is not a list of words for each domain. Remove it, or rebuild the soup."
+            )
+        return found
 
     def coefficients(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
         """phi(h): expert coefficients [W, N] for domain weights [W, K]."""
@@ -156,23 +173,67 @@ class SoupOfExperts:
         from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
+        config = hugging_face_config(self._backbone)
         with no_init_weights():
-            model = AutoModelForCausalLM.from_config(hugging_face_config(self.config.backbone)).float().eval()
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).float().eval()
         model.tie_weights()  # left out together with the first values
         return self.attach(model, instance_P)
 
-    def attach(self, model: PreTrainedModel, instance_P: torch.Tensor) -> PreTrainedModel:
-        """Make the parameters of a model of this soup views of another instance."""
-        parameters = dict(model.named_parameters())
-        values = unflatten(instance_P, self.layout)
-        if parameters.keys() != values.keys():
-            odd = min(parameters.keys() ^ values.keys())
+    @cached_property
+    def _backbone(self) -> dict[str, Any]:
+        """The backbone, once its parameters were compared with the bank's: no memory is taken for others."""
+        from transformers import AutoModelForCausalLM
+
+        wanted = {slot.name: slot.shape for slot in self.layout}
+        try:
+            config = hugging_face_config(self.config.backbone)
+            if getattr(config, "num_hidden_layers", 0) > len(wanted):
+                raise ValueError(
+                    f"it has {config.num_hidden_layers} layers and the bank {len(wanted)} parameters"
+                )
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except Exception as error:  # each architecture has its own, not all of them ValueErrors
+            raise StoreError(
+                f"the backbone of {self.folder / 'soup.json'} cannot be made: {error}"
+            ) from error
+        found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        if found != wanted:
+            odd = min(name for name in found | wanted if found.get(name) != wanted.get(name))
             raise StoreError(
                 f"the experts of {self.folder} and its backbone disagree on the parameter {odd}."
             )
-        for name, parameter in parameters.items():
+        return self.config.backbone
+
+    def attach(self, model: PreTrainedModel, instance_P: torch.Tensor) -> PreTrainedModel:
+        """Make the parameters of a model of this soup views of another instance."""
+        values = unflatten(instance_P, self.layout)
+        for name, parameter in model.named_parameters():
             parameter.data = values[name]
         return model
+
+
+def _router(path: Path, config: SoupConfig) -> Router:
+    """The router in a file. Its shapes are those that the manifest says, or nothing of its size is made."""
+    n, hidden, k = config.num_experts, config.router_hidden, config.num_domains
+    wanted = {
+        "hidden.weight": (hidden, k),
+        "hidden.bias": (hidden,),
+        "output.weight": (n, hidden),
+        "output.bias": (n,),
+    }
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path} cannot be read: {error}. Copy the soup again, or rebuild it.") from error
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != wanted or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise StoreError(
+            f"{path} is no router of {k} domains and {n} experts: it holds {str(found)[:300]} ({wanted})."
+        )
+    router = Router(k, n, hidden=hidden, input_scale=1.0, output_scale=1.0)
+    router.load_state_dict(tensors)
+    return router
 
 
 def _described(coefficients_WN: torch.Tensor) -> str:

@@ -18,6 +18,7 @@ from soe_model.optimizers import Adam
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.router import Router
 from soe_model.sharding import ALIGNMENT, Sharding, current_rank, owned_mixtures
+from soe_model.step_clock import StepClock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class StepResult:
     gradient_norm: float
     """Global norm before clipping."""
     router_gradient_norm: float
+    router_entropy: float
+    """Of the coefficients' shares |alpha_j| / sum |alpha|, nats, mean over the mixtures: ln N where all experts
+    weigh the same, 0 where one does all (and without experts)."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -85,6 +89,8 @@ class SoupTrainer:
         )
         self.router = FlatModule(_build_router(soup, training.seed, centroids_KD).to(device))
         self._router_optimizer = Adam(self.router.params_P, training.adam)
+        self.clock = StepClock(self.device)
+        """Of ``combine``, ``forward_backward`` and ``update``; all communication but combine's is in the last."""
         self.step = 0
         """Steps done; the next one to run."""
 
@@ -101,15 +107,20 @@ class SoupTrainer:
         Raises:
             NonFiniteLoss: before anything was updated.
         """
+        self.clock.begin()
         coefficients_WN = self.router.module(domain_weights_WK)
         with torch.no_grad():
             self.bank.combine(coefficients_WN, self.backbone.padded_params_WP)
+            self.clock.end_of("combine")
             loss_W = self._instance_gradients(tokens_BL1, mixture_B)
+            self.clock.end_of("forward_backward")
             grads_Wp = self.sharding.from_owners(self.backbone.padded_grads_WP, len(loss_W))
             coefficient_grads_WN = self.bank.coefficient_gradients(grads_Wp)
         self.router.grads_P.zero_()
         coefficients_WN.backward(coefficient_grads_WN)
-        return self._update(coefficients_WN.detach(), grads_Wp, self.sharding.sum(loss_W))
+        result = self._update(coefficients_WN.detach(), grads_Wp, self.sharding.sum(loss_W))
+        self.clock.end_of("update")
+        return result
 
     def _instance_gradients(self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor) -> torch.Tensor:
         """Fill the gradients of this rank's instances; its share of each mixture's part of the mean loss, [W]."""
@@ -137,6 +148,7 @@ class SoupTrainer:
         loss = loss_W.sum().item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._refuse(loss_W, grads_Wp, loss, norm)
+        entropy = _entropy(coefficients_WN).mean().item()
         scale = min(1.0, self.training.gradient_clip / max(norm, 1e-12))
         grads_Wp.mul_(scale)
         rates, schedule = self.training, learning_rate_factor(self.step, self.training)
@@ -154,7 +166,9 @@ class SoupTrainer:
                 learning_rate=rates.router_learning_rate * schedule,
             )
         self.step += 1
-        return StepResult(loss=loss, gradient_norm=norm, router_gradient_norm=router_norm)
+        return StepResult(
+            loss=loss, gradient_norm=norm, router_gradient_norm=router_norm, router_entropy=entropy
+        )
 
     def _refuse(self, loss_W: torch.Tensor, grads_Wp: torch.Tensor, loss: float, norm: float) -> None:
         squares_W = self.sharding.sum(grads_Wp.square().sum(1))
@@ -177,6 +191,13 @@ class SoupTrainer:
     def _precision(self) -> torch.autocast:
         """bfloat16 compute on GPUs; parameters, gradients and the loss stay float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+
+
+def _entropy(coefficients_WN: torch.Tensor) -> torch.Tensor:
+    """Entropy [W] of each row's shares of the sum of magnitudes, nats."""
+    sizes_WN = coefficients_WN.abs()
+    shares_WN = sizes_WN / sizes_WN.sum(1, keepdim=True).clamp_min(1e-30)
+    return torch.special.entr(shares_WN).sum(1)
 
 
 def learning_rate_factor(step: int, training: TrainingConfig) -> float:

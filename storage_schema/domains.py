@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from storage_schema.arrow_files import read_arrow, read_batch
 from storage_schema.layout import store_parts
 from storage_schema.manifest import Manifest, StoreError, content_digest, read_manifest
 from storage_schema.tree import Tree, with_additions
@@ -61,37 +62,44 @@ class DomainPart:
     def __init__(self, folder: Path):
         self.folder = folder / "domains"
         self.manifest: Manifest = read_manifest(self.folder, "domains")
-        index = _read_table(self.folder / "index.arrow")
+        self.vocab_size = self._number("vocab_size", 1, 1 << 32)
+        self.end_of_text = self._number("end_of_text", 0, self.vocab_size - 1)
+        self._schema = partition_schema(self.vocab_size)
+        index = read_arrow(self.folder / "index.arrow", INDEX, what="an index of domains")
         self.tokens_K = np.array(index["tokens"])
         self.passages_K = np.array(index["passages"])
+        in_order = np.array_equal(index["domain"], np.arange(len(index)))
+        if not len(index) or not in_order or min(self.tokens_K.min(), self.passages_K.min()) < 0:
+            raise StoreError(
+                f"{self.folder / 'index.arrow'} is not an index of domains 0, 1, 2 ... with their numbers of passages "
+                "and tokens. Rebuild the store."
+            )
 
     def windows_K(self, sequence_length: int) -> np.ndarray:
         """int64[K]: complete windows of `sequence_length` tokens (plus one) in each domain's partition."""
         return np.maximum(self.tokens_K - 1, 0) // sequence_length
 
-    def batch(self, domain: int) -> pa.RecordBatch:
+    def batch(self, domain: int, *, full: bool = False) -> pa.RecordBatch:
         """The domain's passages (columns of :func:`partition_schema`), memory-mapped: only what is used is read.
 
-        Raises :class:`StoreError` naming the domain and file if the partition is missing or truncated.
+        Raises :class:`StoreError` naming the domain and file if it is missing, truncated, or no partition.
         """
-        path = self.folder / partition_path(domain)
         try:
-            # Closed at once: the mapping lives as long as the batch, and holds no descriptor.
-            with pa.memory_map(str(path)) as source:
-                return pa.ipc.open_file(source).get_batch(0)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise StoreError(f"domain {domain}: cannot read {path}: {error}") from error
+            path = self.folder / partition_path(domain)
+            return read_batch(path, self._schema, what="a domain partition", full=full)
+        except StoreError as error:
+            raise StoreError(f"domain {domain}: {error}") from error
 
     def tokens(self, domain: int) -> np.ndarray:
         """The domain's packed token stream, memory-mapped, read-only (uint16 or uint32).
 
-        Raises :class:`StoreError` naming the domain and file if the partition is missing, truncated, or
+        Raises :class:`StoreError` naming the domain and file if the partition is missing, truncated, none, or
         not of the length the index says.
         """
         path = self.folder / partition_path(domain)
         try:
             values = self.batch(domain).column("tokens").values.to_numpy(zero_copy_only=True)
-        except (KeyError, pa.ArrowInvalid) as error:
+        except pa.ArrowInvalid as error:
             raise StoreError(f"domain {domain}: cannot read {path}: {error}") from error
         if len(values) != self.tokens_K[domain]:
             raise StoreError(
@@ -99,6 +107,16 @@ class DomainPart:
                 "Rebuild the store."
             )
         return values
+
+    def _number(self, name: str, least: int, most: int) -> int:
+        """A whole number of the manifest's configuration."""
+        found = self.manifest.configuration.get(name)
+        if type(found) is not int or not least <= found <= most:
+            raise StoreError(
+                f"the manifest of {self.folder} says {name} {found!r:.40}; it must be a whole number from {least} to "
+                f"{most}. Rebuild the store."
+            )
+        return found
 
 
 class DomainStore:
@@ -117,7 +135,8 @@ class DomainStore:
         first = self.parts[0]
         self.folder, self.manifest = first.folder, first.manifest
         for part in self.parts[1:]:
-            if part.manifest.inputs.get("tree") != first.manifest.digest:
+            same = len(part.tokens_K) == len(first.tokens_K) and part.vocab_size == first.vocab_size
+            if not same or part.manifest.inputs.get("tree") != first.manifest.digest:
                 raise StoreError(
                     f"{part.folder.parent} was added to other domains than those of {self.folder}. Remove it, "
                     "and add its documents again."
@@ -131,7 +150,7 @@ class DomainStore:
 
     @property
     def vocab_size(self) -> int:
-        return int(self.manifest.configuration["vocab_size"])
+        return self.parts[0].vocab_size
 
     @property
     def token_dtype(self) -> np.dtype:
@@ -142,7 +161,7 @@ class DomainStore:
     @property
     def end_of_text(self) -> int:
         """Id of the token that ends a passage."""
-        return int(self.manifest.configuration["end_of_text"])
+        return self.parts[0].end_of_text
 
     @property
     def digest(self) -> str:
@@ -157,20 +176,27 @@ class DomainStore:
 
     @cached_property
     def tree(self) -> Tree:
-        return with_additions([Tree.read(part.folder / "tree.arrow") for part in self.parts])
+        trees = [Tree.read(part.folder / "tree.arrow") for part in self.parts]
+        for part, tree in zip(self.parts, trees, strict=True):
+            if tree.leaves_KD.shape != (self.num_domains, trees[0].leaves_KD.shape[1]):
+                raise StoreError(
+                    f"{part.folder / 'tree.arrow'} has {tree.num_domains} domains of size {tree.leaves_KD.shape[1]}; "
+                    f"the index has {self.num_domains}. Rebuild the store."
+                )
+        return with_additions(trees)
 
     def windows_K(self, sequence_length: int) -> np.ndarray:
         """int64[K]: complete windows of `sequence_length` tokens (plus one) in each domain."""
         if sequence_length < 1:
             raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1.")
-        return sum(part.windows_K(sequence_length) for part in self.parts)
+        return np.sum([part.windows_K(sequence_length) for part in self.parts], axis=0)
 
     def passages(self, domain: int) -> pa.Table:
         """The domain's passages (columns of :func:`partition_schema`), memory-mapped, one chunk a part.
 
         Raises :class:`StoreError` as :meth:`DomainPart.batch` does.
         """
-        batches = [part.batch(domain) for part in self.parts if part.passages_K[domain]]
+        batches = [part.batch(domain, full=True) for part in self.parts if part.passages_K[domain]]
         return pa.Table.from_batches(batches, partition_schema(self.vocab_size))
 
 
@@ -201,11 +227,3 @@ class MappedPartition:
         except OSError:
             return None
         return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _read_table(path: Path) -> pa.Table:
-    try:
-        with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StoreError(f"cannot read {path}: {error}") from error

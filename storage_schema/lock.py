@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from storage_schema.json_files import as_object, parse_json
 from storage_schema.manifest import StoreError
 
 LOCK = ".lock"
@@ -33,7 +34,7 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise StoreError(
-                f"{folder} is being written by {_holder(file.read())}. Wait for it, or use another name."
+                f"{folder} is being written by {_holder(file.read(4096))}. Wait for it, or use another name."
             ) from error
         file.truncate(0)
         file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
@@ -43,6 +44,7 @@ def only_writer(folder: str | Path) -> Iterator[None]:
 
 def _holder(text: str) -> str:
     try:
-        return "process {process} on {host}".format(**json.loads(text))
+        holder = as_object(parse_json(text.encode(), LOCK), LOCK)
+        return f"process {holder['process']} on {holder['host']}"
     except (ValueError, KeyError):
         return "another process"

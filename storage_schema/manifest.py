@@ -10,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-SCHEMA_VERSION = 1
-WRITTEN_BY = "soup-of-experts 0.1.0"
+from storage_schema.json_files import read_bounded, read_object
+from storage_schema.versions import SCHEMA_VERSION, WRITTEN_BY, version_problem
+
 PARTIAL_SUFFIX = ".partial"
 MANIFEST_NAMES = {"soup": "soup.json", "specialist": "specialist.json"}
 _PLAN_NAME = "plan.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class StoreError(ValueError):
@@ -41,6 +44,19 @@ class FileEntry:
     bytes: int
     sha256: str
 
+    def __post_init__(self):
+        path = self.path
+        # Manifests travel with soups and stores, and what they name is read, and by a mirror written.
+        inside = isinstance(path, str) and path.isprintable() and path == PurePosixPath(path).as_posix()
+        if not inside or path.startswith("/") or {"..", "."} & set(path.split("/")):
+            raise ValueError(f"{path!r:.200} is no path of a file in the folder")
+        if type(self.bytes) is not int or self.bytes < 0:
+            raise ValueError(f"the size of {path} is {self.bytes!r:.40}, and must be a number of bytes")
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise ValueError(
+                f"the sha256 of {path} is {self.sha256!r:.80}, and must be 64 hexadecimal digits"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -59,6 +75,12 @@ class Manifest:
     """Wall time of the build; not part of the digest."""
     schema_version: int = SCHEMA_VERSION
     written_by: str = WRITTEN_BY
+
+    def __post_init__(self):
+        kinds = {"kind": str, "configuration": dict, "inputs": dict, "counts": dict, "seconds": int | float}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"its {name} is a {type(getattr(self, name)).__name__}")
 
     @property
     def digest(self) -> str:
@@ -154,18 +176,16 @@ def read_manifest(folder: str | Path, kind: str, *, name: str | None = None) -> 
     if not path.exists():
         raise StoreError(f"no {kind} at {folder}: {path.name} is missing. Build it first, or check the name.")
     try:
-        body = json.loads(path.read_text("utf-8"))
-        version, digest = body["schema_version"], body.pop("digest")
-    except (ValueError, KeyError, TypeError) as error:
+        body = read_object(path)
+    except ValueError as error:
         raise StoreError(f"{path} is not a manifest: {error!r}. Rebuild the stage.") from error
-    if version != SCHEMA_VERSION:
-        raise StoreError(
-            f"{path} has schema version {version}, written by {body.get('written_by')!r}; this release reads "
-            f"version {SCHEMA_VERSION}. Use the release that wrote it, or rebuild."
-        )
+    if "schema_version" in body and (problem := version_problem(path, body)):
+        raise StoreError(problem)
     try:
-        manifest = Manifest(**{**body, "files": tuple(FileEntry(**f) for f in body["files"])})
-    except (TypeError, KeyError) as error:
+        digest, version = body.pop("digest"), body["schema_version"]
+        files = tuple(FileEntry(**f) for f in body["files"])
+        manifest = Manifest(**{**body, "files": files, "schema_version": version})
+    except (TypeError, KeyError, ValueError) as error:
         raise StoreError(f"{path} is not a manifest: {error!r}. Rebuild the stage.") from error
     if manifest.kind != kind:
         raise StoreError(f"{folder} holds a {manifest.kind}, not a {kind}.")
@@ -185,6 +205,8 @@ def verify_file(folder: str | Path, entry: FileEntry, *, content: bool = True) -
     path = Path(folder) / entry.path
     if not path.exists():
         raise StoreError(f"{path} is missing. Rebuild {folder}.")
+    if not path.is_file():  # a pipe or a device would be read without end
+        raise StoreError(f"{path} is not a regular file. Rebuild {folder}.")
     if path.stat().st_size != entry.bytes:
         raise StoreError(
             f"{path} has {path.stat().st_size} bytes, its manifest says {entry.bytes}. Rebuild {folder}."
@@ -243,7 +265,7 @@ def _differences(manifest: Manifest, configuration: dict, inputs: dict[str, str]
 def _prepare_work(work: Path, plan: str) -> None:
     """Keep unfinished work of the same plan; throw away that of another."""
     record = work / _PLAN_NAME
-    if work.exists() and not (record.exists() and record.read_text("utf-8") == plan):
+    if work.exists() and not (record.exists() and read_bounded(record, len(plan.encode())) == plan.encode()):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     write_atomically(record, plan)

@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from storage_schema.arrow_files import check_schema, read_arrow
 from storage_schema.manifest import StoreError
+
+_NAME = "a tree of centroids"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,20 +71,30 @@ class Tree:
     @classmethod
     def read(cls, path: str | Path) -> Tree:
         """Read ``tree.arrow``. Raises :class:`StoreError` if it is missing or not one."""
-        try:
-            with pa.memory_map(str(path)) as source:
-                table = pa.ipc.open_file(source).read_all()
-            column = table["centroid"].combine_chunks()
-            centroids = np.array(column.flatten()).reshape(len(table), column.type.list_size)
-            is_leaf = np.array(table["level"]) == 1
-            return cls(
-                coarse_CD=centroids[~is_leaf],
-                leaves_KD=centroids[is_leaf],
-                counts_K=np.array(table["count"])[is_leaf],
-                mean_distance_K=np.array(table["mean_distance"])[is_leaf],
-            )
-        except (OSError, KeyError, AttributeError, pa.ArrowInvalid) as error:
-            raise StoreError(f"{path} is not a tree of centroids: {error}") from error
+        table = read_arrow(path, what=_NAME)
+        found = table.schema.field("centroid").type if "centroid" in table.schema.names else None
+        size = found.list_size if isinstance(found, pa.FixedSizeListType) else 1
+        check_schema(table.schema, _schema(size), path, what=_NAME)
+        level = table["level"].to_numpy()
+        c, k = int((level == 0).sum()), int((level == 1).sum())
+        if not c or not k or k % c or size < 1 or not np.array_equal(level, np.repeat([0, 1], [c, k])):
+            raise StoreError(f"{path} is not {_NAME}: {c} coarse nodes and {k} leaves. Rebuild the store.")
+        centroids = np.array(table["centroid"].combine_chunks().flatten()).reshape(len(table), size)
+        counts_K = np.array(table["count"])[c:]
+        if (counts_K < 0).any() or np.isinf(centroids).any():
+            raise StoreError(f"{path} is not {_NAME}: a count is negative, or a centroid infinite.")
+        return cls(
+            coarse_CD=centroids[:c],
+            leaves_KD=centroids[c:],
+            counts_K=counts_K,
+            mean_distance_K=np.array(table["mean_distance"])[c:],
+        )
+
+
+def _schema(size: int) -> pa.Schema:
+    fields = {"level": pa.int8(), "node": pa.int32(), "parent": pa.int32()}
+    fields |= {"centroid": pa.list_(pa.float32(), size), "count": pa.int64(), "mean_distance": pa.float32()}
+    return pa.schema(list(fields.items()))
 
 
 def with_additions(trees: Sequence[Tree]) -> Tree:

@@ -10,6 +10,7 @@ import contextlib
 import json
 from pathlib import Path
 
+from storage_schema.json_files import as_object, read_object
 from storage_schema.manifest import Manifest, verify_file, write_atomically
 
 STAMP = ".verified.json"
@@ -41,7 +42,7 @@ def _state(path: Path) -> list[int]:
 
 def _read(stamp: Path, digest: str) -> dict[str, list[int]]:
     try:
-        body = json.loads(stamp.read_text("utf-8"))
-        return body["files"] if body["digest"] == digest else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        body = read_object(stamp)
+        return as_object(body["files"], stamp) if body["digest"] == digest else {}
+    except (OSError, ValueError, KeyError):
         return {}

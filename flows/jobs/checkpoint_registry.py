@@ -7,7 +7,6 @@ The checkpoints themselves say whether they are whole, so the list is made anew 
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
 )
 
 from soe_model.checkpoint import is_whole
+from storage_schema.json_files import read_object
 from storage_schema.manifest import write_atomically
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -53,12 +53,16 @@ def mend(run: Path) -> str | None:
 
 def _problem(run: Path) -> str | None:
     try:
-        state = json.loads((run / SNAPSHOT).read_text("utf-8"))
+        state = read_object(run / SNAPSHOT)
         version, names = state["ray_version"], [r["checkpoint_dir_name"] for r in state["checkpoint_results"]]
+        names = [str(name) for name in names]
     except FileNotFoundError:
         return None  # a run that has no checkpoint yet
     except (ValueError, KeyError, TypeError) as error:
         return f"was cut off while it was written ({type(error).__name__})"
+    foreign = [name for name in names if not _STEP.fullmatch(name)]
+    if foreign:
+        return f"names what is no checkpoint of this run ({foreign[0][:80]!r})"
     gone = [name for name in names if not (run / name).exists()]
     if gone:
         return f"names checkpoints that are gone ({', '.join(gone)})"

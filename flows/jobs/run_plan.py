@@ -116,8 +116,8 @@ def stream_of_run(name: str) -> tuple[MixtureStream, int]:
         raise ValueError(
             f"there is no run {name!r}: {folder / SETTINGS} is missing. Check the name (SOE_HOME)."
         )
+    begun = claimed(folder)  # first: a newer release's settings are not ours to check
     settings = Pretrain.model_validate_json((folder / SETTINGS).read_text("utf-8"))
-    begun = claimed(folder)
     store = open_store(store_place(settings.store), num_parts=begun["store_parts"])
     training = resolve(settings, store)[1]
     stream = make_stream(settings, store, training)

@@ -6,13 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+from storage_schema.json_files import read_object
 from storage_schema.manifest import StoreError, canonical_json, write_atomically
+from storage_schema.versions import version_problem, written_with
 
 
 def claimed(folder: Path) -> dict[str, Any]:
-    """The settings of the run in `folder`; empty if there is none yet."""
+    """The settings of the run in `folder`; empty if there is none yet.
+
+    Raises StoreError for a record of another schema version, and ValueError for a damaged one.
+    """
     record = folder / "run.json"
-    return json.loads(record.read_text("utf-8")) if record.exists() else {}
+    if not record.exists():
+        return {}
+    begun = read_object(record)
+    # The first ones said nothing of their version, which was the first.
+    if "schema_version" in begun and (problem := version_problem(record, begun)):
+        raise StoreError(problem)
+    return {key: value for key, value in begun.items() if key not in written_with()}
 
 
 def _short(value: Any) -> str:
@@ -38,4 +49,4 @@ def claim_run(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder} holds another run: {'; '.join(changed)}. Use another name, or remove the folder."
             )
         return
-    write_atomically(folder / "run.json", json.dumps(settings, indent=1))
+    write_atomically(folder / "run.json", json.dumps(written_with() | settings, indent=1))

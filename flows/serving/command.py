@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from typing import Any
 
 import torch
 import uvicorn
@@ -104,7 +105,7 @@ def _is_loopback(host: str) -> bool:
         return host.lower() in LOOPBACK
 
 
-def _serve(app, listening: socket.socket, limits: Limits) -> None:
+def _serve(app: Any, listening: socket.socket, limits: Limits) -> None:
     config = uvicorn.Config(
         app,
         # Its access log would hold the token of the page's address.

@@ -20,7 +20,7 @@ from flows.serving.generation import Completion, Sampling, complete, prompt_ids
 from flows.serving.limits import Limits, Refused, error_body, too_many
 from flows.serving.specialists import GENERIC, Specialists
 
-UNSUPPORTED = {
+UNSUPPORTED: dict[str, tuple] = {
     "echo": (False, None),
     "logprobs": (None,),
     "best_of": (1, None),

@@ -18,7 +18,7 @@ from typing import Any
 from flows.serving.limits import Refused
 from soe_model.recipe import Recipe, recipe_of
 from storage_schema.layout import home
-from storage_schema.manifest import Manifest, StoreError, content_digest, read_manifest, write_atomically
+from storage_schema.manifest import Manifest, content_digest, read_manifest, write_atomically
 
 ID = re.compile(r"[0-9a-f]{16}")
 MOST_RECIPES = 10_000
@@ -75,8 +75,10 @@ class RecipeBox:
         if not ID.fullmatch(name) or name not in self._known:
             raise self._unknown(name)
         try:
-            return read_manifest(self.folder, "specialist", name=f"{name}.json")
-        except StoreError as error:
+            manifest = self._read(self._path(name))
+            recipe_of(manifest)
+            return manifest
+        except ValueError as error:
             self._known.pop(name, None)
             raise self._unknown(name) from error
 
@@ -99,7 +101,7 @@ class RecipeBox:
 
     def _ours(self, path: Path) -> bool:
         try:
-            return bool(ID.fullmatch(path.stem)) and self._read(path).inputs.get("soup") == self.soup
+            return bool(ID.fullmatch(path.stem)) and recipe_of(self._read(path)).soup == self.soup
         except (ValueError, OSError):
             return False
 

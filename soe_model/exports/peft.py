@@ -112,7 +112,7 @@ def _untied(base: Path, model: PreTrainedModel, adapted: Factors) -> Factors:
         return {}
     from transformers import AutoModelForCausalLM
 
-    written = AutoModelForCausalLM.from_pretrained(base)
+    written = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
     written.config.tie_word_embeddings = False
     written.get_output_embeddings().weight = nn.Parameter(
         written.get_input_embeddings().weight.detach().clone()

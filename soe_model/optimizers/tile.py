@@ -55,7 +55,9 @@ def hyperparameters(
     )
 
 
-def combine_tile(shared_t, coefficients_WN, high_Nt, out_Wt) -> None:
+def combine_tile(
+    shared_t: torch.Tensor, coefficients_WN: torch.Tensor, high_Nt: torch.Tensor, out_Wt: torch.Tensor
+) -> None:
     """``out = shared + coefficients @ experts`` of one tile, into `out_Wt`."""
     if not torch.compiler.is_compiling():
         out_Wt.copy_(shared_t + coefficients_WN @ high_Nt.float())
@@ -66,7 +68,7 @@ def combine_tile(shared_t, coefficients_WN, high_Nt, out_Wt) -> None:
         out_Wt[number] = shared_t + (coefficients_WN[number][:, None] * high_Nt.float()).sum(0)
 
 
-def dots_tile(grads_Wt, high_Nt) -> torch.Tensor:
+def dots_tile(grads_Wt: torch.Tensor, high_Nt: torch.Tensor) -> torch.Tensor:
     """A tile's part of the coefficients' gradient, [W, N]."""
     if not torch.compiler.is_compiling():
         return grads_Wt @ high_Nt.float().T

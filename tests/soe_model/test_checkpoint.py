@@ -130,9 +130,9 @@ RANK = "rank-00000-of-00001"
         (f"{RANK}.safetensors", lambda path: path.write_bytes(path.read_bytes()[:1000]), "has 1000 bytes"),
         (f"{RANK}.safetensors", _flip, "was altered: its sha256"),
         (f"{RANK}.json", lambda path: path.unlink(), "is missing"),
-        (f"{RANK}.json", lambda path: path.write_text("{"), "is no JSON"),
+        (f"{RANK}.json", lambda path: path.write_text("{"), "is not JSON"),
         ("checkpoint.json", lambda path: path.unlink(), "is missing"),
-        ("checkpoint.json", lambda path: path.write_bytes(b"\xff\xfe"), "is no JSON"),
+        ("checkpoint.json", lambda path: path.write_bytes(b"\xff\xfe"), "is not JSON"),
         (
             "checkpoint.json",
             lambda path: path.write_text(path.read_text().replace('"step": 1', '"step": 3')),

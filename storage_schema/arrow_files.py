@@ -1,0 +1,109 @@
+"""Arrow and Parquet files of ours, opened with suspicion.
+
+Arrow believes what a file says of its arrays: of one that claims more values than its buffers hold, memory beyond them
+would be read. So extents are checked before anything is used, and types before that. An extension type is whatever
+Python has registered for its name: once Ray Data is imported, a value of Ray's type for Python objects is unpickled as
+it is looked at, and so runs code. None of our files has such a type, at any depth.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage_schema.manifest import StoreError
+
+
+def read_arrow(path: str | Path, schema: pa.Schema | None = None, *, what: str) -> pa.Table:
+    """An Arrow file, memory-mapped; not copied, but for strings and lists every offset is checked.
+
+    Args:
+        schema: that it must have; None leaves the types to the caller, and checks that none is an extension.
+        what: it should be, in the words of an error.
+
+    Raises:
+        StoreError: it cannot be read, or is something else.
+    """
+    try:
+        # Closed at once: the mapping lives as long as the table, and holds no descriptor.
+        with pa.memory_map(str(path)) as source:
+            file = pa.ipc.open_file(source)
+            check_schema(file.schema, schema, path, what=what)
+            table = file.read_all()
+        table.validate(full=True)
+    except StoreError:
+        raise
+    except Exception as error:  # a type that someone registered raises what it likes
+        raise StoreError(f"cannot read {path}: {_short(error)}") from error
+    check_no_nulls(table, path)
+    return table
+
+
+def read_batch(path: str | Path, schema: pa.Schema, *, what: str, full: bool = False) -> pa.RecordBatch:
+    """An Arrow file of one record batch, memory-mapped: only what is used is read.
+
+    Checked is that its buffers hold what it claims; with `full` every offset too, which strings and lists need before
+    their values are looked at one by one.
+
+    Raises:
+        StoreError: as :func:`read_arrow`.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            file = pa.ipc.open_file(source)
+            check_schema(file.schema, schema, path, what=what)
+            if file.num_record_batches != 1:
+                raise StoreError(f"{path} has {file.num_record_batches} record batches; {what} has one.")
+            batch = file.get_batch(0)
+        batch.validate(full=full)
+    except StoreError:
+        raise
+    except Exception as error:  # a type that someone registered raises what it likes
+        raise StoreError(f"cannot read {path}: {_short(error)}") from error
+    check_no_nulls(batch, path)
+    return batch
+
+
+def check_schema(found: pa.Schema, wanted: pa.Schema | None, path: str | Path, *, what: str) -> None:
+    """Raise :class:`StoreError` unless the schema is the one wanted, without extension types in any case."""
+    extended = any(has_extension(field.type) for field in found)
+    if extended or (wanted is not None and found != wanted):
+        columns = ", ".join(f"{field.name}: {field.type}" for field in found)
+        raise StoreError(
+            f"{path} is not {what}: its columns are {columns[:300] or 'none'}. Rebuild the store."
+        )
+
+
+def has_extension(kind: pa.DataType) -> bool:
+    """Whether a type is an extension type, or one is inside it."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return True
+    if isinstance(kind, pa.DictionaryType):  # which has no fields
+        return has_extension(kind.value_type)
+    return any(has_extension(kind.field(number).type) for number in range(kind.num_fields))
+
+
+def read_parquet(path: str | Path, columns: list[str]) -> pa.Table:
+    """Columns of a Parquet file. Raises :class:`StoreError` if it has not got them, or one has an extension type."""
+    try:
+        found = pq.read_schema(path)
+        kinds = pa.schema([found.field(name) for name in columns])
+        check_schema(kinds, None, path, what="a table of ours")
+        return pq.read_table(path, columns=columns)
+    except StoreError:
+        raise
+    except Exception as error:
+        raise StoreError(f"cannot read {path}: {_short(error)}") from error
+
+
+def check_no_nulls(found: pa.Table | pa.RecordBatch, path: str | Path) -> None:
+    """Raise :class:`StoreError` if a value is missing: numbers would become floats, and missing ones NaN."""
+    for name, column in zip(found.schema.names, found.columns, strict=True):
+        if column.null_count:
+            raise StoreError(f"{path} has {column.null_count} nulls in {name}; there must be none.")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

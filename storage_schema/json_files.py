@@ -1,0 +1,105 @@
+"""JSON from a disk or a network, within bounds: whatever it holds, the answer is a value or one clear error.
+
+Python's own reader takes files of any size and depth, gives the last of two equal keys, and knows NaN and infinity,
+which are no JSON: none of our files has them, and each has surprised a reader further on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+JSON_BYTES = 32 << 20
+"""The manifest of 4096 domains has 0.7 MB."""
+JSON_DEPTH = 100
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        OSError: it is missing, or cannot be read.
+        ValueError: it is not JSON, or beyond a bound; the message names the file.
+    """
+    return parse_json(read_bounded(path, JSON_BYTES), path)
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file; errors as :func:`read_json`."""
+    return as_object(read_json(path), path)
+
+
+def as_object(value: Any, where: object) -> dict[str, Any]:
+    """The value, if it is an object. Raises ValueError naming `where` if it is not."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is not a JSON object, but a {type(value).__name__}.")
+    return value
+
+
+def parse_json(content: bytes, where: object) -> Any:
+    """The value of JSON as UTF-8. Raises ValueError naming `where` if it is not JSON, or beyond a bound."""
+    if len(content) > JSON_BYTES:
+        raise ValueError(f"{where} has more than {JSON_BYTES:,} bytes, and no JSON of ours has so many.")
+    try:
+        value = json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_number,
+            parse_float=_finite,
+        )
+        deep = _is_deep(value)
+    except RecursionError:
+        deep = True
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}.") from error
+    if deep:
+        raise ValueError(f"{where} is nested deeper than {JSON_DEPTH} levels, and no JSON of ours is.")
+    return value
+
+
+def read_bounded(path: str | Path, at_most: int) -> bytes:
+    """A file's bytes, or one more than `at_most` of them if it has more.
+
+    Raises ValueError for what is no regular file: a pipe would be waited for without end.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file.")
+    with open(path, "rb") as file:
+        return file.read(at_most + 1)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has the key {twice[:80]!r} twice")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is beyond the largest float")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(JSON_DEPTH):
+        level = [
+            child
+            for one in level
+            if isinstance(one, dict | list)
+            for child in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
