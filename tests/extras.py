@@ -12,19 +12,19 @@ import pytest
 def needs(package: str, *, extra: str) -> None:
     """Skip the test, or fail it where SOE_CI is set, unless `package` can be imported."""
     if find_spec(package) is None:
-        _missing(f"{package} is not installed: pip install -c constraints.txt -e .[{extra}]")
+        missing(f"{package} is not installed: pip install -c constraints.txt -e .[{extra}]")
 
 
 def needs_program(name: str) -> None:
     """Skip the test, or fail it where SOE_CI is set, unless the program is on the path."""
     if shutil.which(name) is None:
-        _missing(f"there is no program {name} on the path: install it.")
+        missing(f"there is no program {name} on the path: install it.")
 
 
 def needs_root() -> None:
     """Skip the test, or fail it where SOE_CI is set, unless it may change the machine's network or user."""
     if os.geteuid() != 0:
-        _missing("the tests do not run as root.")
+        missing("the tests do not run as root.")
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def chromium() -> Iterator:
     """The system's Chromium, driven by Playwright; skip the test, or fail it where SOE_CI is set, without one."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
-        _missing("there is no Chromium on this machine (Debian's package is `chromium`).")
+        missing("there is no Chromium on this machine (Debian's package is `chromium`).")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
@@ -41,7 +41,8 @@ def chromium() -> Iterator:
         browser.close()
 
 
-def _missing(message: str) -> None:
+def missing(message: str) -> None:
+    """Skip the test with the message, or fail it where SOE_CI is set."""
     if os.environ.get("SOE_CI"):
         pytest.fail(f"SOE_CI is set, but {message}")
     pytest.skip(message)

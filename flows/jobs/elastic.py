@@ -12,6 +12,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
+from flows.jobs.rendezvous import OneAddress
 from flows.jobs.runner import DATA_CPUS
 
 
@@ -31,10 +32,13 @@ class EvenScalingPolicy(ElasticScalingPolicy):
 
 
 class EvenTorchTrainer(TorchTrainer):
-    """A TorchTrainer of one of the `allowed` numbers of workers (one of them: of exactly so many)."""
+    """A TorchTrainer of one of the `allowed` numbers of workers (one of them: of exactly so many).
+
+    They find each other at one address (``rendezvous.py``).
+    """
 
     def __init__(self, *args: Any, allowed: list[int], **kwargs: Any):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, torch_config=OneAddress(), **kwargs)
         self._allowed = allowed
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:

@@ -47,7 +47,9 @@ def elsewhere() -> Iterator[Elsewhere]:
     """Make it, and take it down whatever happens. Needs root and iproute2."""
     number = os.getpid() % 16_000
     name, near, far = f"soe-test-{number}", f"soe{number}a", f"soe{number}b"
-    pairs = [(f"198.18.{number // 64}.{number % 64 * 4 + 1}", f"198.18.{number // 64}.{number % 64 * 4 + 2}", 30)]
+    pairs = [
+        (f"198.18.{number // 64}.{number % 64 * 4 + 1}", f"198.18.{number // 64}.{number % 64 * 4 + 2}", 30)
+    ]
     if Path("/proc/net/if_inet6").exists():
         pairs.append((f"fd5e:50e:{number:x}::1", f"fd5e:50e:{number:x}::2", 64))
     _ip("netns", "add", name)

@@ -1,4 +1,4 @@
-"""The local stack: what it opens, what it keeps secret, how it is taken down, mended, and refused."""
+"""The local stack: how it is taken down, mended, and refused. How it is locked: test_locked_stack.py."""
 
 from __future__ import annotations
 
@@ -7,75 +7,12 @@ import signal
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from flows import processes, stack, stack_state
-from flows.prefect_api import ApiError, PrefectApi
 from flows.stack_state import Stack, StackError
-from tests.flows.sockets import LOOPBACK, listening
-
-
-def answer(url: str) -> int:
-    """The HTTP status of a request without credentials."""
-    try:
-        with urllib.request.urlopen(url, timeout=10) as found:
-            return found.status
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
-def members(place) -> set[int]:
-    known = place.stack()
-    return processes.members(known.processes.values(), known.mark())
-
-
-def test_every_port_is_on_the_loopback_interface(running):
-    ports = listening(members(running))
-    known = running.stack()
-    assert {known.prefect_port, known.dashboard_port, known.ray_port} <= {port for _, port in ports}
-    assert {address for address, _ in ports} <= LOOPBACK
-
-
-def test_prefect_wants_its_password(running):
-    for api in (PrefectApi(url=running.api.url), PrefectApi(url=running.api.url, auth_string="soe:guess")):
-        with pytest.raises(ApiError) as caught:
-            api.call("POST", "/deployments/filter", {})
-        assert caught.value.status == 401
-    assert answer(running.stack().prefect_url + "/api/admin/settings") == 401
-    assert running.api.call("POST", "/deployments/filter", {})
-
-
-def test_ray_wants_its_token(running):
-    for path in ("/api/jobs/", "/api/version", "/nodes?view=summary"):
-        assert answer(running.stack().dashboard_url + path) in (401, 403)
-    assert running.ray("/api/version")["ray_version"]
-
-
-def test_secrets_are_for_their_owner_only(running):
-    folder = running.folder / "soe" / "stack"
-    for path in (folder, folder / "logs", folder / "prefect"):
-        assert path.stat().st_mode & 0o777 == 0o700, path
-    for path in (
-        folder / "prefect-password",
-        folder / "ray-token",
-        running.folder / "prefect" / "profiles.toml",
-    ):
-        assert path.stat().st_mode & 0o777 == 0o600, path
-    for path in folder.rglob("*.log"):
-        for secret in ("prefect-password", "ray-token"):
-            assert (folder / secret).read_bytes() not in path.read_bytes(), (path, secret)
-
-
-def test_telemetry_is_off(running):
-    for process in running.stack().processes.values():
-        variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-        assert b"DO_NOT_TRACK=1" in variables
-        assert b"RAY_USAGE_STATS_ENABLED=0" in variables
-    assert running.api.call("GET", "/admin/settings")["server"]["analytics_enabled"] is False
 
 
 def test_training_workers_cannot_hold_every_core(running):
