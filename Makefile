@@ -1,4 +1,5 @@
-# From a bare machine: `make demo` shows the whole walk, `make test` runs the tests, `make test-faults` the long ones.
+# From a bare machine: `make demo` shows the whole walk, `make test` runs the tests, `make test-faults` the long ones,
+# `make check` reads the code without running it.
 # `make bench-peers` measures our stream beside other libraries', which get an environment of their own.
 #   EXTRAS=gpu,offline,dev   on a machine with NVIDIA GPUs
 #   PYTHON=python3.12        another interpreter (3.11 to 3.13)
@@ -16,10 +17,13 @@ PEERS := .venv-peers
 PEERS_PINS := tests/benchmarks/peers/requirements.txt
 PEERS_OPTIONS ?= --json $(PEERS)/result.json
 
-.PHONY: demo test test-faults bench-peers bench-gpu install down
+.PHONY: check demo test test-faults bench-peers bench-gpu install down
 
 demo: install
 	@$(VENV)/bin/soe demo
+
+check: install
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check -q . && $(VENV)/bin/codespell $$(git ls-files '*.py' '*.md' '*.c' '*.js' '*.html' '*.yaml')
 
 test: install
 	@$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)

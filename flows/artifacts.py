@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,11 @@ import pyarrow.compute as pc
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows import atlas_page, pictures
+from flows.jobs.run_log import read_log
 from flows.progress_text import artifact_key
 from flows.settings import Pretrain, Specialize
 from storage_schema.domains import DomainStore
+from storage_schema.json_files import read_object
 from storage_schema.layout import run_folder, soup_folder, specialist_folder, store_folder
 from storage_schema.manifest import read_manifest
 
@@ -61,7 +61,7 @@ def publish_specialists(config: Specialize) -> None:
             rows, key=artifact_key("specialists", folder.name), description="The specialists."
         )
         return
-    body = json.loads(evaluation.read_text("utf-8"))
+    body = read_object(evaluation)
     create_markdown_artifact(
         losses_card(body), key=artifact_key("losses", folder.name), description="Losses on held-out text."
     )
@@ -150,8 +150,8 @@ def domains_table(store: DomainStore) -> list[dict[str, Any]]:
 def soup_card(config: Pretrain) -> str:
     """Markdown: the run's settings, numbers, digests, loss curve, and the command that makes it again."""
     manifest = read_manifest(soup_folder(config.name), "soup")
-    summary = json.loads((run_folder(config.name) / "summary.json").read_text("utf-8"))
-    log = {row["step"]: row["loss"] for row in _json_lines(run_folder(config.name) / "log.jsonl")}
+    summary = read_object(run_folder(config.name) / "summary.json")
+    log = {row["step"]: row["loss"] for row in read_log(run_folder(config.name))}
     steps = sorted(log)
     inputs = [[f"{name} digest", f"`{digest}`"] for name, digest in manifest.inputs.items()]
     rows = [[name.replace("_", " "), _number(value)] for name, value in summary.items()]
@@ -165,6 +165,24 @@ def soup_card(config: Pretrain) -> str:
         f"```\nprefect deployment run pretrain-soe --params '{{\"config\": {chosen}}}'\n```",
     ]
     return "\n\n".join(lines)
+
+
+def training_card(config: Pretrain) -> str | None:
+    """Markdown on a run that is under way: its loss curve and its last numbers; None before the first of them."""
+    rows = read_log(run_folder(config.name))
+    if not rows:
+        return None
+    last = rows[-1]
+    curve = pictures.loss_curve([row["step"] for row in rows], [row["loss"] for row in rows])
+    numbers = [[name.replace("_", " "), _number(value)] for name, value in last.items()]
+    return "\n\n".join(
+        [
+            f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}, step {last['step']:,.0f}",
+            pictures.as_markdown(curve, "training loss by step"),
+            _table(["", ""], numbers),
+            f"In `{run_folder(config.name)}`. If it is cut off, the same command resumes it.",
+        ]
+    )
 
 
 def losses_card(evaluation: dict[str, Any]) -> str:
@@ -181,11 +199,6 @@ def _commonest_source(store: DomainStore, domain: int) -> tuple[str, float]:
     counts = pc.value_counts(sources).to_pylist()
     most = max(counts, key=lambda entry: entry["counts"])
     return most["values"], most["counts"] / len(sources)
-
-
-def _json_lines(path) -> Iterable[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
 
 
 def _number(value: Any) -> str:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from prefect import get_run_logger
 from prefect.runtime import deployment, flow_run
@@ -13,7 +14,7 @@ from prefect.states import Failed, State
 
 from flows import ray_job
 from flows.jobs.progress import parse_line
-from flows.progress_artifacts import ProgressArtifacts
+from flows.progress_artifacts import Card, ProgressArtifacts
 from flows.settings import Settings
 from storage_schema import layout
 
@@ -24,6 +25,8 @@ def carry_out(
     *,
     module: str,
     publish: Callable[[], None],
+    card: Card | None = None,
+    card_key: str = "",
     cpus: int = 0,
     gpus: int = 0,
 ) -> dict | State:
@@ -34,6 +37,7 @@ def carry_out(
         config: the job's settings.
         module: the job's module.
         publish: makes the artifacts of a finished job.
+        card: what is shown of a job while it runs, under the artifact key `card_key`.
         cpus: logical CPUs the cluster must have.
         gpus: GPUs the cluster must have.
 
@@ -59,7 +63,8 @@ def carry_out(
                 client, job_id=job_id, module=module, config_json=config.model_dump_json(), metadata=metadata
             )
             log.info("Submitted the Ray job %s.", job_id)
-        summary = _follow(name, client, job_id, log)
+        shown = ProgressArtifacts(name, card=card, card_key=card_key)
+        summary = _follow(shown, client, job_id, log)
     except ray_job.JobError as error:
         return Failed(message=f"{ray_job.ERROR_PREFIX}{error}")
     try:
@@ -70,7 +75,7 @@ def carry_out(
     return summary
 
 
-def stop_on_cancellation(flow, flow_run, state) -> None:
+def stop_on_cancellation(flow: Any, flow_run: Any, state: Any) -> None:
     """Prefect's hook. It runs in the worker and knows only the flow run; the flow's process may be dead."""
     client = ray_job.connect()
     for job_id in _job_ids(flow.name, flow_run.id, flow_run.run_count):
@@ -78,9 +83,7 @@ def stop_on_cancellation(flow, flow_run, state) -> None:
             print(f"Stopped the Ray job {job_id}.")
 
 
-def _follow(name: str, client, job_id: str, log) -> dict:
-    shown = ProgressArtifacts(name)
-
+def _follow(shown: ProgressArtifacts, client: Any, job_id: str, log: Any) -> dict:
     def note(line: str) -> None:
         progress = parse_line(line)
         if progress:

@@ -24,8 +24,23 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--prefect-port", type=_port, help="Prefect's API and UI (4200)")
     up.add_argument("--dashboard-port", type=_port, help="Ray's dashboard and job API (8265)")
     up.add_argument("--ray-port", type=_port, help="Ray itself (6379)")
+    up.add_argument(
+        "--metrics",
+        action=argparse.BooleanOptionalAction,
+        help="with a Prometheus that scrapes Ray; as last time, unless given",
+    )
+    up.add_argument("--metrics-port", type=_port, help="Prometheus (9190)")
     up.set_defaults(command=_up)
     commands.add_parser("status", help="what runs, and where to look").set_defaults(command=_status)
+    logs = commands.add_parser("logs", help="the log of a flow run, or of a component of the stack")
+    logs.add_argument(
+        "what",
+        nargs="?",
+        help="name or id of a flow run (the newest), or prefect-server, prefect-worker, ray-head, prometheus",
+    )
+    logs.add_argument("-n", "--lines", type=_count, default=50, help="from the end (50)")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
+    logs.set_defaults(command=_logs)
     commands.add_parser("down", help="stop it all").set_defaults(command=_down)
     commands.add_parser("doctor", help="what is installed, what will be used, what is wrong").set_defaults(
         command=_doctor
@@ -154,13 +169,25 @@ def _setting(text: str) -> tuple[str, Any]:
 def _up(arguments: argparse.Namespace) -> int:
     from flows import status_view
 
-    return status_view.up(arguments.prefect_port, arguments.dashboard_port, arguments.ray_port)
+    return status_view.up(
+        prefect_port=arguments.prefect_port,
+        dashboard_port=arguments.dashboard_port,
+        ray_port=arguments.ray_port,
+        metrics=arguments.metrics,
+        metrics_port=arguments.metrics_port,
+    )
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from flows import status_view
 
     return status_view.status()
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from flows import logs_view
+
+    return logs_view.show(arguments.what, lines=arguments.lines, follow=arguments.follow)
 
 
 def _down(arguments: argparse.Namespace) -> int:

@@ -67,7 +67,7 @@ def main() -> int:
     known = stack_state.load()
     if known is None or not stack_health.is_up(known):
         console.rule("Start the stack", align="left")
-        if status_view.up(None, None, None):
+        if status_view.up():
             return 1
         known = stack_state.load()
     try:

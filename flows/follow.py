@@ -58,8 +58,9 @@ class _Bars:
     def stage(self, progress: dict) -> None:
         stage, total = progress["stage"], progress["total"] or None
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total, unit=progress["unit"])
-        self._bars.update(self._tasks[stage], completed=progress["done"], total=total)
+            self._tasks[stage] = self._bars.add_task(stage, total=total, unit=progress["unit"], note="")
+        note = progress.get("note", "")
+        self._bars.update(self._tasks[stage], completed=progress["done"], total=total, note=note)
 
 
 class _Lines:

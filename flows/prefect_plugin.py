@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from prefect.plugins import register_hook
 
@@ -34,7 +35,7 @@ _RUN_FLAGS = {"--prompt", "--no-prompt", "--watch", "--no-watch"}
 
 
 @register_hook
-def setup_environment(*, ctx) -> None:
+def setup_environment(*, ctx: Any) -> None:
     """Prefect's hook: runs once, before Prefect reads its command line."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     sys.argv[:] = complete(sys.argv)

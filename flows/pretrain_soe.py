@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.states import State
 
 from flows.carry_out import carry_out, stop_on_cancellation
+from flows.progress_text import artifact_key
 from flows.settings import Pretrain
 
 
@@ -18,6 +19,11 @@ def pretrain_soe(config: Pretrain = Pretrain()) -> dict | State:  # noqa: B008
 
         publish_soup(config)
 
+    def card() -> str | None:
+        from flows.artifacts import training_card
+
+        return training_card(config)
+
     workers = config.min_workers or config.num_workers
     return carry_out(
         "pretrain-soe",
@@ -26,4 +32,6 @@ def pretrain_soe(config: Pretrain = Pretrain()) -> dict | State:  # noqa: B008
         cpus=workers,
         gpus=workers * config.use_gpu,
         publish=publish,
+        card=card,
+        card_key=artifact_key(config.method, config.name.rpartition("/")[2]),
     )

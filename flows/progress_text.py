@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-_DESCRIPTION = re.compile(r"(?P<stage>.*): (?P<done>[\d,]+)( of (?P<total>[\d,]+))? (?P<unit>.*)")
+_DESCRIPTION = re.compile(
+    r"(?P<stage>.*): (?P<done>[\d,]+)( of (?P<total>[\d,]+))? (?P<unit>[^(]*?)( \((?P<note>.*)\))?"
+)
 
 
 def artifact_key(*words: str) -> str:
@@ -23,15 +25,17 @@ def describe(progress: dict) -> str:
 
 
 def amount(progress: dict) -> str:
-    """``1,200 of 26,000 passages``; without ``of ...`` while the total is unknown."""
+    """``1,200 of 26,000 passages (a note)``; without ``of ...`` while the total is unknown."""
     of = f" of {progress['total']:,}" if progress["total"] else ""
-    return f"{progress['done']:,}{of} {progress['unit']}"
+    note = f" ({progress['note']})" if progress.get("note") else ""
+    return f"{progress['done']:,}{of} {progress['unit']}{note}"
 
 
 def parse_description(text: str) -> dict | None:
-    """``stage, done, total, unit`` of a progress artifact's text; None if it is another's."""
+    """``stage, done, total, unit`` (and ``note``) of a progress artifact's text; None if it is another's."""
     found = _DESCRIPTION.fullmatch(text or "")
     if not found:
         return None
     numbers = {name: int((found[name] or "0").replace(",", "")) for name in ("done", "total")}
-    return {"stage": found["stage"], "unit": found["unit"], **numbers}
+    note = {"note": found["note"]} if found["note"] else {}
+    return {"stage": found["stage"], "unit": found["unit"], **numbers, **note}

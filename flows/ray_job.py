@@ -96,7 +96,8 @@ def follow(client: JobSubmissionClient, job_id: str, note: Note) -> dict:
 
     Raises :class:`JobError` with the job's ``error:`` line, or the end of its log, if it did not succeed.
     """
-    log, passed, lines = _Log(note), 0, queue.SimpleQueue()
+    log, passed = _Log(note), 0
+    lines: queue.SimpleQueue = queue.SimpleQueue()
     ended = threading.Event()
     threading.Thread(target=_tail, args=(client, job_id, lines, ended), daemon=True).start()
     answered = time.monotonic()

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 METHODS = ("nearest-centroids", "learned-coefficients", "fine-tuned")
 
@@ -206,7 +207,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     return main(arguments)
 
 
-def _soup(name: str):
+def _soup(name: str) -> Any:
     from soe_model.soup import SoupOfExperts
     from storage_schema.layout import soup_folder
 

@@ -79,7 +79,7 @@ class SpecialistMaker:
         show: how progress is shown (see :func:`flows.jobs.progress.progress`).
     """
 
-    def __init__(self, soup: SoupOfExperts, *, device: str = "cpu", show=progress):
+    def __init__(self, soup: SoupOfExperts, *, device: str = "cpu", show: Callable[..., Any] = progress):
         self.soup, self.device, self.show = soup, device, show
 
     @cached_property
@@ -122,7 +122,8 @@ class SpecialistMaker:
         self, coefficients_WN: torch.Tensor, windows: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """The same of several sets of windows, by name; each instance is made once."""
-        model, rows = None, {name: [] for name in windows}
+        model = None
+        rows: dict[str, list[torch.Tensor]] = {name: [] for name in windows}
         for instances_WP in self._groups(coefficients_WN):
             for instance_P in instances_WP:
                 model = self.soup.model(instance_P) if model is None else self.soup.attach(model, instance_P)
@@ -255,7 +256,7 @@ class SpecialistMaker:
         for group_WN in coefficients_WN.split(size):
             yield self.soup.instances(group_WN)
 
-    def _coefficients(self, weights_K) -> torch.Tensor:
+    def _coefficients(self, weights_K: np.ndarray | torch.Tensor) -> torch.Tensor:
         return self.soup.coefficients(torch.as_tensor(weights_K).float()[None])[0]
 
     @property

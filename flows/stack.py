@@ -1,5 +1,5 @@
-"""``soe up | down``: a Prefect server on SQLite, a process worker and a Ray head, all on the loopback
-interface. What lies where: ``flows/stack_state.py``; how processes are found again: ``flows/processes.py``.
+"""``soe up | down``: a Prefect server on SQLite, a process worker, a Ray head and, if asked for, Prometheus, all on the
+loopback interface. What lies where: ``flows/stack_state.py``; how processes are found again: ``flows/processes.py``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows import orphans, prefect_profile, processes, stack_state
+from flows import automations, orphans, prefect_profile, processes, prometheus, stack_state
 from flows.prefect_api import ApiError
 from flows.stack_commands import WORK_POOL, command
-from flows.stack_health import is_up, members, ray_answers, worker_is_online
-from flows.stack_state import COMPONENTS, Stack, StackError
+from flows.stack_health import is_up, members, metrics_answer, ray_answers, worker_is_online
+from flows.stack_state import PROMETHEUS, Stack, StackError
 
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
+METRICS_PORT = 9190
+"""Not Prometheus' own 9090: where Debian's package is installed, its service listens there."""
 START_SECONDS = 180.0
 """After so long a component that does not answer is given up."""
 Report = Callable[[str, str], None]
@@ -31,21 +33,28 @@ def up(
     prefect_port: int | None = None,
     dashboard_port: int | None = None,
     ray_port: int | None = None,
+    metrics: bool | None = None,
+    metrics_port: int | None = None,
     report: Report = lambda component, state: None,
 ) -> Stack:
     """Start whatever of the stack is not running, deploy the flows, and activate the Prefect profile.
 
-    A port that is not given is the one of last time, at first 4200 (Prefect), 8265 (Ray's dashboard) and 6379
-    (Ray). Raises :class:`StackError` on a port in use, or when a component ends instead of answering.
+    A port that is not given is the one of last time, at first 4200 (Prefect), 8265 (Ray's dashboard), 6379 (Ray) and
+    9190 (Prometheus). `metrics` says whether Prometheus belongs to the stack; None: as last time, at first no. Raises
+    :class:`StackError` on a port in use, or when a component ends instead of answering.
     """
     with _lock():
         old = stack_state.load()
         stack = _with_ports(old, prefect_port, dashboard_port, ray_port)
+        _choose_metrics(stack, metrics, metrics_port)
         if is_up(stack):
             _activate_profile(stack)
             return stack
         stack_state.prepare_folders()
-        missing = [name for name in COMPONENTS if not stack.alive(name)]
+        if stack.metrics_port is not None:
+            prometheus.program()
+            prometheus.prepare(stack)
+        missing = [name for name in stack.components if not stack.alive(name)]
         try:
             _start_missing(stack, missing, report)
             _activate_profile(stack)
@@ -90,7 +99,20 @@ def _with_ports(old: Stack | None, prefect: int | None, dashboard: int | None, r
             if port != known[name]:
                 raise StackError(f"the stack runs with {name} {known[name]}, not {port}: `soe down` first.")
         return old
-    return Stack(**ports, profile_before=old.profile_before)
+    return Stack(**ports, metrics_port=old.metrics_port, profile_before=old.profile_before)
+
+
+def _choose_metrics(stack: Stack, wanted: bool | None, port: int | None) -> None:
+    """Set the port of Prometheus, or that there is none. Raises :class:`StackError` if it runs otherwise."""
+    if wanted is None and port is None:
+        chosen = stack.metrics_port
+    else:
+        chosen = None if wanted is False else port or stack.metrics_port or METRICS_PORT
+    if stack.alive(PROMETHEUS) and chosen != stack.metrics_port:
+        raise StackError(f"Prometheus runs on port {stack.metrics_port}: `soe down` first.")
+    if chosen in (stack.prefect_port, stack.dashboard_port, stack.ray_port):
+        raise StackError(f"the ports must differ: {chosen} is asked for twice.")
+    stack.metrics_port = chosen
 
 
 def _start_missing(stack: Stack, missing: list[str], report: Report) -> None:
@@ -99,7 +121,7 @@ def _start_missing(stack: Stack, missing: list[str], report: Report) -> None:
             _stop(stack, name, patience=5.0)
     for name in missing:
         _check_ports(stack, name)
-    for name in ("ray-head", "prefect-server"):
+    for name in ("ray-head", "prefect-server", PROMETHEUS):
         if name in missing:
             _start(stack, name, report)
     _wait(stack, "prefect-server", stack.api.healthy)
@@ -110,11 +132,15 @@ def _start_missing(stack: Stack, missing: list[str], report: Report) -> None:
         orphans.close(stack, "Its process ended with the stack.")
         _start(stack, "prefect-worker", report)
     _deploy(stack)
+    automations.ensure(stack.api)
     report("deployments", "ready")
     _wait(stack, "ray-head", lambda: ray_answers(stack))
     report("ray-head", "ready")
     _wait(stack, "prefect-worker", lambda: worker_is_online(stack))
     report("prefect-worker", "ready")
+    if stack.metrics_port is not None:
+        _wait(stack, PROMETHEUS, lambda: metrics_answer(stack))
+        report(PROMETHEUS, "ready")
 
 
 def _start(stack: Stack, name: str, report: Report) -> None:
@@ -126,7 +152,8 @@ def _start(stack: Stack, name: str, report: Report) -> None:
         log.replace(log.with_suffix(".log.1"))
     stack.processes[name] = processes.start(
         command(stack, name),
-        environment=stack_state.environment(stack, name),
+        environment=stack_state.environment(stack, name)
+        | (prometheus.for_ray(stack) if name == "ray-head" else {}),
         log=log,
         folder=stack_state.folder(),
     )
@@ -137,6 +164,7 @@ def _check_ports(stack: Stack, component: str) -> None:
     ports = {
         "prefect-server": {"--prefect-port": stack.prefect_port},
         "ray-head": {"--dashboard-port": stack.dashboard_port, "--ray-port": stack.ray_port},
+        PROMETHEUS: {"--metrics-port": stack.metrics_port},
     }
     for option, port in ports.get(component, {}).items():
         if not processes.port_is_free(port):
@@ -210,7 +238,9 @@ def _activate_profile(stack: Stack) -> None:
 
 def _stop_all(stack: Stack, report: Report) -> None:
     """The worker first, so that its flow runs can stop their jobs and say so; then Ray; then the server."""
-    for name, patience in (("prefect-worker", 15.0), ("ray-head", 4.0), ("prefect-server", 8.0)):
+    patience_of = {"prefect-worker": 15.0, "ray-head": 4.0, "prefect-server": 8.0, PROMETHEUS: 8.0}
+    for name in (name for name in patience_of if name in stack.components):
+        patience = patience_of[name]
         report(name, "stopping")
         _stop(stack, name, patience)
         if name == "prefect-worker" and stack.alive("prefect-server") and stack.api.healthy():

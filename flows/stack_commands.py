@@ -6,14 +6,14 @@ import os
 import shutil
 import sys
 
-from flows import processes, stack_state
+from flows import processes, prometheus, stack_state
 from flows.stack_state import Stack
 
 WORK_POOL = "soe"
 
 
 def command(stack: Stack, component: str) -> list[str]:
-    """The words that start one of :data:`flows.stack_state.COMPONENTS`."""
+    """The words that start one of the stack's components."""
     return _COMMANDS[component](stack)
 
 
@@ -48,7 +48,12 @@ def _ray_head(stack: Stack) -> list[str]:
     return [sys.executable, "-m", "ray.scripts.scripts", *words]
 
 
-_COMMANDS = {"prefect-server": _prefect_server, "ray-head": _ray_head, "prefect-worker": _prefect_worker}
+_COMMANDS = {
+    "prefect-server": _prefect_server,
+    "ray-head": _ray_head,
+    "prefect-worker": _prefect_worker,
+    stack_state.PROMETHEUS: prometheus.command,
+}
 
 
 def _object_store_bytes() -> int:

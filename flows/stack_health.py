@@ -7,15 +7,16 @@ import os
 import urllib.request
 from pathlib import Path
 
-from flows import processes, stack_state
+from flows import processes, prometheus, stack_state
 from flows.prefect_api import ApiError
 from flows.stack_commands import WORK_POOL
-from flows.stack_state import COMPONENTS, Stack
+from flows.stack_state import Stack
 
 
 def is_up(stack: Stack) -> bool:
     """Whether every component runs and answers."""
-    return all(stack.alive(name) for name in COMPONENTS) and stack.api.healthy() and ray_answers(stack)
+    everything = all(stack.alive(name) for name in stack.components)
+    return everything and stack.api.healthy() and ray_answers(stack) and metrics_answer(stack)
 
 
 def members(stack: Stack) -> set[int]:
@@ -41,6 +42,11 @@ def worker_is_online(stack: Stack) -> bool:
     except ApiError:
         return False
     return any(worker["status"] == "ONLINE" for worker in workers)
+
+
+def metrics_answer(stack: Stack) -> bool:
+    """Whether Prometheus answers, or is not part of the stack."""
+    return stack.metrics_port is None or prometheus.answers(stack)
 
 
 def _ask_ray(stack: Stack, path: str) -> dict:

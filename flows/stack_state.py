@@ -22,12 +22,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.automations import HEARTBEAT_SECONDS
 from flows.prefect_api import PrefectApi
 from flows.processes import MARK, Process, free_port
 from storage_schema import layout
 from storage_schema.manifest import write_atomically
 
 COMPONENTS = ("prefect-server", "ray-head", "prefect-worker")
+PROMETHEUS = "prometheus"
+"""A component of those stacks that were started with ``--metrics`` (flows/prometheus.py)."""
 LONGEST_RAY_FOLDER = 40
 """Characters. A Unix socket's path has at most 107, and Ray adds up to 65 to its folder's."""
 
@@ -44,6 +47,8 @@ class Stack:
     prefect_port: int
     dashboard_port: int
     ray_port: int
+    metrics_port: int | None = None
+    """Of Prometheus; None where there is none."""
     processes: dict[str, Process] = field(default_factory=dict)
     profile_before: dict[str, Any] | None = None
     """What :func:`flows.prefect_profile.restore` needs; None while the profile is not ours."""
@@ -59,6 +64,15 @@ class Stack:
     @property
     def dashboard_url(self) -> str:
         return f"http://127.0.0.1:{self.dashboard_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{self.metrics_port}"
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """What belongs to this stack."""
+        return COMPONENTS if self.metrics_port is None else (*COMPONENTS, PROMETHEUS)
 
     def alive(self, component: str) -> bool:
         process = self.processes.get(component)
@@ -164,6 +178,7 @@ def environment(stack: Stack, component: str) -> dict[str, str]:
         # otherwise be tried, refused and logged at every look.
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_WORKER_PREFETCH_SECONDS": "1",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     }
     if component == "prefect-server":
         database = folder() / "prefect" / "prefect.db"

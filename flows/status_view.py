@@ -5,27 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from flows import prefect_profile, stack, stack_health, stack_state
+from flows import prefect_profile, prometheus, stack, stack_health, stack_state
 from flows.prefect_api import ApiError
 from flows.progress_text import amount, parse_description
-from flows.stack_state import COMPONENTS, Stack, StackError
+from flows.stack_state import PROMETHEUS, Stack, StackError
 from storage_schema import layout
 
 _CONSOLE = Console(highlight=False, soft_wrap=True)
 
 
-def up(prefect_port: int | None, dashboard_port: int | None, ray_port: int | None) -> int:
-    """Start the stack, showing each component as it comes; returns the exit code."""
+def up(**options: Any) -> int:
+    """Start the stack with the `options` of :func:`flows.stack.up`, showing each component as it comes; returns the
+    exit code.
+    """
     try:
         with _spinners() as report:
-            running = stack.up(
-                prefect_port=prefect_port, dashboard_port=dashboard_port, ray_port=ray_port, report=report
-            )
+            running = stack.up(**options, report=report)
     except (StackError, ApiError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -61,9 +62,10 @@ def status() -> int:
         "prefect-server": known.api.healthy(),
         "ray-head": stack_health.ray_answers(known),
         "prefect-worker": stack_health.worker_is_online(known),
+        PROMETHEUS: stack_health.metrics_answer(known),
     }
     table = Table("component", "state", "process", "log", box=None)
-    for name in COMPONENTS:
+    for name in known.components:
         alive = known.alive(name)
         state = "up" if alive and answers[name] else "does not answer" if alive else "down"
         process = str(known.processes[name].pid) if alive else "-"
@@ -72,7 +74,7 @@ def status() -> int:
     print_places(known)
     if answers["prefect-server"]:
         _print_runs(known)
-    everything = all(known.alive(name) and answers[name] for name in COMPONENTS)
+    everything = all(known.alive(name) and answers[name] for name in known.components)
     if not everything:
         _CONSOLE.print("Something is down: `soe up` starts what is missing.")
     return 0 if everything else 1
@@ -82,6 +84,10 @@ def print_places(known: Stack) -> None:
     """Where to look, and where the password and the token are."""
     _CONSOLE.print(f"Prefect        {known.prefect_url}   password: {stack_state.password_file()}")
     _CONSOLE.print(f"Ray dashboard  {known.dashboard_url}   token: {stack_state.token_file()}")
+    if known.metrics_port is not None:
+        _CONSOLE.print(
+            f"Prometheus     {known.metrics_url}   user {prometheus.USER}, password: {prometheus.password_file()}"
+        )
     _CONSOLE.print(f"SOE_HOME       {layout.home()}")
     if not prefect_profile.is_active(known.api.url):
         _CONSOLE.print(f"`prefect` commands go elsewhere until `prefect profile use {prefect_profile.NAME}`.")

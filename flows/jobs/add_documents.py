@@ -105,7 +105,7 @@ class Addition:
                 )
         self.stages.close("passages", stage)
 
-    def embeddings(self, weights: EmbedderWeights, model) -> None:
+    def embeddings(self, weights: EmbedderWeights, model: Any) -> None:
         base, use_gpu = self.base["embeddings"], self.settings.use_gpu
         made = base.configuration | {"runtime": base.counts["runtime"]}
         embeddings_stage(self.stages, made, base.inputs["model"], weights, model, use_gpu=use_gpu)

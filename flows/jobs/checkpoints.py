@@ -8,6 +8,7 @@ crash leaves half-written is no checkpoint.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Checkpoints:
         self._written = threading.Event()
         self._written.set()
         self._failure: Exception | None = None
+        self.whole_at: float | None = None
+        """When this rank's part of the newest checkpoint was written, seconds since 1970."""
 
     def restore(self) -> dict[str, Any] | None:
         """Restore the newest checkpoint that is whole; its notes, or None where there is no checkpoint.
@@ -57,6 +60,7 @@ class Checkpoints:
                 damage = " ".join(str(error).split())
             found = next((text for text in _of_every_rank(damage) if text), None)
             if found is None:
+                self.whole_at = (self.folder / name).stat().st_mtime
                 return notes
             damaged.append(found)
             if self.trainer.sharding.rank == 0:
@@ -105,6 +109,7 @@ class Checkpoints:
         def write(_: Checkpoint, name: str) -> Checkpoint:
             try:
                 snapshot.write(self.folder / name)
+                self.whole_at = time.time()
             except Exception as error:
                 self._failure = error
                 raise

@@ -20,8 +20,8 @@ from rich.progress import (
 )
 
 PREFIX = "soe-progress "
-Report = Callable[[int, int], None]
-"""``report(done, total)``, to be called as often as one likes."""
+Report = Callable[..., None]
+"""``report(done, total, note="")``, to be called as often as one likes; the note is a few words on how it goes."""
 
 
 def bar() -> Progress:
@@ -33,13 +33,14 @@ def bar() -> Progress:
         TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
     )
 
 
 @contextmanager
 def silent(stage: str, unit: str) -> Iterator[Report]:
     """:func:`progress` for what many ask for at once: nothing is shown."""
-    yield lambda done, total: None
+    yield lambda done, total, note="": None
 
 
 @contextmanager
@@ -52,25 +53,25 @@ def progress(stage: str, unit: str) -> Iterator[Report]:
     """
     if sys.stderr.isatty():
         with bar() as shown:
-            task = shown.add_task(stage, total=None, unit=unit)
-            yield lambda done, total: shown.update(task, completed=done, total=total)
+            task = shown.add_task(stage, total=None, unit=unit, note="")
+            yield lambda done, total, note="": shown.update(task, completed=done, total=total, note=note)
         return
     last: list = [0.0, None]
 
-    def report(done: int, total: int) -> None:
-        last[1] = (done, total)
+    def report(done: int, total: int, note: str = "") -> None:
+        last[1] = (done, total, note)
         if time.monotonic() - last[0] >= 1.0:
             last[0] = time.monotonic()
-            _print_line(stage, done, total, unit)
+            _print_line(stage, unit, done, total, note)
 
-    _print_line(stage, 0, 0, unit)
+    _print_line(stage, unit, 0, 0)
     yield report
     if last[1]:
-        _print_line(stage, *last[1], unit)
+        _print_line(stage, unit, *last[1])
 
 
 def parse_line(line: str) -> dict | None:
-    """The progress a log line holds: ``stage, done, total, unit``; None for any other line."""
+    """The progress a log line holds: ``stage, done, total, unit`` and perhaps ``note``; None for any other line."""
     at = line.find(PREFIX)
     if at < 0:
         return None
@@ -80,5 +81,6 @@ def parse_line(line: str) -> dict | None:
         return None
 
 
-def _print_line(stage: str, done: int, total: int, unit: str) -> None:
-    print(PREFIX + json.dumps({"stage": stage, "done": done, "total": total, "unit": unit}), flush=True)
+def _print_line(stage: str, unit: str, done: int, total: int, note: str = "") -> None:
+    line = {"stage": stage, "done": done, "total": total, "unit": unit} | ({"note": note} if note else {})
+    print(PREFIX + json.dumps(line), flush=True)

@@ -10,6 +10,7 @@ a cluster.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def run(settings: Specialize) -> dict[str, Any]:
     return run_here(settings, lambda *arguments: ray.get(task.remote(*arguments)))
 
 
-def run_here(settings: Specialize, carry_out=None, *, together: bool = True) -> dict[str, Any]:
+def run_here(
+    settings: Specialize, carry_out: Callable[..., Any] | None = None, *, together: bool = True
+) -> dict[str, Any]:
     """The same in this process, or with `carry_out` wherever it likes; arguments and errors as :func:`run`.
 
     `together`: the folder is that of all these specialists, and what was made is written there.
@@ -155,7 +158,7 @@ def _row(one: SpecialistSet, counts: dict[str, Any]) -> dict[str, Any]:
     return row | {name: losses[key] for key, name in names.items() if key in losses} | sure
 
 
-def _generic_mixture(settings: Specialize, maker: SpecialistMaker, twin) -> dict[str, Any]:
+def _generic_mixture(settings: Specialize, maker: SpecialistMaker, twin: Any) -> dict[str, Any]:
     """Losses on the mixture of all domains, held out."""
     wanted = HELD_OUT_EVALUATION if settings.evaluation_passages is None else settings.evaluation_passages
     texts = generic_evaluation(store_folder(settings.held_out_of), passages=4 * wanted)

@@ -15,16 +15,13 @@ from ray.train import CheckpointUploadMode, DataConfig
 
 from flows.jobs import endings
 from flows.jobs.checkpoints import Checkpoints
-from flows.jobs.progress import progress
+from flows.jobs.watch import Watch
 from pipeline.streaming import Batch, MixtureStream
 from pipeline.tasks import available_cores
 from soe_model.soup import write_soup
 from soe_model.training import NonFiniteLoss, SoupTrainer, StepResult
 from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import write_atomically
-
-LOG_EVERY = 10
-"""Steps between lines of log.jsonl."""
 
 
 class MixtureDataConfig(DataConfig):
@@ -124,20 +121,20 @@ class _Run:
         trainer = self.trainer
         if trainer.step >= self.steps:
             return
-        if self.is_first:
-            self._cut_log()
-        shown = progress(f"pretrain {self.folder.name}", "steps") if self.is_first else nullcontext()
-        with shown as report:
+        watched = (
+            Watch(self.folder, trainer, self.stream, self.checkpoints) if self.is_first else nullcontext()
+        )
+        with watched as watch:
             clock = None
             for batch in self.stream.through_ray(trainer.step, self.steps):
-                clock = clock or time.monotonic()  # the first batch waits for Ray to start its actors
+                arrived = time.monotonic()
+                clock = clock or arrived  # the first batch waits for Ray to start its actors
                 result = self._step(batch)
                 now = time.monotonic()
-                self.train_seconds, clock = self.train_seconds + now - clock, now
-                if self.is_first:
-                    report(trainer.step, self.steps)
-                    if trainer.step % LOG_EVERY == 0 or trainer.step == self.steps:
-                        self._log(result)
+                seconds, waited, clock = now - clock, arrived - clock, now
+                self.train_seconds += seconds
+                if watch:
+                    watch.after_step(result, seconds=seconds, waited=waited, train_seconds=self.train_seconds)
                 if trainer.step % self.checkpoint_every == 0 or trainer.step == self.steps:
                     self.checkpoints.begin(self._metrics(result), {"train_seconds": self.train_seconds})
                     clock = time.monotonic()
@@ -164,30 +161,6 @@ class _Run:
 
     def _metrics(self, result: StepResult) -> dict[str, Any]:
         return {"step": self.trainer.step, "loss": result.loss}
-
-    def _log(self, result: StepResult) -> None:
-        line = {
-            "step": self.trainer.step,
-            "loss": result.loss,
-            "gradient_norm": result.gradient_norm,
-            "router_gradient_norm": result.router_gradient_norm,
-            "train_seconds": round(self.train_seconds, 3),
-        }
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def _cut_log(self) -> None:
-        """Drop what a former attempt logged after the checkpoint we go on from: those steps come again."""
-        path = self.folder / "log.jsonl"
-        kept = []
-        for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-            try:
-                if json.loads(line)["step"] > self.trainer.step:
-                    break
-            except ValueError:  # cut off while it was written
-                break
-            kept.append(line + "\n")
-        write_atomically(path, "".join(kept))
 
     def write_summary(self) -> None:
         if self.is_first:

@@ -20,6 +20,7 @@ from flows import processes, stack_state
 from flows.prefect_api import TERMINAL, PrefectApi
 from flows.stack_state import Stack
 from tests.flows.built_store import built, corpus, interrupted, settings  # noqa: F401  (fixtures)
+from tests.toy_store import make_store
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -127,8 +128,10 @@ def running():
     folder = Path(tempfile.mkdtemp(prefix="soe-"))
     place = Place(folder)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a killed session takes it down too
-    ports = [str(processes.free_port()) for _ in range(3)]
-    options = ("--prefect-port", ports[0], "--dashboard-port", ports[1], "--ray-port", ports[2])
+    ports = [str(processes.free_port()) for _ in range(4)]
+    options = ["--prefect-port", ports[0], "--dashboard-port", ports[1], "--ray-port", ports[2]]
+    if shutil.which("prometheus"):
+        options += ["--metrics", "--metrics-port", ports[3]]
     try:
         done = place.run("soe", "up", *options)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -146,6 +149,31 @@ def running():
             assert processes.port_is_free(int(port))
         assert not (folder / "prefect" / "profiles.toml").exists()
         shutil.rmtree(folder)
+
+
+WORKERS = 2
+
+
+@pytest.fixture(scope="session")
+def watched(running) -> str:
+    """The id of a flow run in which two workers train without end; test_looked_at.py cancels it."""
+    make_store(running.folder / "soe/stores/watched", [4000] * 6)
+    config = dict(
+        name="watched", store="watched", preset="tiny", steps=1_000_000, batch_size=8, sequence_length=16,
+        num_experts=3, mixtures_per_step=4, checkpoint_every=20, num_workers=WORKERS,
+    )  # fmt: skip
+    run = running.api.create_flow_run("pretrain-soe/pretrain-soe", {"config": config})["id"]
+    eventually(lambda: any("loss" in shown["description"] for shown in running.api.progress(run)), 300)
+    return run
+
+
+def eventually(look, seconds: float = 90):
+    """What `look` returns, as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return found
 
 
 @dataclass(frozen=True)
