@@ -1,6 +1,6 @@
 """A pretraining run as people watch it: series in Prometheus, both dashboards, status and log; then it is cancelled.
 
-The run is that of test_locked_stack.py, which comes before; what comes after needs its place.
+What comes after needs the run's place: it is cancelled at the end.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def expressions() -> list[str]:
     return [target["expr"] for panel in panels for target in panel.get("targets", ())]
 
 
+@pytest.mark.long
 def test_every_expression_of_the_dashboard_has_an_answer(running, watched):
     needs_program("prometheus")
     asked = [
@@ -74,6 +75,7 @@ def test_prometheus_wants_its_password(running):
     assert refused.value.code == 401
 
 
+@pytest.mark.long
 def test_status_and_log(running, watched):
     shown = running.run("soe", "status").stdout
     assert re.search(
@@ -90,6 +92,7 @@ def test_status_and_log(running, watched):
     assert done.returncode == 1 and "no flow run 'nothing-such'" in done.stderr
 
 
+@pytest.mark.long
 def test_the_run_is_seen_in_both_dashboards(running, watched):
     known = running.stack()
     card = eventually(lambda: artifact(running, watched, "soup-watched"))
@@ -137,11 +140,13 @@ def screenshot(page, name: str) -> None:
         page.screenshot(path=f"{folder}/{name}.png", timeout=120_000)
 
 
+@pytest.mark.long
 def test_tensorboard_events_lie_in_the_runs_folder(running, watched):
     folder = running.folder / "soe/runs/watched"
     assert list((folder / "tensorboard").glob("events.out.tfevents.*")) and (folder / "log.jsonl").exists()
 
 
+@pytest.mark.long
 def test_cancelled_it_ends_within_ten_seconds_and_leaves_no_process(running, watched):
     """The last of these tests: it ends the run."""
     assert running.run("prefect", "flow-run", "cancel", watched).returncode == 0
