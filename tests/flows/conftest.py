@@ -160,10 +160,17 @@ def watched(running) -> str:
     make_store(running.folder / "soe/stores/watched", [4000] * 6)
     config = dict(
         name="watched", store="watched", preset="tiny", steps=1_000_000, batch_size=8, sequence_length=16,
-        num_experts=3, mixtures_per_step=4, checkpoint_every=20, num_workers=WORKERS,
+        num_experts=3, mixtures_per_step=4, support_size=2, checkpoint_every=20, num_workers=WORKERS,
     )  # fmt: skip
     run = running.api.create_flow_run("pretrain-soe/pretrain-soe", {"config": config})["id"]
-    eventually(lambda: any("loss" in shown["description"] for shown in running.api.progress(run)), 300)
+    running.wait(run, {"RUNNING"}, 120)
+
+    def trains() -> bool:
+        found = running.api.flow_run(run)
+        assert found["state_type"] == "RUNNING", found["state"]
+        return any("loss" in shown["description"] for shown in running.api.progress(run))
+
+    eventually(trains, 300)
     return run
 
 
