@@ -1,6 +1,6 @@
 """A pretraining run's numbers as Ray metrics: what Prometheus scrapes and the Grafana dashboard shows.
 
-Some two dozen series a run: none has a label for domains or experts.
+Seventeen series a run: none has a label for domains or experts.
 """
 
 from __future__ import annotations
