@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from soe_model.cost import (
     Setup,
     checkpoint_bytes,
     model_size,
+    run_bytes,
     state_bytes,
     step_flops,
     step_time,
@@ -24,6 +26,7 @@ from soe_model.devices import DEVICES, Device, device
 from soe_model.fitting import GB, needed, refuse_what_cannot_fit
 from soe_model.presets import SoupConfig, TrainingConfig, preset
 from storage_schema.json_files import read_object
+from storage_schema.room import bytes_below, require_room
 
 CPU = "cpu"
 
@@ -172,3 +175,18 @@ def check_fits(soup: SoupConfig, training: TrainingConfig, *, num_workers: int, 
         device_type=device_type,
     )
     refuse_what_cannot_fit(setup, memory, of=of, workers_there=1 if use_gpu else num_workers)
+
+
+def check_disk(
+    soup: SoupConfig, training: TrainingConfig, *, num_workers: int, folder: Path, checkpoints_kept: int
+) -> None:
+    """Raise ValueError if the disk of the run's `folder` has no room for what the run will write."""
+    setup = Setup(
+        size=model_size(soup.backbone), soup=soup, training=training, num_workers=num_workers, device_type=CPU
+    )
+    require_room(
+        folder,
+        run_bytes(setup, checkpoints_kept) - bytes_below(folder),
+        what=f"the run with its {checkpoints_kept} checkpoints, the next one and the soup",
+        way_out="lower checkpoints_kept or num_experts, or set SOE_HOME to a folder on a larger disk",
+    )

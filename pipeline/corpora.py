@@ -83,6 +83,17 @@ class Corpus:
         """Nobody can mend the environment's files, so its unreadable ones are counted and skipped."""
         return self.uri != ENVIRONMENT
 
+    def store_bytes(self, *, passage_characters: int, max_passages: int | None, embedding_size: int) -> float:
+        """About what building a store of it takes on disk: text compressed, and twice, while domains are written,
+        embeddings and tokens (two bytes for about four and a half characters). What are duplicates, or compressed
+        here, is not known.
+        """
+        characters = float(sum(file.bytes for file in self.files))
+        if max_passages is not None:
+            characters = min(characters, max_passages * passage_characters)
+        passages = characters / passage_characters
+        return 0.3 * characters + 2 * (2 * characters / 4.5 + 2 * embedding_size * passages)
+
     def groups(self, bytes_per_group: int) -> list[tuple[CorpusFile, ...]]:
         """The files in order, cut into groups of about `bytes_per_group` (a larger file is a group)."""
         groups: list[list[CorpusFile]] = []

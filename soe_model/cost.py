@@ -200,6 +200,17 @@ def checkpoint_bytes(setup: Setup) -> float:
     return experts + ADAM_STATE * setup.width * setup.num_workers + once
 
 
+def soup_bytes(setup: Setup) -> float:
+    """On disk, of the finished soup: shared parameters, experts (or their factors) and router in float32."""
+    of_expert = setup.factor_size or setup.size.num_params
+    return FLOAT * (setup.size.num_params + setup.soup.num_experts * of_expert + router_params(setup.soup))
+
+
+def run_bytes(setup: Setup, checkpoints_kept: int) -> float:
+    """On disk, of a run: the checkpoints that are kept, the one being written beside them, and the soup."""
+    return (checkpoints_kept + 1) * checkpoint_bytes(setup) + soup_bytes(setup)
+
+
 def activation_bytes(setup: Setup) -> float:
     """What one micro-batch keeps for its backward pass; an estimate.
 

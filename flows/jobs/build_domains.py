@@ -14,12 +14,13 @@ from flows.jobs import runner
 from flows.jobs.domain_stages import StoreBuilder, draw_atlas
 from flows.jobs.stages import full_disk_named
 from flows.settings import BuildDomains
-from pipeline.corpora import open_corpus
+from pipeline.corpora import Corpus, open_corpus
 from pipeline.embedder import find_embedder, load_embedder
 from pipeline.tasks import is_disk_full
 from pipeline.tokenizer import load_tokenizer
 from storage_schema.layout import store_folder
 from storage_schema.lock import only_writer
+from storage_schema.room import bytes_below, require_room
 
 
 def run(settings: BuildDomains) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def run(settings: BuildDomains) -> dict[str, Any]:
         model = load_embedder(weights, max_seq_length=settings.max_seq_length)
         if settings.tokenizer is not None:
             load_tokenizer(settings.tokenizer)
+        _check_room(settings, folder, corpus, model)
         runner.connect()
         runner.require_gpus(settings.use_gpu)
         with only_writer(folder):
@@ -68,6 +70,22 @@ def _check_writable(folder: Path) -> None:
         raise ValueError(
             f"The store {folder} cannot be written: {error}. Choose another store or SOE_HOME."
         ) from error
+
+
+def _check_room(settings: BuildDomains, folder: Path, corpus: Corpus, model: Any) -> None:
+    if (folder / "domains").exists() or settings.max_documents_per_source is not None:
+        return  # nothing large is left to write; or how much is not known
+    expected = corpus.store_bytes(
+        passage_characters=settings.passage_characters,
+        max_passages=settings.max_passages,
+        embedding_size=model.get_embedding_dimension() or 0,
+    )
+    require_room(
+        folder,
+        expected - bytes_below(folder),
+        what=f"a store of the corpus {corpus.uri}",
+        way_out="set max_passages, or SOE_HOME to a folder on a larger disk",
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from flows.jobs import endings, runner
 from flows.jobs.run_plan import SETTINGS, make_stream, resolve
 from flows.jobs.run_record import claim_run, claimed
-from flows.plan import check_fits
+from flows.plan import check_disk, check_fits
 from flows.settings import Pretrain
 from pipeline.remote_store import open_store
 from pipeline.streaming import MixtureStream
@@ -46,6 +46,14 @@ def run(settings: Pretrain) -> dict[str, Any]:
     _require_cuda(settings.use_gpu)
     for workers in {settings.min_workers or settings.num_workers, settings.num_workers}:
         check_fits(soup, training, num_workers=workers, use_gpu=settings.use_gpu)
+    if not soup_folder(settings.name).exists():
+        check_disk(
+            soup,
+            training,
+            num_workers=settings.num_workers,
+            folder=folder,
+            checkpoints_kept=settings.checkpoints_kept,
+        )
     stage = open_stage(
         soup_folder(settings.name),
         kind="soup",

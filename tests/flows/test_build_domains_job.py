@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +141,15 @@ def test_what_cannot_work_is_said_before_anything_long(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=message):
         job.run(settings.model_copy(update={"store": str(tmp_path / "store"), **change}))
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_long(ray_cluster, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(20_000))
+    monkeypatch.setattr(domain_stages, "build_passages", lambda *_, **__: pytest.fail("it had begun"))
+    with pytest.raises(
+        ValueError, match="a store of the corpus .* and the disk of .* has 2e-05 GB free. Free some"
+    ):
+        job.run(settings.model_copy(update={"store": str(tmp_path / "store")}))
 
 
 @pytest.mark.long

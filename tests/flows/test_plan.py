@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import namedtuple
 
 import pytest
 
@@ -87,6 +89,27 @@ def test_a_pretraining_run_is_checked_against_what_the_machine_has(monkeypatch):
     monkeypatch.setattr(plan, "available_memory", lambda: 10**9)
     with pytest.raises(ValueError, match="2 workers need"):
         plan.check_fits(soup, chosen.training, num_workers=2, use_gpu=False)
+
+
+def test_a_pretraining_run_is_checked_against_the_disk(monkeypatch, tmp_path):
+    chosen = preset("paper-110m")
+    backbone = chosen.backbone(vocab_size=32_000, sequence_length=1024, end_of_text=0)
+    soup = SoupConfig(backbone=backbone, num_experts=128, num_domains=64)
+    run = dict(num_workers=1, folder=tmp_path / "run", checkpoints_kept=2)
+    # Three checkpoints of 12 bytes a parameter of the bank (129 models), and a soup of 4: 40 x 129 x 110.4 million.
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(571 * 10**9))
+    plan.check_disk(soup, chosen.training, **run)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(569 * 10**9))
+    with pytest.raises(
+        ValueError, match="2 checkpoints, the next one and the soup takes about 570 GB .* 569 GB"
+    ):
+        plan.check_disk(soup, chosen.training, **run)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(200 * 10**9))
+    (tmp_path / "run/checkpoint").mkdir(parents=True)
+    with open(tmp_path / "run/checkpoint/bank", "wb") as file:
+        file.truncate(380 * 10**9)  # a hole: what a resumed run has written already is not wanted again
+    plan.check_disk(soup, chosen.training, **run)
 
 
 def make_machine(root, group, folder, files):

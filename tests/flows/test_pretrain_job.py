@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -187,6 +189,15 @@ def test_the_generic_twin_has_one_mixture_and_no_expert(home):
     plan = run_plan.make_stream(settings, DomainStore(home / "stores" / "toy"), training).plan
     assert soup.num_experts == 0 and training.mixtures_per_step == 1
     assert plan.meta_distribution.weights_K.tolist() == pytest.approx([24 / 98, 0, 18 / 98, 56 / 98])
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_starts(home, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(1_000_000))
+    with pytest.raises(
+        ValueError, match="the run with its 2 checkpoints.* has 0.001 GB free.*lower checkpoints_kept"
+    ):
+        pretrain_soe.run(Pretrain(name="bad", **SETTINGS))
+    assert not (home / "runs" / "bad").exists()
 
 
 @pytest.mark.parametrize(
