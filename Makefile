@@ -23,7 +23,7 @@ demo: install
 	@$(VENV)/bin/soe demo
 
 check: install
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check -q . && $(VENV)/bin/codespell $$(git ls-files '*.py' '*.md' '*.c' '*.js' '*.html' '*.yaml')
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check -q . && $(VENV)/bin/mypy && $(VENV)/bin/codespell $$(git ls-files '*.py' '*.md' '*.c' '*.js' '*.html' '*.yaml')
 
 test: install
 	@$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)

@@ -50,7 +50,12 @@ def steps() -> list[Step]:
     build |= {"max_passages": 6000, "vocab_size": 2048, "max_seq_length": 64}
     build |= {"coarse_clusters": 8, "leaf_clusters": 8}
     train = {"store": STORE, "preset": "tiny"}
-    special = {"soup": SOUP, "held_out_of": STORE, "compare_with": GENERIC, "output": SPECIALISTS}
+    special: dict[str, Any] = {
+        "soup": SOUP,
+        "held_out_of": STORE,
+        "compare_with": GENERIC,
+        "output": SPECIALISTS,
+    }
     special |= {"max_sets": 2 * len(held_out)}  # as many of seen sources as of unseen ones
     return [
         Step("Build domains from the text on this machine", "build-domains", build),
@@ -70,6 +75,7 @@ def main() -> int:
         if status_view.up():
             return 1
         known = stack_state.load()
+    assert known is not None
     try:
         _run_all(steps(), known.api, console)
         result = _collect()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from flows.jobs.progress import bar
 from flows.prefect_api import TERMINAL, ApiError, PrefectApi
@@ -50,7 +51,7 @@ class _Bars:
 
     def __init__(self, bars: Progress):
         self._bars = bars
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
 
     def state(self, text: str) -> None:
         self._bars.console.print(text, style="dim")
@@ -105,7 +106,7 @@ def _poll(api: PrefectApi, flow_run_id: str, view: _Bars | _Lines) -> dict:
 def _patiently(seconds: float) -> Callable:
     """A caller that repeats a question the server does not answer (HTTP status 0), for so many seconds."""
 
-    def ask(question: Callable):
+    def ask(question: Callable[[], Any]) -> Any:
         begun = time.monotonic()
         while True:
             try:

@@ -23,7 +23,7 @@ def domain_sizes(tokens_K: Sequence[int]) -> Figure:
     return figure
 
 
-def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
+def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> Figure:
     """Training loss by step, with its moving average over a fiftieth of the run."""
     figure, axes = _axes(7.0, 3.2)
     axes.plot(steps, losses, color=_SOUP, linewidth=0.6, alpha=0.35)

@@ -142,7 +142,7 @@ def _time(setup: Setup, chosen: Device, mfu: float | None) -> str:
     if time.backbone is not None:
         flops = f"{step_flops(setup) / 1e12:.1f} TFLOP at {share:.0%} of the peak"
         parts.append(f"{1e3 * time.backbone:.1f} ms of backbone ({flops})")
-    if time.bank is not None:
+    if time.bank is not None and chosen.bandwidth:
         rate = f"at {chosen.bandwidth / 1e12:.2f} TB/s"
         parts.append(f"{1e3 * time.bank:.1f} ms of bank ({rate})")
     if time.ratio is not None:

@@ -19,7 +19,7 @@ from pipeline.embedder import find_embedder, load_embedder
 from pipeline.embedding import embed_texts
 from pipeline.replay import generic_windows
 from pipeline.specialist_sets import SpecialistSet
-from pipeline.tokenizer import load_tokenizer
+from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from soe_model.coefficient_learning import Learning, learn_coefficients
 from soe_model.evaluation import bootstrap_interval, window_losses
 from soe_model.fine_tuning import fine_tune
@@ -47,7 +47,7 @@ class Method:
     bootstrap: int = 16
     """Resamples of few texts, to say how sure the domain weights are; 0: none."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name not in METHODS:
             raise ValueError(f"method is {self.name!r}; it must be one of {', '.join(METHODS)}.")
 
@@ -83,7 +83,7 @@ class SpecialistMaker:
         self.soup, self.device, self.show = soup, device, show
 
     @cached_property
-    def embedder(self):
+    def embedder(self) -> Any:
         """The model that the soup's domains were made with."""
         made_with = self.soup.manifest.configuration["embedder"]
         return load_embedder(
@@ -93,7 +93,7 @@ class SpecialistMaker:
         )
 
     @cached_property
-    def tokenizer(self):
+    def tokenizer(self) -> TextTokenizer:
         return load_tokenizer(self.soup.folder / "tokenizer.json")
 
     @cached_property

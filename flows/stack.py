@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flows import automations, orphans, prefect_profile, processes, prometheus, stack_state
 from flows.prefect_api import ApiError
@@ -161,7 +162,7 @@ def _start(stack: Stack, name: str, report: Report) -> None:
 
 
 def _check_ports(stack: Stack, component: str) -> None:
-    ports = {
+    ports: dict[str, dict[str, Any]] = {
         "prefect-server": {"--prefect-port": stack.prefect_port},
         "ray-head": {"--dashboard-port": stack.dashboard_port, "--ray-port": stack.ray_port},
         PROMETHEUS: {"--metrics-port": stack.metrics_port},
@@ -231,7 +232,7 @@ def _deploy(stack: Stack) -> None:
 def _activate_profile(stack: Stack) -> None:
     if prefect_profile.is_active(stack.api.url) and stack.profile_before is not None:
         return
-    before = prefect_profile.activate(prefect_profile.settings(stack.api.url, stack.api.auth_string))
+    before = prefect_profile.activate(prefect_profile.settings(stack.api.url, stack.api.auth_string or ""))
     stack.profile_before = stack.profile_before or before
     stack.save()
 

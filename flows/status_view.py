@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from flows import prefect_profile, prometheus, stack, stack_health, stack_state
@@ -124,7 +124,7 @@ def _spinners() -> Iterator[stack.Report]:
         TextColumn("{task.fields[state]:<9}"),
     )
     with Progress(*columns, TimeElapsedColumn(), console=_CONSOLE) as shown:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def report(component: str, state: str) -> None:
             if component not in tasks:

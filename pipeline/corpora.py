@@ -179,7 +179,9 @@ def _single_file(uri: str, info: fs.FileInfo) -> CorpusFile:
     path = PurePosixPath(info.path)
     if path.suffix.lower() == DATA_SUFFIX:
         raise ValueError(f"The corpus {uri!r} is one file of a saved dataset. Give the dataset's folder.")
-    return _corpus_file(info, path.name, any_suffix=True, folder=path.stem)
+    file = _corpus_file(info, path.name, any_suffix=True, folder=path.stem)
+    assert file is not None  # any suffix will do
+    return file
 
 
 def _corpus_file(info: fs.FileInfo, name: str, *, any_suffix: bool, folder: str) -> CorpusFile | None:

@@ -108,7 +108,7 @@ def _packaged(name: str, folder: Path) -> EmbedderWeights:
     return EmbedderWeights(name=name, location=str(folder), origin=f"{PACKAGED_DISTRIBUTION} {version}")
 
 
-def _bytes():
+def _bytes() -> Any:
     import torch
 
     return torch.uint8

@@ -65,7 +65,7 @@ def build_embeddings(
     stage: Stage,
     passages: str | Path,
     weights: EmbedderWeights,
-    model,
+    model: Any,
     *,
     max_seq_length: int,
     runtime: str = AUTO,

@@ -27,7 +27,7 @@ class Domains:
     windows_K: np.ndarray
     """int64; windows of each domain."""
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Domains], tuple[np.ndarray]]:
         # Without what can be derived a plan is small enough to travel within a Ray actor's own description.
         return Domains, (self.windows_K,)
 
@@ -101,7 +101,7 @@ class Dirichlet:
     by_size: bool = False
     """Concentrations in proportion to the domains' windows: mixtures around the generic one."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1e-3 <= self.concentration <= 1e6:
             raise ValueError(f"concentration is {self.concentration}; it must be between 0.001 and 1000000.")
 

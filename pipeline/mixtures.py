@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ class MixturePlan:
         if not len(self.domains.numbers):
             raise ValueError("every domain is empty at this sequence length; use a shorter one or more text.")
         meta_distribution.check(self.domains)
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "plan_version": PLAN_VERSION,
             "seed": seed,
             "batch_size": batch_size,

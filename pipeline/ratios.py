@@ -66,7 +66,7 @@ def read_table(path: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
             f"row for each mixture; it has {len(table)} rows and {other or table.columns} besides."
         )
     runs = table[RUN].to_list() if RUN in table.columns else [str(row) for row in range(len(table))]
-    domains = [int(_DOMAIN.fullmatch(name)[1]) for name in names]
+    domains = [int(name.removeprefix("domain_")) for name in names]
     if len(set(domains)) < len(domains) or max(domains) >= 1 << 31:
         raise ValueError(
             f"{path} has two columns of one domain, or a domain beyond {1 << 31}: {max(domains)!r:.40}."

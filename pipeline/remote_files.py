@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
@@ -132,7 +133,7 @@ class RemoteFiles:
             failed=lambda: self._forget(file),
         )
 
-    def blocks(self, wanted: Mapping[RemoteFile, Sequence[int]]) -> dict[tuple[str, int], bytes]:
+    def blocks(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> dict[tuple[str, int], bytes]:
         """The blocks of these ascending numbers, by path and number; those not in the cache are fetched at once.
 
         Not to be called from a thread of the pool, which would wait for itself.
@@ -153,7 +154,7 @@ class RemoteFiles:
                 future.cancel()
         return found
 
-    def _held(self, wanted: Mapping[RemoteFile, Sequence[int]]) -> dict[tuple[str, int], bytes]:
+    def _held(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> dict[tuple[str, int], bytes]:
         found = {}
         with self._lock:
             for file, numbers in wanted.items():
@@ -220,7 +221,7 @@ def _all_of(data: bytes, size: int) -> bytes:
 
 
 def _runs(
-    wanted: Mapping[RemoteFile, Sequence[int]], found: Mapping[tuple[str, int], bytes]
+    wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray], found: Mapping[tuple[str, int], bytes]
 ) -> Iterator[tuple[RemoteFile, int, int]]:
     """Stretches [low, high) of neighbouring blocks that are not in `found`."""
     for file, numbers in wanted.items():

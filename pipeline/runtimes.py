@@ -77,18 +77,19 @@ class OpenVinoEncoder:
     In float32 also where the machine has units for less, so that domains do not depend on the machine.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: Any) -> None:
         import torch
 
-        sys.modules.setdefault("openvino_telemetry", None)  # without it OpenVINO reports to nobody
+        # Without it OpenVINO reports to nobody.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         import openvino
 
         class Sentence(torch.nn.Module):
-            def __init__(self):
+            def __init__(self) -> None:
                 super().__init__()
                 self.model = model
 
-            def forward(self, input_ids, attention_mask, token_type_ids=None):
+            def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None) -> Any:
                 features = {"input_ids": input_ids, "attention_mask": attention_mask}
                 if token_type_ids is not None:
                     features["token_type_ids"] = token_type_ids

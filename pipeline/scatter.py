@@ -99,7 +99,7 @@ def read_table(path: Path) -> pa.Table:
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Keep named arrays for a resume, written aside and then renamed."""
     with open(f"{path}.aside", "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     os.replace(f"{path}.aside", path)
 
 

@@ -71,7 +71,7 @@ class MixtureStream:
     window_steps: int | None = None
     """Steps in a block; None: about 16 MB of tokens."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.plan.batch_size % self.world_size:
             raise ValueError(
                 f"batch_size {self.plan.batch_size} is not a multiple of the {self.world_size} workers."

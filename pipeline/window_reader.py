@@ -19,8 +19,9 @@ _BASE, _END = 1 << 12, 1 << 47
 
 def window_reader(store: DomainStore, sequence_length: int) -> MappedReader | RangeReader:
     """What reads this store's windows."""
-    reader = RangeReader if isinstance(store, RemoteStore) else MappedReader
-    return reader(store, sequence_length)
+    if isinstance(store, RemoteStore):
+        return RangeReader(store, sequence_length)
+    return MappedReader(store, sequence_length)
 
 
 class MappedReader:
@@ -45,7 +46,7 @@ class MappedReader:
         self._everything = np.ndarray(
             ((_END - _BASE - self._window_bytes) // self._dtype.itemsize,),
             np.dtype((np.void, self._window_bytes)),
-            buffer=space,
+            buffer=space,  # type: ignore[arg-type]
             strides=(self._dtype.itemsize,),
         )
 

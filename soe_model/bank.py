@@ -16,7 +16,7 @@ import torch
 
 from soe_model.flat import ParameterSlot, unflatten
 from soe_model.low_rank import LowRankExperts
-from soe_model.optimizers import OPTIMIZERS, Adam, AdamConfig, check_name
+from soe_model.optimizers import OPTIMIZERS, Adam, AdamConfig, AdamExperts, CompactExperts, check_name
 from soe_model.optimizers.rounding import normal, row_keys
 from soe_model.sharding import Sharding
 
@@ -53,7 +53,7 @@ class Bank:
         device = initial_P.device
         of_experts = {"config": adam, "seed": seed, "device": device}
         if expert_rank is not None:
-            self.experts = LowRankExperts(
+            self.experts: AdamExperts | CompactExperts | LowRankExperts = LowRankExperts(
                 layout, num_experts, rank=expert_rank, std=expert_std, sharding=sharding, **of_experts
             )
             return

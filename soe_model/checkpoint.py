@@ -221,6 +221,7 @@ def _check_tensors(
             shape = tuple(found.get_shape())
             last = tensor.shape[-1:]
             if not trainer.is_whole(name):
+                assert overlap is not None
                 granularity = trainer.sharding.width // tensor.shape[-1]
                 last = shape[-1:] if shape and shape[-1] >= -(-overlap[1].stop // granularity) else (None,)
             if shape != (*tensor.shape[:-1], *last):

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+Task = Callable[[int, int], None]
+"""Combines columns [start, stop)."""
 COLUMNS = 1 << 18
 """Of one call: a megabyte of each row."""
 _TILE = 1 << 14
@@ -61,7 +63,13 @@ def compiled() -> ctypes.CDLL | None:
     return ctypes.CDLL(spec.origin) if spec is not None and spec.origin else None
 
 
-def _with_library(library, base_P, rows_NP, coefficients_WN, out_WP):
+def _with_library(
+    library: ctypes.CDLL,
+    base_P: np.ndarray,
+    rows_NP: Sequence[np.ndarray],
+    coefficients_WN: np.ndarray,
+    out_WP: np.ndarray,
+) -> Task:
     num_instances, num_rows = coefficients_WN.shape
     rows, out = _addresses(rows_NP), _addresses(out_WP)
 
@@ -84,7 +92,9 @@ def _addresses(arrays: Sequence[np.ndarray] | np.ndarray) -> ctypes.Array[ctypes
     return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 
-def _with_numpy(base_P, rows_NP, coefficients_WN, out_WP):
+def _with_numpy(
+    base_P: np.ndarray, rows_NP: Sequence[np.ndarray], coefficients_WN: np.ndarray, out_WP: np.ndarray
+) -> Task:
     def task(start: int, stop: int) -> None:
         product = np.empty(_TILE, np.float32)
         for first in range(start, stop, _TILE):

@@ -53,7 +53,7 @@ def fine_tune(
         nonlocal owed
         # A fraction of a window is owed to the next step, so that the share holds over many.
         owed += len(batch_BL1) * replay_share / (1 - replay_share)
-        if (replayed := int(owed)) > 0:
+        if replay is not None and (replayed := int(owed)) > 0:
             owed -= replayed
             batch_BL1 = torch.cat([batch_BL1, replay(replayed)])
         optimizer.zero_grad(set_to_none=True)

@@ -47,7 +47,7 @@ class TransformersCheckpoint(SafeTensorsCheckpoint):
     name = CHECKPOINT_TYPE
 
     @file_or_name(checkpoint_path="wb")
-    def save(self, checkpoint_path):
+    def save(self, checkpoint_path: Any) -> None:
         """Write ``{name: array}``."""
         checkpoint_path.write(safetensors.numpy.save(self, metadata={"format": "pt"}))
 

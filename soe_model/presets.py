@@ -28,7 +28,7 @@ class SoupConfig:
     expert_rank: int | None = None
     """r: experts are low-rank products of each matrix (section 2.6); None: full experts."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, kind in (
             ("backbone", dict),
             ("num_experts", int),
@@ -77,7 +77,7 @@ class TrainingConfig:
     """Only bitwise reproducible kernels, an error where there is none."""
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")

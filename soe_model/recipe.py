@@ -140,9 +140,10 @@ def check_recipe(recipe: Recipe, soup: SoupOfExperts) -> None:
     for number, value in enumerate(recipe.coefficients):
         if not abs(value) <= _LARGEST:
             raise ValueError(f"coefficient {number} of the recipe is {value}; it must be finite.")
-    if any(not 0 <= domain < soup.config.num_domains for domain in recipe.domain_weights or {}):
+    domains = recipe.domain_weights or {}
+    if any(not 0 <= domain < soup.config.num_domains for domain in domains):
         raise ValueError(
-            f"the recipe names domain {max(recipe.domain_weights)}; the soup has {soup.config.num_domains} domains."
+            f"the recipe names domain {max(domains)}; the soup has {soup.config.num_domains} domains."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ class StepClock:
         self._marks.clear()
         return dict(seconds)
 
-    def _now(self):
+    def _now(self) -> Any:
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

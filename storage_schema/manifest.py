@@ -44,7 +44,7 @@ class FileEntry:
     bytes: int
     sha256: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         path = self.path
         # Manifests travel with soups and stores, and what they name is read, and by a mirror written.
         inside = isinstance(path, str) and path.isprintable() and path == PurePosixPath(path).as_posix()
@@ -76,7 +76,7 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
     written_by: str = WRITTEN_BY
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         kinds = {"kind": str, "configuration": dict, "inputs": dict, "counts": dict, "seconds": int | float}
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):

@@ -34,7 +34,8 @@ def mend(run: Path) -> str | None:
         return None
     whole = [name for name in _folders(run) if is_whole(run / name)]
     results = [
-        _TrainingResultState(checkpoint_dir_name=name, metrics={"step": _step(name)}) for name in whole
+        _TrainingResultState(checkpoint_dir_name=name, metrics={"step": _step_and_attempt(name)[0]})
+        for name in whole
     ]
     state = _CheckpointManagerState(
         checkpoint_results=results,
@@ -72,8 +73,10 @@ def _problem(run: Path) -> str | None:
 def _folders(run: Path) -> list[str]:
     """Names of the checkpoints' folders, the oldest first."""
     names = [path.name for path in run.iterdir() if path.is_dir() and _STEP.fullmatch(path.name)]
-    return sorted(names, key=lambda name: (_step(name), int(_STEP.fullmatch(name)[2] or 1)))
+    return sorted(names, key=_step_and_attempt)
 
 
-def _step(name: str) -> int:
-    return int(_STEP.fullmatch(name)[1])
+def _step_and_attempt(name: str) -> tuple[int, int]:
+    found = _STEP.fullmatch(name)
+    assert found, name
+    return int(found[1]), int(found[2] or 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from flows.atlas_page import MOST_DOMAINS, write_atlas
 from flows.jobs.progress import progress
@@ -61,7 +62,7 @@ class StoreBuilder:
                     report=report,
                 )
         self.stages.close("passages", stage)
-        check_enough_passages(stage.finished.counts["passages"], self._tree_settings())
+        check_enough_passages(self.stages.manifests["passages"].counts["passages"], self._tree_settings())
 
     def tokenizer(self) -> None:
         settings = self.settings
@@ -87,7 +88,7 @@ class StoreBuilder:
                 report(1, 1)
         self.stages.close("tokenizer", stage)
 
-    def embeddings(self, weights: EmbedderWeights, model) -> None:
+    def embeddings(self, weights: EmbedderWeights, model: Any) -> None:
         settings = self.settings
         configuration = {
             "embedder": settings.embedder,
@@ -139,7 +140,7 @@ class StoreBuilder:
 
 
 def embeddings_stage(
-    stages: Stages, configuration: dict, digest: str, weights: EmbedderWeights, model, *, use_gpu: bool
+    stages: Stages, configuration: dict, digest: str, weights: EmbedderWeights, model: Any, *, use_gpu: bool
 ) -> None:
     """The embeddings of the passages stage closed before; `digest` is that of the model's weights."""
     stage = stages.open("embeddings", configuration, stages.digests("passages") | {"model": digest})

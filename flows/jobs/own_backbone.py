@@ -26,7 +26,11 @@ def own_backbone(
             f"backbone has model_type {given['model_type']!r}, which is no causal language model."
         )
     positions = default.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    completed = {"vocab_size": vocab_size, "bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    completed: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+    }
     if hasattr(default, positions) and "max_position_embeddings" not in given:
         completed[positions] = sequence_length
     completed |= {

@@ -66,17 +66,18 @@ def run(settings: Pretrain) -> dict[str, Any]:
         inputs={"domains": store.digest},
         rebuild=None,
     )
-    if stage.finished is None:
+    finished = stage.finished
+    if finished is None:
         with only_writer(folder):
             of_store = stream.plan.facts | {"store_parts": stream.store_parts}
             claim_run(folder, asdict(soup) | _identity(training) | of_store)
             write_atomically(folder / SETTINGS, settings.model_dump_json(indent=1))
             _fit(settings, stream, {"soup": soup, "training": training, "soup_folder": str(stage.work)})
-            stage.finish({"steps": training.steps})
+            finished = stage.finish({"steps": training.steps})
     else:
         print(f"{stage.folder} is finished; nothing to train.", flush=True)
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    return {**summary, "soup": str(stage.folder), "digest": stage.finished.digest}
+    return {**summary, "soup": str(stage.folder), "digest": finished.digest}
 
 
 def _identity(training: TrainingConfig) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> Non
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     folder = run_folder(settings.name)
     least, most = settings.min_workers or settings.num_workers, settings.num_workers
-    of_run = {
+    of_run: dict[str, Any] = {
         "run_folder": str(folder),
         "checkpoint_every": settings.checkpoint_every,
         "report_every": settings.report_every,

@@ -11,6 +11,7 @@ import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import ray
 from ray._common.network_utils import build_address
@@ -36,7 +37,7 @@ class OneAddress(TorchConfig):
 
 
 class _Backend(_TorchBackend):
-    def on_start(self, worker_group, backend_config: TorchConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """As Ray's own, but that the first worker opens the store and then all of them join it."""
         address, port = worker_group.execute_single(0, _open_store, backend_config.timeout_s)
         worker_group.execute(_prepare, address)

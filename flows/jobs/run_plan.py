@@ -93,7 +93,7 @@ def meta_distribution(
             f"meta_distribution is {law!r} and ratios is {settings.ratios!r}: a file of recorded mixtures and "
             "meta_distribution=recorded go together."
         )
-    if law == "recorded":
+    if settings.ratios is not None:
         return read_ratios(settings.ratios)
     if law == "dirichlet":
         return Dirichlet(

@@ -121,7 +121,7 @@ def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: 
     if any(one.evaluation for one in sets):
         report["specialist_sets"] = rows
         if settings.held_out_of is not None:
-            report |= _generic_mixture(settings, maker, twin)
+            report |= _generic_mixture(settings, settings.held_out_of, maker, twin)
     return report
 
 
@@ -158,10 +158,10 @@ def _row(one: SpecialistSet, counts: dict[str, Any]) -> dict[str, Any]:
     return row | {name: losses[key] for key, name in names.items() if key in losses} | sure
 
 
-def _generic_mixture(settings: Specialize, maker: SpecialistMaker, twin: Any) -> dict[str, Any]:
+def _generic_mixture(settings: Specialize, store: str, maker: SpecialistMaker, twin: Any) -> dict[str, Any]:
     """Losses on the mixture of all domains, held out."""
     wanted = HELD_OUT_EVALUATION if settings.evaluation_passages is None else settings.evaluation_passages
-    texts = generic_evaluation(store_folder(settings.held_out_of), passages=4 * wanted)
+    texts = generic_evaluation(store_folder(store), passages=4 * wanted)
     windows_nL1 = maker.windows(texts)
     if not len(windows_nL1):
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from flows.jobs.checkpoints import Checkpoints
 from flows.jobs.progress import progress
@@ -35,7 +36,7 @@ class Watch(AbstractContextManager):
         self._report = self._shown.__enter__()
         return self
 
-    def __exit__(self, *raised) -> None:
+    def __exit__(self, *raised: Any) -> None:
         self._shown.__exit__(*raised)
         self._log.close()
 

@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ class Answering:
                     self.specialists.tokenizer,
                     ids_1T,
                     self.wanted.sampling(number),
-                    show=lambda text, index=index: show(index, text),
+                    show=partial(show, index),
                     check=job.check,
                 )
                 ended(index, completion)
@@ -154,7 +155,8 @@ class Answering:
 
     async def events(self, queue: ComputeQueue, job: Job) -> AsyncIterator[str]:
         """The answer as server-sent events; the job's place is given back at the end, or when the client goes."""
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
         def put(piece: dict[str, Any] | None) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)

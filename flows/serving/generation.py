@@ -153,7 +153,7 @@ def complete(
     stream = TextStream(tokenizer, sampling.stop, show)
 
     class Follow(StoppingCriteria):
-        def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
             check()
             stream.feed(int(input_ids[0, -1]))
             return torch.tensor([stream.finished])

@@ -119,7 +119,8 @@ class Specialists:
         recipe = recipe_of(manifest)
         title = f"specialist-{name}"
         with self.box.work() as folder:
-            report = {key: manifest.counts[key] for key in ("texts", "losses") if key in manifest.counts}
+            counts = manifest.counts
+            report: dict[str, Any] = {key: counts[key] for key in ("texts", "losses") if key in counts}
             write_specialist(
                 self.soup, folder / title, recipe, instance_of(recipe, self.soup), report=report, replace=None
             )

@@ -131,7 +131,7 @@ def _write_adapter(folder: Path, base: Path, model: PreTrainedModel, adapted: Fa
         tensors[f"{module}.{middle}A{end}"] = first.T.contiguous()
         tensors[f"{module}.{middle}B{end}"] = second.contiguous()
     [rank] = {left.shape[1] for left, _ in adapted.values()}
-    kinds = {_kind(model, name).__name__ for name in adapted}
+    kinds = {kind.__name__ for name in adapted if (kind := _kind(model, name))}
     configuration = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

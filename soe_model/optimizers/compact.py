@@ -13,7 +13,7 @@ Legend: W mixtures, N experts, p parameters on this rank, t columns of a tile, F
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -94,7 +94,7 @@ class CompactExperts:
                 fill(values, first_column + columns.start)
                 self.high_Np[:, columns], self.low_Np[:, columns] = rounding.split(values)
 
-    def _tiles(self):
+    def _tiles(self) -> Iterator[slice]:
         return tiles(self.high_Np, fused=self._update is not update_tile, multiple=FACTORED)
 
     def row(self, number: int) -> torch.Tensor:
@@ -148,6 +148,7 @@ class CompactExperts:
         gram_bWW = torch.einsum("wbf,vbf->bwv", blocks, blocks)
         rows = torch.einsum("wn,bwv,vn->nb", coefficients_WN, gram_bWW, coefficients_WN)
         columns = ((coefficients_WN @ coefficients_WN.T @ grads_Wp) * grads_Wp).sum(0)
+        assert self.second_rows is not None and self.second_columns is not None
         self.second_rows.lerp_(rows.clamp_(min=0), share)
         self.second_columns.lerp_(columns.clamp_(min=0), share)
 

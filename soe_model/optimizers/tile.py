@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -82,7 +83,7 @@ def update_tile(
     """One tile's update, in place; what a variant does not have is None. Without `low` all is float32: exact Adam."""
     share1, share2, rate, correction, epsilon = numbers.unbind()
     gradient = outer(coefficients_WN, grads_Wt)
-    bits = None if low is None else rounding.random_bits(keys_N, columns_t)
+    bits: Any = None if low is None else rounding.random_bits(keys_N, columns_t)
     moment = first.float() if first_scale is None else rounding.from_int8(first, first_scale)
     moment = moment + share1 * (gradient - moment)
     if second is None:
