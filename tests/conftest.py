@@ -9,6 +9,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 starves its workers beside other tests
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests at once as there are cores: threads would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # who waits for a thread lets others work
 
 import pytest
 
