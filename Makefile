@@ -1,5 +1,5 @@
-# From a bare machine: `make demo` shows the whole walk, `make test` runs the tests, `make test-faults` the long ones,
-# `make check` reads the code without running it.
+# From a bare machine: `make demo` shows the whole walk, `make test` runs the tests, `make check` reads the code without
+# running it. Suites of their own: `make test-faults` kills and damages things, `make test-long` takes minutes a test.
 # `make bench-peers` measures our stream beside other libraries', which get an environment of their own.
 #   EXTRAS=gpu,offline,dev   on a machine with NVIDIA GPUs
 #   PYTHON=python3.12        another interpreter (3.11 to 3.13)
@@ -17,7 +17,7 @@ PEERS := .venv-peers
 PEERS_PINS := tests/benchmarks/peers/requirements.txt
 PEERS_OPTIONS ?= --json $(PEERS)/result.json
 
-.PHONY: check demo test test-faults bench-peers bench-gpu install down
+.PHONY: check demo test test-faults test-long bench-peers bench-gpu install down
 
 demo: install
 	@$(VENV)/bin/soe demo
@@ -29,6 +29,9 @@ test: install
 	@$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
 
 test-faults: install
+	@$(VENV)/bin/python -m pytest -m faults
+
+test-long: install
 	@$(VENV)/bin/python -m pytest -m long
 
 bench-peers: install $(PEERS)/.installed

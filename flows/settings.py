@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+SpecialistMethod = Literal["nearest-centroids", "learned-coefficients", "fine-tuned"]
+
 
 class Settings(BaseModel):
     """Parameters of a flow: unknown names are refused, values cannot be changed."""
@@ -181,7 +183,7 @@ class Specialize(Settings):
     )
     compare_with: str | None = Field(None, description="Name of the generic twin to evaluate beside.")
     output: str = Field("specialists", description="Name or path of the folder that receives the models.")
-    method: Literal["nearest-centroids", "learned-coefficients", "fine-tuned"] = Field(
+    method: SpecialistMethod = Field(
         "nearest-centroids",
         description="In order of cost: domain weights from the nearest centroids (Algorithm 3), no training; from "
         "there coefficients by gradient descent on the texts (section 2.7); or all parameters (fine-tuning, 3.2).",

@@ -6,9 +6,11 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-METHODS = ("nearest-centroids", "learned-coefficients", "fine-tuned")
+from flows.settings import SpecialistMethod
+
+METHODS = get_args(SpecialistMethod)
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:

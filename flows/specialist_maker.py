@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from flows.jobs.progress import progress
+from flows.settings import SpecialistMethod
 from pipeline.domain_weights import Placement, Rule, place
 from pipeline.embedder import find_embedder, load_embedder
 from pipeline.embedding import embed_texts
@@ -28,7 +29,7 @@ from soe_model.soup import SoupOfExperts
 from storage_schema.layout import store_place
 
 NEAREST, LEARNED = "nearest-centroids", "learned-coefficients"
-METHODS = (NEAREST, LEARNED, FINE_TUNED)
+BY_LEARNING = (LEARNED, FINE_TUNED)
 INSTANCES_BYTES = 1 << 30
 """Of instances at once; more are made in more passes over the bank (three models fit in any case)."""
 STOPPING_SHARE = 0.2
@@ -48,13 +49,14 @@ class Method:
     """Resamples of few texts, to say how sure the domain weights are; 0: none."""
 
     def __post_init__(self) -> None:
-        if self.name not in METHODS:
-            raise ValueError(f"method is {self.name!r}; it must be one of {', '.join(METHODS)}.")
+        methods = get_args(SpecialistMethod)
+        if self.name not in methods:
+            raise ValueError(f"method is {self.name!r}; it must be one of {', '.join(methods)}.")
 
     def how(self, texts: int) -> dict[str, Any]:
         """What a recipe says of it."""
         said: dict[str, Any] = {"method": self.name, "rule": self.rule, "num_texts": texts}
-        if self.name != NEAREST:
+        if self.name in BY_LEARNING:
             said["learning"] = asdict(self.learning)
         if self.name == FINE_TUNED and self.replay_share:
             said |= {"replay_share": self.replay_share}
@@ -166,7 +168,7 @@ class SpecialistMaker:
         twin: torch.nn.Module | None,
     ) -> Made:
         coefficients_N, report = nearest_N, {"texts": placement.describe()}
-        if method.name != NEAREST:
+        if method.name in BY_LEARNING:
             coefficients_N, instance_P, report["learned"] = self._learn(one, nearest_N, instance_P, method)
         if one.evaluation:
             windows_nL1 = self.windows(one.evaluation)

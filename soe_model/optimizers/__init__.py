@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from soe_model.optimizers.adam import Adam, AdamExperts
 from soe_model.optimizers.compact import CompactExperts, Moments
@@ -25,7 +26,7 @@ def bytes_of(name: str) -> tuple[float, float]:
     Raises ValueError for a name that is none.
     """
     check_name(name)
-    of = MOMENTS.get(name, AdamExperts)
+    of: Any = MOMENTS.get(name) or OPTIMIZERS[name]
     return of.state_bytes, of.moved_bytes
 
 

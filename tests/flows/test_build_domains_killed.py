@@ -46,7 +46,7 @@ def finished(folder) -> dict[str, str]:
     return found
 
 
-@pytest.mark.long
+@pytest.mark.faults
 def test_kills_leave_no_trace(ray_cluster, settings, tmp_path):
     whole = settings.model_copy(update={"store": str(tmp_path / "whole")})
     begun = time.monotonic()

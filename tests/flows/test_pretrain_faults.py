@@ -23,6 +23,7 @@ from flows.jobs import endings, pretrain_soe, run_plan
 from flows.settings import Pretrain
 from soe_model.training import SoupTrainer
 from storage_schema.domains import DomainStore
+from tests import extras
 from tests.flows.test_pretrain_job import SETTINGS, home, losses, one_worker  # noqa: F401  (fixtures)
 
 STATE = "checkpoint_manager_snapshot.json"
@@ -31,10 +32,10 @@ STATE = "checkpoint_manager_snapshot.json"
 class Job:
     """The job as a process of its own, on the session's cluster or on one that it starts."""
 
-    def __init__(self, name, *, own_cluster=False, address=None, code="", **changes):
+    def __init__(self, name, *, own_cluster=False, address=None, code="", variables=None, **changes):
         self.settings = Pretrain(name=name, **SETTINGS | changes)
         self.log = Path(os.environ["SOE_HOME"]) / f"{name}.log"
-        environment = dict(os.environ)
+        environment = os.environ | (variables or {})
         if not own_cluster:
             environment["RAY_ADDRESS"] = address or ray.get_runtime_context().gcs_address
         main = f"{code}\nfrom flows.jobs import pretrain_soe as p, runner\nrunner.main(p.Pretrain, p.run)"
@@ -91,7 +92,7 @@ def newest(run):
     return json.loads((run / STATE).read_text())["latest_checkpoint_result"]["checkpoint_dir_name"]
 
 
-@pytest.mark.long
+@pytest.mark.faults
 def test_behind_a_damaged_checkpoint_the_run_goes_on_from_the_one_before(home, undisturbed):  # noqa: F811
     """The damaged step comes again, under another name: Ray must not delete one for the other."""
     job = Job("damaged", **LONG)
@@ -127,7 +128,7 @@ def training_workers():
     return [p for p in mine if p.is_running() and "RayTrainWorker" in _title(p)]
 
 
-@pytest.mark.long
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", ["a list cut off", "a folder gone"])
 def test_a_damaged_list_of_checkpoints_is_made_anew(home, undisturbed, damage):  # noqa: F811
     name = damage.replace(" ", "-")
@@ -146,7 +147,7 @@ def test_a_damaged_list_of_checkpoints_is_made_anew(home, undisturbed, damage): 
     assert json.loads(log.split("soe-summary ")[1].splitlines()[0])["digest"] == undisturbed["digest"]
 
 
-@pytest.mark.long
+@pytest.mark.faults
 def test_with_every_checkpoint_damaged_the_run_says_which(home):  # noqa: F811
     job = Job("lost", **LONG)
     run = home / "runs" / "lost"
@@ -165,7 +166,7 @@ def test_with_every_checkpoint_damaged_the_run_says_which(home):  # noqa: F811
     assert all(str(folder) in last for folder in folders) and "Put the files back" in last
 
 
-@pytest.mark.long
+@pytest.mark.faults
 @pytest.mark.parametrize("victim", ["worker in mid-step", "worker in mid-checkpoint", "driver"])
 def test_a_killed_process_changes_nothing(home, undisturbed, victim):  # noqa: F811
     name = "killed-" + victim.replace(" ", "-")
@@ -190,7 +191,7 @@ def test_a_killed_process_changes_nothing(home, undisturbed, victim):  # noqa: F
     assert losses(home, name) == losses(home, "undisturbed")
 
 
-@pytest.mark.long
+@pytest.mark.faults
 def test_a_killed_node_changes_nothing(home, undisturbed):  # noqa: F811
     """All of a local cluster's processes, and the driver with them."""
     job = Job("node", own_cluster=True, **LONG)
@@ -204,24 +205,56 @@ def test_a_killed_node_changes_nothing(home, undisturbed):  # noqa: F811
     assert json.loads(log.split("soe-summary ")[1].splitlines()[0])["digest"] == undisturbed["digest"]
 
 
-@pytest.mark.long
-def test_workers_go_and_come(home):  # noqa: F811
+CALM = dict(
+    steps=300, checkpoint_every=40, learning_rate=3e-4, expert_learning_rate=3e-4, router_learning_rate=3e-4
+)
+"""Rates at which a sum's other rounding stays within 1e-6 of the loss for 300 steps, where one lost batch costs 6e-3
+(tests/benchmarks/rounding.py). At the preset's rates the one grows to the other within 200 steps."""
+
+
+@pytest.fixture(scope="module")
+def steady(home):  # noqa: F811
+    pretrain_soe.run(Pretrain(name="steady", **SETTINGS | CALM))
+    return losses(home, "steady")
+
+
+def drain(cluster, node) -> None:
+    """Tell the node that it will be taken away in some seconds, and take it away."""
+    seconds = 5
+    told = subprocess.run(
+        [
+            *(Path(sys.executable).parent / "ray", "drain-node", "--address", cluster.address),
+            *("--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
+            *("--reason-message", "the test", "--deadline-remaining-seconds", str(seconds)),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told
+    time.sleep(seconds)
+    cluster.remove_node(node, allow_graceful=True)
+
+
+def lose(cluster, node) -> None:
+    cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("take_away", [lose, drain])
+def test_workers_go_and_come(home, steady, take_away):  # noqa: F811
     """2 -> 1 -> 2 workers as a node goes and another comes: the same losses. One of three CPUs is for the data."""
     from ray.cluster_utils import Cluster
 
+    name = f"elastic-{take_away.__name__}"
     # Ray takes half a minute to see that a node is gone, and some seconds for a new one.
-    steps = dict(steps=300, checkpoint_every=40)
-    pretrain_soe.run(Pretrain(name="steady", **SETTINGS | steps))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
         second = cluster.add_node(num_cpus=1)
-        job = Job(
-            "elastic", address=cluster.address, num_workers=2, min_workers=1, resize_check_seconds=3, **steps
-        )
-        run = home / "runs" / "elastic"
-        job.wait_for(lambda: registered(run, 40))
-        cluster.remove_node(second, allow_graceful=False)
+        workers = dict(num_workers=2, min_workers=1, resize_check_seconds=3)
+        job = Job(name, address=cluster.address, **workers, **CALM)
+        job.wait_for(lambda: registered(home / "runs" / name, 40))
+        take_away(cluster, second)
         job.wait_for(lambda: "on 1 workers" in job.log.read_text())
         cluster.add_node(num_cpus=1)
         job.wait_for(lambda: "on 2 workers" in job.log.read_text())
@@ -229,10 +262,37 @@ def test_workers_go_and_come(home):  # noqa: F811
         assert code == 0, log
     finally:
         cluster.shutdown()
-    expected = losses(home, "steady")
-    assert losses(home, "elastic").keys() == expected.keys()
-    for step, loss in losses(home, "elastic").items():
-        assert abs(loss - expected[step]) < 1e-4
+    found = losses(home, name)
+    assert found.keys() == steady.keys()
+    for step, loss in found.items():
+        assert abs(loss - steady[step]) < 1e-5, (step, loss, steady[step])
+
+
+@pytest.mark.faults
+def test_the_clock_jumps(home, undisturbed):  # noqa: F811
+    """A day ahead, then two back, of every process that it has; libfaketime stands for the one who sets it."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    [library] = [*Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None][:1]
+    if library is None:
+        extras.missing("there is no libfaketime on this machine (Debian's package is `faketime`).")
+    clock = home / "clock"
+    clock.write_text("+0")
+    variables = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock)}
+    # What waits and what is measured goes by the monotonic clock, which nobody sets.
+    variables |= {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1"}
+    job = Job("clock", own_cluster=True, variables=variables, **LONG)
+    run = home / "runs" / "clock"
+    for step, jump in ((40, "+1d"), (80, "-1d"), (120, "+0")):
+        job.wait_for(lambda step=step: registered(run, step))
+        clock.write_text(jump)
+    code, log = job.end()
+    assert code == 0, log
+    assert json.loads(log.split("soe-summary ")[1].splitlines()[0])["digest"] == undisturbed["digest"]
+    assert losses(home, "clock") == losses(home, "undisturbed")
+    events = next((run / "tensorboard").glob("events.*"))
+    times = [event.wall_time for event in EventFileLoader(str(events)).Load()]
+    assert max(times) - min(times) > 86_000  # it did jump
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_at_once(home):  # noqa: F811
@@ -246,7 +306,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once(home):  # noqa: F811
     assert not (home / "soups" / "nan").exists()
 
 
-@pytest.mark.long
+@pytest.mark.faults
 def test_out_of_memory_says_what_was_asked_and_what_helps(home, monkeypatch):  # noqa: F811
     """Where the reckoning before the run was wrong."""
     monkeypatch.setattr(pretrain_soe, "check_fits", lambda *_, **__: None)
@@ -277,7 +337,7 @@ def test_a_message_names_the_heaviest_domains():
     assert "mixture 0 of domains 7 (0.5), 0 (0.01)" in message and "and 12 more" in message
 
 
-@pytest.mark.long
+@pytest.mark.faults
 def test_logical_gpus_without_cuda_are_refused_before_any_worker_starts(home):  # noqa: F811
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")

@@ -90,7 +90,7 @@ def test_two_workers_give_the_same_losses(home, one_worker):
         assert abs(loss - losses(home, "one")[step]) < 1e-4
 
 
-@pytest.mark.long
+@pytest.mark.faults
 def test_a_run_killed_in_its_middle_goes_on_as_if_nothing_had_happened(home, one_worker):
     config = Pretrain(name="killed", **SETTINGS).model_dump_json()
     run = home / "runs" / "killed"

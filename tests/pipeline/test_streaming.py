@@ -149,7 +149,7 @@ def fetchers():
     return found
 
 
-@pytest.mark.long
+@pytest.mark.faults
 def test_a_killed_fetcher_changes_nothing(store, expected, ray_cluster, monkeypatch):
     monkeypatch.setattr(streaming, "TASK_WINDOWS", 8)
     stream, killed = make_stream(store, window_steps=5), []
