@@ -26,6 +26,7 @@ from flows.automations import HEARTBEAT_SECONDS
 from flows.prefect_api import PrefectApi
 from flows.processes import MARK, Process, free_port
 from storage_schema import layout
+from storage_schema.json_files import read_object
 from storage_schema.manifest import write_atomically
 
 COMPONENTS = ("prefect-server", "ray-head", "prefect-worker")
@@ -118,7 +119,7 @@ def ray_folder() -> Path:
 def load() -> Stack | None:
     """The stack of this ``SOE_HOME``, running or not; None if there never was one."""
     try:
-        body = json.loads(_state_file().read_text("utf-8"))
+        body = read_object(_state_file())
         processes = {name: Process(**process) for name, process in body.pop("processes").items()}
         return Stack(**body, processes=processes)
     except FileNotFoundError:

@@ -8,7 +8,6 @@ finished soup goes to SOE_HOME/soups/<name>. The same command resumes a run that
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +20,7 @@ from flows.settings import Pretrain
 from pipeline.remote_store import open_store
 from pipeline.streaming import MixtureStream
 from soe_model.presets import SoupConfig, TrainingConfig
+from storage_schema.json_files import read_object
 from storage_schema.layout import run_folder, soup_folder, store_place
 from storage_schema.lock import only_writer
 from storage_schema.manifest import open_stage, read_manifest, write_atomically
@@ -76,7 +76,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
             finished = stage.finish({"steps": training.steps})
     else:
         print(f"{stage.folder} is finished; nothing to train.", flush=True)
-    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    summary = read_object(folder / "summary.json")
     return {**summary, "soup": str(stage.folder), "digest": finished.digest}
 
 

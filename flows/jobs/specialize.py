@@ -27,6 +27,7 @@ from soe_model.coefficient_learning import Learning
 from soe_model.evaluation import mean_loss
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import write_specialist
+from storage_schema.json_files import read_object
 from storage_schema.layout import soup_folder, specialist_folder, store_folder
 from storage_schema.lock import only_writer
 from storage_schema.manifest import content_digest, read_manifest, write_atomically
@@ -200,7 +201,7 @@ def _identity(settings: Specialize, soup: SoupOfExperts, sets: list[SpecialistSe
 def _finished(output: Path, sets: list[SpecialistSet], identity: str) -> dict[str, Any] | None:
     """The report of an earlier run of the same specialists, if they are all still there."""
     try:
-        made = json.loads((output / MADE).read_text("utf-8"))
+        made = read_object(output / MADE)
         for one in sets:
             read_manifest(output / one.name, "specialist")
     except (OSError, ValueError):

@@ -20,6 +20,7 @@ from pipeline.streaming import Batch, MixtureStream
 from pipeline.tasks import available_cores
 from soe_model.soup import write_soup
 from soe_model.training import NonFiniteLoss, SoupTrainer, StepResult
+from storage_schema.json_files import read_json
 from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import write_atomically
 
@@ -90,7 +91,7 @@ def _train(config: dict[str, Any]) -> None:
 
 def _domain_words(path: Path) -> list[list[str]] | None:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return None  # a store without an atlas, or one elsewhere
 
