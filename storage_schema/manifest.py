@@ -111,6 +111,8 @@ class Stage:
     inputs: dict[str, str]
     finished: Manifest | None
     work: Path
+    damage: str | None = None
+    """Why a stage that was finished is to be built again: a file of it is gone, or has another size."""
     _start: float = field(default_factory=time.monotonic)
 
     def finish(self, counts: dict[str, Any]) -> Manifest:
@@ -140,13 +142,16 @@ def open_stage(
 ) -> Stage:
     """Open the stage at `folder`: finished with these settings, or ready to be built (or resumed).
 
+    A finished one that lacks a file, or has one of another size, is to be built again; that its bytes are what they
+    were is not looked at (:func:`verify_files`).
+
     Raises :class:`StoreError` when a finished stage was made with other settings or inputs, unless
     `rebuild`, which replaces it once the new one is complete. None means that the caller never rebuilds:
     the message does not offer it.
     """
     folder, configuration = Path(folder), json.loads(canonical_json(configuration))
     work = folder.with_name(folder.name + PARTIAL_SUFFIX)
-    finished = None
+    finished = damage = None
     if not folder.exists() and (work / manifest_name(kind)).exists():
         _replace_folder(work, folder)  # a crash came between the manifest and the rename
     if folder.exists():
@@ -157,10 +162,18 @@ def open_stage(
             raise StoreError(
                 f"{folder} was built with other settings: {'; '.join(changes)}. Use another name, or {way_out}."
             )
-        if changes:
+        if not changes:
+            damage = _damage(folder, finished)
+        if changes or damage:
             finished = None
     stage = Stage(
-        folder=folder, kind=kind, configuration=configuration, inputs=inputs, finished=finished, work=work
+        folder=folder,
+        kind=kind,
+        configuration=configuration,
+        inputs=inputs,
+        finished=finished,
+        work=work,
+        damage=damage,
     )
     if finished is None:
         _prepare_work(work, canonical_json({"kind": kind, "configuration": configuration, "inputs": inputs}))
@@ -240,6 +253,14 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def _damage(folder: Path, manifest: Manifest) -> str | None:
+    try:
+        verify_files(folder, manifest, content=False)
+    except StoreError as error:
+        return str(error)
+    return None
 
 
 def _entries(folder: Path) -> list[FileEntry]:

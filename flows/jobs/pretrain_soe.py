@@ -66,6 +66,8 @@ def run(settings: Pretrain) -> dict[str, Any]:
         inputs={"domains": store.digest},
         rebuild=None,
     )
+    if stage.damage:
+        print(f"{stage.damage} The soup is written again.", flush=True)
     finished = stage.finished
     if finished is None:
         with only_writer(folder):

@@ -30,6 +30,8 @@ class Stages:
         stage = open_stage(
             self.folder / kind, kind=kind, configuration=configuration, inputs=inputs, rebuild=self.rebuild
         )
+        if stage.damage:
+            print(f"{stage.damage} The stage {kind} is built again.", flush=True)
         if stage.finished is None and additions_folder(self.folder).exists():
             raise StoreError(
                 f"{self.folder} has additions, which are of the tree it has now. Build a new store under another "

@@ -105,6 +105,19 @@ def test_another_tree_reuses_the_earlier_stages(built, settings):
     assert back["stages"]["domains"]["digest"] == built["stages"]["domains"]["digest"]
 
 
+def test_a_partition_that_was_deleted_is_made_again(built, settings, tmp_path, capsys):
+    """The same command finds it gone and builds that stage, and only that, to the same bytes."""
+    store = tmp_path / "store"
+    shutil.copytree(settings.store, store)
+    whole = read_manifest(store / "domains", "domains")
+    (store / "domains" / partition_path(1)).unlink()
+    again = job.run(settings.model_copy(update={"store": str(store)}))
+    assert [stage["skipped"] for stage in again["stages"].values()] == [True, True, True, False]
+    assert "is missing" in (said := capsys.readouterr().out) and "The stage domains is built again." in said
+    assert again["stages"]["domains"]["digest"] == whole.digest
+    verify_files(store / "domains", whole)
+
+
 def test_a_changed_corpus_is_not_mixed_with_the_old_store(built, settings, tmp_path):
     (tmp_path / "other.jsonl").write_text('{"text": "something else"}\n')
     with pytest.raises(StoreError, match="input corpus was"):

@@ -21,7 +21,7 @@ from tests.toy_store import make_store
 pytestmark = pytest.mark.faults
 
 CONFIG = dict(
-    store="faults", preset="tiny", steps=1500, batch_size=8, sequence_length=16, mixtures_per_step=4,
+    store="faults", preset="tiny", steps=800, batch_size=8, sequence_length=16, mixtures_per_step=4,
     support_size=2, num_experts=3, checkpoint_every=100,
 )  # fmt: skip
 
@@ -122,10 +122,13 @@ def test_the_prefect_server_is_killed(running, undisturbed):
 
 
 def test_the_prefect_worker_is_killed(running, undisturbed):
-    """Its flow runs are processes of their own."""
+    """Its flow run may end with it; the job goes on in any case, and a retry follows it."""
     run = Pretraining(running, "worker").under_way()
     kill(running, "prefect-worker")
     up(running)
+    if running.wait(run.id, seconds=240)["state_type"] == "CRASHED":
+        print(run.state["message"])
+        retried(run)
     same(run.completed(), undisturbed)
     assert run.jobs() == ["SUCCEEDED"]
 

@@ -25,6 +25,17 @@ def test_a_finished_stage_is_skipped_and_verified(tmp_path):
     verify_files(tmp_path / "s", first)
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+def test_a_finished_stage_that_lacks_something_is_built_again(tmp_path, damage):
+    first = build(tmp_path / "s").finished
+    part = tmp_path / "s/part/a.bin"
+    part.unlink() if damage == "gone" else part.write_bytes(b"cont")
+    again = open_stage(tmp_path / "s", kind="passages", configuration={"n": 1}, inputs={})
+    assert again.finished is None and str(part) in again.damage
+    assert build(tmp_path / "s").finished.digest == first.digest
+    assert open_stage(tmp_path / "s", kind="passages", configuration={"n": 1}, inputs={}).damage is None
+
+
 def test_other_settings_are_refused_and_named(tmp_path):
     build(tmp_path / "s")
     with pytest.raises(StoreError, match="n was 1, now 2"):
