@@ -13,6 +13,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Failed, State
 
 from flows import ray_job
+from flows.console import survive_without_reader
 from flows.jobs.progress import parse_line
 from flows.progress_artifacts import Card, ProgressArtifacts
 from flows.settings import Settings
@@ -45,6 +46,7 @@ def carry_out(
         The job's summary; or, if it cannot run or fails, a FAILED state whose message is its ``error:`` line.
     """
     log = get_run_logger()
+    survive_without_reader()
     try:
         _check_home()
         client = ray_job.connect()

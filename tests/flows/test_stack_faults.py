@@ -122,13 +122,10 @@ def test_the_prefect_server_is_killed(running, undisturbed):
 
 
 def test_the_prefect_worker_is_killed(running, undisturbed):
-    """Its flow run may end with it; the job goes on in any case, and a retry follows it."""
+    """Its flow run, which it had started, goes on."""
     run = Pretraining(running, "worker").under_way()
     kill(running, "prefect-worker")
     up(running)
-    if running.wait(run.id, seconds=240)["state_type"] == "CRASHED":
-        print(run.state["message"])
-        retried(run)
     same(run.completed(), undisturbed)
     assert run.jobs() == ["SUCCEEDED"]
 
