@@ -8,6 +8,8 @@ it is looked at, and so runs code. None of our files has such a type, at any dep
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,17 +28,9 @@ def read_arrow(path: str | Path, schema: pa.Schema | None = None, *, what: str) 
     Raises:
         StoreError: it cannot be read, or is something else.
     """
-    try:
-        # Closed at once: the mapping lives as long as the table, and holds no descriptor.
-        with pa.memory_map(str(path)) as source:
-            file = pa.ipc.open_file(source)
-            check_schema(file.schema, schema, path, what=what)
-            table = file.read_all()
+    with _opened(path, schema, what) as file:
+        table = file.read_all()
         table.validate(full=True)
-    except StoreError:
-        raise
-    except Exception as error:  # a type that someone registered raises what it likes
-        raise StoreError(f"cannot read {path}: {_short(error)}") from error
     check_no_nulls(table, path)
     return table
 
@@ -50,20 +44,28 @@ def read_batch(path: str | Path, schema: pa.Schema, *, what: str, full: bool = F
     Raises:
         StoreError: as :func:`read_arrow`.
     """
+    with _opened(path, schema, what) as file:
+        if file.num_record_batches != 1:
+            raise StoreError(f"{path} has {file.num_record_batches} record batches; {what} has one.")
+        batch = file.get_batch(0)
+        batch.validate(full=full)
+    check_no_nulls(batch, path)
+    return batch
+
+
+@contextmanager
+def _opened(path: str | Path, schema: pa.Schema | None, what: str) -> Iterator[pa.RecordBatchFileReader]:
+    """The Arrow file of that schema, mapped; whatever goes wrong while it is read is a StoreError."""
     try:
+        # Closed at once: the mapping lives as long as the arrays, and holds no descriptor.
         with pa.memory_map(str(path)) as source:
             file = pa.ipc.open_file(source)
             check_schema(file.schema, schema, path, what=what)
-            if file.num_record_batches != 1:
-                raise StoreError(f"{path} has {file.num_record_batches} record batches; {what} has one.")
-            batch = file.get_batch(0)
-        batch.validate(full=full)
+            yield file
     except StoreError:
         raise
     except Exception as error:  # a type that someone registered raises what it likes
         raise StoreError(f"cannot read {path}: {_short(error)}") from error
-    check_no_nulls(batch, path)
-    return batch
 
 
 def check_schema(found: pa.Schema, wanted: pa.Schema | None, path: str | Path, *, what: str) -> None:

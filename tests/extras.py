@@ -41,6 +41,13 @@ def chromium() -> Iterator:
         browser.close()
 
 
+def screenshot(page, name: str, *, full_page: bool = False) -> None:
+    """For a person to look at: `SOE_SCREENSHOTS=folder`."""
+    if folder := os.environ.get("SOE_SCREENSHOTS"):
+        page.wait_for_timeout(1000)
+        page.screenshot(path=f"{folder}/{name}.png", full_page=full_page, timeout=120_000)
+
+
 def missing(message: str) -> None:
     """Skip the test with the message, or fail it where SOE_CI is set."""
     if os.environ.get("SOE_CI"):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import time
 import urllib.parse
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flows import processes
-from tests.extras import chromium, needs_program
+from tests.extras import chromium, needs_program, screenshot
 from tests.flows.conftest import eventually
 
 DASHBOARD = Path(__file__).parents[2] / "flows/metrics/dashboard.json"
@@ -128,13 +127,6 @@ def artifact(running, run: str, key: str):
     query = {"artifacts": {"flow_run_id": {"any_": [run]}, "key": {"any_": [key]}}}
     found = running.api.call("POST", "/artifacts/filter", query)
     return found[0] if found else None
-
-
-def screenshot(page, name: str) -> None:
-    """For a person to look at: `SOE_SCREENSHOTS=folder`."""
-    if folder := os.environ.get("SOE_SCREENSHOTS"):
-        page.wait_for_timeout(3000)
-        page.screenshot(path=f"{folder}/{name}.png", timeout=120_000)
 
 
 @pytest.mark.long

@@ -37,7 +37,7 @@ from pipeline.tokenizer import load_tokenizer
 from soe_model.recipe import instance_of, read_recipe
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import materialize
-from tests.extras import chromium
+from tests.extras import chromium, screenshot
 from tests.served_soup import DOMAINS, POSITIONS, TOPICS, make_served_soup, sentences
 
 TOKEN = "a-token-of-the-tests-0123456789"
@@ -574,12 +574,6 @@ def opened(browser, service):
     assert not problems and all(url.startswith((service.url, "data:", "blob:")) for url in asked), problems
 
 
-def screenshot(page, name: str) -> None:
-    """For a person to look at: `SOE_SCREENSHOTS=folder`."""
-    if folder := os.environ.get("SOE_SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
-
-
 def paste_and_make(page) -> None:
     page.fill("#texts", "\n\n".join([*sentences("cooking", 9), *sentences("law", 5)]))
     page.get_by_role("button", name="Make a specialist").click()
@@ -624,7 +618,7 @@ def test_the_page_from_texts_to_a_model(opened, tmp_path):
     )
     recipe = json.loads(page.locator("#recipe").text_content())
     assert recipe["kind"] == "specialist" and len(recipe["configuration"]["coefficients"]) == 8
-    screenshot(page, "laptop")
+    screenshot(page, "laptop", full_page=True)
 
 
 def test_the_page_reads_files_and_is_used_with_the_keyboard(opened):
@@ -655,7 +649,7 @@ def test_the_page_reads_files_and_is_used_with_the_keyboard(opened):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_a_phone(opened, scheme):
     page = opened(viewport=PHONE, color_scheme=scheme, has_touch=True)
-    screenshot(page, f"phone-empty-{scheme}")
+    screenshot(page, f"phone-empty-{scheme}", full_page=True)
     paste_and_make(page)
     page.locator("#map circle.weight").last.tap()
     assert "h 0." in page.inner_text("#map-said")
@@ -663,4 +657,4 @@ def test_the_page_fits_a_phone(opened, scheme):
     texts, result = page.locator("#texts").bounding_box(), page.locator("#losses").bounding_box()
     made = page.locator("#made").bounding_box()
     assert texts["y"] < result["y"] < made["y"]
-    screenshot(page, f"phone-{scheme}")
+    screenshot(page, f"phone-{scheme}", full_page=True)
