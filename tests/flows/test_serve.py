@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import numpy as np
 import openai
 import pytest
 import torch
@@ -28,7 +27,6 @@ from flows.serving.access import Access, read_token
 from flows.serving.app import create_app
 from flows.serving.command import listen
 from flows.serving.compute_queue import ComputeQueue
-from flows.serving.domain_map import positions
 from flows.serving.generation import TextStream
 from flows.serving.limits import Limits, Refused
 from flows.serving.recipe_box import RecipeBox
@@ -38,7 +36,7 @@ from soe_model.recipe import instance_of, read_recipe
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import materialize
 from tests.extras import chromium, screenshot
-from tests.served_soup import DOMAINS, POSITIONS, TOPICS, make_served_soup, sentences
+from tests.served_soup import POSITIONS, TOPICS, make_served_soup, sentences
 
 TOKEN = "a-token-of-the-tests-0123456789"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -390,24 +388,6 @@ def test_streamed_pieces_are_whole_and_never_show_a_stop(soup, stop):
     expected = min((text.partition(one)[0] for one in stop), key=len, default=text)
     assert "".join(pieces) == stream.text == expected
     assert all("\ufffd" not in piece for piece in pieces) and (stop or len(pieces) > 5)
-
-
-def test_near_domains_lie_near_on_the_map(soup):
-    found_K2 = positions(soup.tree)
-    assert found_K2.shape == (DOMAINS, 2) and found_K2.min() == 0 and found_K2.max() == 1
-    leaves_KD = np.repeat(np.eye(3, 5, dtype=np.float32), 2, axis=0)
-    leaves_KD[::2, 3] = 0.01
-    leaves_KD[5] = np.nan
-    tree = type(soup.tree)(
-        coarse_CD=leaves_KD[:1],
-        leaves_KD=leaves_KD,
-        counts_K=np.array([5, 5, 5, 5, 5, 0]),
-        mean_distance_K=np.zeros(6, np.float32),
-    )
-    flat_K2 = positions(tree)
-    assert np.isnan(flat_K2[5]).all() and np.isfinite(flat_K2[:5]).all()
-    apart = np.linalg.norm(flat_K2[:5, None] - flat_K2[None, :5], axis=2)
-    assert max(apart[0, 1], apart[2, 3]) < 0.05 < 0.5 < min(apart[0, 2], apart[2, 4], apart[0, 4])
 
 
 # A real process.
