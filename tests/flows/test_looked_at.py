@@ -121,6 +121,14 @@ def test_the_run_is_seen_in_both_dashboards(running, watched):
         page.goto(f"{known.prefect_url}/runs")
         page.get_by_text(running.api.flow_run(watched)["name"]).first.wait_for()
         screenshot(page, "prefect-runs")
+        page.goto(f"{known.prefect_url}/runs/flow-run/{watched}")
+        page.get_by_text("pretrain watched").first.wait_for()
+        screenshot(page, "prefect-run", full_page=True)
+        page.goto(f"{known.prefect_url}/artifacts/artifact/{card['id']}")
+        page.get_by_text("Soup watched, step").first.wait_for()
+        curve = page.get_by_role("img", name="training loss by step")
+        assert curve.evaluate("image => image.complete && image.naturalWidth > 300")
+        screenshot(page, "prefect-card", full_page=True)
 
 
 def artifact(running, run: str, key: str):
