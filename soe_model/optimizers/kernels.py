@@ -61,7 +61,8 @@ def _update(
     first += share1 * (gradient - first)
     if FACTORED:
         of_columns = tl.load(columns_ptr + columns)
-        total = tl.maximum(tl.sum(of_columns), 1e-38)
+        # Smaller numbers are no normal float32, and Triton 3.7 takes them for float64.
+        total = tl.maximum(tl.sum(of_columns), 1.2e-38)
         square = tl.load(rows_ptr + expert * (stride // BLOCK) + block) / total * of_columns
     else:
         square = tl.load(second_ptr + here).to(tl.float32)
@@ -88,7 +89,7 @@ def _update(
         blocks = tl.reshape(first, (BLOCK // SCALED, SCALED))
         scale = tl.max(tl.abs(blocks), axis=1) / 127
         chance = tl.reshape((bits & 0xFFFF).to(tl.float32) / 65536, (BLOCK // SCALED, SCALED))
-        rounded = tl.floor(blocks / tl.maximum(scale, 1e-38)[:, None] + chance)
+        rounded = tl.floor(blocks / tl.maximum(scale, 1.2e-38)[:, None] + chance)
         rounded = tl.minimum(tl.maximum(rounded, -127.0), 127.0)
         tl.store(first_ptr + here, tl.reshape(rounded, (BLOCK,)).to(tl.int8))
         tl.store(scale_ptr + scales, scale)

@@ -68,7 +68,7 @@ def to_int8(values_Nt: torch.Tensor, bits: torch.Tensor) -> tuple[torch.Tensor, 
     """int8 [N, t] and the scale of each block, float32 [N, t / BLOCK]; rounded by 16 random bits."""
     blocks = values_Nt.view(len(values_Nt), -1, BLOCK)
     scale = blocks.abs().amax(2) / 127
-    whole = blocks / scale.clamp(min=1e-38)[..., None]
+    whole = blocks / scale.clamp(min=1.2e-38)[..., None]
     chance = bits.view(blocks.shape).to(torch.float32) / 65536
     return torch.floor(whole + chance).clamp(-127, 127).to(torch.int8).view(values_Nt.shape), scale
 

@@ -120,5 +120,5 @@ def outer(coefficients_WN: torch.Tensor, grads_Wt: torch.Tensor) -> torch.Tensor
 def _from_factors(rows_Nb: torch.Tensor, columns_t: torch.Tensor) -> torch.Tensor:
     """float32 [N, t]: each block's row sums times column sums over their common total."""
     blocks_bF = columns_t.view(-1, FACTORED)
-    total_b = blocks_bF.sum(1).clamp(min=1e-38)
+    total_b = blocks_bF.sum(1).clamp(min=1.2e-38)
     return ((rows_Nb / total_b)[..., None] * blocks_bF).view(len(rows_Nb), -1)
