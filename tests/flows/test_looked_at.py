@@ -113,22 +113,23 @@ def test_the_run_is_seen_in_both_dashboards(running, watched):
         page.goto(f"{known.dashboard_url}/#/actors")
         page.get_by_text("RayTrainWorker").first.wait_for()
         screenshot(page, "ray-actors")
-        page.goto(known.prefect_url)
+        prefect = f"{known.prefect_url}/v2"
+        page.goto(f"{prefect}/login")
         page.evaluate(
             "text => localStorage.setItem('prefect-password', text)",
             base64.b64encode(password.encode()).decode(),
         )
-        page.goto(f"{known.prefect_url}/runs")
-        page.get_by_text(running.api.flow_run(watched)["name"]).first.wait_for()
-        screenshot(page, "prefect-runs")
-        page.goto(f"{known.prefect_url}/runs/flow-run/{watched}")
-        page.get_by_text("pretrain watched").first.wait_for()
-        screenshot(page, "prefect-run", full_page=True)
-        page.goto(f"{known.prefect_url}/artifacts/artifact/{card['id']}")
-        page.get_by_text("Soup watched, step").first.wait_for()
+        name = running.api.flow_run(watched)["name"]
+        for shot, address, text in (
+            ("prefect-runs", "runs", name),
+            ("prefect-run", f"runs/flow-run/{watched}?tab=Artifacts", "pretrain-soe-pretrain-watched"),
+            ("prefect-card", f"artifacts/artifact/{card['id']}", "Soup watched, step"),
+        ):
+            page.goto(f"{prefect}/{address}")
+            page.get_by_text(text).first.wait_for()
+            screenshot(page, shot)
         curve = page.get_by_role("img", name="training loss by step")
         assert curve.evaluate("image => image.complete && image.naturalWidth > 300")
-        screenshot(page, "prefect-card", full_page=True)
 
 
 def artifact(running, run: str, key: str):
