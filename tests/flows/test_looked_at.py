@@ -52,8 +52,7 @@ def test_every_expression_of_the_dashboard_has_an_answer(running, watched):
         return {e for e, answer in found.items() if not answer["result"]}
 
     eventually(lambda: not unanswered())
-    known = ask_prometheus(running, "label/__name__/values")
-    assert AT_THE_END_ONLY <= set(known)
+    eventually(lambda: AT_THE_END_ONLY <= set(ask_prometheus(running, "label/__name__/values")))
     rows = ask_prometheus(
         running, "series?" + urllib.parse.urlencode({"match[]": '{__name__=~"ray_soe_.*"}'})
     )
