@@ -1,0 +1,102 @@
+"""What `soe serve` answers."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import pytest
+import torch
+
+from flows.serving.generation import TextStream
+from flows.serving.limits import Refused
+from flows.serving.recipe_box import RecipeBox
+from flows.serving.specialists import Specialists
+from pipeline.tokenizer import load_tokenizer
+from soe_model.recipe import instance_of, read_recipe
+from soe_model.specialization import materialize
+from tests.served_soup import TOPICS, sentences
+
+
+def test_where_texts_fall_and_what_the_specialist_is_worth(made, client):
+    assert [row["domain"] for row in made["domains"]] == [0, 3]
+    assert sum(row["weight"] for row in made["domains"]) == pytest.approx(1) and made["texts"]["count"] == 13
+    assert made["domains"][0]["words"][0] == "cooking" and len(made["position"]) == 2
+    assert made["losses"].keys() >= {"made", "generic_instance", "windows"} and not made["no_losses_because"]
+    assert any("Only 13 texts" in warning for warning in made["warnings"])
+    few = client.post("/api/specialists", json={"texts": sentences("music", 9)}).json()
+    assert few["losses"] is None and "Fewer than 10 passages" in few["no_losses_because"]
+    assert [row["domain"] for row in few["domains"]] == [7]
+    far = client.post("/api/specialists", json={"texts": "zxqv 0x7f 0x3a ; ; ; {{{ }}} %%% 8812 4471"}).json()
+    assert any("far from every domain" in warning for warning in far["warnings"])
+    listed = client.get("/api/specialists").json()
+    assert {made["id"], few["id"], far["id"]} <= {one["id"] for one in listed["specialists"]}
+    assert client.get(f"/api/specialists/{made['id']}").json() == made
+
+
+def test_the_same_texts_give_the_same_specialist_in_any_order_of_requests(made, client):
+    client.post("/api/specialists", json={"texts": sentences("sailing", 3)})
+    again = client.post("/api/specialists", json={"texts": [*sentences("cooking", 12), *sentences("law", 4)]})
+    assert again.json() == made
+
+
+def test_a_recipe_is_enough_to_make_the_model_again(made, soup, home, tmp_path):
+    file = tmp_path / "specialist.json"
+    file.write_text(json.dumps(made["recipe"]))
+    kept = home / "served" / "topics" / f"{made['id']}.json"
+    assert json.loads(kept.read_text()) == made["recipe"]
+    manifest = materialize(read_recipe(file), soup, tmp_path / "again")
+    assert manifest.counts["tensors"] == made["recipe"]["counts"]["tensors"]
+
+
+def test_models_are_kept_up_to_the_bound_and_made_again_alike(made, client, specialists):
+    others = [client.post("/api/specialists", json={"texts": sentences(t, 3)}).json()["id"] for t in TOPICS]
+    assert made["id"] not in specialists._models and len(specialists._models) == 2
+    model = specialists.model(others[0])
+    assert specialists.model(others[0]) is model and len(specialists._models) == 2
+    expected = instance_of(specialists.box.recipe(made["id"]), specialists.soup)
+    found = torch.nn.utils.parameters_to_vector(specialists.model(made["id"]).parameters())
+    assert torch.equal(found.sort().values, expected.sort().values)
+
+
+def test_recipes_outlast_the_service_and_stay_with_their_soup(made, soup, home):
+    again = Specialists(soup)
+    assert made["id"] in dict(again.box.ids()) and again.describe(made["id"]) == made
+    other = RecipeBox("0" * 64, "topics")
+    assert not other.ids()
+    with pytest.raises(Refused, match="There is no specialist"):
+        other.recipe(made["id"])
+
+
+def test_the_zip_is_a_model_that_writes_the_same(made, client, home, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    answer = client.get(f"/api/specialists/{made['id']}.zip")
+    assert answer.status_code == 200 and answer.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        archive.extractall(tmp_path)
+    folder = tmp_path / f"specialist-{made['id']}"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt = "simmer the onion"
+    ids = tokenizer(prompt, return_tensors="pt")
+    with torch.no_grad():
+        wrote = model.generate(**ids, max_new_tokens=20, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    both = client.post("/api/generate", json={"id": made["id"], "prompt": prompt, "max_tokens": 20}).json()
+    assert both["specialist"]["text"] == tokenizer.decode(wrote, skip_special_tokens=True)
+    assert both["generic"]["text"] != both["specialist"]["text"]
+    assert not list((home / "served" / "topics").glob(".work-*"))
+
+
+@pytest.mark.parametrize("stop", [(), (" 日",), ("zzz", "😀 b"), ("n",)])
+def test_streamed_pieces_are_whole_and_never_show_a_stop(soup, stop):
+    tokenizer = load_tokenizer(soup.folder / "tokenizer.json")
+    text = "naïve — 日本 😀😀 bé end"
+    pieces: list[str] = []
+    stream = TextStream(tokenizer, stop, pieces.append)
+    for token in tokenizer.tokenizer.encode(text).ids:
+        stream.feed(token)
+    stream.finish()
+    expected = min((text.partition(one)[0] for one in stop), key=len, default=text)
+    assert "".join(pieces) == stream.text == expected
+    assert all("\ufffd" not in piece for piece in pieces) and (stop or len(pieces) > 5)
