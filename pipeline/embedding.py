@@ -26,7 +26,8 @@ from pipeline.tasks import Report, available_cores, ignore_progress
 from pipeline.word_pieces import WordPieces, embed_word_pieces, tokenize, tokenizer_of
 from storage_schema.arrow_files import check_schema, read_arrow, read_parquet
 from storage_schema.corpus import embeddings_schema
-from storage_schema.manifest import Manifest, Stage
+from storage_schema.manifest import Manifest
+from storage_schema.stage import Stage
 
 BATCH_SIZE = {"cpu": 32, "cuda": 256}
 

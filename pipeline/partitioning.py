@@ -28,7 +28,8 @@ from pipeline.passages import part_files
 from pipeline.scatter import Folders, read_arrays, scatter_part, write_arrays
 from pipeline.tasks import Report, available_cores, ignore_progress, run_tasks
 from storage_schema.domains import INDEX
-from storage_schema.manifest import Manifest, Stage
+from storage_schema.manifest import Manifest
+from storage_schema.stage import Stage
 from storage_schema.tree import Tree
 
 ROOT = -1

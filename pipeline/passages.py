@@ -25,7 +25,8 @@ from pipeline.selection import Part, Selection, rows_of, select_passages
 from pipeline.tasks import Report, ignore_progress, run_tasks
 from storage_schema.arrow_files import read_parquet
 from storage_schema.corpus import PASSAGES, SPLITS, part_name
-from storage_schema.manifest import Manifest, Stage
+from storage_schema.manifest import Manifest
+from storage_schema.stage import Stage
 
 GROUP_BYTES = 16 << 20
 

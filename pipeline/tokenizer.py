@@ -20,7 +20,8 @@ from pipeline.cutting import text_hash
 from pipeline.passages import part_files
 from storage_schema.arrow_files import read_parquet
 from storage_schema.json_files import read_bounded
-from storage_schema.manifest import Manifest, Stage, StoreError, read_manifest, write_atomically
+from storage_schema.manifest import Manifest, StoreError, read_manifest, write_atomically
+from storage_schema.stage import Stage
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")

@@ -18,14 +18,8 @@ from soe_model.flat import unflatten
 from soe_model.model_card import model_card
 from soe_model.recipe import FINE_TUNED, Recipe, check_recipe, instance_of, recipe_of, tensors_digest
 from soe_model.soup import SoupOfExperts
-from storage_schema.manifest import (
-    Manifest,
-    StoreError,
-    manifest_name,
-    open_stage,
-    read_manifest,
-    verify_files,
-)
+from storage_schema.manifest import Manifest, StoreError, manifest_name, read_manifest, verify_files
+from storage_schema.stage import open_stage
 
 END_OF_TEXT = "<|endoftext|>"
 MODEL = "model.safetensors"

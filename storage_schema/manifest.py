@@ -1,9 +1,4 @@
-"""A stage is a folder whose manifest is written last.
-
-While a stage is being built it lives in ``<folder>.partial``; :meth:`Stage.finish` hashes its files, writes
-the manifest and renames the folder into place. So a folder without the suffix is finished, whatever
-crashed before, and a ``.partial`` one holds reusable work of exactly one configuration.
-"""
+"""The manifest of a finished folder: what it was made with and of, and the size and sha256 of each of its files."""
 
 from __future__ import annotations
 
@@ -11,18 +6,14 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from storage_schema.json_files import read_bounded, read_object
+from storage_schema.json_files import read_object
 from storage_schema.versions import SCHEMA_VERSION, WRITTEN_BY, version_problem
 
-PARTIAL_SUFFIX = ".partial"
 MANIFEST_NAMES = {"soup": "soup.json", "specialist": "specialist.json"}
-_PLAN_NAME = "plan.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -101,85 +92,6 @@ class Manifest:
         return json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-@dataclass(kw_only=True)
-class Stage:
-    """A stage being opened: either ``finished`` already, or to be built in ``work``."""
-
-    folder: Path
-    kind: str
-    configuration: dict[str, Any]
-    inputs: dict[str, str]
-    finished: Manifest | None
-    work: Path
-    damage: str | None = None
-    """Why a stage that was finished is to be built again: a file of it is gone, or has another size."""
-    _start: float = field(default_factory=time.monotonic)
-
-    def finish(self, counts: dict[str, Any]) -> Manifest:
-        """Hash the files in ``work``, write the manifest, and rename the folder into place."""
-        (self.work / _PLAN_NAME).unlink(missing_ok=True)
-        manifest = Manifest(
-            kind=self.kind,
-            configuration=self.configuration,
-            inputs=self.inputs,
-            counts=counts,
-            files=tuple(_entries(self.work)),
-            seconds=round(time.monotonic() - self._start, 3),
-        )
-        write_atomically(self.work / manifest_name(self.kind), manifest.to_json())
-        _replace_folder(self.work, self.folder)
-        self.finished = manifest
-        return manifest
-
-
-def open_stage(
-    folder: str | Path,
-    *,
-    kind: str,
-    configuration: dict,
-    inputs: dict[str, str],
-    rebuild: bool | None = False,
-) -> Stage:
-    """Open the stage at `folder`: finished with these settings, or ready to be built (or resumed).
-
-    A finished one that lacks a file, or has one of another size, is to be built again; that its bytes are what they
-    were is not looked at (:func:`verify_files`).
-
-    Raises :class:`StoreError` when a finished stage was made with other settings or inputs, unless
-    `rebuild`, which replaces it once the new one is complete. None means that the caller never rebuilds:
-    the message does not offer it.
-    """
-    folder, configuration = Path(folder), json.loads(canonical_json(configuration))
-    work = folder.with_name(folder.name + PARTIAL_SUFFIX)
-    finished = damage = None
-    if not folder.exists() and (work / manifest_name(kind)).exists():
-        _replace_folder(work, folder)  # a crash came between the manifest and the rename
-    if folder.exists():
-        finished = read_manifest(folder, kind)
-        changes = _differences(finished, configuration, inputs)
-        if changes and not rebuild:
-            way_out = "remove the folder" if rebuild is None else "rebuild=true to replace it"
-            raise StoreError(
-                f"{folder} was built with other settings: {'; '.join(changes)}. Use another name, or {way_out}."
-            )
-        if not changes:
-            damage = _damage(folder, finished)
-        if changes or damage:
-            finished = None
-    stage = Stage(
-        folder=folder,
-        kind=kind,
-        configuration=configuration,
-        inputs=inputs,
-        finished=finished,
-        work=work,
-        damage=damage,
-    )
-    if finished is None:
-        _prepare_work(work, canonical_json({"kind": kind, "configuration": configuration, "inputs": inputs}))
-    return stage
-
-
 def read_manifest(folder: str | Path, kind: str, *, name: str | None = None) -> Manifest:
     """Read and check the manifest of a finished stage (not its files; see :func:`verify_files`).
 
@@ -253,59 +165,3 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
-
-
-def _damage(folder: Path, manifest: Manifest) -> str | None:
-    try:
-        verify_files(folder, manifest, content=False)
-    except StoreError as error:
-        return str(error)
-    return None
-
-
-def _entries(folder: Path) -> list[FileEntry]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return [
-        FileEntry(path=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=file_digest(p))
-        for p in files
-    ]
-
-
-def _differences(manifest: Manifest, configuration: dict, inputs: dict[str, str]) -> list[str]:
-    changes = []
-    for label, old, new in (
-        ("", manifest.configuration, configuration),
-        ("input ", manifest.inputs, inputs),
-    ):
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                changes.append(f"{label}{key} was {old.get(key)!r}, now {new.get(key)!r}")
-    return changes
-
-
-def _prepare_work(work: Path, plan: str) -> None:
-    """Keep unfinished work of the same plan; throw away that of another."""
-    record = work / _PLAN_NAME
-    if work.exists() and not (record.exists() and read_bounded(record, len(plan.encode())) == plan.encode()):
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    write_atomically(record, plan)
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`; what was there stays until the new one is in place."""
-    old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(new, folder)
-    _sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

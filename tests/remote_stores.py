@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage_schema.domains import INDEX, DomainStore, partition_path, partition_schema
-from storage_schema.manifest import open_stage
+from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.s3_server import BUCKET, upload
 

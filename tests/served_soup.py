@@ -18,7 +18,7 @@ from soe_model.backbone import gpt2_config
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.soup import write_soup
 from soe_model.training import SoupTrainer
-from storage_schema.manifest import open_stage
+from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 
 PIECES, POSITIONS, DOMAINS = 16, 64, 8

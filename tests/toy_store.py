@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.tokenizer import load_tokenizer, train_tokenizer
 from storage_schema.domains import INDEX, partition_path, partition_schema
-from storage_schema.manifest import Stage, open_stage
+from storage_schema.stage import Stage, open_stage
 from storage_schema.tree import Tree
 
 VOCAB = 64

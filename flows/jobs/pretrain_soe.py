@@ -23,7 +23,8 @@ from soe_model.presets import SoupConfig, TrainingConfig
 from storage_schema.json_files import read_object
 from storage_schema.layout import run_folder, soup_folder, store_place
 from storage_schema.lock import only_writer
-from storage_schema.manifest import open_stage, read_manifest, write_atomically
+from storage_schema.manifest import read_manifest, write_atomically
+from storage_schema.stage import open_stage
 
 CARRIED_OUT = "micro_batch_size", "compile_model", "deterministic"
 """Fields of TrainingConfig that a resumed run may change: they leave the result as it is, to rounding."""

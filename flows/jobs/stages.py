@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.tasks import is_disk_full
 from storage_schema.layout import additions_folder
-from storage_schema.manifest import Manifest, Stage, StoreError, open_stage
+from storage_schema.manifest import Manifest, StoreError
+from storage_schema.stage import Stage, open_stage
 
 
 class Stages:
@@ -26,7 +27,7 @@ class Stages:
         """Of each stage: ``skipped``, ``digest``, ``counts``, ``seconds``."""
 
     def open(self, kind: str, configuration: dict, inputs: dict[str, str]) -> Stage:
-        """Open a stage (see :func:`storage_schema.manifest.open_stage`)."""
+        """Open a stage (see :func:`storage_schema.stage.open_stage`)."""
         stage = open_stage(
             self.folder / kind, kind=kind, configuration=configuration, inputs=inputs, rebuild=self.rebuild
         )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from soe_model.recipe import FINE_TUNED, Recipe, check_recipe
 from soe_model.soup import SoupOfExperts
-from storage_schema.manifest import PARTIAL_SUFFIX, StoreError
+from storage_schema.manifest import StoreError
+from storage_schema.stage import PARTIAL_SUFFIX
 
 
 def used_experts(recipe: Recipe, soup: SoupOfExperts) -> list[tuple[int, float]]:

@@ -34,7 +34,7 @@ from pipeline.runtimes import with_runtime
 from pipeline.selection import Selection
 from pipeline.tasks import available_cores
 from pipeline.word_pieces import embed_word_pieces, tokenize, tokenizer_of
-from storage_schema.manifest import open_stage
+from storage_schema.stage import open_stage
 
 
 def bare(model, texts: list[str], max_seq_length: int) -> float:

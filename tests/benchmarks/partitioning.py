@@ -33,7 +33,7 @@ from pipeline.scatter import Folders
 from pipeline.selection import Selection
 from pipeline.tasks import available_cores, run_tasks
 from pipeline.tokenizer import build_tokenizer
-from storage_schema.manifest import open_stage
+from storage_schema.stage import open_stage
 from tests.benchmarks.memory import Sampler
 
 MARK = "SOE_BENCHMARK_OF_PARTITIONING"

@@ -14,7 +14,7 @@ from flows.progress_text import artifact_key, describe, parse_description, perce
 from flows.settings import Pretrain
 from storage_schema.domains import DomainStore
 from storage_schema.layout import run_folder, soup_folder
-from storage_schema.manifest import open_stage
+from storage_schema.stage import open_stage
 from tests.toy_store import make_store
 
 PNG = re.compile(r"!\[[^]]*\]\(data:image/png;base64,([A-Za-z0-9+/=]+)\)")

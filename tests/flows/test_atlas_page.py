@@ -14,7 +14,8 @@ from flows.atlas_page import write_atlas
 from pipeline.planted import planted_languages
 from storage_schema.domains import DomainStore
 from storage_schema.layout import soup_folder
-from storage_schema.manifest import StoreError, open_stage
+from storage_schema.manifest import StoreError
+from storage_schema.stage import open_stage
 from tests.extras import chromium
 from tests.toy_store import make_store, write_texts
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from flows import comparison, demo
 from flows.settings import BuildDomains, Pretrain, Specialize
 from storage_schema.layout import run_folder, specialist_folder, store_folder
-from storage_schema.manifest import open_stage
+from storage_schema.stage import open_stage
 
 SETTINGS = {"build-domains": BuildDomains, "pretrain-soe": Pretrain, "specialize": Specialize}
 

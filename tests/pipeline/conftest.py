@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from pipeline import locations, remote_files
-from storage_schema.manifest import open_stage
+from storage_schema.stage import open_stage
 from tests.flaky_proxy import proxy_to
 from tests.remote_stores import MORE, SIZES, VOCAB, upload_once, write_part
 from tests.s3_server import upload

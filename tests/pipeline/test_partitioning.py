@@ -23,7 +23,8 @@ from pipeline.scatter import Folders
 from pipeline.selection import Selection
 from pipeline.tokenizer import build_tokenizer, load_tokenizer
 from storage_schema.domains import DomainStore, partition_path, partition_schema
-from storage_schema.manifest import StoreError, open_stage, verify_files
+from storage_schema.manifest import StoreError, verify_files
+from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 
 LANGUAGES = 4

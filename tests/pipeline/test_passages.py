@@ -11,7 +11,7 @@ from pipeline.cutting import cut_passages
 from pipeline.passages import build_passages, part_files
 from pipeline.selection import Selection
 from storage_schema.corpus import PASSAGES
-from storage_schema.manifest import open_stage
+from storage_schema.stage import open_stage
 
 
 def write_lines(path, records):

@@ -10,7 +10,8 @@ from pipeline import tokenizer as tokenizer_module
 from pipeline.cutting import text_hash
 from pipeline.tokenizer import END_OF_TEXT, build_tokenizer, load_tokenizer, train_tokenizer
 from storage_schema.corpus import PASSAGES
-from storage_schema.manifest import StoreError, file_digest, open_stage
+from storage_schema.manifest import StoreError, file_digest
+from storage_schema.stage import open_stage
 
 TEXTS = [
     "the cat sat on the mat\n",

@@ -16,7 +16,7 @@ from soe_model.flat import unflatten
 from soe_model.recipe import instance_of, make_recipe
 from soe_model.soup import SoupOfExperts, write_soup
 from soe_model.specialization import write_specialist
-from storage_schema.manifest import open_stage
+from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.soe_model.test_training import K, make_trainer
 from tests.toy_store import write_texts

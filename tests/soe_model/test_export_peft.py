@@ -12,7 +12,8 @@ from soe_model.exports.peft import write_peft
 from soe_model.flat import unflatten
 from soe_model.recipe import instance_of, make_recipe
 from soe_model.soup import SoupOfExperts, write_soup
-from storage_schema.manifest import StoreError, open_stage
+from storage_schema.manifest import StoreError
+from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.extras import needs
 from tests.soe_model.test_soup import made  # noqa: F401 (a fixture)

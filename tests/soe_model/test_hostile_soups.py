@@ -15,14 +15,8 @@ from soe_model.checkpoint import DamagedCheckpoint, is_whole, load_checkpoint, s
 from soe_model.recipe import check_recipe, make_recipe, read_recipe
 from soe_model.soup import SoupOfExperts, write_soup
 from storage_schema.layout import DOMAIN_WORDS
-from storage_schema.manifest import (
-    Manifest,
-    StoreError,
-    content_digest,
-    file_digest,
-    open_stage,
-    read_manifest,
-)
+from storage_schema.manifest import Manifest, StoreError, content_digest, file_digest, read_manifest
+from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.hostile import JSON, SAFETENSORS, forged, safetensors
 from tests.soe_model.test_training import BACKBONE, K, make_trainer

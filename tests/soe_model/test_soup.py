@@ -13,7 +13,8 @@ from soe_model.flat import unflatten
 from soe_model.recipe import make_recipe
 from soe_model.soup import SoupOfExperts, write_soup
 from soe_model.specialization import write_specialist
-from storage_schema.manifest import StoreError, open_stage
+from storage_schema.manifest import StoreError
+from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.soe_model.test_training import BACKBONE, K, make_batch, make_trainer
 from tests.toy_store import make_store

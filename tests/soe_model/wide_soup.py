@@ -14,7 +14,7 @@ from soe_model.backbone import build_backbone, gpt2_config
 from soe_model.bank_files import SHARED, expert_file
 from soe_model.flat import unflatten
 from soe_model.router import Router
-from storage_schema.manifest import open_stage
+from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 
 DOMAINS, VOCABULARY = 4, 512

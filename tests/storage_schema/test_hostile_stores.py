@@ -10,7 +10,8 @@ import pytest
 from storage_schema.domains import INDEX, DomainStore, partition_path
 from storage_schema.json_files import read_json
 from storage_schema.lock import LOCK, only_writer
-from storage_schema.manifest import StoreError, open_stage, read_manifest, verify_files
+from storage_schema.manifest import StoreError, read_manifest, verify_files
+from storage_schema.stage import open_stage
 from storage_schema.verified import STAMP, verify_once
 from tests.hostile import EXTENSIONS, JSON, PICKLE, forged
 from tests.toy_store import make_store

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from storage_schema.manifest import StoreError, open_stage, read_manifest, verify_files
+from storage_schema.manifest import StoreError, read_manifest, verify_files
+from storage_schema.stage import open_stage
 
 
 def build(folder, configuration=None, **options):

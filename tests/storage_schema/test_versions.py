@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from storage_schema.manifest import StoreError, open_stage, read_manifest
+from storage_schema.manifest import StoreError, read_manifest
+from storage_schema.stage import open_stage
 from storage_schema.versions import RELEASE, SCHEMA_VERSION, WRITTEN_BY, version_problem
 from tests.storage_schema.test_manifest import build
 
