@@ -30,6 +30,9 @@ BLOCKS_AHEAD = 8
 """Blocks that a task makes before they are taken. Ray Data's own default, 2, leaves the fetcher waiting."""
 TASK_WINDOWS = 64
 """Windows that one Ray task reads: a run of a million steps is some hundred tasks."""
+FETCHER_CPUS = 0.01
+"""Next to nothing: all ranks' fetchers must run at once, for a rank that has no data holds up the others, and a machine
+of N workers may have one logical CPU besides."""
 PRESERVE_ORDER = True
 """Ray Data's own default is False: blocks in the order in which they were finished."""
 
@@ -139,7 +142,8 @@ class MixtureStream:
         from ray.data import ActorPoolStrategy
 
         windows = -(-(stop - start) // self.window)
-        dataset = ray.data.range(windows, override_num_blocks=-(-windows // TASK_WINDOWS))
+        # Made here: ray.data.range makes them in tasks, which want a whole CPU.
+        dataset = ray.data.from_items(list(range(windows)), override_num_blocks=-(-windows // TASK_WINDOWS))
         dataset.context.execution_options.preserve_order = PRESERVE_ORDER
         dataset.context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_AHEAD
         # A little below a window's bytes: each window becomes one block.
@@ -151,7 +155,7 @@ class MixtureStream:
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=self.fetchers),
-            num_cpus=0.25,
+            num_cpus=FETCHER_CPUS,
             udf_modifying_row_count=True,
         )
         return iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
@@ -196,9 +200,9 @@ class Fetch:
         return self.reader.read(steps.domain_TB.reshape(-1), steps.row_TB.reshape(-1))
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """A block of ``ray.data.range`` holds the numbers of some windows."""
+        """A block holds the numbers of some windows."""
         window, slots = self.stream.window, self.stream.slots
-        for number in block["id"].to_pylist():
+        for number in block["item"].to_pylist():
             first = self.start + number * window
             last = min(first + window, self.stop)
             tokens = self.tokens(self.stream.plan.steps(first, last, slots))

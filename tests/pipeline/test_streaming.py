@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,26 @@ def fetchers():
     return found
 
 
+def test_all_ranks_get_data_where_hardly_a_cpu_is_left(store, expected, ray_cluster):
+    """Ranks go in step: none is served after another has finished."""
+    import ray
+
+    @ray.remote(num_cpus=3.5)
+    class Workers:
+        def there(self):
+            return True
+
+    workers = Workers.remote()
+    assert ray.get(workers.there.remote())
+    stream = make_stream(store, window_steps=1)
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(check_from, stream, expected, 0, 120, world_size=2, ray=True)
+        try:
+            served.result(timeout=60)
+        finally:
+            ray.kill(workers)
+
+
 @pytest.mark.faults
 def test_a_killed_fetcher_changes_nothing(store, expected, ray_cluster, monkeypatch):
     monkeypatch.setattr(streaming, "TASK_WINDOWS", 8)
@@ -166,7 +187,7 @@ def test_a_killed_fetcher_changes_nothing(store, expected, ray_cluster, monkeypa
 
 def test_a_wrong_order_is_an_error(store):
     stream = make_stream(store, window_steps=4)
-    [table] = Fetch(stream, 10, 14)(pa.table({"id": [0]}))
+    [table] = Fetch(stream, 10, 14)(pa.table({"item": [0]}))
     swapped = table.take([8, *range(1, 8), 0, *range(9, 32)])
     for wrong in (swapped, table.slice(0, 31), table.slice(8)):
         with pytest.raises(StreamError, match="expected whole steps in order from 10 on"):
