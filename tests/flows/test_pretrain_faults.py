@@ -310,7 +310,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once(home):  # noqa: F811
 @pytest.mark.faults
 def test_out_of_memory_says_what_was_asked_and_what_helps(home, monkeypatch):  # noqa: F811
     """Where the reckoning before the run was wrong."""
-    monkeypatch.setattr(pretrain_soe, "check_fits", lambda *_, **__: None)
+    for check in ("check_fits", "check_disk"):
+        monkeypatch.setattr(pretrain_soe, check, lambda *_, **__: None)
     with pytest.raises(ValueError, match="ran out of memory with preset tiny, 1000000000 experts") as raised:
         pretrain_soe.run(Pretrain(name="huge", **SETTINGS | {"num_experts": 10**9}))
     for word in ("optimizer adam", "micro_batch_size", "more workers", "soe plan"):
