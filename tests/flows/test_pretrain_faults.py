@@ -209,7 +209,7 @@ def test_a_killed_node_changes_nothing(home, undisturbed):  # noqa: F811
 CALM = dict(
     steps=300, checkpoint_every=40, learning_rate=3e-4, expert_learning_rate=3e-4, router_learning_rate=3e-4
 )
-"""Rates at which a sum's other rounding stays within 1e-6 of the loss for 300 steps, where one lost batch costs 6e-3
+"""Rates at which a sum's other rounding stays within 1e-6 of the loss for 300 steps, where one lost batch costs 4e-3
 (tests/benchmarks/rounding.py). At the preset's rates the one grows to the other within 200 steps."""
 
 

@@ -88,13 +88,13 @@ def undisturbed(running) -> Pretraining:
     return Pretraining(running, "undisturbed").completed()
 
 
-def kill(place, component: str, *, group: bool = False, number: int = signal.SIGKILL) -> None:
+def kill(place, component: str, *, group: bool = False) -> None:
     """Kill a component of the stack, or all processes of its group."""
     pid = place.stack().processes[component].pid
     if group:
-        os.killpg(os.getpgid(pid), number)
+        os.killpg(os.getpgid(pid), signal.SIGKILL)
     else:
-        os.kill(pid, number)
+        os.kill(pid, signal.SIGKILL)
     eventually(lambda: not place.stack().alive(component), 30)
 
 
