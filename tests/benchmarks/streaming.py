@@ -5,8 +5,9 @@
 A store of 4096 domains of 64 windows of 1024 random tokens each (0.5 GB, kept under SOE_HOME), batches of 128
 sequences from mixtures of 4 domains, another one every step. Parts measured:
 
-- in process, one thread: the plan; plan and gather with the page cache warm and cold; beside them the copy of as
-  many bytes in one piece, and of the same rows one by one (a memory copy of 2 KB pieces from all over the store).
+- in process, one thread: the plan; plan and gather with the page cache warm and cold; beside them copies of as many
+  bytes: windows in one piece each, one after the other from as much memory as the store is, into one array and into
+  new ones as the gather's are; the same rows one by one (2 KB pieces from all over the store).
 - in Ray Train workers, through Ray Data: steps a second for one and two workers and several window sizes, and
   the seconds to the first batch and to the first that Ray fetched.
 - a resume at step 10^6 beside one at step 0; memory and mappings over many steps.
@@ -36,7 +37,8 @@ from storage_schema.layout import home
 from tests.toy_store import write_store
 
 K, WINDOWS, L, B, S = 4096, 64, 1024, 128, 4
-STEPS = 1000
+STEPS, COLD_STEPS = 10_000, 250
+COPIES = ("copy", "new_copy", "row_copy")
 
 
 def random_store() -> Path:
@@ -67,7 +69,7 @@ def in_process(stream: MixtureStream, runs: int) -> dict[str, float]:
     starts = range(0, STEPS, stream.window)
     ends = [min(start + stream.window, STEPS) for start in starts]
     cold = _cold(stream)
-    rates: dict[str, list[float]] = {name: [] for name in ("plan", "gather", "stream", "copy", "row_copy")}
+    rates: dict[str, list[float]] = {name: [] for name in ("plan", "gather", "stream", *COPIES)}
     fetch = Fetch(stream)
     for _ in range(runs + 1):  # the first maps every partition and is not counted
         plans = [stream.plan.steps(start, end) for start, end in zip(starts, ends, strict=True)]
@@ -79,7 +81,7 @@ def in_process(stream: MixtureStream, runs: int) -> dict[str, float]:
             fetch.reader.read(steps.domain_TB.reshape(-1), steps.row_TB.reshape(-1))
         gathered = time.perf_counter()
         for start, end in zip(starts, ends, strict=True):
-            fetch.tokens(start, end)
+            fetch.tokens(stream.plan.steps(start, end))
         streamed = time.perf_counter()
         rates["plan"].append(STEPS / (planned - begun))
         rates["gather"].append(STEPS / (gathered - planned))
@@ -95,13 +97,13 @@ def _cold(stream: MixtureStream) -> float:
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     begun = time.perf_counter()
-    for _ in stream.in_process(0, STEPS // 4):
+    for _ in stream.in_process(0, COLD_STEPS):
         pass
-    return STEPS // 4 / (time.perf_counter() - begun)
+    return COLD_STEPS / (time.perf_counter() - begun)
 
 
 def _copies(stream: MixtureStream, plans) -> dict[str, float]:
-    """Steps a second of copying a step's bytes: in one piece, and row by row from where they lie.
+    """Steps a second of copying a step's bytes: in one piece into one array, into new ones, and row by row.
 
     The rows' addresses are worked out before, and the C library copies them: nothing but its own call is ours.
     """
@@ -109,22 +111,30 @@ def _copies(stream: MixtureStream, plans) -> dict[str, float]:
     [part] = stream.open_store().parts
     mapped = [part.tokens(domain) for domain in range(K)]
     bases = np.array([tokens.ctypes.data for tokens in mapped])
-    target = np.empty(stream.window * B * size, np.uint8)
-    source = np.ones_like(target)
+    memory, target = np.ones(K * WINDOWS * size, np.uint8), np.ones(stream.window * B * size, np.uint8)
+    starts = (np.arange(len(plans)) * len(target) % (len(memory) - len(target))).tolist()
+    pieces = [
+        memory[start : start + steps.domain_TB.size * size]
+        for start, steps in zip(starts, plans, strict=True)
+    ]
+    seconds = dict.fromkeys(COPIES, 0.0)
     begun = time.perf_counter()
-    for steps in plans:
-        bytes_there = steps.domain_TB.size * size
-        target[:bytes_there] = source[:bytes_there]
-    copied = time.perf_counter()
-    move, seconds = ctypes.memmove, 0.0
+    for piece in pieces:
+        target[: len(piece)] = piece
+    seconds["copy"] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    for piece in pieces:
+        piece.copy()
+    seconds["new_copy"] = time.perf_counter() - begun
+    move = ctypes.memmove
     for steps in plans:
         sources = (bases[steps.domain_TB] + steps.row_TB * (2 * L)).reshape(-1).tolist()
         targets = (target.ctypes.data + np.arange(len(sources)) * size).tolist()
-        started = time.perf_counter()
+        begun = time.perf_counter()
         for to, at in zip(targets, sources, strict=True):
             move(to, at, size)
-        seconds += time.perf_counter() - started
-    return {"copy": STEPS / (copied - begun), "row_copy": STEPS / seconds}
+        seconds["row_copy"] += time.perf_counter() - begun
+    return {name: STEPS / taken for name, taken in seconds.items()}
 
 
 def _consume(config: dict) -> None:
@@ -201,7 +211,7 @@ def main() -> None:
     print(
         "in process, steps/s: " + ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()), flush=True
     )
-    found["ratios"] = {name: rates["gather"] / rates[name] for name in ("copy", "row_copy")}
+    found["ratios"] = {name: rates["gather"] / rates[name] for name in COPIES}
     print(", ".join(f"gather / {name} {ratio:.0%}" for name, ratio in found["ratios"].items()), flush=True)
     found["many_steps"] = over_many_steps(stream, options.many_steps)
     print(f"over {options.many_steps:,} steps: {found['many_steps']}", flush=True)

@@ -55,8 +55,9 @@ def test_a_tile_in_the_middle_touches_nothing_else():
     before = experts.weights_Np.clone()
     part = [t[:, 1024:] for t in (experts.weights_Np, experts.first_moment, experts.second_moment)]
     numbers = torch.tensor([0.1, 0.001, 1e-3, 1.0, 1e-8])
+    coefficients_WN, grads_Wt = gradients(0, columns=1024)
     kernels.update_tile(
-        part[0], None, part[1], None, part[2], None, None, *gradients(0, columns=1024), numbers, None, None,
+        part[0], None, part[1], None, part[2], None, None, coefficients_WN, grads_Wt, numbers, None, None,
     )  # fmt: skip
     assert torch.equal(experts.weights_Np[:, :1024], before[:, :1024])
     assert (experts.weights_Np[:, 1024:] != before[:, 1024:]).all()
