@@ -114,11 +114,12 @@ class Pretrain(Settings):
     batch_size: int | None = Field(None, ge=1, description="Sequences a step, over all workers.")
     sequence_length: int | None = Field(None, ge=8)
     mixtures_per_step: int | None = Field(None, ge=1, description="W: instances a step; divides batch_size.")
-    meta_distribution: Literal["sparse", "uniform", "dirichlet", "recorded"] = Field(
+    meta_distribution: Literal["sparse", "uniform", "dirichlet", "fixed", "recorded"] = Field(
         "sparse",
         description="The law of the mixtures, the paper's pi: `sparse` draws support_size domains, then uniform "
         "weights on them; `uniform` puts uniform weights on all domains; `dirichlet` draws Dirichlet weights "
-        "(on support_size domains, or on all); `recorded` takes them from `ratios`.",
+        "(on support_size domains, or on all); `recorded` takes them from `ratios`, a row each; `fixed` is the one row "
+        "of `ratios` in every step (with method=generic: CRISP, one model for one set of texts).",
     )
     support_size: int | None = Field(None, ge=1, description="s: domains in a mixture (section 2.4).")
     by_size: bool = Field(
@@ -126,7 +127,10 @@ class Pretrain(Settings):
         description="sparse: draw domains in proportion to their size; dirichlet: mixtures around the generic one.",
     )
     concentration: float = Field(1.0, gt=0, description="dirichlet: the smaller, the sparser.")
-    ratios: str | None = Field(None, description="recorded: path of a ratios.csv (`soe ratios` writes one).")
+    ratios: str | None = Field(
+        None,
+        description="recorded, fixed: path of a ratios.csv (`soe ratios` and `soe weights` write one).",
+    )
     num_experts: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0, description="Of `shared` (and of the generic twin).")
     expert_learning_rate: float | None = Field(None, gt=0)
@@ -159,6 +163,16 @@ class Pretrain(Settings):
         le=4096,
         description="Go on with so few workers when nodes are lost, and with up to num_workers when they are there "
         "(always a divisor of batch_size); none: exactly num_workers.",
+    )
+    window_steps: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Steps that a worker's data comes in at once; none: about 16 MB of it.",
+    )
+    verify_store: bool = Field(
+        False,
+        description="First read all partitions of the store, on this machine, and compare their sha256.",
     )
     resize_check_seconds: float = Field(
         60.0, gt=0, description="With min_workers: how often to look for room for more workers."

@@ -1,4 +1,5 @@
-"""The commands for specialists: ``soe specialize | materialize | verify | blend | score | export | serve``."""
+"""The commands for specialists: ``soe weights | specialize | materialize | verify | blend | score | export |
+serve``."""
 
 from __future__ import annotations
 
@@ -15,6 +16,16 @@ METHODS = get_args(SpecialistMethod)
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the subcommands to those of ``soe``."""
+    weights = commands.add_parser(
+        "weights", help="where a few texts fall among a store's domains, as a table of one mixture"
+    )
+    weights.add_argument("store", help="name or path of the store")
+    weights.add_argument("--texts", required=True, metavar="PATH", help="a file or folder of texts")
+    weights.add_argument("--rule", choices=("flat", "tree"), default="flat")
+    weights.add_argument("--max-texts", type=int, default=200, help="passages that are read (200)")
+    weights.add_argument("--out", metavar="FILE", default="ratios.csv")
+    weights.set_defaults(command=_reporting(_weights))
+
     make = commands.add_parser("specialize", help="a few texts become a small stand-alone model")
     make.add_argument("soup", help="name or path of the soup")
     make.add_argument("--texts", required=True, metavar="PATH", help="a file or folder of texts")
@@ -100,6 +111,18 @@ def _reporting(command: Callable[[argparse.Namespace], int]) -> Callable[[argpar
             return 1
 
     return run
+
+
+def _weights(arguments: argparse.Namespace) -> int:
+    from flows.weighing import write_domain_weights
+
+    found = write_domain_weights(
+        arguments.store, arguments.texts, arguments.out, rule=arguments.rule, max_texts=arguments.max_texts
+    )
+    for warning in found.pop("warnings", []):
+        print(warning, file=sys.stderr)
+    print(f"{arguments.out}: {found['count']} passages in {found['domains']} domains.")
+    return 0
 
 
 def _specialize(arguments: argparse.Namespace) -> int:

@@ -145,7 +145,9 @@ class Fixed:
 
     def check(self, domains: Domains) -> None:
         if np.shape(self.weights_K) != domains.windows_K.shape:
-            raise ValueError(f"{len(self.weights_K)} domain weights for {len(domains.windows_K)} domains.")
+            raise ValueError(
+                f"{len(self.weights_K)} domain weights for {len(domains.windows_K)} domains: give one for each."
+            )
         check_weights(np.arange(len(self.weights_K)), self.weights_K, domains, what="the domain weights")
 
     def uniforms(self, domains: Domains) -> int:
@@ -211,7 +213,8 @@ def check_weights(support: np.ndarray, weights: np.ndarray, domains: Domains, *,
     if support.dtype.kind not in "iu" or not 0 <= support.min() <= support.max() < total:
         raise ValueError(f"{what}: domains are numbers from 0 to {total - 1}, not {support[:8].tolist()}...")
     if len(np.unique(support)) != len(support):
-        raise ValueError(f"{what}: a domain occurs twice.")
+        twice = np.flatnonzero(np.bincount(support) > 1)[0]
+        raise ValueError(f"{what}: domain {twice} occurs twice. Add its weights up.")
     bad = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
     if len(bad):
         raise ValueError(

@@ -87,7 +87,8 @@ class MixturePlan:
         self.seed, self.batch_size, self.mixtures_per_step = seed, batch_size, mixtures_per_step
         if batch_size < 1 or mixtures_per_step < 1 or batch_size % mixtures_per_step:
             raise ValueError(
-                f"batch_size {batch_size} is not a positive multiple of mixtures_per_step {mixtures_per_step}."
+                f"batch_size {batch_size} is not a positive multiple of mixtures_per_step {mixtures_per_step}. Change "
+                "one of them."
             )
         if not len(self.domains.numbers):
             raise ValueError("every domain is empty at this sequence length; use a shorter one or more text.")

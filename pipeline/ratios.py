@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from pipeline.meta_distributions import Given
+from pipeline.meta_distributions import Fixed, Given
 from pipeline.mixtures import MixturePlan, Steps
 from storage_schema.manifest import file_digest, write_atomically
 
@@ -25,18 +26,40 @@ _BLOCK = 256
 
 
 def write_ratios(plan: MixturePlan, start: int, stop: int, path: str | Path) -> None:
-    """Write the mixtures of steps [start, stop) of a plan."""
-    drawn = [plan.steps(first, min(first + _BLOCK, stop)) for first in range(start, stop, _BLOCK)]
-    occurring = np.unique(np.concatenate([steps.support_TWs[steps.weights_TWs > 0] for steps in drawn]))
-    rows = [row for steps in drawn for row in _rows(steps, plan, occurring)]
-    header = [RUN, *(f"domain_{domain:04d}" for domain in occurring)]
-    write_atomically(path, "\n".join([",".join(header), *rows]) + "\n")
+    """Write the mixtures of steps [start, stop) of a plan, some steps at a time."""
+    occurring = np.zeros(plan.num_domains, bool)
+    for steps in _some(plan, start, stop):
+        occurring[steps.support_TWs[steps.weights_TWs > 0]] = True
+    columns = np.flatnonzero(occurring)
+    header = ",".join([RUN, *(f"domain_{domain:04d}" for domain in columns)])
+    rows = (row for steps in _some(plan, start, stop) for row in _rows(steps, plan, columns))
+    write_atomically(path, (f"{line}\n" for line in chain([header], rows)))
+
+
+def write_fixed(domain_weights_K: np.ndarray, path: str | Path, *, run: str) -> None:
+    """Write one mixture as a table of one row, named `run`."""
+    columns = np.flatnonzero(domain_weights_K)
+    header = [RUN, *(f"domain_{domain:04d}" for domain in columns)]
+    weights = [repr(float(weight)) for weight in domain_weights_K[columns]]
+    write_atomically(path, f"{','.join(header)}\n{','.join([run, *weights])}\n")
 
 
 def read_ratios(path: str | Path) -> Given:
     """The mixtures of a table, in the order of its rows: the first row is mixture 0. Errors as :func:`read_table`."""
     _, domains, weights = read_table(path)
     return Given(_Rows(domains, weights, str(path)), name=file_digest(path))
+
+
+def read_fixed(path: str | Path, num_domains: int) -> Fixed:
+    """The one mixture of a table, for every step. Errors as :func:`read_table`, and for another number of rows."""
+    runs, domains, weights = read_table(path)
+    if len(runs) != 1:
+        raise ValueError(f"{path} holds {len(runs)} mixtures; a fixed one is one row. Keep one.")
+    if domains.max() >= num_domains:
+        raise ValueError(f"{path} names domain {domains.max()}; the store has {num_domains} domains.")
+    weights_K = np.zeros(num_domains)
+    weights_K[domains] = weights[0]
+    return Fixed(weights_K)
 
 
 def read_table(path: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -54,7 +77,7 @@ def read_table(path: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
                     f"{path} is no table of mixtures: its first line must begin with a column's name."
                 )
             file.seek(0)
-            table = pl.read_csv(file, schema_overrides={RUN: pl.String})
+            table = pl.read_csv(file, infer_schema=False)  # a column that begins with 0 is none of integers
         names = [name for name in table.columns if _DOMAIN.fullmatch(name)]
         weights = table.select(pl.col(names).cast(pl.Float64)).fill_null(float("nan")).to_numpy()
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -75,18 +98,30 @@ def read_table(path: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 class _Rows:
-    """Mixture number → the domains and weights of that row."""
+    """Mixture number → the domains and weights of that row. It travels with the plan, so it holds no zeros."""
 
     def __init__(self, domains: np.ndarray, weights: np.ndarray, path: str):
-        self.domains, self.weights, self.path = domains, weights, path
+        rows, columns = np.nonzero(weights)
+        self.domains, self.weights, self.path = (
+            domains[columns].astype(np.int32),
+            weights[rows, columns],
+            path,
+        )
+        self.ends = np.searchsorted(rows, np.arange(len(weights)), side="right")
 
     def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        if number >= len(self.weights):
+        if number >= len(self.ends):
             raise ValueError(
-                f"{self.path} holds {len(self.weights)} mixtures; mixture {number} is none. Train fewer steps."
+                f"{self.path} holds {len(self.ends)} mixtures; mixture {number} is none. Train fewer steps."
             )
-        used = np.flatnonzero(self.weights[number])
-        return self.domains[used], self.weights[number, used]
+        of_row = slice(self.ends[number - 1] if number else 0, self.ends[number])
+        return self.domains[of_row], self.weights[of_row]
+
+
+def _some(plan: MixturePlan, start: int, stop: int) -> Iterator[Steps]:
+    """The steps [start, stop), without their slots."""
+    for first in range(start, stop, _BLOCK):
+        yield plan.steps(first, min(first + _BLOCK, stop), slice(0))
 
 
 def _rows(steps: Steps, plan: MixturePlan, occurring: np.ndarray) -> Iterator[str]:
@@ -94,4 +129,7 @@ def _rows(steps: Steps, plan: MixturePlan, occurring: np.ndarray) -> Iterator[st
         dense_WK = steps.domain_weights(step, plan.num_domains)
         for w, weights_K in enumerate(dense_WK):
             name = f"{step}" if len(dense_WK) == 1 else f"{step}.{w}"
-            yield ",".join([name, *(repr(float(weight)) for weight in weights_K[occurring])])
+            cells = ["0"] * len(occurring)
+            for column in np.flatnonzero(weights_K[occurring]).tolist():
+                cells[column] = repr(float(weights_K[occurring[column]]))
+            yield ",".join([name, *cells])

@@ -72,13 +72,16 @@ class MixtureStream:
     store_parts: int | None = None
     """The plan is of the store with so many parts: what is added during a run is not seen by it."""
     window_steps: int | None = None
-    """Steps in a block; None: about 16 MB of tokens."""
+    """Steps in a block; None: about 16 MB of tokens, were they of two bytes."""
 
     def __post_init__(self) -> None:
         if self.plan.batch_size % self.world_size:
             raise ValueError(
-                f"batch_size {self.plan.batch_size} is not a multiple of the {self.world_size} workers."
+                f"batch_size {self.plan.batch_size} is not a multiple of the {self.world_size} workers. Change one of "
+                "them."
             )
+        if self.window_steps is not None and self.window_steps < 1:
+            raise ValueError(f"window_steps is {self.window_steps}; a block holds at least one step.")
 
     def open_store(self) -> DomainStore:
         """The store that the plan is of. Raises StoreError if another one lies there now."""
@@ -146,8 +149,9 @@ class MixtureStream:
         dataset = ray.data.from_items(list(range(windows)), override_num_blocks=-(-windows // TASK_WINDOWS))
         dataset.context.execution_options.preserve_order = PRESERVE_ORDER
         dataset.context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_AHEAD
-        # A little below a window's bytes: each window becomes one block.
-        dataset.context.target_max_block_size = self.window * self.share * 2 * self.sequence_length
+        # A block is closed at the target and cut up from 1.5 times the target on: each window becomes one block.
+        dataset.context.target_max_block_size = int(0.9 * self.window * self.share * self._row_bytes())
+        dataset.context.raise_original_map_exception = True
         dataset.context.enable_progress_bars = False
         dataset = dataset.map_batches(
             Fetch,
@@ -159,6 +163,10 @@ class MixtureStream:
             udf_modifying_row_count=True,
         )
         return iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+
+    def _row_bytes(self) -> int:
+        """Of one slot in a block of Ray's: its tokens, its step and its number."""
+        return (self.sequence_length + 1) * self.open_store().token_dtype.itemsize + 8 + 4
 
     def _checked(self, table: pa.Table, first: int, stop: int) -> np.ndarray:
         """The tokens ``[rows, L + 1]`` of a table, which must hold all slots of whole steps from `first` on."""

@@ -187,8 +187,8 @@ def _check(folder: Path, state: dict[str, Any], trainer: SoupTrainer, plan_diges
     if state["plan_digest"] != plan_digest:
         raise StoreError(
             f"{folder} was made with other data: its plan {state['plan_digest'][:12]} is not this run's "
-            f"{plan_digest[:12]} (store, seed, batch_size, sequence_length, mixtures_per_step or support_size "
-            "changed). Use the original settings, or another run name."
+            f"{plan_digest[:12]} (the store, seed, batch_size, sequence_length, mixtures_per_step or the law of the "
+            "mixtures changed). Use the original settings, or another run name."
         )
     mine = _to_match(trainer)
     for part, of in (("soup", "another model"), ("training", "the state of another optimizer")):

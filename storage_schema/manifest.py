@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -156,12 +157,16 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: str | Path, data: str | bytes) -> None:
-    """Write aside, flush to disk, rename: `path` holds the old or the new content, never a part."""
+def write_atomically(path: str | Path, data: str | bytes | Iterable[str]) -> None:
+    """Write aside, flush to disk, rename: `path` holds the old or the new content, never a part.
+
+    What is too much for memory is given piece by piece.
+    """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(aside, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        for piece in [data] if isinstance(data, str | bytes) else data:
+            file.write(piece.encode() if isinstance(piece, str) else piece)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)

@@ -15,24 +15,33 @@ from storage_schema.tree import Tree
 VOCAB = 64
 
 
-def make_store(folder: Path, sizes: list[int], seed: int = 0, embedding_size: int = 6) -> Path:
+def make_store(
+    folder: Path, sizes: list[int], seed: int = 0, embedding_size: int = 6, vocab_size: int = VOCAB
+) -> Path:
     """Domains of the given numbers of random tokens (0 leaves a domain empty), with a tokenizer and a tree."""
     rng = np.random.Generator(np.random.PCG64(seed))
     # Each domain has its own favourite tokens, so that there is something to learn.
     streams = [rng.integers(1, 8, size) + 7 * (domain % 8) for domain, size in enumerate(sizes)]
-    return write_store(folder, streams, seed=seed, embedding_size=embedding_size)
+    return write_store(folder, streams, seed=seed, embedding_size=embedding_size, vocab_size=vocab_size)
 
 
-def write_store(folder: Path, streams: list[np.ndarray], *, seed: int = 0, embedding_size: int = 6) -> Path:
-    """Domains that hold the given token streams."""
+def write_store(
+    folder: Path,
+    streams: list[np.ndarray],
+    *,
+    seed: int = 0,
+    embedding_size: int = 6,
+    vocab_size: int = VOCAB,
+) -> Path:
+    """Domains that hold the given token streams: tokens of two bytes, or of four for a vocabulary beyond 65,536."""
     rng = np.random.Generator(np.random.PCG64(seed))
     sizes = [len(stream) for stream in streams]
-    stage = _open_domains(folder, seed, VOCAB)
-    schema = partition_schema(VOCAB)
+    stage = _open_domains(folder, seed, vocab_size)
+    schema = partition_schema(vocab_size)
     for domain, size in enumerate(sizes):
         if not size:
             continue
-        tokens = streams[domain].astype(np.uint16)
+        tokens = pa.array(streams[domain]).cast(schema.field("tokens").type.value_type)
         path = stage.work / partition_path(domain)
         path.parent.mkdir(exist_ok=True)
         batch = pa.record_batch(
@@ -41,7 +50,7 @@ def write_store(folder: Path, streams: list[np.ndarray], *, seed: int = 0, embed
                 pa.array(["document"]),
                 pa.array(["toy"]),
                 pa.array([0.0], pa.float32()),
-                pa.LargeListArray.from_arrays(pa.array([0, size], pa.int64()), pa.array(tokens)),
+                pa.LargeListArray.from_arrays(pa.array([0, size], pa.int64()), tokens),
             ],
             schema=schema,
         )

@@ -13,13 +13,16 @@ from dataclasses import asdict
 from typing import Any
 
 from flows.jobs import endings, runner
+from flows.jobs.progress import progress
 from flows.jobs.run_plan import SETTINGS, make_stream, resolve
 from flows.jobs.run_record import claim_run, claimed
 from flows.plan import check_disk, check_fits
 from flows.settings import Pretrain
-from pipeline.remote_store import open_store
+from pipeline.audit import verify_domains
+from pipeline.remote_store import RemoteStore, open_store
 from pipeline.streaming import MixtureStream
 from soe_model.presets import SoupConfig, TrainingConfig
+from storage_schema.domains import DomainStore
 from storage_schema.json_files import read_object
 from storage_schema.layout import run_folder, soup_folder, store_place
 from storage_schema.lock import only_writer
@@ -44,6 +47,8 @@ def run(settings: Pretrain) -> dict[str, Any]:
     world_sizes(training.batch_size, settings.min_workers or settings.num_workers, settings.num_workers)
     stream = make_stream(settings, store, training)
     stream.plan.steps(training.steps - 1, training.steps)  # recorded mixtures may be too few
+    if settings.verify_store:
+        _verify(store)
     _require_cuda(settings.use_gpu)
     for workers in {settings.min_workers or settings.num_workers, settings.num_workers}:
         check_fits(soup, training, num_workers=workers, use_gpu=settings.use_gpu)
@@ -81,6 +86,15 @@ def run(settings: Pretrain) -> dict[str, Any]:
         print(f"{stage.folder} is finished; nothing to train.", flush=True)
     summary = read_object(folder / "summary.json")
     return {**summary, "soup": str(stage.folder), "digest": finished.digest}
+
+
+def _verify(store: DomainStore) -> None:
+    if isinstance(store, RemoteStore):
+        raise ValueError(
+            "verify_store reads the store's partitions on this machine, and this store lies elsewhere: leave it out."
+        )
+    with progress("verify the store", "files") as report:
+        verify_domains(store, report=report)
 
 
 def _identity(training: TrainingConfig) -> dict[str, Any]:
@@ -172,7 +186,9 @@ def world_sizes(batch_size: int, min_workers: int, num_workers: int) -> list[int
             "raise num_workers."
         )
     if batch_size % num_workers:
-        raise ValueError(f"batch_size {batch_size} is not a multiple of the {num_workers} workers.")
+        raise ValueError(
+            f"batch_size {batch_size} is not a multiple of the {num_workers} workers. Change one of them."
+        )
     return [size for size in range(min_workers, num_workers + 1) if batch_size % size == 0]
 
 

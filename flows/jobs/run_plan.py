@@ -11,7 +11,7 @@ from flows.jobs.run_record import claimed
 from flows.settings import Pretrain
 from pipeline.meta_distributions import Dirichlet, Fixed, MetaDistribution, Sparse, generic_weights
 from pipeline.mixtures import MixturePlan
-from pipeline.ratios import read_ratios
+from pipeline.ratios import read_fixed, read_ratios
 from pipeline.remote_store import open_store
 from pipeline.streaming import MixtureStream
 from soe_model.presets import Preset, SoupConfig, TrainingConfig, preset
@@ -77,32 +77,66 @@ def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig
         sequence_length=training.sequence_length,
         plan=plan,
         store_parts=len(store.parts),
+        window_steps=settings.window_steps,
     )
     return stream.for_rank(0, settings.num_workers)
+
+
+OF_LAW = {
+    "sparse": ("support_size", "by_size"),
+    "uniform": (),
+    "dirichlet": ("support_size", "by_size", "concentration"),
+    "recorded": ("ratios",),
+    "fixed": ("ratios",),
+}
+"""The settings that each law reads."""
 
 
 def meta_distribution(
     settings: Pretrain, training: TrainingConfig, windows_K: np.ndarray
 ) -> MetaDistribution:
-    """The law of the run's mixtures. Raises ValueError for a `ratios` file that is missing or not one."""
-    if settings.method == "generic":
-        return Fixed(generic_weights(windows_K))
-    law, everything = settings.meta_distribution, int((windows_K > 0).sum())
-    if (settings.ratios is not None) != (law == "recorded"):
+    """The law of the run's mixtures.
+
+    Raises ValueError for a setting that the law has no use for, and for a `ratios` file that is missing or none.
+    """
+    law, generic = settings.meta_distribution, settings.method == "generic"
+    if generic and law != "fixed" and settings.ratios is None:
+        return Fixed(generic_weights(windows_K))  # whatever mixtures the soup beside it is trained on
+    if generic and law != "fixed":
         raise ValueError(
-            f"meta_distribution is {law!r} and ratios is {settings.ratios!r}: a file of recorded mixtures and "
-            "meta_distribution=recorded go together."
+            f"method=generic trains one model on one mixture, and ratios is {settings.ratios!r}: give "
+            "meta_distribution=fixed with it, or leave ratios out."
         )
-    if settings.ratios is not None:
-        return read_ratios(settings.ratios)
+    _check_used(settings)
     if law == "dirichlet":
         return Dirichlet(
             concentration=settings.concentration,
             support_size=settings.support_size,
             by_size=settings.by_size,
         )
+    if settings.ratios is not None:
+        return (
+            read_ratios(settings.ratios) if law == "recorded" else read_fixed(settings.ratios, len(windows_K))
+        )
+    everything = int((windows_K > 0).sum())
     size = everything if law == "uniform" else training.support_size
     return Sparse(support_size=size, by_size=settings.by_size)
+
+
+def _check_used(settings: Pretrain) -> None:
+    """Raise ValueError for a setting of another law, or a missing one."""
+    law, fields = settings.meta_distribution, Pretrain.model_fields
+    names = dict.fromkeys(name for used in OF_LAW.values() for name in used)
+    given = [name for name in names if getattr(settings, name) != fields[name].default]
+    if "ratios" in OF_LAW[law] and "ratios" not in given:
+        raise ValueError(f"meta_distribution={law} reads its mixtures from a table: give its path as ratios.")
+    for name in given:
+        if name not in OF_LAW[law]:
+            laws = " or ".join(law for law, used in OF_LAW.items() if name in used)
+            raise ValueError(
+                f"{name} is {getattr(settings, name)!r}, of which meta_distribution={law} has no use: leave it out, or "
+                f"choose meta_distribution {laws}."
+            )
 
 
 def stream_of_run(name: str) -> tuple[MixtureStream, int]:

@@ -15,6 +15,7 @@ from ray.train import CheckpointUploadMode, DataConfig
 
 from flows.jobs import endings
 from flows.jobs.checkpoints import Checkpoints
+from flows.jobs.runner import user_error
 from flows.jobs.watch import Watch
 from pipeline.streaming import Batch, MixtureStream
 from pipeline.tasks import available_cores
@@ -53,7 +54,7 @@ def train_loop(config: dict[str, Any]) -> None:
             endings.stop(folder, str(error))
     except ValueError as error:
         if not _group_is_gone():
-            endings.stop(folder, str(error))
+            endings.stop(folder, user_error(error) or str(error))  # of a fetcher: what Ray wrapped
         raise
     except Exception as error:
         if endings.is_out_of_memory(error):

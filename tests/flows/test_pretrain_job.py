@@ -17,19 +17,21 @@ import torch
 from flows.cli import main
 from flows.jobs import pretrain_soe, run_plan
 from flows.settings import Pretrain
+from pipeline.ratios import write_fixed
 from pipeline.tasks import available_cores
 from soe_model.flat import unflatten
 from soe_model.soup import SoupOfExperts
 from soe_model.training import SoupTrainer
-from storage_schema.domains import DomainStore
+from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
 from tests.s3_server import upload
 from tests.toy_store import make_store
 
 SETTINGS = dict(
     store="toy", preset="tiny", steps=60, batch_size=8, sequence_length=16, mixtures_per_step=4,
-    support_size=2, num_experts=3, checkpoint_every=20,
+    support_size=2, num_experts=3, checkpoint_every=20, window_steps=7,
 )  # fmt: skip
+"""Of 60 steps the first seven are read by the worker itself, the others come through Ray Data."""
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +137,10 @@ def test_a_store_on_s3_gives_the_same_soup(home, one_worker, s3):
 
 def test_the_mixtures_of_a_run_are_a_table_that_another_run_can_follow(home, one_worker, tmp_path, capsys):
     assert main(["ratios", "one", "--out", str(tmp_path / "r.csv")]) == 0
-    settings = Pretrain(
-        name="again", **SETTINGS, meta_distribution="recorded", ratios=str(tmp_path / "r.csv")
+    recorded = SETTINGS | dict(
+        support_size=None, meta_distribution="recorded", ratios=str(tmp_path / "r.csv")
     )
+    settings = Pretrain(name="again", **recorded)
     store = DomainStore(home / "stores" / "toy")
     again = run_plan.make_stream(settings, store, run_plan.resolve(settings, store)[1]).plan
     stream, steps = run_plan.stream_of_run("one")
@@ -150,8 +153,7 @@ def test_the_mixtures_of_a_run_are_a_table_that_another_run_can_follow(home, one
     capsys.readouterr()
     assert main(["ratios", "none"]) == 1 and "there is no run 'none'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="holds 240 mixtures; mixture 480 is none"):
-        more = SETTINGS | {"steps": 121, "meta_distribution": "recorded", "ratios": str(tmp_path / "r.csv")}
-        pretrain_soe.run(Pretrain(name="longer", **more))
+        pretrain_soe.run(Pretrain(name="longer", **recorded | {"steps": 121}))
 
 
 @pytest.mark.parametrize("law", ["uniform", "dirichlet"])
@@ -162,6 +164,75 @@ def test_other_laws_of_mixtures(home, law):
     store = DomainStore(home / "stores" / "toy")
     plan = run_plan.make_stream(settings, store, run_plan.resolve(settings, store)[1]).plan
     assert (plan.steps(0, 9).support_TWs == [0, 2, 3]).all()  # domain 1 is empty
+
+
+@pytest.mark.parametrize("method", ["soup", "generic"])
+def test_a_fixed_mixture_is_that_of_a_table(home, tmp_path, method):
+    """With method=generic it is CRISP: one model for one set of texts."""
+    write_fixed(np.array([0.25, 0, 0, 0.75]), tmp_path / "h.csv", run="notes")
+    asked = {k: v for k, v in SETTINGS.items() if k != "support_size"}
+    settings = Pretrain(
+        name="x", method=method, meta_distribution="fixed", ratios=str(tmp_path / "h.csv"), **asked
+    )
+    store = DomainStore(home / "stores" / "toy")
+    soup, training = run_plan.resolve(settings, store)
+    plan = run_plan.make_stream(settings, store, training).plan
+    assert plan.steps(5, 6).domain_weights(5, 4).tolist() == [[0.25, 0, 0, 0.75]] * training.mixtures_per_step
+    assert (soup.num_experts == 0) == (method == "generic")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 5}, "seed was 0, now 5"),
+        ({"sequence_length": 12}, "sequence_length was 16, now 12"),
+        ({"batch_size": 16}, "batch_size was 8, now 16"),
+        ({"by_size": True}, 'meta_distribution was .*now .*"by_size":true'),
+        ({"mixtures_per_step": 2}, "mixtures_per_step was 4, now 2"),
+    ],
+)
+def test_an_unfinished_run_is_not_resumed_on_another_plan(home, monkeypatch, change, named):
+    name = "begun-" + "-".join(change)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_soe, "_fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_soe.run(Pretrain(name=name, **SETTINGS))
+    with pytest.raises(StoreError, match=f"holds another run: .*{named}.*Use another name"):
+        pretrain_soe.run(Pretrain(name=name, **SETTINGS | change))
+
+
+def test_a_partition_that_cannot_be_read_ends_the_job_with_its_name(home):
+    """It is met by a fetcher, in the middle of the run; the job's last line says so, after one attempt."""
+    store = make_store(home / "stores" / "cut", [400, 400])
+    asked = SETTINGS | dict(store="cut", mixtures_per_step=1, support_size=1, window_steps=1)
+    settings = Pretrain(name="cut", **asked)
+    opened = DomainStore(store)
+    plan = run_plan.make_stream(settings, opened, run_plan.resolve(settings, opened)[1]).plan
+    other = 1 - int(plan.steps(0, 1).domain_TB[0, 0])
+    os.truncate(store / "domains" / partition_path(other), 500)
+    job = subprocess.run(
+        [sys.executable, "-m", "flows.jobs.pretrain_soe", "--config", settings.model_dump_json()],
+        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    [said] = [line for line in (job.stdout + job.stderr).splitlines() if line.startswith("error: ")]
+    assert (
+        job.returncode == 2 and said.startswith(f"error: domain {other}: ") and partition_path(other) in said
+    )
+
+
+def test_a_store_is_verified_where_that_is_asked_for(home):
+    """Other bytes of the same length are found by their sha256 alone."""
+    store = make_store(home / "stores" / "altered", [400, 0, 300, 900])
+    path = store / "domains" / partition_path(2)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="domain=0002/part-00000.arrow was altered"):
+        pretrain_soe.run(Pretrain(name="verified", verify_store=True, **SETTINGS | {"store": "altered"}))
+    assert not (home / "runs" / "verified").exists()
 
 
 def test_a_name_in_use_is_refused(home, one_worker):
@@ -207,9 +278,28 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_starts(home, monkey
         ({"store": "nowhere"}, "no domains at"),
         ({"num_workers": 3}, "batch_size 8 is not a multiple of the 3 workers"),
         ({"support_size": 4}, "between 1 and the 3 domains"),
-        ({"meta_distribution": "recorded"}, "meta_distribution is 'recorded' and ratios is None"),
-        ({"ratios": "x.csv"}, "meta_distribution is 'sparse' and ratios is 'x.csv'"),
-        ({"meta_distribution": "recorded", "ratios": "/no/x.csv"}, "/no/x.csv is no table of mixtures"),
+        (
+            {"meta_distribution": "recorded", "support_size": None},
+            "=recorded reads its mixtures from a table",
+        ),
+        ({"meta_distribution": "fixed", "support_size": None}, "=fixed reads its mixtures from a table"),
+        (
+            {"ratios": "x.csv"},
+            "ratios is 'x.csv', of which meta_distribution=sparse has no use.*recorded or fixed",
+        ),
+        (
+            {"concentration": 2.0},
+            "concentration is 2.0, of which .*=sparse has no use.*meta_distribution dirichlet",
+        ),
+        (
+            {"meta_distribution": "uniform"},
+            "support_size is 2, of which meta_distribution=uniform has no use",
+        ),
+        ({"method": "generic", "ratios": "x.csv"}, "trains one model on one mixture, and ratios is 'x.csv'"),
+        (
+            {"meta_distribution": "recorded", "ratios": "/no/x.csv", "support_size": None},
+            "/no/x.csv is no table of mixtures",
+        ),
         ({"mixtures_per_step": 3}, "batch_size 8 is not a multiple of mixtures_per_step 3"),
         ({"num_workers": 4, "use_gpu": True}, "4 workers need 4 GPUs; the Ray cluster has 0"),
     ],

@@ -1,0 +1,47 @@
+"""Where texts fall among a store's domains, as a table of one mixture.
+
+What CRISP trains one model on (``meta_distribution=fixed``), and what ``soe score`` compares with other mixtures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.domain_weights import Rule, place
+from pipeline.embedder import find_embedder, load_embedder
+from pipeline.embedding import embed_texts
+from pipeline.ratios import write_fixed
+from pipeline.specialist_sets import set_of_texts
+from storage_schema.domains import DomainStore
+from storage_schema.layout import store_folder
+from storage_schema.manifest import read_manifest
+
+
+def write_domain_weights(
+    store: str, texts: str, out: str | Path, *, rule: Rule = "flat", max_texts: int = 200
+) -> dict[str, Any]:
+    """Algorithm 3's domain weights of some texts, written as a ratios.csv of one row.
+
+    Args:
+        store: name or path, on this machine.
+        texts: file or folder.
+
+    Returns:
+        How sure they are (:meth:`pipeline.domain_weights.Placement.describe`).
+
+    Raises:
+        ValueError: no text there, or an embedder that is not to be had.
+        StoreError: no finished store.
+    """
+    opened = DomainStore(store_folder(store))
+    name = Path(out).stem
+    passages = set_of_texts(name, texts, max_texts=max_texts, evaluation_passages=0).texts
+    made_with = read_manifest(opened.folder.parent / "embeddings", "embeddings").configuration
+    embedder = load_embedder(
+        find_embedder(made_with["embedder"], made_with["revision"]),
+        max_seq_length=made_with["max_seq_length"],
+    )
+    placement = place(embed_texts(embedder, passages), opened.tree, rule=rule)
+    write_fixed(placement.domain_weights, out, run=name)
+    return placement.describe()
