@@ -8,8 +8,9 @@ sequences from mixtures of 4 domains, another one every step. Parts measured:
 - in process, one thread: the plan; plan and gather with the page cache warm and cold; beside them copies of as many
   bytes: windows in one piece each, one after the other from as much memory as the store is, into one array and into
   new ones as the gather's are; the same rows one by one (2 KB pieces from all over the store).
-- in Ray Train workers, through Ray Data: steps a second for one and two workers and several window sizes, and
-  the seconds to the first batch and to the first that Ray fetched.
+- in Ray Train workers, through Ray Data: steps a second for one and two workers and several window sizes, from the
+  first block that Ray fetched on and over all, and the seconds to the first batch and to that block. Medians of runs
+  that are taken in turn.
 - a resume at step 10^6 beside one at step 0; memory and mappings over many steps.
 """
 
@@ -24,6 +25,7 @@ import statistics
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -156,6 +158,7 @@ def _consume(config: dict) -> None:
     assert batch.step == config["stop"] - 1 and tokens.shape == (stream.share, L + 1)
     row = {name: mark - begun for name, mark in marks.items()}
     row["rate"] = (steps - stream.window) / (ended - marks["first_of_ray"])
+    row["rate_over_all"] = steps / (ended - begun)
     if stream.rank == 0:
         Path(config["out"]).write_text(json.dumps(row))
 
@@ -194,12 +197,22 @@ def over_many_steps(stream: MixtureStream, steps: int) -> dict[str, float]:
     return {"memory_growth": after[0] / before[0], "maps_before": before[1], "memory_mb": after[0] / 1e6}
 
 
+def _summary(stream: MixtureStream, cell: tuple, rows: list[dict[str, float]]) -> dict[str, Any]:
+    """A line of the table: the medians of its runs, printed."""
+    workers, window, start = cell
+    row = {name: statistics.median(run[name] for run in rows) for name in rows[0]}
+    row |= {"workers": workers, "window": window or stream.for_rank(0, workers).window, "start": start}
+    print(", ".join(f"{name} {value:,.2f}" for name, value in row.items()), flush=True)
+    return row | {"runs": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--ray-steps", type=int, default=30_000)
+    parser.add_argument("--ray-runs", type=int, default=3)
     parser.add_argument("--many-steps", type=int, default=100_000)
     parser.add_argument("--windows", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument("--json", help="write the result there")
@@ -216,17 +229,17 @@ def main() -> None:
     found["many_steps"] = over_many_steps(stream, options.many_steps)
     print(f"over {options.many_steps:,} steps: {found['many_steps']}", flush=True)
     runner.connect()
-    found["through_ray"] = []
     cells = [(1, window, 0) for window in options.windows] + [(2, None, 0), (1, None, 0), (1, None, 10**6)]
-    for workers, window, start in cells:
-        row = through_ray(
-            stream_of(folder, window_steps=window), workers, start=start, steps=options.ray_steps
-        )
-        row |= {"workers": workers, "window": window or stream.for_rank(0, workers).window, "start": start}
-        found["through_ray"].append(row)
-        print(", ".join(f"{name} {value:,.2f}" for name, value in row.items()), flush=True)
+    runs: dict[tuple, list[dict[str, float]]] = {cell: [] for cell in cells}
+    for _ in range(options.ray_runs):
+        for (workers, window, start), rows in runs.items():
+            cell = stream_of(folder, window_steps=window)
+            rows.append(through_ray(cell, workers, start=start, steps=options.ray_steps))
+    body: dict[str, Any] = found | {
+        "through_ray": [_summary(stream, cell, rows) for cell, rows in runs.items()]
+    }
     if options.json:
-        body = found | {"machine": f"{platform.machine()}, {available_cores()} cores"}
+        body |= {"machine": f"{platform.machine()}, {available_cores()} cores"}
         Path(options.json).write_text(json.dumps(body, indent=1))
 
 
