@@ -1,12 +1,14 @@
 """Losses of many mixtures on texts, without training or writing a model: which mixture would suit them?
 
 The result has the two tables that mixture regressions such as Olmix read: ``ratios.csv`` (a run a row, the weight of
-each domain) and ``metrics.csv`` (the same runs, a loss for each set of texts).
+each domain) and ``metrics.csv`` (the same runs, a loss for each set of texts). The runs' names join them.
+
+Legend: R mixtures, K domains, N experts, k domains with a column.
 """
 
 from __future__ import annotations
 
-import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import torch
 from flows.jobs.progress import progress
 from flows.specialist_maker import SpecialistMaker
 from pipeline.domain_weights import check_domain_weights
-from pipeline.ratios import RUN, read_table
+from pipeline.ratios import RUN, RUN_ID, UNREAD, read_table
 from pipeline.specialist_sets import set_of_texts
 from soe_model.soup import SoupOfExperts
 from storage_schema.layout import soup_folder
@@ -34,17 +36,23 @@ def score_mixtures(
 
     Args:
         soup: name or path.
-        mixtures: a ratios.csv, one mixture a row.
+        mixtures: a ratios.csv, one mixture a row; its columns are those of :func:`pipeline.ratios.read_table`.
         texts: name → file or folder.
 
     Raises:
-        ValueError: a table that is none, a row that is no distribution over the soup's domains, texts without a window.
+        ValueError: a table that is none, a row that is no distribution over the soup's domains, runs without a name of
+            their own, texts without a window, or under a name that the tables' readers take for no loss.
         StoreError: `out` exists.
     """
     if out.exists():
         raise StoreError(f"{out} exists. Choose another folder, or remove it.")
+    if taken := sorted({RUN, RUN_ID, *UNREAD} & texts.keys()):
+        raise ValueError(
+            f"texts are named {taken[0]!r}, a column of the tables already. Choose another name."
+        )
     opened = SoupOfExperts.open(soup_folder(soup))
-    names, weights_RK = _mixtures(mixtures, opened.config.num_domains)
+    ratios, weights_RK = _mixtures(mixtures, opened.config.num_domains)
+    names = ratios[RUN].to_list()
     maker = SpecialistMaker(opened)
     sets = {
         name: set_of_texts(name, path, max_texts=max_texts, evaluation_passages=0)
@@ -61,20 +69,26 @@ def score_mixtures(
         report(len(names), len(names))
     table = pl.DataFrame({RUN: names, **columns})
     out.mkdir(parents=True)
-    shutil.copyfile(mixtures, out / "ratios.csv")
+    write_atomically(out / "ratios.csv", ratios.write_csv())
     write_atomically(out / "metrics.csv", table.write_csv())
     return table
 
 
-def _mixtures(path: str | Path, num_domains: int) -> tuple[list[str], np.ndarray]:
-    names, domains, weights = read_table(path)
-    if len(domains) and domains.max() >= num_domains:
+def _mixtures(path: str | Path, num_domains: int) -> tuple[pl.DataFrame, np.ndarray]:
+    """The table as it will be written, and the whole weights float64 [R, K]."""
+    names, domains, weights_Rk = read_table(path)
+    if domains.max() >= num_domains:
         raise ValueError(f"{path} names domain {domains.max()}; the soup has {num_domains} domains.")
+    nameless = [f"row {row} without a name" for row, name in enumerate(names) if name is None]
+    twice = [f"{times} runs {name!r}" for name, times in Counter(names).most_common(1) if times > 1]
+    for found in (nameless + twice)[:1]:
+        raise ValueError(f"{path} has {found}: names join a mixture and its losses. Give each run its own.")
     weights_RK = np.zeros((len(names), num_domains))
-    weights_RK[:, domains] = weights
+    weights_RK[:, domains] = weights_Rk
     for name, row_K in zip(names, weights_RK, strict=True):
         try:
             check_domain_weights(row_K, num_domains)
         except ValueError as error:
             raise ValueError(f"{path}, run {name}: {error}") from error
-    return names, weights_RK
+    columns = {f"domain_{domain:04d}": weights_Rk[:, i] for i, domain in enumerate(domains)}
+    return pl.DataFrame({RUN: names, **columns}), weights_RK

@@ -161,8 +161,9 @@ def _materialize(arguments: argparse.Namespace) -> int:
     from soe_model.specialization import materialize
 
     out = Path(arguments.out)
-    materialize(read_recipe(arguments.recipe), _soup(arguments.soup), out)
-    print(f"{out}: made again; its tensors are the ones the recipe names.")
+    recipe = read_recipe(arguments.recipe)
+    materialize(recipe, _soup(arguments.soup), out)
+    print(f"{out}: made again{'; its tensors are the ones the recipe names' if recipe.tensors else ''}.")
     return 0
 
 

@@ -21,7 +21,9 @@ from storage_schema.manifest import file_digest, write_atomically
 
 RUN = "run"
 _DOMAIN = re.compile(r"domain_([0-9]{1,18})")
-_HEAD = re.compile(rb'(\xef\xbb\xbf)?"?(run|domain_[0-9])')
+RUN_ID, UNREAD = "run_id", ("name", "index")
+"""Olmix's other name for the column of runs, and columns of its tables that say nothing of a mixture."""
+_HEAD = re.compile(rb'(\xef\xbb\xbf)?"?(run|name|index|domain_[0-9])')
 _BLOCK = 256
 
 
@@ -65,6 +67,9 @@ def read_fixed(path: str | Path, num_domains: int) -> Fixed:
 def read_table(path: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The runs' names [R], the domains that have a column [k], and the weights float64 [R, k] (NaN where empty).
 
+    The names are those of the column ``run``, else ``run_id``, else the rows' numbers; nothing says that they differ,
+    or that there are any (None). Columns ``name`` and ``index`` are not read.
+
     Raises:
         ValueError: it is no such table. Whether the weights are distributions is for the caller to check.
     """
@@ -82,13 +87,14 @@ def read_table(path: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         weights = table.select(pl.col(names).cast(pl.Float64)).fill_null(float("nan")).to_numpy()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path} is no table of mixtures: {' '.join(str(error).split())[:200]}") from error
-    other = sorted(set(table.columns) - {RUN, *names})
+    other = sorted(set(table.columns) - {RUN, RUN_ID, *UNREAD, *names})
     if other or not names or not len(table):
         raise ValueError(
-            f"{path} is no table of mixtures: it must have a column {RUN!r}, columns domain_0042 and so on, and a "
-            f"row for each mixture; it has {len(table)} rows and {other or table.columns} besides."
+            f"{path} is no table of mixtures: it must have a column {RUN!r} or {RUN_ID!r}, columns domain_0042 "
+            f"and so on, and a row for each mixture; it has {len(table)} rows and {other or table.columns} besides."
         )
-    runs = table[RUN].to_list() if RUN in table.columns else [str(row) for row in range(len(table))]
+    named = next((column for column in (RUN, RUN_ID) if column in table.columns), None)
+    runs = table[named].to_list() if named else [str(row) for row in range(len(table))]
     domains = [int(name.removeprefix("domain_")) for name in names]
     if len(set(domains)) < len(domains) or max(domains) >= 1 << 31:
         raise ValueError(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
+
+from soe_model.recipe import FINE_TUNED
 
 if TYPE_CHECKING:
     from soe_model.recipe import Recipe
@@ -23,13 +26,16 @@ LOSSES = {
 def model_card(name: str, soup: SoupOfExperts, recipe: Recipe, report: dict[str, Any]) -> str:
     """Markdown with the front matter that model hubs read."""
     method = recipe.how.get("method", "given coefficients")
+    tuned = ", and then all of them trained on its texts" if method == FINE_TUNED else ""
+    said = f"Its coefficients were found by: {method}. `specialist.json` is the whole recipe"
+    if tuned:
+        said = "Its coefficients are those it began from"
     parts = [
         _front_matter(soup),
         f"# {name}",
         f"A specialist of the Soup-of-Experts `{soup.folder.name}` ({soup.config.num_experts} experts, "
         f"{soup.config.num_domains} domains), {report['parameters']:,} parameters: "
-        "`shared + sum_j coefficient_j * expert_j`. "
-        f"Its coefficients were found by: {method}. `specialist.json` is the whole recipe.",
+        f"`shared + sum_j coefficient_j * expert_j`{tuned}. {said}.",
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'folder = "path/of/this/folder"\n'
         "model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), "
@@ -39,27 +45,64 @@ def model_card(name: str, soup: SoupOfExperts, recipe: Recipe, report: dict[str,
         *_domains(soup, recipe),
         "## Coefficients",
         "```json\n" + json.dumps(list(recipe.coefficients)) + "\n```",
-        "## To make it again",
-        f"It was made by `{_command(recipe)}`. From its recipe alone, and to check it:",
-        "```bash\nsoe materialize specialist.json --soup SOUP --out DIR\nsoe verify DIR --soup SOUP\n```",
+        *_again(name, soup, recipe, report),
         f"Soup `{soup.digest}`; tensors `{report['tensors']}`.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _command(recipe: Recipe) -> str:
-    how = recipe.how
-    if "shares" in how:
-        of = how["method"].removeprefix("average-")
-        return f"soe blend RECIPES --shares {' '.join(f'{share:g}' for share in how['shares'])} --of {of} --soup SOUP"
+def _again(name: str, soup: SoupOfExperts, recipe: Recipe, report: dict[str, Any]) -> list[str]:
+    parts = ["## To make it again", *_origin(name, soup, recipe.how, report)]
+    if recipe.how.get("method") == FINE_TUNED:
+        return [
+            *parts,
+            "Its recipe does not rebuild it, nor does `soe verify` check it: keep its `model.safetensors`.",
+        ]
+    return [
+        *parts,
+        "From its recipe alone, and to check it:",
+        "```bash\nsoe materialize specialist.json --soup SOUP --out DIR\nsoe verify DIR --soup SOUP\n```",
+    ]
+
+
+def _origin(name: str, soup: SoupOfExperts, how: dict[str, Any], report: dict[str, Any]) -> list[str]:
+    """The command with the settings that the recipe holds, then what it does not hold."""
+    if isinstance(how.get("shares"), list):
+        return _blended(name, soup, how)
     if "rule" not in how:
-        return "SoupOfExperts.instances(coefficients)"
-    options = f"--method {how['method']} --rule {how['rule']} --max-texts {how.get('num_texts', '?')}"
-    if learning := how.get("learning"):
-        options += f" --learning-steps {learning['steps']} --learning-rate {learning['learning_rate']:g}"
-    if share := how.get("replay_share"):
-        options += f" --replay-store STORE --replay-share {share:g}"
-    return f"soe specialize SOUP --texts TEXTS {options}"
+        return ["Its coefficients were given: `SoupOfExperts.open(SOUP).instances(coefficients)`."]
+    options = ["--method", how.get("method", "?"), "--rule", how["rule"]]
+    missing = [
+        f"`TEXTS`, the user's texts, of which {how.get('num_texts', 'some')} passages were read",
+        "`--max-texts` and `--evaluation-passages`, which chose them",
+    ]
+    learning = found if isinstance(found := how.get("learning"), dict) else {}
+    for key in ("steps", "learning_rate"):
+        if key in learning:
+            options += [f"--learning-{key.removeprefix('learning_')}", learning[key]]
+    if "replay_share" in how:
+        options += ["--replay-store", "STORE", "--replay-share", how["replay_share"]]
+        missing.append("`STORE`, whose text was replayed")
+    if "twin" in (report.get("losses") or {}):
+        missing.append("`--compare-with`, the generic twin")
+    command = _command("soe specialize", soup.folder.name, "--texts", "TEXTS", *options, "--out", name)
+    return [command, f"Not recorded: {'; '.join(missing)}."]
+
+
+def _blended(name: str, soup: SoupOfExperts, how: dict[str, Any]) -> list[str]:
+    shares, of = how["shares"], str(how.get("method")).removeprefix("average-")
+    recipes = [f"RECIPE_{number}" for number in range(1, len(shares) + 1)]
+    options = ["--shares", *shares, "--of", of, "--soup", soup.folder.name, "--out", name]
+    tensors = how["of"] if isinstance(how.get("of"), list) else [None] * len(shares)
+    whose = [
+        f"`{recipe}` of the tensors `{digest}`" if digest else f"`{recipe}`, whose tensors are not recorded"
+        for recipe, digest in zip(recipes, tensors, strict=False)
+    ]
+    return [_command("soe blend", *recipes, *options), f"It blends {'; '.join(whose)}."]
+
+
+def _command(command: str, *arguments: Any) -> str:
+    return f"It was made with these settings:\n\n```bash\n{command} {shlex.join(map(str, arguments))}\n```"
 
 
 def _front_matter(soup: SoupOfExperts) -> str:
@@ -100,7 +143,10 @@ def _sureness(texts: dict[str, Any] | None) -> list[str]:
     )
     if "loss_interval" in texts:
         low, high = texts["loss_interval"]
-        line += f" Had other passages of the same kind been given, its loss would lie in {low:.4f} to {high:.4f} (90%)."
+        line += (
+            " Had other passages of the same kind been given, the specialist of their nearest centroids (Algorithm 3) "
+            f"would have a loss in {low:.4f} to {high:.4f} (90%)."
+        )
     return ["## How sure the domain weights are", line, *texts.get("warnings", [])]
 
 
@@ -110,7 +156,7 @@ def _domains(soup: SoupOfExperts, recipe: Recipe) -> list[str]:
     words = soup.domain_words
     heaviest = sorted(recipe.domain_weights.items(), key=lambda item: (-item[1], item[0]))
     rows = [
-        f"| {domain} | {weight:.4f} | {' '.join(words[domain]) if words else ''} |"
+        f"| {domain} | {weight:.4f} | {' '.join(words[domain]) if domain < len(words) else ''} |"
         for domain, weight in heaviest[:DOMAINS_SHOWN]
     ]
     more = len(heaviest) - len(rows)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -133,18 +133,25 @@ def check_recipe(recipe: Recipe, soup: SoupOfExperts) -> None:
             f"the recipe is of the soup {recipe.soup[:12]}…; {soup.folder} is {soup.digest[:12]}…. "
             "Give the soup it was made from."
         )
-    if len(recipe.coefficients) != soup.config.num_experts:
+
+    def refuse(problem: str) -> NoReturn:
+        tensors = f" (tensors {recipe.tensors[:12]}…)" if recipe.tensors else ""
         raise ValueError(
-            f"the recipe has {len(recipe.coefficients)} coefficients; the soup has {soup.config.num_experts} experts."
+            f"{problem}. The recipe{tensors} does not fit its soup {soup.folder}: use the specialist.json as it was "
+            "written, or make the specialist again."
         )
+
+    found, wanted = len(recipe.coefficients), soup.config.num_experts
+    if found != wanted:
+        refuse(f"the recipe has {found} coefficients; the soup has {wanted} experts")
     for number, value in enumerate(recipe.coefficients):
         if not abs(value) <= _LARGEST:
-            raise ValueError(f"coefficient {number} of the recipe is {value}; it must be finite.")
-    domains = recipe.domain_weights or {}
-    if any(not 0 <= domain < soup.config.num_domains for domain in domains):
-        raise ValueError(
-            f"the recipe names domain {max(domains)}; the soup has {soup.config.num_domains} domains."
-        )
+            refuse(
+                f"coefficient {number} of the recipe is {value}; it must be finite, {_LARGEST:.4g} at most"
+            )
+    for domain in recipe.domain_weights or {}:
+        if not 0 <= domain < soup.config.num_domains:
+            refuse(f"the recipe names domain {domain}; the soup has {soup.config.num_domains} domains")
 
 
 def instance_of(recipe: Recipe, soup: SoupOfExperts) -> torch.Tensor:

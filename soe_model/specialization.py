@@ -5,9 +5,11 @@ Legend: P parameters of one model.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,11 +20,19 @@ from soe_model.flat import unflatten
 from soe_model.model_card import model_card
 from soe_model.recipe import FINE_TUNED, Recipe, check_recipe, instance_of, recipe_of, tensors_digest
 from soe_model.soup import SoupOfExperts
-from storage_schema.manifest import Manifest, StoreError, manifest_name, read_manifest, verify_files
+from storage_schema.json_files import read_object
+from storage_schema.manifest import (
+    Manifest,
+    StoreError,
+    canonical_json,
+    manifest_name,
+    read_manifest,
+    verify_files,
+)
 from storage_schema.stage import open_stage
 
-END_OF_TEXT = "<|endoftext|>"
 MODEL = "model.safetensors"
+RECIPE, CARD = "specialist.json", "README.md"
 
 
 def write_specialist(
@@ -34,18 +44,18 @@ def write_specialist(
     report: Mapping[str, Any] | None = None,
     replace: bool | None = False,
 ) -> Manifest:
-    """Write the instance that the recipe stands for, or find it written.
+    """Write the instance that the recipe stands for, or find it written, whole and with this report.
 
     Args:
         folder: it must not hold another specialist unless `replace`, and nothing else in any case.
         report: what was measured of it (losses, how sure the domain weights are), JSON; for the card and the manifest.
+            None: what is written already stays.
 
     Returns:
         The manifest, ``specialist.json``.
     """
     check_recipe(recipe, soup)
-    if folder.exists() and not (folder / manifest_name("specialist")).exists():
-        raise StoreError(f"{folder} exists and holds no specialist. Choose another folder, or remove it.")
+    check_target(folder)
     stage = open_stage(
         folder,
         kind="specialist",
@@ -53,23 +63,47 @@ def write_specialist(
         inputs={"soup": soup.digest},
         rebuild=replace,
     )
-    if stage.finished is not None:
-        return stage.finished
-    tensors = unflatten(instance_P, soup.layout)
-    digest = tensors_digest(tensors)
+    digest = tensors_digest(unflatten(instance_P, soup.layout))
     if recipe.tensors not in (None, digest):
         raise StoreError(
             f"the recipe says the tensors {recipe.tensors[:12]}…, but they came out as {digest[:12]}…. "
             "Low-rank soups round like this on machines of another BLAS; otherwise the recipe was altered."
         )
     counts = {"parameters": len(instance_P), "tensors": digest, **(report or {})}
+    if stage.finished is not None:
+        there = stage.finished.counts
+        if there.get("tensors") != digest and not replace:
+            raise StoreError(
+                f"{folder} holds another specialist of the same coefficients: its parameters were learned from other "
+                "texts. Use another name, or rebuild=true (--rebuild) to replace it."
+            )
+        if report is None and there.get("tensors") == digest:
+            counts = there
+        if json.loads(canonical_json(counts)) == there and _is_whole(folder, stage.finished):
+            return stage.finished
+        stage.build_again()
     write_model(soup, instance_P, stage.work)
     (stage.work / "README.md").write_text(model_card(Path(folder).name, soup, recipe, counts), "utf-8")
     return stage.finish(counts)
 
 
+def check_target(folder: Path) -> None:
+    """Raise StoreError if a specialist cannot be written to `folder`, because something else lies there."""
+    if folder.exists() and not (folder / manifest_name("specialist")).exists():
+        raise StoreError(f"{folder} exists and holds no specialist. Choose another folder, or remove it.")
+
+
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    try:
+        verify_files(folder, manifest)
+    except StoreError:
+        return False
+    return True
+
+
 def write_model(soup: SoupOfExperts, instance_P: torch.Tensor, folder: str | Path) -> None:
     """Model, generation settings and tokenizer, as transformers itself writes them."""
+    from tokenizers import Tokenizer
     from transformers import GenerationConfig, PreTrainedTokenizerFast
 
     model = soup.model(instance_P)
@@ -80,11 +114,15 @@ def write_model(soup: SoupOfExperts, instance_P: torch.Tensor, folder: str | Pat
     model.generation_config = GenerationConfig(**ends, pad_token_id=config.eos_token_id, do_sample=False)
     model.save_pretrained(folder)
     length = getattr(config, "max_position_embeddings", None)
+    file = str(soup.folder / "tokenizer.json")
+    end_of_text = Tokenizer.from_file(file).id_to_token(
+        config.eos_token_id
+    )  # a tokenizer of the user's has its own
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(soup.folder / "tokenizer.json"),
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
+        tokenizer_file=file,
+        bos_token=end_of_text,
+        eos_token=end_of_text,
+        pad_token=end_of_text,
         clean_up_tokenization_spaces=False,
         **({} if length is None else {"model_max_length": length}),
     )
@@ -112,9 +150,10 @@ class Verification:
 
 
 def verify_specialist(folder: str | Path, soup: SoupOfExperts) -> Verification:
-    """Recompute a specialist from its soup and compare every bit, and every other file's sha256.
+    """Recompute a specialist from its soup and compare every bit; its configuration and tokenizer are the soup's too.
 
-    Of a fine-tuned one only its files can be checked; that is said among the problems.
+    The card is compared with the sha256 in ``specialist.json``, and no other file may lie there: transformers would
+    read some. Of a fine-tuned one the tensors cannot be recomputed; that is said among the problems.
 
     Raises:
         StoreError: `folder` holds no specialist, or a damaged one.
@@ -135,13 +174,42 @@ def verify_specialist(folder: str | Path, soup: SoupOfExperts) -> Verification:
         raise StoreError(f"{folder / MODEL} cannot be read: {error}.") from error
     if recipe.how.get("method") == FINE_TUNED:
         problems.append("it was fine-tuned: its files are checked, but no recipe gives its tensors.")
+        instance_P = torch.zeros(soup.bank.num_params)
     else:
-        problems += _differences(unflatten(instance_of(recipe, soup), soup.layout), found)
+        instance_P = instance_of(recipe, soup)
+        problems += _differences(unflatten(instance_P, soup.layout), found)
+    with TemporaryDirectory() as expected:
+        write_model(soup, instance_P, expected)
+        problems += _other_files(Path(expected), folder)
     return Verification(
         problems=tuple(problems),
         tensors=len(found),
         parameters=sum(tensor.numel() for tensor in found.values()),
     )
+
+
+def _other_files(expected: Path, folder: Path) -> list[str]:
+    """How the files around the tensors differ from those of the soup, and what more lies there."""
+    wanted = {path.name for path in expected.iterdir()}
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    there = {name for name in there if not name.startswith(".")}  # a repository's own
+    problems = [
+        f"there is {name}, which no specialist has." for name in sorted(there - wanted - {RECIPE, CARD})
+    ]
+    for name in sorted(wanted - {MODEL}):
+        if name in there and not _same_json(expected / name, folder / name):
+            problems.append(f"{name} is not what the soup and this version of transformers give.")
+    return problems
+
+
+def _same_json(one: Path, other: Path) -> bool:
+    try:
+        found = [read_object(path) for path in (one, other)]
+    except (OSError, ValueError):
+        return False
+    for content in found:
+        content.pop("transformers_version", None)
+    return found[0] == found[1]
 
 
 def _differences(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:

@@ -48,7 +48,6 @@ class Stage:
 
     def finish(self, counts: dict[str, Any]) -> Manifest:
         """Hash the files in ``work``, write the manifest, and rename the folder into place."""
-        (self.work / _PLAN_NAME).unlink(missing_ok=True)
         manifest = Manifest(
             kind=self.kind,
             configuration=self.configuration,
@@ -58,9 +57,16 @@ class Stage:
             seconds=round(time.monotonic() - self._start, 3),
         )
         write_atomically(self.work / manifest_name(self.kind), manifest.to_json())
+        (self.work / _PLAN_NAME).unlink(missing_ok=True)  # last: it says whose folder this is
         _replace_folder(self.work, self.folder)
         self.finished = manifest
         return manifest
+
+    def build_again(self) -> None:
+        """Prepare ``work`` for what is finished already; the finished one stays until the new one is."""
+        self.finished = None
+        plan = {"kind": self.kind, "configuration": self.configuration, "inputs": self.inputs}
+        _prepare_work(self.work, canonical_json(plan))
 
 
 def open_stage(
@@ -89,7 +95,7 @@ def open_stage(
         finished = read_manifest(folder, kind)
         changes = _differences(finished, configuration, inputs)
         if changes and not rebuild:
-            way_out = "remove the folder" if rebuild is None else "rebuild=true to replace it"
+            way_out = "remove the folder" if rebuild is None else "rebuild=true (--rebuild) to replace it"
             raise StoreError(
                 f"{folder} was built with other settings: {'; '.join(changes)}. Use another name, or {way_out}."
             )
@@ -107,7 +113,7 @@ def open_stage(
         damage=damage,
     )
     if finished is None:
-        _prepare_work(work, canonical_json({"kind": kind, "configuration": configuration, "inputs": inputs}))
+        stage.build_again()
     return stage
 
 
@@ -120,7 +126,8 @@ def _damage(folder: Path, manifest: Manifest) -> str | None:
 
 
 def _entries(folder: Path) -> list[FileEntry]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    plan = folder / _PLAN_NAME
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p != plan)
     return [
         FileEntry(path=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=file_digest(p))
         for p in files
@@ -135,13 +142,23 @@ def _differences(manifest: Manifest, configuration: dict, inputs: dict[str, str]
     ):
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                changes.append(f"{label}{key} was {old.get(key)!r}, now {new.get(key)!r}")
+                changes.append(f"{label}{key} was {_short(old.get(key))}, now {_short(new.get(key))}")
     return changes
 
 
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
 def _prepare_work(work: Path, plan: str) -> None:
-    """Keep unfinished work of the same plan; throw away that of another."""
+    """Keep unfinished work of the same plan; throw away that of another. What is no work of ours is not touched."""
     record = work / _PLAN_NAME
+    if work.exists() and not record.exists() and any(work.iterdir()):
+        raise StoreError(
+            f"{work} is where {work.name.removesuffix(PARTIAL_SUFFIX)} would be put together, and it holds something "
+            "else. Move it away, or choose another name."
+        )
     if work.exists() and not (record.exists() and read_bounded(record, len(plan.encode())) == plan.encode()):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
@@ -150,7 +167,7 @@ def _prepare_work(work: Path, plan: str) -> None:
 
 def _replace_folder(new: Path, folder: Path) -> None:
     """Rename `new` to `folder`; what was there stays until the new one is in place."""
-    old = folder.with_name(f"{folder.name}.old")
+    old = folder.with_name(f".{folder.name}.replaced")  # hidden: no name that a user gives a folder
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.rename(folder, old)

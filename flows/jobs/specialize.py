@@ -26,7 +26,7 @@ from pipeline.tasks import available_cores
 from soe_model.coefficient_learning import Learning
 from soe_model.evaluation import mean_loss
 from soe_model.soup import SoupOfExperts
-from soe_model.specialization import write_specialist
+from soe_model.specialization import check_target, write_specialist
 from storage_schema.json_files import read_object
 from storage_schema.layout import soup_folder, specialist_folder, store_folder
 from storage_schema.lock import only_writer
@@ -61,6 +61,8 @@ def run_here(
     soup = SoupOfExperts.open(soup_folder(settings.soup))
     sets = read_sets(settings)
     output = specialist_folder(settings.output)
+    for one in sets:
+        check_target(output / one.name)
     if not together:
         return (carry_out or make)(settings, soup.folder, sets, output)
     identity = _identity(settings, soup, sets)

@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from soe_model.recipe import FINE_TUNED, Recipe, check_recipe
 from soe_model.soup import SoupOfExperts
 from storage_schema.manifest import StoreError
-from storage_schema.stage import PARTIAL_SUFFIX
 
 
 def used_experts(recipe: Recipe, soup: SoupOfExperts) -> list[tuple[int, float]]:
@@ -42,8 +42,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if os.path.lexists(folder):
         raise StoreError(f"{folder} exists. Choose another folder, or remove it.")
-    work = folder.with_name(folder.name + PARTIAL_SUFFIX)
-    shutil.rmtree(work, ignore_errors=True)
+    work = folder.with_name(
+        f".{folder.name}.{uuid4().hex[:8]}.partial"
+    )  # a name of ours alone: it may be removed
     work.mkdir(parents=True)
     try:
         yield work

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.meta_distributions import Sparse
 from pipeline.mixtures import MixturePlan
-from pipeline.ratios import read_fixed, read_ratios, write_fixed, write_ratios
+from pipeline.ratios import read_fixed, read_ratios, read_table, write_fixed, write_ratios
 
 WINDOWS = np.array([5, 0, 9, 2, 7, 7])
 
@@ -65,6 +65,25 @@ def test_a_fixed_mixture_is_one_row(tmp_path):
     write_ratios(make_plan(law, mixtures=1), 0, 2, tmp_path / "two.csv")
     with pytest.raises(ValueError, match="two.csv holds 2 mixtures; a fixed one is one row"):
         read_fixed(tmp_path / "two.csv", 6)
+
+
+@pytest.mark.parametrize("head", ["run,", "run_id,", "index,run_id,name,", "name,run_id,run,"])
+def test_tables_of_olmix_are_read(tmp_path, head):
+    cells = {"run": "a,", "run_id": "a,", "index": "7,", "name": "x,"}
+    if "run,run" in head or "run_id,run," in head:
+        cells["run_id"] = "z,"  # where both are, Olmix takes run
+    row = "".join(cells[name] for name in head.rstrip(",").split(","))
+    (tmp_path / "r.csv").write_text(f"{head}domain_0002,domain_0004\n{row}0.25,0.75\n")
+    runs, domains, weights = read_table(tmp_path / "r.csv")
+    assert (runs, domains.tolist(), weights.tolist()) == (["a"], [2, 4], [[0.25, 0.75]])
+    assert read_fixed(tmp_path / "r.csv", 6).weights_K.tolist() == [0, 0, 0.25, 0, 0.75, 0]
+
+
+def test_what_is_trained_on_needs_no_names(tmp_path):
+    """The order of the rows is what counts there: no column of them, the same one twice, or an empty one."""
+    for content in ("domain_0002\n1\n1\n", "run,domain_0002\na,1\na,1\n", "run,domain_0002\n,1\n,1\n"):
+        (tmp_path / "r.csv").write_text(content)
+        assert set(make_plan(read_ratios(tmp_path / "r.csv"), mixtures=1).steps(0, 2).domain_TB.flat) == {2}
 
 
 @pytest.mark.parametrize(

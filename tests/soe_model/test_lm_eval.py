@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,7 +30,6 @@ metric_list:
 TEXTS = ["w3 w5 w7 w9", "w1 w2", "w30 w31 w32 w33 w34"]
 
 
-@pytest.mark.long
 def test_the_harness_measures_our_likelihood(made, tmp_path):  # noqa: F811
     needs("lm_eval", extra="exports")
     write(SoupOfExperts.open(made[0]), tmp_path / "model")

@@ -9,18 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from soe_model.exports.parts import new_folder
+from soe_model.flat import unflatten
 from soe_model.recipe import (
     BLEND_COEFFICIENTS,
     BLEND_DOMAIN_WEIGHTS,
     Recipe,
     blend,
     check_recipe,
+    instance_of,
     make_recipe,
     read_recipe,
 )
 from soe_model.soup import SoupOfExperts
-from soe_model.specialization import MODEL, materialize, verify_specialist, write_specialist
-from storage_schema.manifest import StoreError
+from soe_model.specialization import MODEL, materialize, verify_specialist, write_model, write_specialist
+from storage_schema.manifest import FileEntry, StoreError, file_digest, read_manifest
 from tests.soe_model.test_soup import WEIGHTS, made, recipes_for, write  # noqa: F401
 
 
@@ -67,6 +70,84 @@ def test_one_altered_bit_is_found_and_named(soup, tmp_path):
     assert f"the tensor {name} is missing" in problems and "there is a tensor more more" in problems
 
 
+def test_a_configuration_that_is_not_the_soups_is_found(soup, tmp_path):
+    """Also where whoever changed it wrote its sha256 anew; and a file that transformers would read besides."""
+    write(soup, tmp_path / "a")
+    config = json.loads((tmp_path / "a/config.json").read_text())
+    (tmp_path / "a/config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
+    (tmp_path / "a/adapter_config.json").write_text("{}")
+    manifest = read_manifest(tmp_path / "a", "specialist")
+    files = [
+        FileEntry(path=e.path, bytes=(p := tmp_path / "a" / e.path).stat().st_size, sha256=file_digest(p))
+        for e in manifest.files
+    ]
+    (tmp_path / "a/specialist.json").write_text(replace(manifest, files=tuple(files)).to_json())
+    problems = verify_specialist(tmp_path / "a", soup).problems
+    assert problems == (
+        "there is adapter_config.json, which no specialist has.",
+        "config.json is not what the soup and this version of transformers give.",
+    )
+
+
+def test_what_is_written_again_has_the_new_report_and_every_byte(soup, tmp_path):
+    """Measured on other texts it has other losses; a bit that was lost is there again."""
+    recipe, instance_P = recipe_and_instance(soup)
+    write_specialist(soup, tmp_path / "a", recipe, instance_P, report=measured(2.0))
+    write_specialist(soup, tmp_path / "a", recipe, instance_P, report=measured(1.0))
+    assert read_manifest(tmp_path / "a", "specialist").counts["losses"] == measured(1.0)["losses"]
+    content = bytearray((tmp_path / "a" / MODEL).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "a" / MODEL).write_bytes(content)
+    materialize(recipe, soup, tmp_path / "a")
+    assert not verify_specialist(tmp_path / "a", soup).problems
+    assert read_manifest(tmp_path / "a", "specialist").counts["losses"] == measured(1.0)["losses"]
+
+
+def test_parameters_learned_from_other_texts_are_another_specialist(soup, tmp_path):
+    recipe, instance_P = recipe_and_instance(soup)
+    recipe = replace(recipe, how=recipe.how | {"method": "fine-tuned"})
+    write_specialist(soup, tmp_path / "a", recipe, instance_P)
+    with pytest.raises(StoreError, match="holds another specialist of the same coefficients.*--rebuild"):
+        write_specialist(soup, tmp_path / "a", recipe, instance_P + 1)
+    write_specialist(soup, tmp_path / "a", recipe, instance_P + 1, replace=True)
+    found = load_file(tmp_path / "a" / MODEL)
+    name = next(iter(found))
+    assert torch.equal(found[name], unflatten(instance_P + 1, soup.layout)[name])
+
+
+def test_neighbours_of_a_specialists_folder_are_the_users(soup, tmp_path):
+    """Folders named as ours were while it is put together, or replaced."""
+    for name in ("a.old", "b.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious.txt").write_text("mine")
+    write(soup, tmp_path / "a")
+    with pytest.raises(StoreError, match="b.partial is where b would be put together.*Move it away"):
+        write(soup, tmp_path / "b")
+    assert all((tmp_path / name / "precious.txt").exists() for name in ("a.old", "b.partial"))
+
+
+def test_the_end_of_text_of_a_tokenizer_of_the_users_own(soup, tmp_path, monkeypatch):
+    """Not added to the vocabulary under our name, where no embedding is."""
+    from transformers import AutoTokenizer
+
+    own = (soup.folder / "tokenizer.json").read_text().replace("<|endoftext|>", "</s>")
+    (tmp_path / "tokenizer.json").write_text(own)
+    _, instance_P = recipe_and_instance(soup)
+    monkeypatch.setattr(soup, "folder", tmp_path)
+    write_model(soup, instance_P, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert tokenizer.eos_token == "</s>" and tokenizer.eos_token_id == 0
+
+
+def measured(loss):
+    return {"losses": {"made": loss, "generic_instance": 3.0, "windows": 4}}
+
+
+def recipe_and_instance(soup):
+    recipe = make_recipe(soup, coefficients_N=soup.coefficients(WEIGHTS)[0], how={"method": "x"})
+    return recipe, instance_of(recipe, soup)
+
+
 def test_a_recipe_that_was_altered_or_is_none_is_refused(soup, tmp_path):
     write(soup, tmp_path / "a")
     path = tmp_path / "a/specialist.json"
@@ -93,6 +174,19 @@ def test_a_recipe_of_another_soup_or_of_other_numbers_is_refused(soup):
             check_recipe(replace(recipe, coefficients=(0.0, bad, 0.0, 0.0)), soup)
     with pytest.raises(ValueError, match="names domain 5; the soup has 5 domains"):
         check_recipe(replace(recipe, domain_weights={5: 1.0}), soup)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"coefficients": (0.5,)}, {"coefficients": (0.0, float("nan"), 0.0, 0.0)}, {"domain_weights": {5: 1}}],
+)
+def test_a_recipe_that_does_not_fit_is_named_with_its_soup_and_the_way_out(soup, change):
+    [recipe] = recipes_for(soup, WEIGHTS[:1])
+    with pytest.raises(ValueError) as caught:
+        check_recipe(replace(recipe, tensors="ab" * 32, **change), soup)
+    message = str(caught.value)
+    assert "tensors abababababab…" in message and str(soup.folder) in message
+    assert "use the specialist.json as it was written, or make the specialist again" in message
 
 
 def test_tensors_that_come_out_otherwise_are_not_written(soup, tmp_path):
@@ -135,3 +229,15 @@ def test_blends_that_make_no_sense_are_refused(soup):
         blend([tuned, given], [1, 1], soup, of=BLEND_COEFFICIENTS)
     with pytest.raises(ValueError, match="its recipe does not rebuild it"):
         materialize(tuned, soup, None)
+
+
+def test_an_export_leaves_a_folder_of_the_users_alone(tmp_path):
+    """Named as work that another program left beside it."""
+    (tmp_path / "export.partial").mkdir()
+    (tmp_path / "export.partial/mine.txt").write_text("precious")
+    with new_folder(tmp_path / "export") as work:
+        (work / "part").write_text("whole")
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "other"):
+        raise RuntimeError
+    assert (tmp_path / "export.partial/mine.txt").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "export.partial"]

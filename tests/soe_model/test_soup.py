@@ -67,7 +67,7 @@ def test_an_opened_soup_makes_the_trainers_instances(made):
 
 
 def test_experts_nobody_uses_are_not_read(made, tmp_path):
-    """What is not mapped cannot be read: the files of the unused are cut to nothing once the soup is open."""
+    """The experts with a coefficient of 0 are taken away once the soup is open: reading them would fail."""
     shutil.copytree(made[0], tmp_path / "soup")
     soup = SoupOfExperts.open(tmp_path / "soup")
     coefficients = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]])

@@ -113,6 +113,29 @@ def test_the_page_reads_files_and_is_used_with_the_keyboard(opened):
     page.wait_for_function("() => document.querySelectorAll('#made button')[1].ariaCurrent === 'true'")
 
 
+def test_files_are_dropped_on_the_page(opened):
+    """A drop that the page does not take as its own would open the file in its place."""
+    page = opened(viewport=LAPTOP)
+    dragged = page.evaluate_handle(
+        """text => {
+          const dragged = new DataTransfer();
+          dragged.items.add(new File([text], "notes.txt", { type: "text/plain" }));
+          return dragged;
+        }""",
+        "\n".join(sentences("astronomy")),
+    )
+    page.evaluate("addEventListener('drop', (event) => { window.taken = event.defaultPrevented; })")
+    page.dispatch_event("#drop", "dragenter", {"dataTransfer": dragged})
+    assert page.locator("#drop.over").count() == 1
+    page.dispatch_event("#drop-text", "drop", {"dataTransfer": dragged})
+    page.wait_for_selector("#file-list button")
+    assert "notes.txt" in page.inner_text("#file-list") and "1 text" in page.inner_text("#count")
+    assert page.locator("#drop.over").count() == 0 and page.evaluate("window.taken")
+    page.get_by_role("button", name="Make a specialist").click()
+    page.wait_for_selector("#result:not([hidden])", timeout=15_000)
+    assert "astronomy" in page.inner_text("#h")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_a_phone(opened, scheme):
     page = opened(viewport=PHONE, color_scheme=scheme, has_touch=True)
