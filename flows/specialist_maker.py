@@ -31,7 +31,9 @@ from storage_schema.layout import store_place
 NEAREST, LEARNED = "nearest-centroids", "learned-coefficients"
 BY_LEARNING = (LEARNED, FINE_TUNED)
 INSTANCES_BYTES = 1 << 30
-"""Of instances at once; more are made in more passes over the bank (three models fit in any case)."""
+"""Of specialists made at once; more are made in more passes over the bank."""
+MEASURED_BYTES = 64 << 20
+"""Of instances at once that are only measured: of larger models one, for which the bank is read again each time."""
 STOPPING_SHARE = 0.2
 """Of the windows of the texts; they say when learning stops."""
 
@@ -126,8 +128,10 @@ class SpecialistMaker:
         """The same of several sets of windows, by name; each instance is made once."""
         model = None
         rows: dict[str, list[torch.Tensor]] = {name: [] for name in windows}
-        for instances_WP in self._groups(coefficients_WN):
-            for instance_P in instances_WP:
+        together = max(1, MEASURED_BYTES // (4 * self.soup.bank.num_params))
+        buffer_WP = torch.empty(min(together, len(coefficients_WN)), self.soup.bank.num_params)
+        for group_WN in coefficients_WN.split(together):
+            for instance_P in self.soup.instances(group_WN, buffer_WP[: len(group_WN)]):
                 model = self.soup.model(instance_P) if model is None else self.soup.attach(model, instance_P)
                 for name, windows_nL1 in windows.items():
                     rows[name].append(window_losses(model, windows_nL1))
@@ -172,7 +176,8 @@ class SpecialistMaker:
             coefficients_N, instance_P, report["learned"] = self._learn(one, nearest_N, instance_P, method)
         if one.evaluation:
             windows_nL1 = self.windows(one.evaluation)
-            report["losses"] = self._compare(weights_K, nearest_N, instance_P, windows_nL1, twin)
+            learned_P = instance_P if method.name in BY_LEARNING else None
+            report["losses"] = self._compare(weights_K, nearest_N, learned_P, windows_nL1, twin)
             if method.bootstrap and len(one.texts) < 100:
                 resampled_bK = torch.from_numpy(placement.resampled(method.bootstrap)).float()
                 found_b = self.losses(self.soup.coefficients(resampled_bK), windows_nL1).mean(1)
@@ -229,15 +234,15 @@ class SpecialistMaker:
         self,
         weights_K: torch.Tensor,
         nearest_N: torch.Tensor,
-        instance_P: torch.Tensor,
+        learned_P: torch.Tensor | None,
         windows_nL1: torch.Tensor,
         twin: torch.nn.Module | None,
     ) -> dict[str, Any]:
-        """Losses of what was made and of what it is measured against (see model_card.LOSSES)."""
+        """Losses of what was made (None: the nearest centroids' instance) and of what it is measured against."""
         heaviest_K = torch.nn.functional.one_hot(weights_K.argmax(), len(weights_K)).float()
         rows_WN = torch.stack([self.generic_N, self._coefficients(heaviest_K), nearest_N])
         generic_n, domain_n, nearest_n = self.losses(rows_WN, windows_nL1)
-        made_n = window_losses(self.soup.model(instance_P), windows_nL1)
+        made_n = nearest_n if learned_P is None else window_losses(self.soup.model(learned_P), windows_nL1)
         gains_n = generic_n - made_n
         found = {
             "windows": len(windows_nL1),
@@ -253,7 +258,7 @@ class SpecialistMaker:
         return found
 
     def _groups(self, coefficients_WN: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The instances of the rows, as many in one pass as there is room for."""
+        """The instances of the rows, as many in one pass as there is room for; three models in any case."""
         size = max(3, INSTANCES_BYTES // (4 * self.soup.bank.num_params))
         for group_WN in coefficients_WN.split(size):
             yield self.soup.instances(group_WN)

@@ -38,7 +38,7 @@ def show(folder: Path, manifest: Manifest, console: Console | None = None) -> No
     if "loss_interval" in sure:
         low, high = sure["loss_interval"]
         console.print(
-            f"With other passages of the same kind its loss would lie in {low:.4f} to {high:.4f} (90%)."
+            f"With other passages of the same kind Algorithm 3's loss would lie in {low:.4f} to {high:.4f} (90%)."
         )
     for warning in sure.get("warnings", []):
         console.print(f"warning: {warning}", style="yellow")

@@ -151,15 +151,18 @@ class SoupOfExperts:
         with torch.no_grad():
             return self.router(domain_weights_WK.float())
 
-    def instances(self, coefficients_WN: torch.Tensor) -> torch.Tensor:
+    def instances(self, coefficients_WN: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The W instances [W, P] (eq. 2) in one pass over the bank; experts that none of them uses are not read.
+
+        Args:
+            out: float32 [W, P] to write them to; a new one where it is not given.
 
         Raises ValueError for coefficients of another number or not finite.
         """
         wanted = self.config.num_experts
         if coefficients_WN.shape[-1] != wanted or not coefficients_WN.isfinite().all():
             raise ValueError(f"expected {wanted} finite coefficients, got {_described(coefficients_WN)}.")
-        instances_WP = torch.empty(len(coefficients_WN), self.bank.num_params)
+        instances_WP = torch.empty(len(coefficients_WN), self.bank.num_params) if out is None else out
         self.bank.combine(coefficients_WN.detach().float().contiguous(), instances_WP)
         return instances_WP
 

@@ -74,6 +74,9 @@ def run_here(
         report = (carry_out or make)(settings, soup.folder, sets, output)
         if "specialist_sets" in report:
             write_atomically(output / "evaluation.json", json.dumps(report, indent=1))
+            for row in report["specialist_sets"]:
+                if row["warnings"]:
+                    print(f"{row['name']}: {row['warnings']}", flush=True)
         write_atomically(output / MADE, json.dumps({"identity": identity, "report": report}, indent=1))
     return {"output": str(output), **report}
 
@@ -158,7 +161,13 @@ def _row(one: SpecialistSet, counts: dict[str, Any]) -> dict[str, Any]:
         "twin": "generic_loss",
     }
     sure = {key: counts["texts"][key] for key in ("count", "domains", "entropy")}
-    return row | {name: losses[key] for key, name in names.items() if key in losses} | sure
+    warnings = " ".join(counts["texts"].get("warnings", []))
+    return (
+        row
+        | {name: losses[key] for key, name in names.items() if key in losses}
+        | sure
+        | {"warnings": warnings}
+    )
 
 
 def _generic_mixture(settings: Specialize, store: str, maker: SpecialistMaker, twin: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Making and writing a specialist takes the memory of a few models, whatever the number of experts."""
+"""Making, writing and measuring a specialist takes the memory of a few models, whatever the number of experts."""
 
 import subprocess
 import sys
@@ -9,6 +9,7 @@ PROGRAM = """
 import sys, threading, time
 from pathlib import Path
 import torch
+from flows.specialist_maker import SpecialistMaker
 from soe_model.recipe import make_recipe
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import write_specialist
@@ -24,6 +25,8 @@ def make(name):
     recipe = make_recipe(soup, coefficients_N=torch.ones(soup.config.num_experts), how={"method": "given"})
     instance_P = soup.instances(recipe.coefficients_N[None])[0]
     write_specialist(soup, folder / f"{name}-specialist", recipe, instance_P)
+    windows_nL1 = torch.zeros(2, 17, dtype=torch.int64)
+    SpecialistMaker(soup).losses(torch.rand(16, soup.config.num_experts), windows_nL1)  # as many as resamples
     return 4 * len(instance_P)
 
 write_wide_soup(folder / "small", num_experts=2, width=16)
