@@ -21,6 +21,7 @@ MAY_IMPORT = {
     # It must run where only torch, transformers and safetensors are: what they bring themselves is there too.
     "soe_model": {
         "soe_model", "storage_schema", "torch", "transformers", "safetensors", "numpy", "huggingface_hub", "yaml",
+        "tokenizers",
     },
 }  # fmt: skip
 """Packages besides Python's own; a room that is not here may import what MUST_NOT_IMPORT leaves."""

@@ -128,10 +128,10 @@ def _check_used(settings: Pretrain) -> None:
     law, fields = settings.meta_distribution, Pretrain.model_fields
     names = dict.fromkeys(name for used in OF_LAW.values() for name in used)
     given = [name for name in names if getattr(settings, name) != fields[name].default]
-    if "ratios" in OF_LAW[law] and "ratios" not in given:
+    if "ratios" in OF_LAW.get(law, ()) and "ratios" not in given:
         raise ValueError(f"meta_distribution={law} reads its mixtures from a table: give its path as ratios.")
     for name in given:
-        if name not in OF_LAW[law]:
+        if name not in OF_LAW.get(law, ()):
             laws = " or ".join(law for law, used in OF_LAW.items() if name in used)
             raise ValueError(
                 f"{name} is {getattr(settings, name)!r}, of which meta_distribution={law} has no use: leave it out, or "

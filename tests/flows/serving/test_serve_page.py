@@ -104,6 +104,7 @@ def test_the_page_reads_files_and_is_used_with_the_keyboard(opened):
     assert "astronomy" in page.inner_text("#h") and "none could be kept apart" in page.inner_text("#verdict")
     page.locator("#map").focus()
     page.keyboard.press("ArrowRight")
+    page.wait_for_function("() => document.querySelector('#map-said').innerText.startsWith('Domain ')")
     assert page.inner_text("#map-said").startswith("Domain 1: astronomy") and "h 1.000" in page.inner_text(
         "#map-said"
     )
