@@ -1,7 +1,7 @@
 """Byte ranges of files that lie elsewhere, through a bounded cache of blocks; a failed read is tried again.
 
-A read ends with the bytes that were asked for or with an error that names the file, whatever the network does.
-What the bytes mean is ``remote_store.py``'s matter.
+A read ends with the bytes that were asked for or with an error that names the file, whatever the network does, and
+whoever replaces the file meanwhile. What the bytes mean is ``remote_store.py``'s matter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,9 @@ BLOCKS_A_REQUEST = 16
 CACHE_BYTES = 256 << 20
 OPEN_FILES = 512
 """Handles kept: on S3 an open file is no connection, but opening it is a request."""
+LOOKED_AFTER_SECONDS = 10.0
+"""What is used is asked for its size and version when that was last done so long ago: one HEAD a file and interval,
+all at once. ``pyarrow.fs`` has no conditional reads, which would tell with each range."""
 THREADS = 16
 ATTEMPTS = 5
 """Of each read, beside those that the S3 client makes of each of its requests (``locations.py``): a server that
@@ -81,16 +84,11 @@ def with_retries(
     raise AssertionError("unreachable")
 
 
-def read_whole(filesystem: fs.FileSystem, path: str, *, uri: str, store: str, at_most: int) -> bytes:
-    """A small file's bytes. Raises :class:`StoreError` as :func:`with_retries` does, and for a larger file."""
-
-    def read() -> bytes:
-        with filesystem.open_input_file(path) as file:
-            if file.size() > at_most:
-                raise StoreError(f"{uri} has {file.size():,} bytes; at most {at_most:,} were expected.")
-            return _all_of(file.read_at(file.size(), 0), file.size())
-
-    return with_retries(read, uri=uri, store=store)
+def all_of(data: bytes, size: int) -> bytes:
+    """`data`, of which there must be `size`: raises OSError otherwise, as of any read that failed."""
+    if len(data) != size:
+        raise OSError(f"{len(data)} of {size} bytes came")
+    return data
 
 
 class RemoteFiles:
@@ -119,40 +117,59 @@ class RemoteFiles:
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._handles: OrderedDict[str, pa.NativeFile] = OrderedDict()
         self._versions: dict[str, object] = {}
+        self._looked: dict[str, float] = {}
 
     def read(self, file: RemoteFile, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file, as they lie there: a few, not to be kept.
 
         Raises :class:`StoreError` as :meth:`blocks` does.
         """
-        return with_retries(
-            lambda: _all_of(self._handle(file).read_at(stop - start, start), stop - start),
-            uri=file.uri,
-            store=self.store,
-            label=file.label,
-            failed=lambda: self._forget(file),
+        return self._persist(
+            file, lambda: all_of(self._handle(file).read_at(stop - start, start), stop - start)
         )
 
     def blocks(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> dict[tuple[str, int], bytes]:
         """The blocks of these ascending numbers, by path and number; those not in the cache are fetched at once.
 
-        Not to be called from a thread of the pool, which would wait for itself.
+        A file of which no blocks are wanted is looked at only. Not to be called from a thread of the pool, which
+        would wait for itself.
 
         Raises:
             StoreError: a file is missing, was truncated or replaced, or could not be read.
         """
-        found = self._held(wanted)
-        runs = list(_runs(wanted, found))
-        if len(runs) == 1:
-            return found | self._fetch(*runs[0])
-        futures = [self.pool.submit(self._fetch, *run) for run in runs]
+        files = list(wanted)
+        found: dict[tuple[str, int], bytes] = {}
+        for at in range(0, len(files), self.open_files):  # which stay open from the look to the last read
+            some = {file: wanted[file] for file in files[at : at + self.open_files]}
+            self._at_once(self._look, [(file,) for file in some if self._is_due(file)])
+            held = self._held(some)
+            for fetched in self._at_once(self._fetch, list(_runs(some, held))):
+                held |= fetched
+            found |= held
+        return found
+
+    def _at_once(self, work: Callable[..., T], items: Sequence[tuple[Any, ...]]) -> list[T]:
+        """What `work` makes of each item; after the first error no further ones are begun."""
+        if len(items) == 1:
+            return [work(*items[0])]
+        futures = [self.pool.submit(work, *item) for item in items]
         try:
-            for future in futures:
-                found |= future.result()
+            return [future.result() for future in futures]
         finally:
             for future in futures:
                 future.cancel()
-        return found
+
+    def _persist(self, file: RemoteFile, read: Callable[[], T]) -> T:
+        return with_retries(
+            read, uri=file.uri, store=self.store, label=file.label, failed=lambda: self._forget(file)
+        )
+
+    def _is_due(self, file: RemoteFile) -> bool:
+        return time.monotonic() - self._looked.get(file.path, -np.inf) >= LOOKED_AFTER_SECONDS
+
+    def _look(self, file: RemoteFile) -> None:
+        """See that the file is still the one that was first opened."""
+        self._persist(file, lambda: self._handle(file))
 
     def _held(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> dict[tuple[str, int], bytes]:
         found = {}
@@ -182,42 +199,47 @@ class RemoteFiles:
         return blocks
 
     def _handle(self, file: RemoteFile) -> pa.NativeFile:
-        """An open handle of the file, which is asked for its size and version as it is opened."""
+        """An open handle of the file, which is asked for its size and version as it is opened; it is not kept long."""
         with self._lock:
-            if file.path in self._handles:
+            if file.path in self._handles and not self._is_due(file):
                 self._handles.move_to_end(file.path)
                 return self._handles[file.path]
+        now = time.monotonic()
         handle = self.filesystem.open_input_file(file.path)
         if handle.size() != file.bytes:
-            raise StoreError(
-                f"{file.label}{file.uri} has {handle.size()} bytes, its manifest says {file.bytes}: it was "
-                "truncated or replaced. Copy the store there again."
+            raise self._refusal(
+                file,
+                f"has {handle.size()} bytes instead of {file.bytes}: it was truncated or replaced. Copy the store "
+                "there again.",
             )
         told = dict(handle.metadata() or {})
-        version = told.get("ETag") or told.get("Last-Modified")
+        version = told.get("ETag") or self.filesystem.get_file_info(file.path).mtime_ns
+        if self._versions.setdefault(file.path, version) != version:
+            raise self._refusal(
+                file,
+                "was replaced while it was read. Was the store copied there again? Run the same command again; it "
+                "resumes if the store is the same.",
+            )
         with self._lock:
-            if self._versions.setdefault(file.path, version) != version:
-                raise StoreError(
-                    f"{file.label}{file.uri} was replaced while it was read. Was the store copied there again? "
-                    "Run the same command again; it resumes if the store is the same."
-                )
+            self._looked[file.path] = now
             self._handles[file.path] = handle
-            while len(self._handles) > self.open_files:
-                self._handles.popitem(
-                    last=False
-                )  # closed with its last reference: a thread may be reading it
+            while (
+                len(self._handles) > self.open_files
+            ):  # closed with the last reference: a thread may read it
+                self._handles.popitem(last=False)
         return handle
+
+    def _refusal(self, file: RemoteFile, why: str) -> StoreError:
+        """The error of a file that is another now. What is kept of it may be of either, and is dropped."""
+        with self._lock:
+            for key in [key for key in self._blocks if key[0] == file.path]:
+                self.cached_bytes -= len(self._blocks.pop(key))
+        return StoreError(f"{file.label}{file.uri} {why}")
 
     def _forget(self, file: RemoteFile) -> None:
         """Drop the file's handle: opening it again tells a missing or truncated file from a bad connection."""
         with self._lock:
             self._handles.pop(file.path, None)
-
-
-def _all_of(data: bytes, size: int) -> bytes:
-    if len(data) != size:
-        raise OSError(f"{len(data)} of {size} bytes came")
-    return data
 
 
 def _runs(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from pipeline.remote_files import read_whole, with_retries
+from pipeline.remote_files import all_of, with_retries
 from storage_schema.json_files import JSON_BYTES
 from storage_schema.layout import home
 from storage_schema.manifest import FileEntry, StoreError, read_manifest
@@ -73,8 +73,19 @@ class _Source:
         return found
 
     def read(self, name: str, at_most: int = JSON_BYTES) -> bytes:
+        """A small file's bytes. Raises :class:`StoreError` as :func:`with_retries` does, and for a larger file."""
         path, uri = f"{self.path}/{name}", f"{self.uri}/{name}"
-        return read_whole(self.filesystem, path, uri=uri, store=self.uri, at_most=at_most)
+
+        def attempt() -> bytes:
+            with self.filesystem.open_input_file(path) as file:
+                if file.size() > at_most:
+                    raise StoreError(
+                        f"{uri} has {file.size():,} bytes; at most {at_most:,} were expected. Copy the store there "
+                        "again."
+                    )
+                return all_of(file.read_at(file.size(), 0), file.size())
+
+        return with_retries(attempt, uri=uri, store=self.uri)
 
     def copy_part(self, part: str, domains: bytes, folder: Path) -> None:
         """Copy one part's small files below `folder`."""

@@ -3,14 +3,15 @@
 Everything but the partitions is small and is mirrored into ``SOE_HOME/cache``, once a machine and version of
 the store, so all else reads local paths. Of a partition, only the blocks that windows lie in are fetched
 (``remote_files.py``). A file's size is held against the manifest, and its layout against the index; its sha256
-would take the whole file (``soe audit`` of a copy).
+would take the whole file (``soe audit`` of a copy). The manifest must stay the one that was mirrored: a store that is
+rebuilt is noticed by it, even where a partition is opened only then.
 
 Legend: L tokens in a sequence, m windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,8 @@ class RemoteStore(DomainStore):
         self.files = RemoteFiles(self.uri, filesystem, cache_bytes=cache_bytes)
         self._sizes = [{entry.path: entry.bytes for entry in part.manifest.files} for part in self.parts]
         self._values_at: dict[str, int] = {}
+        self._manifests = [self._manifest(part.folder) for part in self.parts]
+        self.blocks({})
 
     def passages(self, domain: int) -> pa.Table:
         """Not to be had from elsewhere: raises :class:`StoreError`."""
@@ -110,7 +113,11 @@ class RemoteStore(DomainStore):
             numbers = windows.blocks_of(left)[:budget]
             budget -= len(numbers)
             blocks[windows.file] = numbers
-        self.files.blocks(blocks)
+        self.blocks(blocks)
+
+    def blocks(self, wanted: Mapping[RemoteFile, np.ndarray]) -> dict[tuple[str, int], bytes]:
+        """:meth:`RemoteFiles.blocks` of partitions, unless the store was rebuilt."""
+        return self.files.blocks(dict.fromkeys(self._manifests, ()) | dict(wanted))
 
     def values_at(self, file: RemoteFile, tokens: int) -> int:
         """Where the token stream begins in a partition: found once, with two small reads."""
@@ -128,6 +135,11 @@ class RemoteStore(DomainStore):
                 )
             self._values_at[file.path] = where
         return self._values_at[file.path]
+
+    def _manifest(self, folder: Path) -> RemoteFile:
+        mirrored = folder / "manifest.json"
+        below, size = mirrored.relative_to(self.mirror).as_posix(), mirrored.stat().st_size
+        return RemoteFile(path=f"{self._path}/{below}", uri=f"{self.uri}/{below}", bytes=size)
 
     def _file(self, number: int, domain: int) -> RemoteFile:
         name = partition_path(domain)
@@ -192,7 +204,7 @@ class RemoteWindows:
             )
         bytes_mw = out.view(np.uint8)
         for places in self._groups(rows):
-            blocks = self.store.files.blocks({self.file: self.blocks_of(rows[places])})
+            blocks = self.store.blocks({self.file: self.blocks_of(rows[places])})
             starts = self.values_at + rows[places] * self.step
             for place, start in zip(places.tolist(), starts.tolist(), strict=True):
                 self._copy(blocks, start, bytes_mw[place])

@@ -25,7 +25,8 @@ class Proxy:
     """Method, path and range, in the order in which they came."""
     rule: Callable[[str, str, str, int], str | None] = lambda method, path, where, seen: None
     """Method, path, range, and how often just that was asked for before → what goes wrong: ``busy`` (503),
-    ``reset``, ``cut`` (half of the body), or None."""
+    ``reset``, ``cut`` (half of the body), ``silent`` (no answer), ``stalled`` (half of the body, and no end), or
+    None."""
     failed: list[str] = field(default_factory=list)
     """What went wrong."""
     sent: int = 0
@@ -60,6 +61,8 @@ def proxy_to(server: str):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
                 self.close_connection = True
+            elif done == "silent":
+                self.wait()
             elif done == "busy":
                 self.answer(503, [], BUSY, BUSY)
             else:
@@ -68,11 +71,19 @@ def proxy_to(server: str):
                 response = upstream.getresponse()
                 body = response.read()
                 upstream.close()
-                sent = body[: len(body) // 2] if done == "cut" else body
+                sent = body[: len(body) // 2] if done in ("cut", "stalled") else body
                 with lock:
                     proxy.sent += len(sent)
                 self.answer(response.status, response.getheaders(), body, sent)
                 self.close_connection |= done == "cut"
+                if done == "stalled":
+                    self.wait()
+
+        def wait(self):
+            """Until the client hangs up."""
+            while self.connection.recv(1024):
+                pass
+            self.close_connection = True
 
         def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, sent: bytes):
             self.send_response(status)

@@ -186,7 +186,9 @@ def test_open_handles_are_bounded(folder):
     """Of a store on a disk, where a handle is a descriptor that can be counted."""
     store = RemoteStore(f"file://{folder}")
     check_all(store, folder)
-    assert fds_below(folder) == sum(size > L for size in SIZES + MORE)
+    assert fds_below(folder) == sum(size > L for size in SIZES + MORE) + len(
+        store.parts
+    )  # and their manifests
     files, store.files = store.files, RemoteFiles(store.uri, store.files.filesystem, open_files=2)
     del files
     store._values_at.clear()

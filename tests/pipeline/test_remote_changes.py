@@ -1,0 +1,112 @@
+"""Files that are replaced by others of the same size while they are read, and stores that are rebuilt."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from pipeline import remote_files
+from pipeline.remote_files import BLOCK
+from pipeline.remote_store import open_store
+from storage_schema.domains import DomainStore, partition_path
+from storage_schema.manifest import StoreError
+from tests.remote_stores import SIZES, L, gather, key_of, windows_of, write_part
+from tests.s3_server import BUCKET, upload
+
+pytestmark = pytest.mark.usefixtures("in_haste")
+
+REPLACED = "^domain 4: .*domain=0004/part-00000.arrow was replaced while it was read. .* Run the same command"
+
+
+@pytest.fixture
+def at_every_use(monkeypatch):
+    """Files are looked at whenever they are used."""
+    monkeypatch.setattr(remote_files, "LOOKED_AFTER_SECONDS", 0.0)
+
+
+def other(folder, domain):
+    """The bytes of a partition, one of them changed in each block but the first."""
+    data = bytearray((folder / "domains" / partition_path(domain)).read_bytes())
+    for at in range(BLOCK, len(data) - 1000, BLOCK):
+        data[at + 100] ^= 1
+    return bytes(data)
+
+
+def put(s3, folder, domain, data):
+    s3.put_object(Bucket=BUCKET, Key=key_of(folder, domain), Body=data)
+
+
+def test_a_file_replaced_under_an_open_handle_is_refused(s3, own_uri, own, at_every_use):
+    [windows] = open_store(own_uri).windows(4, L)
+    gather(windows, [0])
+    put(s3, own, 4, (own / "domains" / partition_path(4)).read_bytes())  # copied again: the same
+    gather(windows, [5000])
+    put(s3, own, 4, other(own, 4))
+    for rows in ([9000], [9000], [5000]):  # nor is what was read before given out any more
+        with pytest.raises(StoreError, match=REPLACED):
+            gather(windows, rows)
+    assert windows.store.files.cached_bytes == 0
+
+
+def test_what_was_read_of_a_replaced_file_is_not_kept_when_the_former_one_is_back(
+    s3, own_uri, own, monkeypatch
+):
+    """Between two looks, bytes of the other file may have come into the cache."""
+    [windows] = open_store(own_uri).windows(4, L)
+    gather(windows, [0])
+    put(s3, own, 4, other(own, 4))
+    tokens = DomainStore(own).parts[0].tokens(4)
+    row = [(BLOCK + 100 - windows.values_at) // windows.step]
+    assert not np.array_equal(gather(windows, row), windows_of(tokens)[row])  # else this shows nothing
+    monkeypatch.setattr(remote_files, "LOOKED_AFTER_SECONDS", 0.0)
+    with pytest.raises(StoreError, match=REPLACED):
+        gather(windows, row)
+    put(s3, own, 4, (own / "domains" / partition_path(4)).read_bytes())
+    assert np.array_equal(gather(windows, row), windows_of(tokens)[row])
+
+
+def test_a_file_is_looked_at_once_an_interval(own_uri, proxy, monkeypatch):
+    [windows] = open_store(own_uri).windows(4, L)
+    gather(windows, [0])
+    proxy.requests.clear()
+    gather(windows, [5000])
+    assert proxy.of("domain=0004", "HEAD") == 0 and proxy.of("manifest.json", "HEAD") == 0
+    windows.store.files._looked = dict.fromkeys(windows.store.files._looked, -1e9)
+    for _ in range(2):
+        gather(windows, [0, 5000, 9000])
+    assert proxy.of("domain=0004", "HEAD") == 1 and proxy.of("manifest.json", "HEAD") == 2  # two parts
+
+
+def test_a_file_replaced_before_it_is_read_again_after_a_failure(s3, own_uri, own, proxy):
+    [windows] = open_store(own_uri).windows(4, L)
+    gather(windows, [0])
+    put(s3, own, 4, other(own, 4))
+    proxy.rule = lambda method, path, where, seen: "busy" if method == "GET" and seen == 0 else None
+    with pytest.raises(StoreError, match=REPLACED):
+        gather(windows, [9000])
+
+
+def test_a_file_replaced_on_a_disk_that_is_named_by_a_uri(own, at_every_use):
+    [windows] = open_store(f"file://{own}").windows(4, L)
+    gather(windows, [0])
+    path = own / "domains" / partition_path(4)
+    (own / "other").write_bytes(other(own, 4))
+    os.replace(own / "other", path)
+    with pytest.raises(StoreError, match=REPLACED):
+        gather(windows, [9000])
+
+
+def test_a_rebuilt_store_is_refused_by_partitions_that_were_not_read_before(s3, own_uri, own, at_every_use):
+    """Of which nothing but the store's manifest tells that they are others."""
+    store = open_store(own_uri)
+    gather(store.windows(4, L)[0], [0])
+    shutil.rmtree(own / "domains")
+    write_part(own, SIZES, "uint16", {"other": "store"})
+    upload(s3, own)
+    with pytest.raises(
+        StoreError, match=f"^{own_uri}/domains/manifest.json (was replaced|has .* instead of)"
+    ):
+        gather(store.windows(5, L)[0], [0])
