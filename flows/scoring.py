@@ -19,7 +19,7 @@ import torch
 from flows.jobs.progress import progress
 from flows.specialist_maker import SpecialistMaker
 from pipeline.domain_weights import check_domain_weights
-from pipeline.ratios import RUN, RUN_ID, UNREAD, read_table
+from pipeline.ratios import RUN, RUN_ID, UNREAD, columns_of, read_table, spread
 from pipeline.specialist_sets import set_of_texts
 from soe_model.soup import SoupOfExperts
 from storage_schema.layout import soup_folder
@@ -77,18 +77,15 @@ def score_mixtures(
 def _mixtures(path: str | Path, num_domains: int) -> tuple[pl.DataFrame, np.ndarray]:
     """The table as it will be written, and the whole weights float64 [R, K]."""
     names, domains, weights_Rk = read_table(path)
-    if domains.max() >= num_domains:
-        raise ValueError(f"{path} names domain {domains.max()}; the soup has {num_domains} domains.")
+    weights_RK = spread(domains, weights_Rk, num_domains, path=path, whose="the soup")
     nameless = [f"row {row} without a name" for row, name in enumerate(names) if name is None]
     twice = [f"{times} runs {name!r}" for name, times in Counter(names).most_common(1) if times > 1]
     for found in (nameless + twice)[:1]:
         raise ValueError(f"{path} has {found}: names join a mixture and its losses. Give each run its own.")
-    weights_RK = np.zeros((len(names), num_domains))
-    weights_RK[:, domains] = weights_Rk
     for name, row_K in zip(names, weights_RK, strict=True):
         try:
             check_domain_weights(row_K, num_domains)
         except ValueError as error:
             raise ValueError(f"{path}, run {name}: {error}") from error
-    columns = {f"domain_{domain:04d}": weights_Rk[:, i] for i, domain in enumerate(domains)}
+    columns = dict(zip(columns_of(domains), weights_Rk.T, strict=True))
     return pl.DataFrame({RUN: names, **columns}), weights_RK

@@ -258,7 +258,7 @@ class SpecialistMaker:
         return found
 
     def _groups(self, coefficients_WN: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The instances of the rows, as many in one pass as there is room for; three models in any case."""
+        """The instances of the rows, as many in one pass as there is room for, and three in any case."""
         size = max(3, INSTANCES_BYTES // (4 * self.soup.bank.num_params))
         for group_WN in coefficients_WN.split(size):
             yield self.soup.instances(group_WN)

@@ -20,9 +20,9 @@ from pipeline.mixtures import MixturePlan, Steps
 from storage_schema.manifest import file_digest, write_atomically
 
 RUN = "run"
-_DOMAIN = re.compile(r"domain_([0-9]{1,18})")
 RUN_ID, UNREAD = "run_id", ("name", "index")
 """Olmix's other name for the column of runs, and columns of its tables that say nothing of a mixture."""
+_DOMAIN = re.compile(r"domain_([0-9]{1,18})")
 _HEAD = re.compile(rb'(\xef\xbb\xbf)?"?(run|name|index|domain_[0-9])')
 _BLOCK = 256
 
@@ -33,7 +33,7 @@ def write_ratios(plan: MixturePlan, start: int, stop: int, path: str | Path) -> 
     for steps in _some(plan, start, stop):
         occurring[steps.support_TWs[steps.weights_TWs > 0]] = True
     columns = np.flatnonzero(occurring)
-    header = ",".join([RUN, *(f"domain_{domain:04d}" for domain in columns)])
+    header = ",".join([RUN, *columns_of(columns)])
     rows = (row for steps in _some(plan, start, stop) for row in _rows(steps, plan, columns))
     write_atomically(path, (f"{line}\n" for line in chain([header], rows)))
 
@@ -41,7 +41,7 @@ def write_ratios(plan: MixturePlan, start: int, stop: int, path: str | Path) -> 
 def write_fixed(domain_weights_K: np.ndarray, path: str | Path, *, run: str) -> None:
     """Write one mixture as a table of one row, named `run`."""
     columns = np.flatnonzero(domain_weights_K)
-    header = [RUN, *(f"domain_{domain:04d}" for domain in columns)]
+    header = [RUN, *columns_of(columns)]
     weights = [repr(float(weight)) for weight in domain_weights_K[columns]]
     write_atomically(path, f"{','.join(header)}\n{','.join([run, *weights])}\n")
 
@@ -54,14 +54,26 @@ def read_ratios(path: str | Path) -> Given:
 
 def read_fixed(path: str | Path, num_domains: int) -> Fixed:
     """The one mixture of a table, for every step. Errors as :func:`read_table`, and for another number of rows."""
-    runs, domains, weights = read_table(path)
+    runs, domains, weights_Rk = read_table(path)
     if len(runs) != 1:
         raise ValueError(f"{path} holds {len(runs)} mixtures; a fixed one is one row. Keep one.")
+    return Fixed(spread(domains, weights_Rk, num_domains, path=path, whose="the store")[0])
+
+
+def columns_of(domains: np.ndarray) -> list[str]:
+    """The columns' names of domains."""
+    return [f"domain_{domain:04d}" for domain in domains]
+
+
+def spread(
+    domains: np.ndarray, weights_Rk: np.ndarray, num_domains: int, *, path: str | Path, whose: str
+) -> np.ndarray:
+    """A table's weights over all domains, float64 [R, K]. Raises ValueError for a domain beyond them."""
     if domains.max() >= num_domains:
-        raise ValueError(f"{path} names domain {domains.max()}; the store has {num_domains} domains.")
-    weights_K = np.zeros(num_domains)
-    weights_K[domains] = weights[0]
-    return Fixed(weights_K)
+        raise ValueError(f"{path} names domain {domains.max()}; {whose} has {num_domains} domains.")
+    weights_RK = np.zeros((len(weights_Rk), num_domains))
+    weights_RK[:, domains] = weights_Rk
+    return weights_RK
 
 
 def read_table(path: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -108,11 +120,8 @@ class _Rows:
 
     def __init__(self, domains: np.ndarray, weights: np.ndarray, path: str):
         rows, columns = np.nonzero(weights)
-        self.domains, self.weights, self.path = (
-            domains[columns].astype(np.int32),
-            weights[rows, columns],
-            path,
-        )
+        self.domains, self.weights = domains[columns].astype(np.int32), weights[rows, columns]
+        self.path = path
         self.ends = np.searchsorted(rows, np.arange(len(weights)), side="right")
 
     def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -223,10 +223,8 @@ class RemoteFiles:
         with self._lock:
             self._looked[file.path] = now
             self._handles[file.path] = handle
-            while (
-                len(self._handles) > self.open_files
-            ):  # closed with the last reference: a thread may read it
-                self._handles.popitem(last=False)
+            while len(self._handles) > self.open_files:
+                self._handles.popitem(last=False)  # closed with its last reference: a thread may be reading
         return handle
 
     def _refusal(self, file: RemoteFile, why: str) -> StoreError:

@@ -6,10 +6,9 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from soe_model.recipe import FINE_TUNED
+from soe_model.recipe import FINE_TUNED, Recipe
 
 if TYPE_CHECKING:
-    from soe_model.recipe import Recipe
     from soe_model.soup import SoupOfExperts
 
 DOMAINS_SHOWN = 20

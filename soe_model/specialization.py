@@ -5,7 +5,6 @@ Legend: P parameters of one model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from storage_schema.manifest import (
 from storage_schema.stage import open_stage
 
 MODEL = "model.safetensors"
-RECIPE, CARD = "specialist.json", "README.md"
+CARD = "README.md"
 
 
 def write_specialist(
@@ -79,11 +78,11 @@ def write_specialist(
             )
         if report is None and there.get("tensors") == digest:
             counts = there
-        if json.loads(canonical_json(counts)) == there and _is_whole(folder, stage.finished):
+        if canonical_json(counts) == canonical_json(there) and not _damage(folder, stage.finished):
             return stage.finished
-        stage.build_again()
+        stage.prepare()
     write_model(soup, instance_P, stage.work)
-    (stage.work / "README.md").write_text(model_card(Path(folder).name, soup, recipe, counts), "utf-8")
+    (stage.work / CARD).write_text(model_card(Path(folder).name, soup, recipe, counts), "utf-8")
     return stage.finish(counts)
 
 
@@ -93,12 +92,13 @@ def check_target(folder: Path) -> None:
         raise StoreError(f"{folder} exists and holds no specialist. Choose another folder, or remove it.")
 
 
-def _is_whole(folder: Path, manifest: Manifest) -> bool:
+def _damage(folder: Path, manifest: Manifest) -> list[str]:
+    """What is wrong with the specialist's files, by size and sha256."""
     try:
         verify_files(folder, manifest)
-    except StoreError:
-        return False
-    return True
+    except StoreError as error:
+        return [str(error)]
+    return []
 
 
 def write_model(soup: SoupOfExperts, instance_P: torch.Tensor, folder: str | Path) -> None:
@@ -115,9 +115,8 @@ def write_model(soup: SoupOfExperts, instance_P: torch.Tensor, folder: str | Pat
     model.save_pretrained(folder)
     length = getattr(config, "max_position_embeddings", None)
     file = str(soup.folder / "tokenizer.json")
-    end_of_text = Tokenizer.from_file(file).id_to_token(
-        config.eos_token_id
-    )  # a tokenizer of the user's has its own
+    # A tokenizer of the user's has a name of its own for it.
+    end_of_text = Tokenizer.from_file(file).id_to_token(config.eos_token_id)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=file,
         bos_token=end_of_text,
@@ -163,11 +162,7 @@ def verify_specialist(folder: str | Path, soup: SoupOfExperts) -> Verification:
     manifest = read_manifest(folder, "specialist")
     recipe = recipe_of(manifest)
     check_recipe(recipe, soup)
-    problems = []
-    try:
-        verify_files(folder, manifest)
-    except StoreError as error:
-        problems.append(str(error))
+    problems = _damage(folder, manifest)
     try:
         found = load_file(folder / MODEL)
     except (OSError, SafetensorError) as error:
@@ -193,9 +188,8 @@ def _other_files(expected: Path, folder: Path) -> list[str]:
     wanted = {path.name for path in expected.iterdir()}
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     there = {name for name in there if not name.startswith(".")}  # a repository's own
-    problems = [
-        f"there is {name}, which no specialist has." for name in sorted(there - wanted - {RECIPE, CARD})
-    ]
+    known = wanted | {manifest_name("specialist"), CARD}
+    problems = [f"there is {name}, which no specialist has." for name in sorted(there - known)]
     for name in sorted(wanted - {MODEL}):
         if name in there and not _same_json(expected / name, folder / name):
             problems.append(f"{name} is not what the soup and this version of transformers give.")

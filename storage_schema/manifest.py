@@ -157,6 +157,11 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def shortened(text: str) -> str:
+    """The text as a message can hold it."""
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
 def write_atomically(path: str | Path, data: str | bytes | Iterable[str]) -> None:
     """Write aside, flush to disk, rename: `path` holds the old or the new content, never a part.
 

@@ -24,6 +24,7 @@ from storage_schema.manifest import (
     file_digest,
     manifest_name,
     read_manifest,
+    shortened,
     verify_files,
     write_atomically,
 )
@@ -62,8 +63,8 @@ class Stage:
         self.finished = manifest
         return manifest
 
-    def build_again(self) -> None:
-        """Prepare ``work`` for what is finished already; the finished one stays until the new one is."""
+    def prepare(self) -> None:
+        """Make ``work`` ready to build in; what is finished already stays until the new one is."""
         self.finished = None
         plan = {"kind": self.kind, "configuration": self.configuration, "inputs": self.inputs}
         _prepare_work(self.work, canonical_json(plan))
@@ -113,7 +114,7 @@ def open_stage(
         damage=damage,
     )
     if finished is None:
-        stage.build_again()
+        stage.prepare()
     return stage
 
 
@@ -142,13 +143,9 @@ def _differences(manifest: Manifest, configuration: dict, inputs: dict[str, str]
     ):
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                changes.append(f"{label}{key} was {_short(old.get(key))}, now {_short(new.get(key))}")
+                was, now = shortened(repr(old.get(key))), shortened(repr(new.get(key)))
+                changes.append(f"{label}{key} was {was}, now {now}")
     return changes
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _prepare_work(work: Path, plan: str) -> None:

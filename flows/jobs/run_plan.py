@@ -99,14 +99,14 @@ def meta_distribution(
 
     Raises ValueError for a setting that the law has no use for, and for a `ratios` file that is missing or none.
     """
-    law, generic = settings.meta_distribution, settings.method == "generic"
-    if generic and law != "fixed" and settings.ratios is None:
+    law = settings.meta_distribution
+    if settings.method == "generic" and law != "fixed":
+        if settings.ratios is not None:
+            raise ValueError(
+                f"method=generic trains one model on one mixture, and ratios is {settings.ratios!r}: give "
+                "meta_distribution=fixed with it, or leave ratios out."
+            )
         return Fixed(generic_weights(windows_K))  # whatever mixtures the soup beside it is trained on
-    if generic and law != "fixed":
-        raise ValueError(
-            f"method=generic trains one model on one mixture, and ratios is {settings.ratios!r}: give "
-            "meta_distribution=fixed with it, or leave ratios out."
-        )
     _check_used(settings)
     if law == "dirichlet":
         return Dirichlet(
@@ -114,10 +114,10 @@ def meta_distribution(
             support_size=settings.support_size,
             by_size=settings.by_size,
         )
+    if settings.ratios is not None and law == "recorded":
+        return read_ratios(settings.ratios)
     if settings.ratios is not None:
-        return (
-            read_ratios(settings.ratios) if law == "recorded" else read_fixed(settings.ratios, len(windows_K))
-        )
+        return read_fixed(settings.ratios, len(windows_K))
     everything = int((windows_K > 0).sum())
     size = everything if law == "uniform" else training.support_size
     return Sparse(support_size=size, by_size=settings.by_size)
@@ -128,10 +128,10 @@ def _check_used(settings: Pretrain) -> None:
     law, fields = settings.meta_distribution, Pretrain.model_fields
     names = dict.fromkeys(name for used in OF_LAW.values() for name in used)
     given = [name for name in names if getattr(settings, name) != fields[name].default]
-    if "ratios" in OF_LAW.get(law, ()) and "ratios" not in given:
+    if "ratios" in OF_LAW[law] and "ratios" not in given:
         raise ValueError(f"meta_distribution={law} reads its mixtures from a table: give its path as ratios.")
     for name in given:
-        if name not in OF_LAW.get(law, ()):
+        if name not in OF_LAW[law]:
             laws = " or ".join(law for law, used in OF_LAW.items() if name in used)
             raise ValueError(
                 f"{name} is {getattr(settings, name)!r}, of which meta_distribution={law} has no use: leave it out, or "

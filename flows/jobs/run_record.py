@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from storage_schema.json_files import read_object
-from storage_schema.manifest import StoreError, canonical_json, write_atomically
+from storage_schema.manifest import StoreError, canonical_json, shortened, write_atomically
 from storage_schema.versions import version_problem, written_with
 
 
@@ -27,8 +27,7 @@ def claimed(folder: Path) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = canonical_json(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+    return shortened(canonical_json(value))
 
 
 def claim_run(folder: Path, settings: dict[str, Any]) -> None:

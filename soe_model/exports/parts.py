@@ -42,9 +42,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if os.path.lexists(folder):
         raise StoreError(f"{folder} exists. Choose another folder, or remove it.")
-    work = folder.with_name(
-        f".{folder.name}.{uuid4().hex[:8]}.partial"
-    )  # a name of ours alone: it may be removed
+    # A name of ours alone: it may be removed.
+    work = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.partial")
     work.mkdir(parents=True)
     try:
         yield work

@@ -202,7 +202,7 @@ def test_an_unfinished_run_is_not_resumed_on_another_plan(home, monkeypatch, cha
 
 
 def test_a_partition_that_cannot_be_read_ends_the_job_with_its_name(home):
-    """It is met by a fetcher, in the middle of the run; the job's last line says so, after one attempt."""
+    """It is met by a fetcher, in the middle of the run, and the job's last line says so."""
     store = make_store(home / "stores" / "cut", [400, 400])
     asked = SETTINGS | dict(store="cut", mixtures_per_step=1, support_size=1, window_steps=1)
     settings = Pretrain(name="cut", **asked)

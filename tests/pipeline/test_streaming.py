@@ -135,18 +135,6 @@ def test_tokens_of_any_size_and_number_come_in_whole_windows(
     check_from(stream, list(stream.in_process(0, stop)), 0, stop, ray=True)
 
 
-def test_what_a_fetcher_cannot_read_is_said_as_it_is(tmp_path, ray_cluster):
-    """Not wrapped in an error of Ray's: what would only fail again is not tried again."""
-    store = make_store(tmp_path / "store", [400, 400])
-    stream = make_stream(
-        store, make_plan(store, law=Sparse(support_size=1), mixtures_per_step=1), window_steps=1
-    )
-    first = int(stream.plan.steps(0, 1).domain_TB[0, 0])
-    os.truncate(store / "domains" / partition_path(1 - first), 500)
-    with pytest.raises(StoreError, match=f"domain {1 - first}: .*domain=000{1 - first}/part-00000.arrow"):
-        list(stream.through_ray(0, 40))
-
-
 def slow_stream(store):
     return make_stream(store, make_plan(store, cls=SlowStart), window_steps=20, fetchers=2)
 
