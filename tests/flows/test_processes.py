@@ -25,10 +25,11 @@ time.sleep(60)
 
 @pytest.mark.parametrize("leader", ["die", "live"])
 def test_stop_finds_every_process_and_no_other(tmp_path, leader):
+    mark = f"{tmp_path}:x"  # no other test's that runs beside this one
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     begun = processes.start(
         [sys.executable, "-c", ORPHAN, leader],
-        environment={**os.environ, processes.MARK: "abc:x"},
+        environment={**os.environ, processes.MARK: mark},
         log=tmp_path / "log",
         folder=tmp_path,
     )
@@ -36,7 +37,7 @@ def test_stop_finds_every_process_and_no_other(tmp_path, leader):
     while "started" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.2)
-    find = lambda: processes.members([begun], "abc:x")  # noqa: E731
+    find = lambda: processes.members([begun], mark)  # noqa: E731
     assert len(find()) == (2 if leader == "die" else 3)
     assert stranger.pid not in find()
     assert processes.stop(find, patience=5) == set()

@@ -134,8 +134,12 @@ def test_a_store_rebuilt_under_a_running_stream_is_named(s3, toy_uri, toy, monke
     if arrived == "partitions":
         (toy / "domains/manifest.json").rename(toy / "manifest.json")
     upload(s3, toy)
-    named = "domains/manifest.json" if arrived == "all" else "domains/domain=00.*/part-00000.arrow"
-    with pytest.raises(StoreError, match=f"{toy_uri}/{named} was replaced while it was read. Was the store "):
+    # A manifest has its stages' times: another size, or only another state.
+    named = {
+        "all": "domains/manifest.json (was replaced while it was read|has .* bytes instead of .* replaced)",
+        "partitions": "domains/domain=00.*/part-00000.arrow was replaced while it was read. Was the store ",
+    }[arrived]
+    with pytest.raises(StoreError, match=f"{toy_uri}/{named}"):
         given.extend(batches)
     if arrived == "all":
         assert len(given) == 1

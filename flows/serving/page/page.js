@@ -85,9 +85,10 @@ async function makeOne(event) {
   const timer = setInterval(tick, 500);
   try {
     show(await ask("/api/specialists", { texts }));
-    await listMade();
+    // At once: the list's answer must not take the focus from where the reader went meanwhile.
     at("map-title").focus({ preventScroll: true });
     at("map-title").scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    await listMade();
   } catch (error) {
     say("make-error", error);
   } finally {
