@@ -6,6 +6,7 @@ Relative names: a store, run, soup or specialist without a slash lives under ``S
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +18,24 @@ class Settings(BaseModel):
     """Parameters of a flow: unknown names are refused, values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def refuse_unused(settings: Settings, choice: str, reads: Mapping[str, Sequence[str]]) -> None:
+    """Raise ValueError for a setting, other than its default, that is read only where `choice` is another.
+
+    Args:
+        choice: the setting that decides.
+        reads: each of its values → the settings that only some of them read.
+    """
+    chosen = getattr(settings, choice)
+    for name in dict.fromkeys(name for used in reads.values() for name in used):
+        value = getattr(settings, name)
+        if value != type(settings).model_fields[name].default and name not in reads.get(chosen, ()):
+            others = " or ".join(other for other, used in reads.items() if name in used)
+            raise ValueError(
+                f"{name} is {value!r}, of which {choice}={chosen} has no use: leave it out, or choose {choice} "
+                f"{others}."
+            )
 
 
 class BuildDomains(Settings):
@@ -227,7 +246,7 @@ class Specialize(Settings):
         16,
         ge=0,
         le=1000,
-        description="Resamples of few texts that say how sure the domain weights are; 0: none.",
+        description="Resamples of few texts that say how sure the domain weights are, 2 or more; 0: none.",
     )
     use_gpu: bool = False
     rebuild: bool = False

@@ -6,63 +6,39 @@ Legend: W specialists, K domains, N experts, P parameters, n windows, L tokens i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from flows.jobs.progress import progress
-from flows.settings import SpecialistMethod
+from flows.specialist_method import BY_LEARNING, LEARNED, NEAREST, Method
 from pipeline.domain_weights import Placement, Rule, place
 from pipeline.embedder import find_embedder, load_embedder
 from pipeline.embedding import embed_texts
 from pipeline.replay import generic_windows
 from pipeline.specialist_sets import SpecialistSet
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
-from soe_model.coefficient_learning import Learning, learn_coefficients
-from soe_model.evaluation import bootstrap_interval, window_losses
+from soe_model.coefficient_learning import learn_coefficients
+from soe_model.evaluation import bootstrap_interval, normal_interval, window_losses
 from soe_model.fine_tuning import fine_tune
-from soe_model.recipe import FINE_TUNED, Recipe, make_recipe
+from soe_model.recipe import Recipe, make_recipe
 from soe_model.soup import SoupOfExperts
 from storage_schema.layout import store_place
 
-NEAREST, LEARNED = "nearest-centroids", "learned-coefficients"
-BY_LEARNING = (LEARNED, FINE_TUNED)
-INSTANCES_BYTES = 1 << 30
-"""Of specialists made at once; more are made in more passes over the bank."""
-MEASURED_BYTES = 64 << 20
-"""Of instances at once that are only measured: of larger models one, for which the bank is read again each time."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Check = Callable[[], None]
+"""Raises where nobody waits any more for what is computed."""
+TOGETHER_BYTES = 64 << 20
+"""Of instances made in one pass over the bank; larger models are made one by one, and never held together."""
+FEW_TEXTS = 100
+"""Below so many the domain weights are drawn again, to say how sure they are."""
 STOPPING_SHARE = 0.2
 """Of the windows of the texts; they say when learning stops."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """How specialists are made of their texts."""
-
-    name: str = NEAREST
-    rule: Rule = "flat"
-    learning: Learning = field(default_factory=Learning)
-    replay_store: str | None = None
-    replay_share: float = 0.0
-    bootstrap: int = 16
-    """Resamples of few texts, to say how sure the domain weights are; 0: none."""
-
-    def __post_init__(self) -> None:
-        methods = get_args(SpecialistMethod)
-        if self.name not in methods:
-            raise ValueError(f"method is {self.name!r}; it must be one of {', '.join(methods)}.")
-
-    def how(self, texts: int) -> dict[str, Any]:
-        """What a recipe says of it."""
-        said: dict[str, Any] = {"method": self.name, "rule": self.rule, "num_texts": texts}
-        if self.name in BY_LEARNING:
-            said["learning"] = asdict(self.learning)
-        if self.name == FINE_TUNED and self.replay_share:
-            said |= {"replay_share": self.replay_share}
-        return said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +61,8 @@ class SpecialistMaker:
 
     def __init__(self, soup: SoupOfExperts, *, device: str = "cpu", show: Callable[..., Any] = progress):
         self.soup, self.device, self.show = soup, device, show
+        self.generic: PreTrainedModel | None = None
+        """The generic mixture's model, where the caller has it in memory anyway."""
 
     @cached_property
     def embedder(self) -> Any:
@@ -118,46 +96,63 @@ class SpecialistMaker:
             windows = self.tokenizer.encode_windows(texts, max(1, tokens - 1))
         return torch.from_numpy(windows)
 
-    def losses(self, coefficients_WN: torch.Tensor, windows_nL1: torch.Tensor) -> torch.Tensor:
+    def losses(
+        self, coefficients_WN: torch.Tensor, windows_nL1: torch.Tensor, *, check: Check = lambda: None
+    ) -> torch.Tensor:
         """Losses of the instances on each window, float64 [W, n], nats per token."""
-        return self.losses_of_sets(coefficients_WN, {"": windows_nL1})[""]
+        return self.losses_of_sets(coefficients_WN, {"": windows_nL1}, check=check)[""]
 
     def losses_of_sets(
-        self, coefficients_WN: torch.Tensor, windows: Mapping[str, torch.Tensor]
+        self,
+        coefficients_WN: torch.Tensor,
+        windows: Mapping[str, torch.Tensor],
+        *,
+        check: Check = lambda: None,
     ) -> dict[str, torch.Tensor]:
-        """The same of several sets of windows, by name; each instance is made once."""
+        """The same of several sets of windows, by name; equal instances are made and measured once."""
         model = None
+        numbers: dict[bytes, int] = {}
+        number_W = [numbers.setdefault(row_N.numpy().tobytes(), len(numbers)) for row_N in coefficients_WN]
+        distinct_UN = coefficients_WN[[number_W.index(number) for number in range(len(numbers))]]
         rows: dict[str, list[torch.Tensor]] = {name: [] for name in windows}
-        together = max(1, MEASURED_BYTES // (4 * self.soup.bank.num_params))
-        buffer_WP = torch.empty(min(together, len(coefficients_WN)), self.soup.bank.num_params)
-        for group_WN in coefficients_WN.split(together):
+        buffer_WP = torch.empty(min(self._together, len(distinct_UN)), self.soup.bank.num_params)
+        for group_WN in distinct_UN.split(self._together):
             for instance_P in self.soup.instances(group_WN, buffer_WP[: len(group_WN)]):
                 model = self.soup.model(instance_P) if model is None else self.soup.attach(model, instance_P)
                 for name, windows_nL1 in windows.items():
+                    check()
                     rows[name].append(window_losses(model, windows_nL1))
-        return {name: torch.stack(of_set) for name, of_set in rows.items()}
+        return {name: torch.stack(of_set)[number_W] for name, of_set in rows.items()}
 
     def make(
-        self, sets: Sequence[SpecialistSet], method: Method, *, twin: torch.nn.Module | None = None
+        self,
+        sets: Sequence[SpecialistSet],
+        method: Method,
+        *,
+        twin: torch.nn.Module | None = None,
+        check: Check = lambda: None,
     ) -> Iterator[Made]:
-        """The specialists of the sets, in order; without learning, many of them in one pass over the bank.
+        """The specialists of the sets, in order; small ones are put together many in one pass over the bank.
 
-        Raises ValueError for a set without texts, or too little text to learn from.
+        Each is given as soon as it is made; a caller that lets go of it before it asks for the next holds one at a
+        time. Raises ValueError for a set without texts, or too little text to learn from.
         """
         with self.show("place texts", "sets") as report:
             placements = []
             for number, one in enumerate(sets):
                 report(number, len(sets))
+                check()
                 placements.append(self.place(one.texts, method.rule))
             report(len(sets), len(sets))
         weights_WK = torch.from_numpy(np.stack([p.domain_weights for p in placements])).float()
         nearest_WN = self.soup.coefficients(weights_WK)
         with self.show("make specialists", "models") as report:
-            instances = (row for group in self._groups(nearest_WN) for row in group)
-            for w, instance_P in enumerate(instances):
+            instances = self._instances(nearest_WN)
+            for w, one in enumerate(sets):
                 report(w, len(sets))
+                check()
                 yield self._make_one(
-                    sets[w], placements[w], weights_WK[w], nearest_WN[w], instance_P, method, twin
+                    one, placements[w], weights_WK[w], nearest_WN[w], next(instances), method, twin, check
                 )
             report(len(sets), len(sets))
 
@@ -170,6 +165,7 @@ class SpecialistMaker:
         instance_P: torch.Tensor,
         method: Method,
         twin: torch.nn.Module | None,
+        check: Check,
     ) -> Made:
         coefficients_N, report = nearest_N, {"texts": placement.describe()}
         if method.name in BY_LEARNING:
@@ -177,18 +173,19 @@ class SpecialistMaker:
         if one.evaluation:
             windows_nL1 = self.windows(one.evaluation)
             learned_P = instance_P if method.name in BY_LEARNING else None
-            report["losses"] = self._compare(weights_K, nearest_N, learned_P, windows_nL1, twin)
-            if method.bootstrap and len(one.texts) < 100:
+            report["losses"] = self._compare(weights_K, nearest_N, learned_P, windows_nL1, twin, check)
+            if method.bootstrap and len(one.texts) < FEW_TEXTS:
                 resampled_bK = torch.from_numpy(placement.resampled(method.bootstrap)).float()
-                found_b = self.losses(self.soup.coefficients(resampled_bK), windows_nL1).mean(1)
-                tails = torch.tensor([0.05, 0.95], dtype=found_b.dtype)
-                report["texts"]["loss_interval"] = torch.quantile(found_b, tails).tolist()
+                resampled_bN = self.soup.coefficients(resampled_bK)
+                found_b = self.losses(resampled_bN, windows_nL1, check=check).mean(1)
+                around = report["losses"]["nearest_centroids"]
+                report["losses"]["nearest_centroids_interval"] = list(normal_interval(around, found_b))
         # Learned coefficients and fine-tuned parameters no longer come from the domain weights alone.
         recipe = make_recipe(
             self.soup,
             coefficients_N=coefficients_N,
             domain_weights_K=weights_K,
-            how=method.how(len(one.texts)),
+            how=method.how(one),
         )
         return Made(recipe=recipe, instance_P=instance_P, report=report)
 
@@ -237,11 +234,15 @@ class SpecialistMaker:
         learned_P: torch.Tensor | None,
         windows_nL1: torch.Tensor,
         twin: torch.nn.Module | None,
+        check: Check,
     ) -> dict[str, Any]:
         """Losses of what was made (None: the nearest centroids' instance) and of what it is measured against."""
         heaviest_K = torch.nn.functional.one_hot(weights_K.argmax(), len(weights_K)).float()
-        rows_WN = torch.stack([self.generic_N, self._coefficients(heaviest_K), nearest_N])
-        generic_n, domain_n, nearest_n = self.losses(rows_WN, windows_nL1)
+        rows = [self._coefficients(heaviest_K), nearest_N]
+        if self.generic is None:
+            rows.append(self.generic_N)
+        domain_n, nearest_n, *generic = self.losses(torch.stack(rows), windows_nL1, check=check)
+        generic_n = window_losses(self.generic, windows_nL1) if self.generic is not None else generic[0]
         made_n = nearest_n if learned_P is None else window_losses(self.soup.model(learned_P), windows_nL1)
         gains_n = generic_n - made_n
         found = {
@@ -257,11 +258,14 @@ class SpecialistMaker:
             found["gain_interval"] = list(bootstrap_interval(gains_n))
         return found
 
-    def _groups(self, coefficients_WN: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The instances of the rows, as many in one pass as there is room for, and three in any case."""
-        size = max(3, INSTANCES_BYTES // (4 * self.soup.bank.num_params))
-        for group_WN in coefficients_WN.split(size):
-            yield self.soup.instances(group_WN)
+    def _instances(self, coefficients_WN: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The instances of the rows, each pass over the bank once those of the former were taken."""
+        for group_WN in coefficients_WN.split(self._together):
+            yield from self.soup.instances(group_WN)
+
+    @property
+    def _together(self) -> int:
+        return max(1, TOGETHER_BYTES // (4 * self.soup.bank.num_params))
 
     def _coefficients(self, weights_K: np.ndarray | torch.Tensor) -> torch.Tensor:
         return self.soup.coefficients(torch.as_tensor(weights_K).float()[None])[0]

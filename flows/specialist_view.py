@@ -35,8 +35,8 @@ def show(folder: Path, manifest: Manifest, console: Console | None = None) -> No
         f"{sure['count']} passages fall into {sure['domains']} domains (entropy {sure['entropy']:.2f} nats), "
         f"{sure['distance']:.3f} from the centroids; training passages are {sure['training_distance']:.3f} from theirs."
     )
-    if "loss_interval" in sure:
-        low, high = sure["loss_interval"]
+    if losses and "nearest_centroids_interval" in losses:
+        low, high = losses["nearest_centroids_interval"]
         console.print(
             f"With other passages of the same kind Algorithm 3's loss would lie in {low:.4f} to {high:.4f} (90%)."
         )

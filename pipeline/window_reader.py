@@ -36,8 +36,10 @@ class MappedReader:
     def __init__(self, store: DomainStore, sequence_length: int):
         self.store, self.sequence_length = store, sequence_length
         self._windows_PK = np.stack([part.windows_K(sequence_length) for part in store.parts])
+        self._windows_K = self._windows_PK.sum(0)
         self._first_PK = np.cumsum(self._windows_PK, axis=0) - self._windows_PK
-        self._address_PK = np.zeros(self._windows_PK.shape, np.int64)
+        self._place_PK = np.zeros(self._windows_PK.shape, np.int64)
+        """In ``_everything``, of the window that row 0 of a domain would be there."""
         self._looked_PK = np.full(self._windows_PK.shape, -np.inf)
         self._open: dict[tuple[int, int], MappedPartition] = {}
         self._dtype = store.token_dtype
@@ -56,35 +58,35 @@ class MappedReader:
         Raises:
             StoreError: a partition is missing, damaged, or was changed while it was read; it is named.
         """
-        beyond = (rows < 0) | (rows >= self._windows_PK.sum(0)[domains])  # no address is made of these
+        beyond = rows.astype(np.uint64) >= self._windows_K[domains]  # no place is made of these
         if beyond.any():
             domain, row = domains[beyond][0], rows[beyond][0]
-            raise IndexError(
-                f"domain {domain} has {self._windows_PK.sum(0)[domain]} windows; row {row} is none."
-            )
-        address = np.empty(len(rows), np.int64)
-        for number in range(len(self._windows_PK)):
-            inside = (rows - self._first_PK[number, domains]).astype(np.uint64) < self._windows_PK[
-                number, domains
-            ]
-            if inside.any():
-                here = domains[inside]
-                self._look_after(number, here)
-                within = rows[inside] - self._first_PK[number, here]
-                step = self.sequence_length * self._dtype.itemsize
-                address[inside] = self._address_PK[number, here] + within * step
-        windows = self._everything[(address - _BASE) // self._dtype.itemsize]
-        return windows.view(self._dtype).reshape(len(rows), -1)
+            raise IndexError(f"domain {domain} has {self._windows_K[domain]} windows; row {row} is none.")
+        if len(self._windows_PK) == 1:
+            places = self._places(0, domains, rows)
+        else:
+            places = np.empty(len(rows), np.int64)
+            for number, first_K in enumerate(self._first_PK):
+                inside = (rows - first_K[domains]).astype(np.uint64) < self._windows_PK[number][domains]
+                places[inside] = self._places(number, domains[inside], rows[inside])
+        return self._everything[places].view(self._dtype).reshape(len(rows), -1)
+
+    def _places(self, number: int, domains: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Of windows that lie in one part, in ``_everything``."""
+        self._look_after(number, domains)
+        return self._place_PK[number][domains] + rows * self.sequence_length
 
     def _look_after(self, number: int, domains: np.ndarray) -> None:
         """Map what is not, and see that no file was changed: past a file's end lie zeros, or the process's death."""
         now = time.monotonic()
-        due = domains[now - self._looked_PK[number, domains] > LOOKED_AFTER_SECONDS]
+        used = np.flatnonzero(np.bincount(domains))
+        due = used[now - self._looked_PK[number, used] > LOOKED_AFTER_SECONDS]
         self._looked_PK[number, due] = now
-        for domain in np.flatnonzero(np.bincount(due)).tolist():
+        for domain in due.tolist():
             if (number, domain) not in self._open:
                 opened = self._open[number, domain] = MappedPartition(self.store.parts[number], domain)
-                self._address_PK[number, domain] = opened.values.ctypes.data
+                place = (opened.values.ctypes.data - _BASE) // self._dtype.itemsize
+                self._place_PK[number, domain] = place - self._first_PK[number, domain] * self.sequence_length
             self._open[number, domain].check()
 
 

@@ -6,6 +6,9 @@ import torch
 
 from soe_model.backbone import token_losses
 
+NORMAL_90 = 1.645
+"""Standard deviations on either side of a normal distribution's mean that hold 90% of it."""
+
 
 @torch.no_grad()
 def window_losses(model: torch.nn.Module, windows_nL1: torch.Tensor, *, batch_size: int = 32) -> torch.Tensor:
@@ -25,6 +28,16 @@ def window_losses(model: torch.nn.Module, windows_nL1: torch.Tensor, *, batch_si
 def mean_loss(model: torch.nn.Module, windows_nL1: torch.Tensor, *, batch_size: int = 32) -> float:
     """Mean next-token loss in nats per token over all windows; arguments and errors as above."""
     return window_losses(model, windows_nL1, batch_size=batch_size).mean().item()
+
+
+def normal_interval(value: float, resampled_b: torch.Tensor) -> tuple[float, float]:
+    """90% around a value by the bootstrap's standard error: of few resamples that is known better than their tails
+    (Efron and Tibshirani 1993, chapters 6 and 13). Raises ValueError for fewer than two resamples.
+    """
+    if len(resampled_b) < 2:
+        raise ValueError(f"{len(resampled_b)} resamples have no standard error; take 2 or more.")
+    half = NORMAL_90 * resampled_b.std().item()
+    return value - half, value + half
 
 
 def bootstrap_interval(

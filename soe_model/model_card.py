@@ -40,7 +40,7 @@ def model_card(name: str, soup: SoupOfExperts, recipe: Recipe, report: dict[str,
         "model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), "
         "AutoTokenizer.from_pretrained(folder)\n```",
         *_losses(report.get("losses")),
-        *_sureness(report.get("texts")),
+        *_sureness(report.get("texts"), report.get("losses") or {}),
         *_domains(soup, recipe),
         "## Coefficients",
         "```json\n" + json.dumps(list(recipe.coefficients)) + "\n```",
@@ -132,7 +132,7 @@ def _losses(losses: dict[str, Any] | None) -> list[str]:
     return ["## Losses", head, "\n".join(["| model | loss |", "|---|---|", *rows])]
 
 
-def _sureness(texts: dict[str, Any] | None) -> list[str]:
+def _sureness(texts: dict[str, Any] | None, losses: dict[str, Any]) -> list[str]:
     if not texts:
         return []
     line = (
@@ -140,8 +140,8 @@ def _sureness(texts: dict[str, Any] | None) -> list[str]:
         f"{texts['entropy']:.2f} nats, mean distance to their centroids {texts['distance']:.3f} "
         f"(training passages: {texts['training_distance']:.3f})."
     )
-    if "loss_interval" in texts:
-        low, high = texts["loss_interval"]
+    if "nearest_centroids_interval" in losses:
+        low, high = losses["nearest_centroids_interval"]
         line += (
             " Had other passages of the same kind been given, the specialist of their nearest centroids (Algorithm 3) "
             f"would have a loss in {low:.4f} to {high:.4f} (90%)."

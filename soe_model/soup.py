@@ -26,7 +26,7 @@ from soe_model.backbone import hugging_face_config
 from soe_model.bank_files import SHARED, BankFiles, LowRankBankFiles, expert_file
 from soe_model.flat import ParameterSlot, unflatten
 from soe_model.presets import SoupConfig
-from soe_model.router import Router
+from soe_model.router import Router, check_domain_weights
 from soe_model.training import SoupTrainer
 from storage_schema.json_files import read_json
 from storage_schema.layout import DOMAIN_WORDS
@@ -143,13 +143,13 @@ class SoupOfExperts:
         return found
 
     def coefficients(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
-        """phi(h): expert coefficients [W, N] for domain weights [W, K]."""
-        if domain_weights_WK.shape[-1] != self.config.num_domains:
-            raise ValueError(
-                f"{domain_weights_WK.shape[-1]} domain weights for a soup of {self.config.num_domains} domains."
-            )
+        """phi(h): expert coefficients [W, N] for domain weights [W, K]. Raises ValueError for weights that are no
+        distribution over the soup's domains.
+        """
+        check_domain_weights(domain_weights_WK, self.config.num_domains)
         with torch.no_grad():
-            return self.router(domain_weights_WK.float())
+            # Each row by itself: a product of several rounds otherwise, and a recipe would depend on its company.
+            return torch.cat([self.router(weights_1K) for weights_1K in domain_weights_WK.float().split(1)])
 
     def instances(self, coefficients_WN: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The W instances [W, P] (eq. 2) in one pass over the bank; experts that none of them uses are not read.
@@ -161,7 +161,10 @@ class SoupOfExperts:
         """
         wanted = self.config.num_experts
         if coefficients_WN.shape[-1] != wanted or not coefficients_WN.isfinite().all():
-            raise ValueError(f"expected {wanted} finite coefficients, got {_described(coefficients_WN)}.")
+            raise ValueError(
+                f"expected {wanted} finite coefficients, one for each expert, got {_described(coefficients_WN)}. "
+                "Those of domain weights are SoupOfExperts.coefficients(weights)."
+            )
         instances_WP = torch.empty(len(coefficients_WN), self.bank.num_params) if out is None else out
         self.bank.combine(coefficients_WN.detach().float().contiguous(), instances_WP)
         return instances_WP

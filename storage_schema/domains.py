@@ -208,7 +208,7 @@ class MappedPartition:
     """
 
     def __init__(self, part: DomainPart, domain: int):
-        self._path, self._domain = part.folder / partition_path(domain), domain
+        self._path, self._domain = str(part.folder / partition_path(domain)), domain
         self._file = self._state()
         self.values = part.tokens(domain)
 

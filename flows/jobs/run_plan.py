@@ -8,7 +8,7 @@ import numpy as np
 
 from flows.jobs.own_backbone import own_backbone
 from flows.jobs.run_record import claimed
-from flows.settings import Pretrain
+from flows.settings import Pretrain, refuse_unused
 from pipeline.meta_distributions import Dirichlet, Fixed, MetaDistribution, Sparse, generic_weights
 from pipeline.mixtures import MixturePlan
 from pipeline.ratios import read_fixed, read_ratios
@@ -125,18 +125,10 @@ def meta_distribution(
 
 def _check_used(settings: Pretrain) -> None:
     """Raise ValueError for a setting of another law, or a missing one."""
-    law, fields = settings.meta_distribution, Pretrain.model_fields
-    names = dict.fromkeys(name for used in OF_LAW.values() for name in used)
-    given = [name for name in names if getattr(settings, name) != fields[name].default]
-    if "ratios" in OF_LAW[law] and "ratios" not in given:
+    law = settings.meta_distribution
+    if "ratios" in OF_LAW[law] and settings.ratios is None:
         raise ValueError(f"meta_distribution={law} reads its mixtures from a table: give its path as ratios.")
-    for name in given:
-        if name not in OF_LAW[law]:
-            laws = " or ".join(law for law, used in OF_LAW.items() if name in used)
-            raise ValueError(
-                f"{name} is {getattr(settings, name)!r}, of which meta_distribution={law} has no use: leave it out, or "
-                f"choose meta_distribution {laws}."
-            )
+    refuse_unused(settings, "meta_distribution", OF_LAW)
 
 
 def stream_of_run(name: str) -> tuple[MixtureStream, int]:

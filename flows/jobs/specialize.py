@@ -20,10 +20,10 @@ import torch
 from flows.jobs import runner
 from flows.jobs.progress import progress
 from flows.settings import Specialize
-from flows.specialist_maker import LEARNED, Method, SpecialistMaker
+from flows.specialist_maker import SpecialistMaker
+from flows.specialist_method import method_of
 from pipeline.specialist_sets import SpecialistSet, generic_evaluation, held_out_sets, set_of_texts
 from pipeline.tasks import available_cores
-from soe_model.coefficient_learning import Learning
 from soe_model.evaluation import mean_loss
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import check_target, write_specialist
@@ -35,8 +35,6 @@ from storage_schema.manifest import content_digest, read_manifest, write_atomica
 MADE = "made.json"
 """What the folder of specialists holds and from what: the same request again is a skip."""
 HELD_OUT_EVALUATION = 20
-RATES = {LEARNED: 0.02}
-FINE_TUNING_RATE = 3e-4
 
 
 def run(settings: Specialize) -> dict[str, Any]:
@@ -58,6 +56,7 @@ def run_here(
 
     `together`: the folder is that of all these specialists, and what was made is written there.
     """
+    method_of(settings)  # what cannot be done is said before anything is read
     soup = SoupOfExperts.open(soup_folder(settings.soup))
     sets = read_sets(settings)
     output = specialist_folder(settings.output)
@@ -74,9 +73,8 @@ def run_here(
         report = (carry_out or make)(settings, soup.folder, sets, output)
         if "specialist_sets" in report:
             write_atomically(output / "evaluation.json", json.dumps(report, indent=1))
-            for row in report["specialist_sets"]:
-                if row["warnings"]:
-                    print(f"{row['name']}: {row['warnings']}", flush=True)
+        for name, warnings in report["warnings"].items():
+            print(f"{name}: {warnings}", flush=True)
         write_atomically(output / MADE, json.dumps({"identity": identity, "report": report}, indent=1))
     return {"output": str(output), **report}
 
@@ -113,7 +111,9 @@ def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: 
     maker = SpecialistMaker(soup, device="cuda" if settings.use_gpu else "cpu")
     twin = _twin(settings)
     rows = []
-    for one, made in zip(sets, maker.make(sets, method_of(settings), twin=twin), strict=True):
+    specialists = maker.make(sets, method_of(settings), twin=twin)
+    for one in sets:
+        made = next(specialists)
         manifest = write_specialist(
             soup,
             output / one.name,
@@ -123,25 +123,16 @@ def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: 
             replace=settings.rebuild,
         )
         rows.append(_row(one, manifest.counts))
-    report: dict[str, Any] = {"specialists": [one.name for one in sets]}
+        del made  # before the next is put together
+    report: dict[str, Any] = {
+        "specialists": [one.name for one in sets],
+        "warnings": {row["name"]: row["warnings"] for row in rows if row["warnings"]},
+    }
     if any(one.evaluation for one in sets):
         report["specialist_sets"] = rows
         if settings.held_out_of is not None:
             report |= _generic_mixture(settings, settings.held_out_of, maker, twin)
     return report
-
-
-def method_of(settings: Specialize) -> Method:
-    """What the settings say of how specialists are made."""
-    rate = settings.learning_rate or RATES.get(settings.method, FINE_TUNING_RATE)
-    return Method(
-        name=settings.method,
-        rule=settings.rule,
-        learning=Learning(steps=settings.learning_steps, learning_rate=rate),
-        replay_store=settings.replay_store,
-        replay_share=settings.replay_share,
-        bootstrap=settings.bootstrap,
-    )
 
 
 def _in_task(*arguments: Any) -> dict[str, Any]:
@@ -160,14 +151,13 @@ def _row(one: SpecialistSet, counts: dict[str, Any]) -> dict[str, Any]:
         "nearest_centroids": "nearest_centroids_loss",
         "twin": "generic_loss",
     }
-    sure = {key: counts["texts"][key] for key in ("count", "domains", "entropy")}
-    warnings = " ".join(counts["texts"].get("warnings", []))
-    return (
-        row
-        | {name: losses[key] for key, name in names.items() if key in losses}
-        | sure
-        | {"warnings": warnings}
-    )
+    row |= {name: losses[key] for key, name in names.items() if key in losses}
+    intervals = {"gain_interval": "gain", "nearest_centroids_interval": "nearest_centroids_loss"}
+    for key, name in intervals.items():
+        if key in losses:
+            row[f"{name}_low"], row[f"{name}_high"] = losses[key]
+    row |= {key: counts["texts"][key] for key in ("count", "domains", "entropy")}
+    return row | {"warnings": " ".join(counts["texts"].get("warnings", []))}
 
 
 def _generic_mixture(settings: Specialize, store: str, maker: SpecialistMaker, twin: Any) -> dict[str, Any]:
@@ -225,7 +215,7 @@ def _twin(settings: Specialize) -> torch.nn.Module | None:
     if settings.compare_with is None:
         return None
     twin = SoupOfExperts.open(soup_folder(settings.compare_with))
-    return twin.specialist(torch.zeros(twin.config.num_domains))
+    return twin.specialist(torch.from_numpy(twin.tree.generic_weights))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from flows.serving.domain_map import DomainMap
 from flows.serving.generation import positions_of
 from flows.serving.limits import Limits, Refused
 from flows.serving.recipe_box import RecipeBox
-from flows.specialist_maker import Made, Method, SpecialistMaker
+from flows.specialist_maker import Made, SpecialistMaker
+from flows.specialist_method import Method
 from pipeline.specialist_sets import LEAST_TO_SPLIT, SpecialistSet, set_of_texts
 from soe_model.flat import unflatten
 from soe_model.recipe import instance_of, recipe_of, tensors_digest
@@ -51,7 +52,6 @@ class Specialists:
         self.box = RecipeBox(soup.digest, soup.folder.name)
         self.map = DomainMap(soup)
         self._models: OrderedDict[str, PreTrainedModel] = OrderedDict()
-        self._generic: PreTrainedModel | None = None
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -74,7 +74,7 @@ class Specialists:
                 shutil.rmtree(folder)
         check()
         try:
-            [made] = self.maker.make([one], Method(bootstrap=0))
+            [made] = self.maker.make([one], Method(bootstrap=0), check=check)
         except ValueError as error:
             raise Refused(400, str(error), code="unusable_texts", param="texts") from error
         return self.describe(self._keep(made))
@@ -100,9 +100,9 @@ class Specialists:
     def model(self, name: str) -> PreTrainedModel:
         """The model of an id, or the generic one. Raises :class:`Refused` (404) for an unknown id."""
         if name == GENERIC:
-            if self._generic is None:
-                self._generic = self.soup.model(self.soup.instances(self.maker.generic_N[None])[0])
-            return self._generic
+            if self.maker.generic is None:
+                self.maker.generic = self.soup.model(self.soup.instances(self.maker.generic_N[None])[0])
+            return self.maker.generic
         if name in self._models:
             self._models.move_to_end(name)
             return self._models[name]

@@ -15,10 +15,15 @@ from flows import cli, specialist_maker
 from flows.jobs import specialize as job
 from flows.settings import Specialize
 from flows.specialist_maker import SpecialistMaker
+from flows.specialist_method import Method
 from pipeline.domain_weights import estimate_domain_weights
+from pipeline.replay import generic_windows
+from pipeline.specialist_sets import SpecialistSet
+from soe_model.evaluation import window_losses
 from soe_model.soup import SoupOfExperts
-from storage_schema.manifest import read_manifest
-from tests.served_soup import make_served_soup, sentences
+from storage_schema.manifest import content_digest, read_manifest
+from tests.served_soup import POSITIONS, make_served_soup, sentences
+from tests.toy_store import make_store
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,9 +70,9 @@ def test_the_command_makes_a_model_and_says_what_it_is_worth(soup, texts, made, 
     losses, sure = manifest.counts["losses"], manifest.counts["texts"]
     assert losses["made"] == losses["nearest_centroids"] > 0
     assert {"generic_instance", "nearest_domain", "windows"} <= losses.keys()
-    low, high = sure["loss_interval"]
+    low, high = losses["nearest_centroids_interval"]
     assert (
-        low <= high
+        low < losses["nearest_centroids"] < high
         and sure["count"] == 20
         and sure["domains"] == 2
         and 0 < sure["entropy"] < np.log(2) + 1e-6
@@ -246,7 +251,93 @@ def test_what_stands_in_the_way_is_named(soup, texts, made, tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_a_replayed_share_comes_from_the_store(soup, texts, tmp_path, capsys):
-    options = ["--method", "fine-tuned", "--replay-share", 0.5, "--learning-steps", 5]
+def test_a_replayed_share_comes_from_the_store(soup, texts, tmp_path, monkeypatch):
+    store = make_store(tmp_path / "store", [3000, 1000])
+    replayed = []
+
+    def watched(*arguments, **options):
+        take = generic_windows(*arguments, **options)
+        return lambda count: replayed.append(take(count)) or replayed[-1]
+
+    monkeypatch.setattr(specialist_maker, "generic_windows", watched)
+    options = [
+        "--method",
+        "fine-tuned",
+        "--replay-store",
+        store,
+        "--replay-share",
+        0.5,
+        "--learning-steps",
+        5,
+    ]
+    assert run("specialize", soup, "--texts", texts, "--out", tmp_path / "a", *options) == 0
+    assert read_manifest(tmp_path / "a", "specialist").configuration["replay_share"] == 0.5
+    windows = torch.cat(replayed)
+    learning = read_manifest(tmp_path / "a", "specialist").configuration["learning"]
+    assert len(replayed) == 5 and 0 < len(windows) <= 5 * learning["batch_size"]
+    assert windows.shape[1] == POSITIONS + 1 and windows.max() < 15  # the toy's tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--learning-rate", 0.1], "learning_rate is 0.1, of which method=nearest-centroids has no use"),
+        (["--learning-steps", 7], "choose method learned-coefficients or fine-tuned"),
+        (["--method", "learned-coefficients", "--replay-share", 0.5], "or choose method fine-tuned"),
+        (["--method", "fine-tuned", "--replay-share", 0.5], "needs a store to replay"),
+        (["--method", "fine-tuned", "--replay-store", "x"], "'x' without a share of it"),
+    ],
+)
+def test_settings_that_the_method_has_no_use_for_are_refused(soup, texts, tmp_path, options, said, capsys):
     assert run("specialize", soup, "--texts", texts, "--out", tmp_path / "a", *options) == 1
-    assert "needs a store to replay" in capsys.readouterr().err
+    assert said in capsys.readouterr().err and not (tmp_path / "a").exists()
+
+
+def test_the_rule_is_the_one_asked_for(soup, texts, tmp_path):
+    out = tmp_path / "tree"
+    assert run("specialize", soup, "--texts", texts, "--out", out, "--rule", "tree") == 0
+    opened = SoupOfExperts.open(soup)
+    [chosen] = job.read_sets(Specialize(texts={"tree": str(texts)}))
+    expected = estimate_domain_weights(
+        chosen.texts, opened.tree, SpecialistMaker(opened).embedder, rule="tree"
+    )
+    found = read_manifest(out, "specialist").configuration
+    assert found["rule"] == "tree" and found["texts"] == content_digest(chosen.texts)
+    assert found["domain_weights"] == {
+        str(k): pytest.approx(expected[k]) for k in np.flatnonzero(expected).tolist()
+    }
+
+
+def test_several_specialists_are_those_made_one_by_one(soup, monkeypatch):
+    """Also of a soup so large that each is put together in a pass of its own; nothing equal is measured twice."""
+    opened = SoupOfExperts.open(soup)
+    sets = [
+        SpecialistSet(name=topic, texts=sentences(topic, 12), evaluation=sentences(topic)[12:])
+        for topic in ("law", "music", "sailing")
+    ]
+    alone = [next(SpecialistMaker(opened).make([one], Method(bootstrap=0))) for one in sets]
+    for together in (1 << 30, 1):
+        monkeypatch.setattr(specialist_maker, "TOGETHER_BYTES", together)
+        made = list(SpecialistMaker(opened).make(sets, Method(bootstrap=0)))
+        for one, other in zip(made, alone, strict=True):
+            assert torch.equal(one.instance_P, other.instance_P)
+            assert one.recipe == other.recipe and one.report == other.report
+    measured = []
+    count = lambda *arguments: measured.append(0) or window_losses(*arguments)  # noqa: E731
+    monkeypatch.setattr(specialist_maker, "window_losses", count)
+    maker = SpecialistMaker(opened)
+    [again] = maker.make(sets[:1], Method(bootstrap=8))
+    # Of one domain only: the nearest domain and what is made are one model, as are the resamples.
+    assert len(measured) == 3
+    assert again.report["losses"]["made"] == alone[0].report["losses"]["made"]
+    maker.generic = opened.model(opened.instances(maker.generic_N[None])[0])
+    [given] = maker.make(sets[:1], Method(bootstrap=0))
+    assert given.report == alone[0].report
+
+
+def test_warnings_are_told_where_nothing_is_measured(soup, texts, tmp_path, capsys):
+    few = Specialize(
+        soup=str(soup), texts={"few": str(texts)}, evaluation_passages=0, output=str(tmp_path / "out")
+    )
+    report = job.run_here(few)
+    assert "Only 24 texts" in report["warnings"]["few"] and "few: Only 24 texts" in capsys.readouterr().out

@@ -6,7 +6,7 @@ from torch.func import functional_call
 
 from soe_model.backbone import token_losses
 from soe_model.coefficient_learning import Learning, batches_of, learn_coefficients
-from soe_model.evaluation import bootstrap_interval, mean_loss
+from soe_model.evaluation import bootstrap_interval, mean_loss, normal_interval
 from soe_model.fine_tuning import fine_tune
 from soe_model.flat import unflatten
 from soe_model.soup import SoupOfExperts
@@ -115,3 +115,17 @@ def test_a_bootstrap_interval_covers_the_mean_as_often_as_it_says():
         inside += low <= 0 <= high
     assert 0.82 < inside / 200 < 0.96  # 0.9 of intervals, four standard errors of 0.02
     assert bootstrap_interval(torch.ones(3).double()) == (1, 1)
+
+
+def test_an_interval_of_few_resamples_is_right_as_often_as_it_says():
+    """16 resamples of the mean of 50 values, 400 times: 90% less what so few resamples cost."""
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(400):
+        values_n = torch.randn(50, generator=generator, dtype=torch.float64)
+        chosen_bn = torch.randint(50, (16, 50), generator=generator)
+        low, high = normal_interval(values_n.mean().item(), values_n[chosen_bn].mean(1))
+        covered += low <= 0 <= high
+    assert 0.83 < covered / 400 < 0.93
+    with pytest.raises(ValueError, match="1 resamples have no standard error"):
+        normal_interval(0.0, torch.ones(1))

@@ -23,10 +23,11 @@ REPORT = {
     "tensors": "cd" * 32,
     "texts": {
         "count": 20, "domains": 2, "entropy": 0.69, "distance": 0.5, "training_distance": 0.4,
-        "loss_interval": [1.25, 1.75], "warnings": ["Only 20 texts."],
+        "warnings": ["Only 20 texts."],
     },
     "losses": {"windows": 7, "generic_instance": 2.0, "nearest_centroids": 1.75, "made": 1.5,
-               "twin": 1.9, "gain_interval": [0.25, 0.75]},
+               "twin": 1.9, "gain_interval": [0.25, 0.75],
+               "nearest_centroids_interval": [1.25, 1.75]},
 }  # fmt: skip
 
 

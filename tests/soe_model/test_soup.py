@@ -144,9 +144,21 @@ def test_a_target_that_holds_another_specialist_is_refused(made, tmp_path):
 
 def test_wrong_weights_and_coefficients_are_refused(made):
     soup = SoupOfExperts.open(made[0])
-    with pytest.raises(ValueError, match="3 domain weights for a soup of 5 domains"):
-        soup.coefficients(torch.ones(1, 3))
-    with pytest.raises(ValueError, match="expected 4 finite coefficients, got nan at expert 1"):
+    for weights, said in (
+        ([0.5, 0.5, 0.0], r"have shape \[3\]; give one for each of the soup's 5 domains"),
+        ([5.0, -3.0, -1.0, 0.0, 0.0], "domain weight 1 is -3.0; weights must be finite and at least 0"),
+        ([0.5, float("nan"), 0.5, 0.0, 0.0], "domain weight 1 is nan"),
+        ([0.5, float("inf"), 0.5, 0.0, 0.0], "domain weight 1 is inf"),
+        ([0.5, 0.5, 0.5, 0.0, 0.0], "sum to 1.5; they must sum to 1 within 0.0001. Divide them by their sum"),
+        ([0.0] * 5, "sum to 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            soup.coefficients(torch.tensor([weights] if len(weights) == 5 else weights))
+        with pytest.raises(ValueError, match=said.replace("[3", "[1, 3")):
+            soup.specialist(torch.tensor(weights))
+    with pytest.raises(
+        ValueError, match="expected 4 finite coefficients, one for each expert, got nan at expert 1"
+    ):
         soup.instances(torch.tensor([[0.0, float("nan"), 0.0, 0.0]]))
 
 

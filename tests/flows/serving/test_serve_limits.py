@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from flows.serving.access import Access
 from flows.serving.compute_queue import ComputeQueue
+from flows.serving.guard import Guard
 from flows.serving.limits import Limits, Refused
 from flows.serving.specialists import Specialists
-from tests.flows.serving.service import BEARER, ask, refusal
-from tests.served_soup import POSITIONS
+from tests.flows.serving.service import BEARER, TOKEN, ask, refusal
+from tests.served_soup import POSITIONS, sentences
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +142,43 @@ def test_late_and_abandoned_jobs_end():
             queue.enter()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("allowed", range(5))
+def test_making_ends_soon_after_its_time_is_over(specialists, allowed):
+    """Looked at before the texts are placed, before the model is put together and before each measurement."""
+    looked = 0
+
+    def check():
+        nonlocal looked
+        looked += 1
+        if looked > allowed:
+            raise Refused(504, "late")
+
+    kept = dict(specialists._models)
+    if allowed < 4:
+        with pytest.raises(Refused, match="late"):
+            specialists.make(sentences("football", 11), check)
+        assert looked == allowed + 1 and specialists._models == kept
+    else:
+        assert specialists.make(sentences("football", 11), check)["losses"] and looked == 4
+
+
+def test_a_body_that_does_not_arrive_is_given_up():
+    async def nobody(*_):
+        raise AssertionError("the application was asked")
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    guard = Guard(nobody, access=Access(TOKEN), limits=Limits(body_seconds=0.1))
+    headers = {"host": "127.0.0.1:8300", "content-length": "10", "authorization": BEARER["Authorization"]}
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/api/specialists", "headers": encoded}
+    asyncio.run(asyncio.wait_for(guard(scope, receive, send), 20))
+    assert sent[0]["status"] == 408 and b"did not arrive within 0.1 seconds" in sent[1]["body"]

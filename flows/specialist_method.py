@@ -1,0 +1,74 @@
+"""How specialists are made of their texts: the methods of the paper, and what a job's settings say of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_args
+
+from flows.settings import SpecialistMethod, Specialize, refuse_unused
+from pipeline.domain_weights import Rule
+from pipeline.specialist_sets import SpecialistSet
+from soe_model.coefficient_learning import Learning
+from soe_model.recipe import FINE_TUNED
+from storage_schema.manifest import content_digest
+
+NEAREST, LEARNED = "nearest-centroids", "learned-coefficients"
+BY_LEARNING = (LEARNED, FINE_TUNED)
+OF_METHOD = {
+    LEARNED: ("learning_steps", "learning_rate"),
+    FINE_TUNED: ("learning_steps", "learning_rate", "replay_store", "replay_share"),
+}
+"""The settings that each method reads besides those of all."""
+RATES = {LEARNED: 0.02, FINE_TUNED: 3e-4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How specialists are made. Raises ValueError for an unknown name, and for a store to replay without its share."""
+
+    name: str = NEAREST
+    rule: Rule = "flat"
+    learning: Learning = field(default_factory=Learning)
+    replay_store: str | None = None
+    replay_share: float = 0.0
+    bootstrap: int = 16
+    """Resamples of few texts, to say how sure the domain weights are; 0: none."""
+
+    def __post_init__(self) -> None:
+        methods = get_args(SpecialistMethod)
+        if self.name not in methods:
+            raise ValueError(f"method is {self.name!r}; it must be one of {', '.join(methods)}.")
+        if self.bootstrap == 1:
+            raise ValueError("bootstrap is 1; one resample has no spread. Give 0 for none, or 2 or more.")
+        if self.replay_share and self.replay_store is None:
+            raise ValueError(
+                f"replay_share is {self.replay_share}: it needs a store to replay (replay_store)."
+            )
+        if self.replay_store is not None and not self.replay_share:
+            raise ValueError(f"replay_store is {self.replay_store!r} without a share of it (replay_share).")
+
+    def how(self, one: SpecialistSet) -> dict[str, Any]:
+        """What a recipe says of it."""
+        said: dict[str, Any] = {"method": self.name, "rule": self.rule, "num_texts": len(one.texts)}
+        said["texts"] = content_digest(one.texts)
+        if self.name in BY_LEARNING:
+            said["learning"] = asdict(self.learning)
+        if self.name == FINE_TUNED and self.replay_share:
+            said |= {"replay_share": self.replay_share}
+        return said
+
+
+def method_of(settings: Specialize) -> Method:
+    """What the settings say of how specialists are made. Raises ValueError for one that the method has no use for."""
+    refuse_unused(settings, "method", OF_METHOD)
+    return Method(
+        name=settings.method,
+        rule=settings.rule,
+        learning=Learning(
+            steps=settings.learning_steps,
+            learning_rate=settings.learning_rate or RATES.get(settings.method, Learning.learning_rate),
+        ),
+        replay_store=settings.replay_store,
+        replay_share=settings.replay_share,
+        bootstrap=settings.bootstrap,
+    )
