@@ -16,7 +16,7 @@ import torch
 from flows.jobs.progress import progress
 from flows.specialist_method import BY_LEARNING, LEARNED, NEAREST, Method
 from pipeline.domain_weights import Placement, Rule, place
-from pipeline.embedder import find_embedder, load_embedder
+from pipeline.embedder import reload_embedder
 from pipeline.embedding import embed_texts
 from pipeline.replay import generic_windows
 from pipeline.specialist_sets import SpecialistSet
@@ -24,6 +24,7 @@ from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from soe_model.coefficient_learning import learn_coefficients
 from soe_model.evaluation import bootstrap_interval, normal_interval, window_losses
 from soe_model.fine_tuning import fine_tune
+from soe_model.flat import empty_instances
 from soe_model.recipe import Recipe, make_recipe
 from soe_model.soup import SoupOfExperts
 from storage_schema.layout import store_place
@@ -66,13 +67,9 @@ class SpecialistMaker:
 
     @cached_property
     def embedder(self) -> Any:
-        """The model that the soup's domains were made with."""
+        """The model that the soup's domains were made with. Raises StoreError if another is found under its name."""
         made_with = self.soup.manifest.configuration["embedder"]
-        return load_embedder(
-            find_embedder(made_with["embedder"], made_with["revision"]),
-            max_seq_length=made_with["max_seq_length"],
-            device=self.device,
-        )
+        return reload_embedder(made_with, made_with.get("weights"), device=self.device)[1]
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
@@ -115,7 +112,7 @@ class SpecialistMaker:
         number_W = [numbers.setdefault(row_N.numpy().tobytes(), len(numbers)) for row_N in coefficients_WN]
         distinct_UN = coefficients_WN[[number_W.index(number) for number in range(len(numbers))]]
         rows: dict[str, list[torch.Tensor]] = {name: [] for name in windows}
-        buffer_WP = torch.empty(min(self._together, len(distinct_UN)), self.soup.bank.num_params)
+        buffer_WP = empty_instances(min(self._together, len(distinct_UN)), self.soup.bank.num_params)
         for group_WN in distinct_UN.split(self._together):
             for instance_P in self.soup.instances(group_WN, buffer_WP[: len(group_WN)]):
                 model = self.soup.model(instance_P) if model is None else self.soup.attach(model, instance_P)

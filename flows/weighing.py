@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.domain_weights import Rule, place
-from pipeline.embedder import find_embedder, load_embedder
+from pipeline.embedder import reload_embedder
 from pipeline.embedding import embed_texts
 from pipeline.ratios import write_fixed
 from pipeline.specialist_sets import set_of_texts
@@ -32,16 +32,13 @@ def write_domain_weights(
 
     Raises:
         ValueError: no text there, or an embedder that is not to be had.
-        StoreError: no finished store.
+        StoreError: no finished store, or an embedder of other weights than it was built with.
     """
     opened = DomainStore(store_folder(store))
     name = Path(out).stem
     passages = set_of_texts(name, texts, max_texts=max_texts, evaluation_passages=0).texts
-    made_with = read_manifest(opened.folder.parent / "embeddings", "embeddings").configuration
-    embedder = load_embedder(
-        find_embedder(made_with["embedder"], made_with["revision"]),
-        max_seq_length=made_with["max_seq_length"],
-    )
+    embeddings = read_manifest(opened.folder.parent / "embeddings", "embeddings")
+    _, embedder = reload_embedder(embeddings.configuration, embeddings.inputs["model"])
     placement = place(embed_texts(embedder, passages), opened.tree, rule=rule)
     write_fixed(placement.domain_weights, out, run=name)
     return placement.describe()

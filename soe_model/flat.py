@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -80,6 +81,13 @@ class FlatModule:
             self._parameters.values(), self._views[instance], strict=True
         ):
             parameter.data, parameter.grad = values, gradient
+
+
+def empty_instances(number: int, num_params: int) -> torch.Tensor:
+    """Room for so many instances, float32 [number, P], not filled. NumPy asks the kernel for huge pages, where torch
+    would have each page of 4 KB faulted in for itself.
+    """
+    return torch.from_numpy(np.empty((number, num_params), np.float32))
 
 
 def unflatten(flat_P: torch.Tensor, layout: list[ParameterSlot]) -> dict[str, torch.Tensor]:

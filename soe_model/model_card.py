@@ -71,8 +71,9 @@ def _origin(name: str, soup: SoupOfExperts, how: dict[str, Any], report: dict[st
     if "rule" not in how:
         return ["Its coefficients were given: `SoupOfExperts.open(SOUP).instances(coefficients)`."]
     options = ["--method", how.get("method", "?"), "--rule", how["rule"]]
+    digest = f" (digest `{found}`)" if isinstance(found := how.get("texts"), str) else ""
     missing = [
-        f"`TEXTS`, the user's texts, of which {how.get('num_texts', 'some')} passages were read",
+        f"`TEXTS`, the user's texts, of which {how.get('num_texts', 'some')} passages were read{digest}",
         "`--max-texts` and `--evaluation-passages`, which chose them",
     ]
     learning = found if isinstance(found := how.get("learning"), dict) else {}

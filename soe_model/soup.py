@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from soe_model.backbone import hugging_face_config
 from soe_model.bank_files import SHARED, BankFiles, LowRankBankFiles, expert_file
-from soe_model.flat import ParameterSlot, unflatten
+from soe_model.flat import ParameterSlot, empty_instances, unflatten
 from soe_model.presets import SoupConfig
 from soe_model.router import Router, check_domain_weights
 from soe_model.training import SoupTrainer
@@ -165,7 +165,7 @@ class SoupOfExperts:
                 f"expected {wanted} finite coefficients, one for each expert, got {_described(coefficients_WN)}. "
                 "Those of domain weights are SoupOfExperts.coefficients(weights)."
             )
-        instances_WP = torch.empty(len(coefficients_WN), self.bank.num_params) if out is None else out
+        instances_WP = empty_instances(len(coefficients_WN), self.bank.num_params) if out is None else out
         self.bank.combine(coefficients_WN.detach().float().contiguous(), instances_WP)
         return instances_WP
 

@@ -70,7 +70,9 @@ def sentences(topic: str, number: int = len(NOUNS)) -> list[str]:
     return [TOPICS[topic].format(noun) for noun in NOUNS[:number]]
 
 
-def make_served_soup(folder: Path, *, steps: int = 0, experts: int = DOMAINS) -> Path:
+def make_served_soup(
+    folder: Path, *, steps: int = 0, experts: int = DOMAINS, width: int = 32, layers: int = 2
+) -> Path:
     """Write the soup to `folder`; with `steps` of training its specialists are worth something."""
     texts = [sentence for topic in TOPICS for sentence in sentences(topic)]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -81,8 +83,8 @@ def make_served_soup(folder: Path, *, steps: int = 0, experts: int = DOMAINS) ->
     backbone = gpt2_config(
         vocab_size=tokenizer.get_vocab_size(),
         sequence_length=POSITIONS,
-        embedding_size=32,
-        num_layers=2,
+        embedding_size=width,
+        num_layers=layers,
         num_heads=2,
         initializer_range=0.1,
     )

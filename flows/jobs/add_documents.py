@@ -19,7 +19,7 @@ from flows.jobs.stages import Stages, full_disk_named
 from flows.settings import AddDocuments
 from pipeline.audit import STAGES
 from pipeline.corpora import Corpus, open_corpus
-from pipeline.embedder import EmbedderWeights, find_embedder, load_embedder, weights_digest
+from pipeline.embedder import EmbedderWeights, reload_embedder
 from pipeline.kmeans import KMeansSettings
 from pipeline.leaves import TreeSettings
 from pipeline.partitioning import build_domains
@@ -49,7 +49,8 @@ def run(settings: AddDocuments) -> dict[str, Any]:
         corpus = open_corpus(
             settings.corpus, text_field=settings.text_field, source_field=settings.source_field
         )
-        encoder = _embedder_of(base["embeddings"])
+        embeddings = base["embeddings"]
+        encoder = reload_embedder(embeddings.configuration, embeddings.inputs["model"])
         runner.connect()
         runner.require_gpus(settings.use_gpu)
         with only_writer(folder):
@@ -149,19 +150,6 @@ def _place_of(corpus: Corpus, store: Path) -> Path:
             )
         return there[-1]
     return additions / f"{len(there) + 1:04d}"
-
-
-def _embedder_of(embeddings: Manifest) -> tuple[EmbedderWeights, Any]:
-    """The store's own embedder. Raises :class:`StoreError` if what is found has other weights."""
-    made = embeddings.configuration
-    weights = find_embedder(made["embedder"], made["revision"])
-    model = load_embedder(weights, max_seq_length=made["max_seq_length"])
-    if weights_digest(model) != embeddings.inputs["model"]:
-        raise StoreError(
-            f"the embedder {made['embedder']} found at {weights.origin} has other weights than the one the store "
-            "was built with. Give the former one, or build a new store."
-        )
-    return weights, model
 
 
 def _settings_of(made: dict[str, Any]) -> TreeSettings:

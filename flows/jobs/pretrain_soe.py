@@ -67,7 +67,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
             "method": settings.method,
             "soup": asdict(soup),
             "training": _identity(training),
-            "embedder": read_manifest(store.folder.parent / "embeddings", "embeddings").configuration,
+            "embedder": _embedder(store),
         },
         inputs={"domains": store.digest},
         rebuild=None,
@@ -86,6 +86,12 @@ def run(settings: Pretrain) -> dict[str, Any]:
         print(f"{stage.folder} is finished; nothing to train.", flush=True)
     summary = read_object(folder / "summary.json")
     return {**summary, "soup": str(stage.folder), "digest": finished.digest}
+
+
+def _embedder(store: DomainStore) -> dict[str, Any]:
+    """What the store was embedded with, for the texts of specialists: configuration, and the weights' digest."""
+    embeddings = read_manifest(store.folder.parent / "embeddings", "embeddings")
+    return embeddings.configuration | {"weights": embeddings.inputs.get("model")}
 
 
 def _verify(store: DomainStore) -> None:

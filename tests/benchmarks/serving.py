@@ -1,9 +1,10 @@
 """What `soe serve` gives: specialists a second, time to the first token of a new recipe, latencies under many clients.
 
-    python -m tests.benchmarks.serving [--soup NAME] [--requests N] [--json FILE]
+    python -m tests.benchmarks.serving [--soup NAME | --width D --layers N] [--requests N] [--json FILE]
 
-A real service process on loopback; without --soup a tiny one is made, whose figures are those of the service around
-the models more than of the models.
+A real service process on loopback; without --soup an untrained one is made, which is tiny unless told otherwise: its
+figures are those of the service around the models more than of the models. Each answer under load is compared with
+what the same request was answered when it was asked alone.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ TEXTS = 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--soup", help="name or path; made, unless given")
+    parser.add_argument("--width", type=int, default=32, help="embedding size of the soup that is made (32)")
+    parser.add_argument("--layers", type=int, default=2, help="and its layers (2)")
     parser.add_argument("--requests", type=int, default=128, help="for each number of clients (128)")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
@@ -45,7 +48,8 @@ def main() -> None:
         if soup is None:
             os.environ["SOE_HOME"] = folder
             soup = "made"
-            make_served_soup(Path(folder) / "soups" / soup)
+            made = Path(folder) / "soups" / soup
+            make_served_soup(made, width=arguments.width, layers=arguments.layers)
         found = {"soup": soup, "load_average_before": os.getloadavg()[0], **in_process(soup)}
         found |= over_http(soup, arguments.requests)
         found["load_average_after"] = os.getloadavg()[0]
@@ -96,32 +100,43 @@ def over_http(name: str, requests: int) -> dict[str, Any]:
             "http_specialists_a_second": round(SPECIALISTS / made, 2),
             "first_token_of_an_uncached_recipe": percentiles(firsts[: -(SPECIALISTS // 4)]),
         }
+        alone, _ = load(options, ids, 1, requests, expected=None)
         for clients in CLIENTS:
-            found[f"{clients}_clients"] = load(options, ids, clients, requests)
+            _, found[f"{clients}_clients"] = load(options, ids, clients, requests, expected=alone)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
     return found
 
 
-def load(options: dict[str, Any], ids: list[str], clients: int, requests: int) -> dict[str, Any]:
-    """Latencies of completions of `TOKENS` tokens, each of another recipe and seed; every answer is checked."""
+def load(
+    options: dict[str, Any], ids: list[str], clients: int, requests: int, *, expected: list[str | None] | None
+) -> tuple[list[str | None], dict[str, Any]]:
+    """The answers' texts (None: lost) and the latencies of completions of `TOKENS` tokens, each of another recipe and
+    seed than the one before it; those with another text than `expected` are counted.
+    """
 
-    def one(number: int) -> tuple[float, bool]:
+    def one(number: int) -> tuple[float, str | None]:
         body = {"model": ids[number % len(ids)], "prompt": "the", "max_tokens": TOKENS, "seed": number}
         began = time.perf_counter()
         answer = web.post("/v1/completions", json=body)
         seconds = time.perf_counter() - began
-        return seconds, answer.status_code == 200 and answer.json()["model"] == body["model"]
+        right = answer.status_code == 200 and answer.json()["model"] == body["model"]
+        return seconds, answer.json()["choices"][0]["text"] if right else None
 
     limits = httpx.Limits(max_connections=clients)
     with httpx.Client(**options, limits=limits) as web, ThreadPoolExecutor(clients) as pool:
         began = time.perf_counter()
         rows = list(pool.map(one, range(requests)))
         seconds = time.perf_counter() - began
-    return {
+    texts = [text for _, text in rows]
+    return texts, {
         "requests": requests,
-        "lost": sum(not right for _, right in rows),
+        "lost": texts.count(None),
+        "mixed_up": sum(
+            text not in (None, wanted) for text, wanted in zip(texts, expected or texts, strict=True)
+        ),
+        "different_texts": len(set(texts)),
         "requests_a_second": round(requests / seconds, 2),
         "seconds": percentiles([row[0] for row in rows]),
     }

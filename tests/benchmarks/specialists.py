@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 
 from soe_model.bank_files import SHARED, BankFiles, expert_file
 from soe_model.combine import compiled
+from soe_model.flat import empty_instances
 
 BLOCK = 8 << 20
 PAPER_BYTES = 4 * 128 * 110e6
@@ -116,7 +117,7 @@ def runs(folder: Path, coefficients: torch.Tensor, arguments: argparse.Namespace
     def resident(some):
         def run():
             bank = BankFiles(folder, arguments.experts)
-            out = torch.empty(len(some), bank.num_params)
+            out = empty_instances(len(some), bank.num_params)
             bank.combine(some, out)
             return timed(lambda: bank.combine(some, out))
 
@@ -137,7 +138,7 @@ def runs(folder: Path, coefficients: torch.Tensor, arguments: argparse.Namespace
 
 def combine_from(folder: Path, coefficients: torch.Tensor, arguments: argparse.Namespace) -> torch.Tensor:
     bank = BankFiles(folder, arguments.experts)
-    out = torch.empty(len(coefficients), bank.num_params)
+    out = empty_instances(len(coefficients), bank.num_params)
     bank.combine(coefficients, out)
     return out
 

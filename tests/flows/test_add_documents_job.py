@@ -12,6 +12,7 @@ import pytest
 from flows.jobs import add_documents as job
 from flows.jobs import build_domains, domain_stages, pretrain_soe, run_plan
 from flows.settings import AddDocuments, Pretrain
+from pipeline import embedder
 from pipeline.atlas import collect_atlas
 from pipeline.audit import audit_store
 from pipeline.domain_weights import nearest_domains
@@ -195,6 +196,6 @@ def test_an_addition_to_another_tree_is_refused(added, store, built, tmp_path):
 
 
 def test_another_model_of_the_same_name_is_refused(added, store, more, monkeypatch):
-    monkeypatch.setattr(job, "weights_digest", lambda model: "other")
+    monkeypatch.setattr(embedder, "weights_digest", lambda model: "other")
     with pytest.raises(StoreError, match="other weights than the one the store was built with"):
         job.run(AddDocuments(store=str(store), corpus=str(more)))

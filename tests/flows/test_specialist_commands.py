@@ -16,12 +16,13 @@ from flows.jobs import specialize as job
 from flows.settings import Specialize
 from flows.specialist_maker import SpecialistMaker
 from flows.specialist_method import Method
+from pipeline import embedder
 from pipeline.domain_weights import estimate_domain_weights
 from pipeline.replay import generic_windows
 from pipeline.specialist_sets import SpecialistSet
 from soe_model.evaluation import window_losses
 from soe_model.soup import SoupOfExperts
-from storage_schema.manifest import content_digest, read_manifest
+from storage_schema.manifest import StoreError, content_digest, read_manifest
 from tests.served_soup import POSITIONS, make_served_soup, sentences
 from tests.toy_store import make_store
 
@@ -30,7 +31,7 @@ from tests.toy_store import make_store
 def one_embedder():
     """The same one is loaded once for all commands of this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(specialist_maker, "load_embedder", cache(specialist_maker.load_embedder))
+        patch.setattr(embedder, "load_embedder", cache(embedder.load_embedder))
         yield
 
 
@@ -333,6 +334,16 @@ def test_several_specialists_are_those_made_one_by_one(soup, monkeypatch):
     maker.generic = opened.model(opened.instances(maker.generic_N[None])[0])
     [given] = maker.make(sets[:1], Method(bootstrap=0))
     assert given.report == alone[0].report
+
+
+def test_another_embedder_of_the_same_name_is_refused(soup, texts, tmp_path, monkeypatch):
+    opened = SoupOfExperts.open(soup)
+    made_with = opened.manifest.configuration["embedder"]
+    made_with["weights"] = embedder.weights_digest(SpecialistMaker(opened).embedder)
+    assert SpecialistMaker(opened).embedder is not None
+    made_with["weights"] = "other"
+    with pytest.raises(StoreError, match="other weights than the one the store was built with"):
+        SpecialistMaker(opened).place(["a text"])
 
 
 def test_warnings_are_told_where_nothing_is_measured(soup, texts, tmp_path, capsys):

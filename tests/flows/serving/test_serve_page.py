@@ -57,6 +57,7 @@ def test_the_page_from_texts_to_a_model(opened, tmp_path):
     assert page.locator("#make-error").is_hidden() and "Only 12 texts" in page.inner_text("#warnings")
     rows = page.locator("#h tr").all_inner_texts()
     assert [row.split()[1] for row in rows] == ["cooking", "law"]
+    assert "8 domains, from 12 passages (entropy 0.6" in page.inner_text("#h-caption")
     assert page.locator("#map circle.weight").count() == 2
     shares = [float(value) for value in page.locator("#losses .value").all_inner_texts()]
     assert len(shares) == 2 and all(1 < loss < 12 for loss in shares)
