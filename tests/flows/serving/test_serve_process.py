@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -84,3 +86,24 @@ def test_a_taken_port_is_an_error_that_names_it(service, home):
         listen("127.0.0.1", service.port)
     with pytest.raises(ValueError, match="--host 'no.such.host.invalid' is not known"):
         listen("no.such.host.invalid", 8300)
+
+
+def test_small_answers_are_sent_at_once():
+    """With Nagle's algorithm the second piece of an answer waits 40 ms for the client's acknowledgement."""
+    delays = []
+
+    class Accepted(asyncio.Protocol):
+        def connection_made(self, transport):
+            accepted = transport.get_extra_info("socket")
+            delays.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0)
+            transport.close()
+
+    async def scenario():
+        listening = listen("127.0.0.1", 0)
+        async with await asyncio.get_running_loop().create_server(Accepted, sock=listening):
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            await reader.read()
+            writer.close()
+
+    asyncio.run(scenario())
+    assert delays == [False]
