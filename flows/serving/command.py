@@ -67,8 +67,8 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
     except OSError as error:
         raise ValueError(f"--host {host!r} is not known: {error}.") from error
-    # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named; a client acknowledges the first of
-    # two pieces 40 ms late.
+    # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named; a client acknowledges the first
+    # of two pieces 40 ms late.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
