@@ -1,12 +1,13 @@
 """Byte ranges of files that lie elsewhere, through a bounded cache of blocks; a failed read is tried again.
 
 A read ends with the bytes that were asked for or with an error that names the file, whatever the network does, and
-whoever replaces the file meanwhile. What the bytes mean is ``remote_store.py``'s matter.
+whoever replaces the file meanwhile: ``pyarrow.fs`` has no conditional reads, so after the reads of some blocks each
+file is asked, all at once, whether it is still the one that was first opened, and only then are the blocks used. What
+the bytes mean is ``remote_store.py``'s matter.
 """
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import OrderedDict
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.locations import explain
+from pipeline.retries import all_of, with_retries
 from storage_schema.manifest import StoreError
 
 BLOCK = 64 << 10
@@ -27,17 +28,11 @@ BLOCK = 64 << 10
 BLOCKS_A_REQUEST = 16
 """Missing blocks that are neighbours are one request, up to so many."""
 CACHE_BYTES = 256 << 20
-OPEN_FILES = 512
-"""Handles kept: on S3 an open file is no connection, but opening it is a request."""
+OPEN_FILES, OPEN_HERE = 4096, 128
+"""Handles kept: on S3 an open file is no connection, but opening it is a request; on a disk it is a descriptor."""
 LOOKED_AFTER_SECONDS = 10.0
-"""What is used is asked for its size and version when that was last done so long ago: one HEAD a file and interval,
-all at once. ``pyarrow.fs`` has no conditional reads, which would tell with each range."""
+"""A file of which nothing is read, a manifest, is asked for its size and version at most so often."""
 THREADS = 16
-ATTEMPTS = 5
-"""Of each read, beside those that the S3 client makes of each of its requests (``locations.py``): a server that
-does not answer at all is given up within three minutes."""
-FIRST_DELAY = 0.2
-"""Seconds before the second attempt, doubled for each one after, and spread by half either way."""
 T = TypeVar("T")
 
 
@@ -55,49 +50,14 @@ class RemoteFile:
     """What an error begins with, such as ``domain 12: ``."""
 
 
-def with_retries(
-    read: Callable[[], T], *, uri: str, store: str, label: str = "", failed: Callable[[], None] | None = None
-) -> T:
-    """The result of `read`, which is called again, ever later, when it raises OSError.
-
-    Args:
-        uri: the file's name, and `store`: the name of the store it is of, for the error.
-        failed: called after each failed attempt.
-
-    Raises:
-        StoreError: the file is missing (at once), or it could not be read in :data:`ATTEMPTS` attempts.
-    """
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return read()
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"{label}{uri} is missing. Copy the whole of a finished store there, or check the name."
-            ) from error
-        except OSError as error:
-            if failed:
-                failed()
-            if attempt == ATTEMPTS:
-                reason = explain(store, error, what="The store")
-                raise StoreError(f"{label}cannot read {uri} after {attempt} attempts: {reason}") from error
-        time.sleep(FIRST_DELAY * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-    raise AssertionError("unreachable")
-
-
-def all_of(data: bytes, size: int) -> bytes:
-    """`data`, of which there must be `size`: raises OSError otherwise, as of any read that failed."""
-    if len(data) != size:
-        raise OSError(f"{len(data)} of {size} bytes came")
-    return data
-
-
 class RemoteFiles:
     """Reads blocks of the files of one store. Threads may share it.
 
     Args:
         store: the store's URI, for errors.
         cache_bytes: of blocks kept, those used longest ago going first.
-        open_files: file handles kept (while they are read, each thread may hold one more).
+        open_files: file handles kept (while they are read, each thread may hold one more); None: as many as the kind of
+            file system suggests.
     """
 
     def __init__(
@@ -106,18 +66,28 @@ class RemoteFiles:
         filesystem: fs.FileSystem,
         *,
         cache_bytes: int = CACHE_BYTES,
-        open_files: int = OPEN_FILES,
+        open_files: int | None = None,
         threads: int = THREADS,
     ):
         self.store, self.filesystem = store, filesystem
-        self.cache_bytes, self.open_files = cache_bytes, open_files
+        self.cache_bytes = cache_bytes
+        self.open_files = open_files or (OPEN_HERE if filesystem.type_name == "local" else OPEN_FILES)
         self.cached_bytes = 0
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="remote-store")
         self._lock = threading.Lock()
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._handles: OrderedDict[str, pa.NativeFile] = OrderedDict()
         self._versions: dict[str, object] = {}
+        self._written: dict[str, int] = {}
         self._looked: dict[str, float] = {}
+
+    def note(self, folder: str, *, uri: str) -> None:
+        """Remember when the files below a folder were written: one that was written again before it is first opened
+        is refused as well. Raises :class:`StoreError` if the folder cannot be listed.
+        """
+        selector = fs.FileSelector(folder, allow_not_found=True, recursive=True)
+        listed = with_retries(lambda: self.filesystem.get_file_info(selector), uri=uri, store=self.store)
+        self._written |= {info.path: _seconds(info) for info in listed if info.type == fs.FileType.File}
 
     def read(self, file: RemoteFile, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file, as they lie there: a few, not to be kept.
@@ -137,16 +107,18 @@ class RemoteFiles:
         Raises:
             StoreError: a file is missing, was truncated or replaced, or could not be read.
         """
-        files = list(wanted)
-        found: dict[tuple[str, int], bytes] = {}
-        for at in range(0, len(files), self.open_files):  # which stay open from the look to the last read
-            some = {file: wanted[file] for file in files[at : at + self.open_files]}
-            self._at_once(self._look, [(file,) for file in some if self._is_due(file)])
-            held = self._held(some)
-            for fetched in self._at_once(self._fetch, list(_runs(some, held))):
-                held |= fetched
-            found |= held
-        return found
+        held = self._held(wanted)
+        runs = list(_runs(wanted, held))
+        fetched = self._at_once(self._fetch, runs)
+        read = {file for file, _, _ in runs}
+        idle = {file for file, numbers in wanted.items() if not len(numbers)}
+        self._at_once(
+            self._look, [(file,) for file in wanted if file in read or (file in idle and self._is_due(file))]
+        )
+        for blocks in fetched:
+            self._keep(blocks)
+            held |= blocks
+        return held
 
     def _at_once(self, work: Callable[..., T], items: Sequence[tuple[Any, ...]]) -> list[T]:
         """What `work` makes of each item; after the first error no further ones are begun."""
@@ -169,7 +141,7 @@ class RemoteFiles:
 
     def _look(self, file: RemoteFile) -> None:
         """See that the file is still the one that was first opened."""
-        self._persist(file, lambda: self._handle(file))
+        self._persist(file, lambda: self._open(file))
 
     def _held(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> dict[tuple[str, int], bytes]:
         found = {}
@@ -183,27 +155,31 @@ class RemoteFiles:
         return found
 
     def _fetch(self, file: RemoteFile, low: int, high: int) -> dict[tuple[str, int], bytes]:
-        """Read the blocks [low, high) in one request, and keep them."""
+        """Read the blocks [low, high) in one request."""
         start, stop = low * BLOCK, min(high * BLOCK, file.bytes)
         data = self.read(file, start, stop)
-        blocks = {
+        return {
             (file.path, number): data[at : at + BLOCK]
             for number, at in enumerate(range(0, stop - start, BLOCK), start=low)
         }
+
+    def _keep(self, blocks: Mapping[tuple[str, int], bytes]) -> None:
         with self._lock:
             for key, block in blocks.items():
                 self.cached_bytes += len(block) - len(self._blocks.pop(key, b""))
                 self._blocks[key] = block
             while self.cached_bytes > self.cache_bytes:
                 self.cached_bytes -= len(self._blocks.popitem(last=False)[1])
-        return blocks
 
     def _handle(self, file: RemoteFile) -> pa.NativeFile:
-        """An open handle of the file, which is asked for its size and version as it is opened; it is not kept long."""
         with self._lock:
-            if file.path in self._handles and not self._is_due(file):
+            if file.path in self._handles:
                 self._handles.move_to_end(file.path)
                 return self._handles[file.path]
+        return self._open(file)
+
+    def _open(self, file: RemoteFile) -> pa.NativeFile:
+        """A new handle of the file, which is asked for its size and version as it is opened."""
         now = time.monotonic()
         handle = self.filesystem.open_input_file(file.path)
         if handle.size() != file.bytes:
@@ -214,7 +190,9 @@ class RemoteFiles:
             )
         told = dict(handle.metadata() or {})
         version = told.get("ETag") or self.filesystem.get_file_info(file.path).mtime_ns
-        if self._versions.setdefault(file.path, version) != version:
+        written = self._written.pop(file.path, None)  # asked for once: from then on the version tells more
+        late = written is not None and _seconds(self.filesystem.get_file_info(file.path)) != written
+        if late or self._versions.setdefault(file.path, version) != version:
             raise self._refusal(
                 file,
                 "was replaced while it was read. Was the store copied there again? Run the same command again; it "
@@ -238,6 +216,11 @@ class RemoteFiles:
         """Drop the file's handle: opening it again tells a missing or truncated file from a bad connection."""
         with self._lock:
             self._handles.pop(file.path, None)
+
+
+def _seconds(info: fs.FileInfo) -> int:
+    """When a file was written: S3 tells it more exactly in a listing than of a single file."""
+    return (info.mtime_ns or 0) // 10**9
 
 
 def _runs(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from pipeline.remote_files import all_of, with_retries
+from pipeline.retries import all_of, with_retries
 from storage_schema.json_files import JSON_BYTES
 from storage_schema.layout import home
 from storage_schema.manifest import FileEntry, StoreError, read_manifest

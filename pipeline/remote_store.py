@@ -61,9 +61,10 @@ class RemoteStore(DomainStore):
     def __init__(self, uri: str, *, num_parts: int | None = None, cache_bytes: int = CACHE_BYTES):
         self.uri = uri.rstrip("/")
         filesystem, self._path = open_filesystem(self.uri, what="The store")
+        self.files = RemoteFiles(self.uri, filesystem, cache_bytes=cache_bytes)
+        self.files.note(self._path, uri=self.uri)  # before its manifests are read
         self.mirror = mirror_store(self.uri, filesystem, self._path)
         super().__init__(self.mirror, num_parts=num_parts)
-        self.files = RemoteFiles(self.uri, filesystem, cache_bytes=cache_bytes)
         self._sizes = [{entry.path: entry.bytes for entry in part.manifest.files} for part in self.parts]
         self._values_at: dict[str, int] = {}
         self._manifests = [self._manifest(part.folder) for part in self.parts]

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from pipeline import locations, remote_files
+from pipeline import locations, retries
 from storage_schema.stage import open_stage
 from tests.flaky_proxy import proxy_to
 from tests.remote_stores import MORE, SIZES, VOCAB, upload_once, write_part
@@ -38,7 +38,7 @@ def uploaded():
 def in_haste(tmp_path, monkeypatch):
     """Mirrors are the test's own, waits are short, and the S3 client does not try again by itself."""
     monkeypatch.setenv("SOE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(remote_files, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(locations, "ATTEMPTS", 1)
     locations._s3.cache_clear()
 

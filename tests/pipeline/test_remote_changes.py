@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -51,33 +52,40 @@ def test_a_file_replaced_under_an_open_handle_is_refused(s3, own_uri, own, at_ev
     assert windows.store.files.cached_bytes == 0
 
 
-def test_what_was_read_of_a_replaced_file_is_not_kept_when_the_former_one_is_back(
-    s3, own_uri, own, monkeypatch
-):
-    """Between two looks, bytes of the other file may have come into the cache."""
+def test_what_was_read_of_a_replaced_file_is_neither_used_nor_kept(s3, own_uri, own):
+    """Also where it is replaced after it was opened, before its bytes come; and the former one may come back."""
     [windows] = open_store(own_uri).windows(4, L)
     gather(windows, [0])
     put(s3, own, 4, other(own, 4))
     tokens = DomainStore(own).parts[0].tokens(4)
     row = [(BLOCK + 100 - windows.values_at) // windows.step]
-    assert not np.array_equal(gather(windows, row), windows_of(tokens)[row])  # else this shows nothing
-    monkeypatch.setattr(remote_files, "LOOKED_AFTER_SECONDS", 0.0)
     with pytest.raises(StoreError, match=REPLACED):
         gather(windows, row)
     put(s3, own, 4, (own / "domains" / partition_path(4)).read_bytes())
     assert np.array_equal(gather(windows, row), windows_of(tokens)[row])
 
 
-def test_a_file_is_looked_at_once_an_interval(own_uri, proxy, monkeypatch):
+def test_what_is_read_is_looked_at_once_and_manifests_once_an_interval(own_uri, proxy):
     [windows] = open_store(own_uri).windows(4, L)
     gather(windows, [0])
     proxy.requests.clear()
     gather(windows, [5000])
-    assert proxy.of("domain=0004", "HEAD") == 0 and proxy.of("manifest.json", "HEAD") == 0
+    assert proxy.of("domain=0004", "HEAD") == 1 and proxy.of("manifest.json", "HEAD") == 0
+    gather(windows, [5000])  # from the cache
+    assert proxy.of("domain=0004", "HEAD") == 1
     windows.store.files._looked = dict.fromkeys(windows.store.files._looked, -1e9)
     for _ in range(2):
-        gather(windows, [0, 5000, 9000])
+        gather(windows, [0, 5000])
     assert proxy.of("domain=0004", "HEAD") == 1 and proxy.of("manifest.json", "HEAD") == 2  # two parts
+
+
+def test_a_file_replaced_before_it_was_first_opened_is_refused(s3, own_uri, own):
+    """Nothing of it is known but its size and when it was written. A listing has whole seconds here."""
+    [windows] = open_store(own_uri).windows(4, L)
+    time.sleep(1.1)
+    put(s3, own, 4, other(own, 4))
+    with pytest.raises(StoreError, match=REPLACED):
+        gather(windows, [0])
 
 
 def test_a_file_replaced_before_it_is_read_again_after_a_failure(s3, own_uri, own, proxy):
@@ -100,13 +108,12 @@ def test_a_file_replaced_on_a_disk_that_is_named_by_a_uri(own, at_every_use):
 
 
 def test_a_rebuilt_store_is_refused_by_partitions_that_were_not_read_before(s3, own_uri, own, at_every_use):
-    """Of which nothing but the store's manifest tells that they are others."""
+    """Of which only the store's manifest tells that they are others, where all was written within a second."""
     store = open_store(own_uri)
     gather(store.windows(4, L)[0], [0])
     shutil.rmtree(own / "domains")
     write_part(own, SIZES, "uint16", {"other": "store"})
     upload(s3, own)
-    with pytest.raises(
-        StoreError, match=f"^{own_uri}/domains/manifest.json (was replaced|has .* instead of)"
-    ):
+    named = f"{own_uri}/domains/(manifest.json|domain=0005/part-00000.arrow) (was replaced|has .* instead of)"
+    with pytest.raises(StoreError, match=named):
         gather(store.windows(5, L)[0], [0])

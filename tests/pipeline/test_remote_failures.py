@@ -9,9 +9,10 @@ import moto.settings
 import numpy as np
 import pytest
 
-from pipeline import locations, remote_files
-from pipeline.remote_files import BLOCK, FIRST_DELAY, RemoteFile, RemoteFiles, with_retries
+from pipeline import locations, retries
+from pipeline.remote_files import BLOCK, RemoteFile, RemoteFiles
 from pipeline.remote_store import open_store
+from pipeline.retries import FIRST_DELAY, with_retries
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
 from tests.remote_stores import L, check_all, gather, key_of, windows_of
@@ -57,7 +58,7 @@ def test_a_server_that_goes_silent_is_given_up_within_a_bounded_time(
 ):
     """It takes the connection, and answers nothing, or half: curl then averages over some seconds more."""
     monkeypatch.setattr(locations, "STALLED_SECONDS", 1.0)
-    monkeypatch.setattr(remote_files, "ATTEMPTS", attempts)
+    monkeypatch.setattr(retries, "ATTEMPTS", attempts)
     windows = open_store(uri).windows(4, L)[0]
     gather(windows, [0])
     proxy.rule, start = lambda method, path, where, seen: kind, time.monotonic()
@@ -102,8 +103,8 @@ def test_a_short_read_is_a_failure():
 
 def test_waits_double_and_are_spread(monkeypatch):
     waits = []
-    monkeypatch.setattr(remote_files, "FIRST_DELAY", FIRST_DELAY)
-    monkeypatch.setattr(remote_files, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(retries, "FIRST_DELAY", FIRST_DELAY)
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=waits.append))
 
     def fails():
         raise OSError("AWS Error SLOW_DOWN during GetObject")
