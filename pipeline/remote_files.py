@@ -32,7 +32,8 @@ OPEN_FILES, OPEN_HERE = 4096, 128
 """Handles kept: on S3 an open file is no connection, but opening it is a request; on a disk it is a descriptor."""
 LOOKED_AFTER_SECONDS = 10.0
 """A file of which nothing is read, a manifest, is asked for its size and version at most so often."""
-THREADS = 16
+THREADS = 24
+"""Requests under way at once; the S3 client has 25 connections."""
 T = TypeVar("T")
 
 

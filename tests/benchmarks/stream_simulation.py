@@ -7,10 +7,11 @@ and which slots every rank reads in one window of steps are measured. What is si
 takes a random time (log-normal around the median given, spread 0.5 in logarithm), a rank has so many reads in flight
 and fetches one window of steps after the other, and a step needs all ranks. The model takes no time, so how far ahead
 a rank may read does not matter: steps a second are the storage's own limit. Where the model makes fewer, storage is
-not the bottleneck.
+not the bottleneck. Of an object store every file that a window was read from is asked afterwards whether it is still
+the same, all at once (``pipeline/remote_files.py``); that is one request more for each of the window's domains.
 
 On paper: a store of T tokens holds T / L windows, so of a cache of C bytes a read finds C / (2 T) of them; what is
-left goes to the store. Requests a second are steps a second times sequences a step.
+left goes to the store. Requests a second are steps a second times sequences a step, and those asked afterwards.
 """
 
 from __future__ import annotations
@@ -40,15 +41,18 @@ class Storage:
     median_seconds: float
     in_flight: int
     """Reads that a rank has under way at once."""
+    asked_again: bool = False
 
 
 STORAGES = (
     Storage(name="local NVMe, memory-mapped", median_seconds=100e-6, in_flight=1),
     Storage(name="local NVMe, 16 readers", median_seconds=100e-6, in_flight=16),
     Storage(name="parallel file system", median_seconds=1e-3, in_flight=16),
-    Storage(name="object store, same zone", median_seconds=20e-3, in_flight=16),
-    Storage(name="object store, far away", median_seconds=100e-3, in_flight=16),
-    Storage(name="object store, far away, 128 readers", median_seconds=100e-3, in_flight=128),
+    Storage(name="object store, same zone", median_seconds=20e-3, in_flight=24, asked_again=True),
+    Storage(name="object store, far away", median_seconds=100e-3, in_flight=24, asked_again=True),
+    Storage(
+        name="object store, far away, 128 readers", median_seconds=100e-3, in_flight=128, asked_again=True
+    ),
 )
 
 
@@ -86,17 +90,19 @@ def check_ranks(plan: MixturePlan, ranks: int, steps: int) -> dict[str, float]:
     }
 
 
-def simulate(storage: Storage, *, ranks: int, share: int, window: int, windows: int) -> float:
-    """Steps a second, over `windows` windows of `window` steps, of `share` sequences a rank and step."""
+def simulate(storage: Storage, *, ranks: int, share: int, window: int, windows: int, asked: int = 0) -> float:
+    """Steps a second, over `windows` windows of `window` steps, of `share` sequences a rank and step and, after the
+    reads of a window, `asked` requests of a rank.
+    """
     random = np.random.Generator(np.random.Philox(1))
     ready = np.zeros(ranks)
     for _ in range(windows):
-        # A window is begun when the one before it is fetched.
-        free = np.repeat(ready[:, None], storage.in_flight, axis=1)
-        for _ in range(window * share):  # the next read goes to the connection that is free first
-            soonest = free.argmin(1)
-            free[np.arange(ranks), soonest] += storage.median_seconds * random.lognormal(0, SPREAD, ranks)
-        ready = free.max(1)
+        for requests in (window * share, asked):  # each begins when all before it are answered
+            free = np.repeat(ready[:, None], storage.in_flight, axis=1)
+            for _ in range(requests):  # the next goes to the connection that is free first
+                soonest = free.argmin(1)
+                free[np.arange(ranks), soonest] += storage.median_seconds * random.lognormal(0, SPREAD, ranks)
+            ready = free.max(1)
     return windows * window / ready.max()
 
 
@@ -127,10 +133,14 @@ def main(arguments: list[str] | None = None) -> None:
     found["simulated"] = []
     print(f"{'storage':38} steps/s  requests/s of all ranks")
     for storage in STORAGES:
-        rate = simulate(storage, ranks=options.ranks, share=share, window=window, windows=options.windows)
-        row = {**storage.__dict__, "steps_per_second": rate, "requests_per_second": rate * batch}
+        asked = round(found["paper"]["domains_in_a_window"]) if storage.asked_again else 0
+        rate = simulate(
+            storage, ranks=options.ranks, share=share, window=window, windows=options.windows, asked=asked
+        )
+        requests = rate * (batch + options.ranks * asked / window)
+        row = {**storage.__dict__, "steps_per_second": rate, "requests_per_second": requests}
         found["simulated"].append(row)
-        print(f"{storage.name:38} {rate:7,.1f} {rate * batch:12,.0f}", flush=True)
+        print(f"{storage.name:38} {rate:7,.1f} {requests:12,.0f}", flush=True)
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1))
 
