@@ -192,7 +192,7 @@ def run(contestants: dict[str, Contestant]) -> None:
     except BaseException as error:  # a failure is a result
         traceback.print_exc()
         result["error"] = f"{type(error).__name__}: {error}"
-    print("\n" + json.dumps(result | {"cell": asdict(replace(cell, data=str(cell.data)))}), flush=True)
+    print("\n" + json.dumps(result | {"cell": asdict(replace(cell, data=cell.data.name))}), flush=True)
 
 
 def _prepare(contestant: Contestant, cell: Cell) -> dict:
