@@ -17,7 +17,7 @@ import polars as pl
 import torch
 
 from flows.jobs.progress import progress
-from flows.specialist_maker import SpecialistMaker
+from flows.loss_meter import LossMeter
 from pipeline.domain_weights import check_domain_weights
 from pipeline.ratios import RUN, RUN_ID, UNREAD, columns_of, read_table, spread
 from pipeline.specialist_sets import set_of_texts
@@ -53,18 +53,18 @@ def score_mixtures(
     opened = SoupOfExperts.open(soup_folder(soup))
     ratios, weights_RK = _mixtures(mixtures, opened.config.num_domains)
     names = ratios[RUN].to_list()
-    maker = SpecialistMaker(opened)
+    meter = LossMeter(opened)
     sets = {
         name: set_of_texts(name, path, max_texts=max_texts, evaluation_passages=0)
         for name, path in texts.items()
     }
-    windows = {name: maker.windows(one.texts) for name, one in sets.items()}
+    windows = {name: meter.windows(one.texts) for name, one in sets.items()}
     coefficients_RN = opened.coefficients(torch.from_numpy(weights_RK).float())
     columns: dict[str, list[float]] = {name: [] for name in windows}
     with progress("score mixtures", "mixtures") as report:
         for first in range(0, len(names), ROWS):
             report(first, len(names))
-            for name, of_set in maker.losses_of_sets(coefficients_RN[first : first + ROWS], windows).items():
+            for name, of_set in meter.losses_of_sets(coefficients_RN[first : first + ROWS], windows).items():
                 columns[name] += of_set.mean(1).tolist()
         report(len(names), len(names))
     table = pl.DataFrame({RUN: names, **columns})

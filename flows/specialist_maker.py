@@ -5,37 +5,28 @@ Legend: W specialists, K domains, N experts, P parameters, n windows, L tokens i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from flows.jobs.progress import progress
+from flows.loss_meter import Check, LossMeter
 from flows.specialist_method import BY_LEARNING, LEARNED, NEAREST, Method
 from pipeline.domain_weights import Placement, Rule, place
 from pipeline.embedder import reload_embedder
 from pipeline.embedding import embed_texts
 from pipeline.replay import generic_windows
 from pipeline.specialist_sets import SpecialistSet
-from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from soe_model.coefficient_learning import learn_coefficients
-from soe_model.evaluation import bootstrap_interval, normal_interval, window_losses
 from soe_model.fine_tuning import fine_tune
-from soe_model.flat import empty_instances
 from soe_model.recipe import Recipe, make_recipe
 from soe_model.soup import SoupOfExperts
 from storage_schema.layout import store_place
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-Check = Callable[[], None]
-"""Raises where nobody waits any more for what is computed."""
-TOGETHER_BYTES = 64 << 20
-"""Of instances made in one pass over the bank; larger models are made one by one, and never held together."""
 FEW_TEXTS = 100
 """Below so many the domain weights are drawn again, to say how sure they are."""
 STOPPING_SHARE = 0.2
@@ -62,8 +53,7 @@ class SpecialistMaker:
 
     def __init__(self, soup: SoupOfExperts, *, device: str = "cpu", show: Callable[..., Any] = progress):
         self.soup, self.device, self.show = soup, device, show
-        self.generic: PreTrainedModel | None = None
-        """The generic mixture's model, where the caller has it in memory anyway."""
+        self.meter = LossMeter(soup)
 
     @cached_property
     def embedder(self) -> Any:
@@ -71,55 +61,10 @@ class SpecialistMaker:
         made_with = self.soup.manifest.configuration["embedder"]
         return reload_embedder(made_with, made_with.get("weights"), device=self.device)[1]
 
-    @cached_property
-    def tokenizer(self) -> TextTokenizer:
-        return load_tokenizer(self.soup.folder / "tokenizer.json")
-
-    @cached_property
-    def generic_N(self) -> torch.Tensor:
-        """Coefficients of the generic mixture's instance."""
-        return self._coefficients(self.soup.tree.generic_weights)
-
     def place(self, texts: Sequence[str], rule: Rule = "flat") -> Placement:
         """Where the texts fall among the domains. Raises ValueError for no texts, or one without an embedding."""
         vectors_ND = embed_texts(self.embedder, texts) if texts else np.empty((0, 1), np.float32)
         return place(vectors_ND, self.soup.tree, rule=rule)
-
-    def windows(self, texts: Sequence[str]) -> torch.Tensor:
-        """The texts as windows of L + 1 tokens, int64 [n, L + 1]; one shorter window where they fill none."""
-        windows = self.tokenizer.encode_windows(texts, self._length)
-        if not len(windows) and texts:
-            tokens = sum(map(len, self.tokenizer.encode(texts)))
-            windows = self.tokenizer.encode_windows(texts, max(1, tokens - 1))
-        return torch.from_numpy(windows)
-
-    def losses(
-        self, coefficients_WN: torch.Tensor, windows_nL1: torch.Tensor, *, check: Check = lambda: None
-    ) -> torch.Tensor:
-        """Losses of the instances on each window, float64 [W, n], nats per token."""
-        return self.losses_of_sets(coefficients_WN, {"": windows_nL1}, check=check)[""]
-
-    def losses_of_sets(
-        self,
-        coefficients_WN: torch.Tensor,
-        windows: Mapping[str, torch.Tensor],
-        *,
-        check: Check = lambda: None,
-    ) -> dict[str, torch.Tensor]:
-        """The same of several sets of windows, by name; equal instances are made and measured once."""
-        model = None
-        numbers: dict[bytes, int] = {}
-        number_W = [numbers.setdefault(row_N.numpy().tobytes(), len(numbers)) for row_N in coefficients_WN]
-        distinct_UN = coefficients_WN[[number_W.index(number) for number in range(len(numbers))]]
-        rows: dict[str, list[torch.Tensor]] = {name: [] for name in windows}
-        buffer_WP = empty_instances(min(self._together, len(distinct_UN)), self.soup.bank.num_params)
-        for group_WN in distinct_UN.split(self._together):
-            for instance_P in self.soup.instances(group_WN, buffer_WP[: len(group_WN)]):
-                model = self.soup.model(instance_P) if model is None else self.soup.attach(model, instance_P)
-                for name, windows_nL1 in windows.items():
-                    check()
-                    rows[name].append(window_losses(model, windows_nL1))
-        return {name: torch.stack(of_set)[number_W] for name, of_set in rows.items()}
 
     def make(
         self,
@@ -168,15 +113,15 @@ class SpecialistMaker:
         if method.name in BY_LEARNING:
             coefficients_N, instance_P, report["learned"] = self._learn(one, nearest_N, instance_P, method)
         if one.evaluation:
-            windows_nL1 = self.windows(one.evaluation)
-            learned_P = instance_P if method.name in BY_LEARNING else None
-            report["losses"] = self._compare(weights_K, nearest_N, learned_P, windows_nL1, twin, check)
-            if method.bootstrap and len(one.texts) < FEW_TEXTS:
-                resampled_bK = torch.from_numpy(placement.resampled(method.bootstrap)).float()
-                resampled_bN = self.soup.coefficients(resampled_bK)
-                found_b = self.losses(resampled_bN, windows_nL1, check=check).mean(1)
-                around = report["losses"]["nearest_centroids"]
-                report["losses"]["nearest_centroids_interval"] = list(normal_interval(around, found_b))
+            report["losses"] = self.meter.compare(
+                one.evaluation,
+                placement,
+                nearest_N,
+                instance_P if method.name in BY_LEARNING else None,
+                twin=twin,
+                resamples=method.bootstrap if len(one.texts) < FEW_TEXTS else 0,
+                check=check,
+            )
         # Learned coefficients and fine-tuned parameters no longer come from the domain weights alone.
         recipe = make_recipe(
             self.soup,
@@ -189,7 +134,7 @@ class SpecialistMaker:
     def _learn(
         self, one: SpecialistSet, start_N: torch.Tensor, instance_P: torch.Tensor, method: Method
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        windows_nL1 = self.windows(one.texts)
+        windows_nL1 = self.meter.windows(one.texts)
         stopping = max(1, round(STOPPING_SHARE * len(windows_nL1)))
         if len(windows_nL1) <= stopping:
             raise ValueError(
@@ -222,51 +167,9 @@ class SpecialistMaker:
         """Windows of the generic mixture of a store, other ones at each call."""
         if not method.replay_share or method.replay_store is None:
             return None
-        return generic_windows(store_place(method.replay_store), self._length, seed=method.learning.seed)
-
-    def _compare(
-        self,
-        weights_K: torch.Tensor,
-        nearest_N: torch.Tensor,
-        learned_P: torch.Tensor | None,
-        windows_nL1: torch.Tensor,
-        twin: torch.nn.Module | None,
-        check: Check,
-    ) -> dict[str, Any]:
-        """Losses of what was made (None: the nearest centroids' instance) and of what it is measured against."""
-        heaviest_K = torch.nn.functional.one_hot(weights_K.argmax(), len(weights_K)).float()
-        rows = [self._coefficients(heaviest_K), nearest_N]
-        if self.generic is None:
-            rows.append(self.generic_N)
-        domain_n, nearest_n, *generic = self.losses(torch.stack(rows), windows_nL1, check=check)
-        generic_n = window_losses(self.generic, windows_nL1) if self.generic is not None else generic[0]
-        made_n = nearest_n if learned_P is None else window_losses(self.soup.model(learned_P), windows_nL1)
-        gains_n = generic_n - made_n
-        found = {
-            "windows": len(windows_nL1),
-            "generic_instance": generic_n.mean().item(),
-            "nearest_domain": domain_n.mean().item(),
-            "nearest_centroids": nearest_n.mean().item(),
-            "made": made_n.mean().item(),
-        }
-        if twin is not None:
-            found["twin"] = window_losses(twin, windows_nL1).mean().item()
-        if len(gains_n) > 1:
-            found["gain_interval"] = list(bootstrap_interval(gains_n))
-        return found
+        return generic_windows(store_place(method.replay_store), self.meter.length, seed=method.learning.seed)
 
     def _instances(self, coefficients_WN: torch.Tensor) -> Iterator[torch.Tensor]:
         """The instances of the rows, each pass over the bank once those of the former were taken."""
-        for group_WN in coefficients_WN.split(self._together):
+        for group_WN in coefficients_WN.split(self.meter.together):
             yield from self.soup.instances(group_WN)
-
-    @property
-    def _together(self) -> int:
-        return max(1, TOGETHER_BYTES // (4 * self.soup.bank.num_params))
-
-    def _coefficients(self, weights_K: np.ndarray | torch.Tensor) -> torch.Tensor:
-        return self.soup.coefficients(torch.as_tensor(weights_K).float()[None])[0]
-
-    @property
-    def _length(self) -> int:
-        return self.soup.sequence_length or int(self.soup.config.backbone.get("n_positions", 512))

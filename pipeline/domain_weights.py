@@ -45,6 +45,11 @@ class Placement:
         """The histogram (Algorithm 3): float64 ``[K]``, sums to one."""
         return np.bincount(self.domains_N, minlength=self.num_domains) / len(self.domains_N)
 
+    @property
+    def heaviest_domain(self) -> np.ndarray:
+        """Domain weights of the one domain that most of the texts fall into: float64 ``[K]``."""
+        return (np.arange(self.num_domains) == self.domain_weights.argmax()).astype(np.float64)
+
     def resampled(self, resamples: int, *, seed: int = 0) -> np.ndarray:
         """Bootstrap: the histograms of as many texts drawn with replacement, float64 ``[resamples, K]``."""
         random = np.random.default_rng(seed)

@@ -164,11 +164,11 @@ def _generic_mixture(settings: Specialize, store: str, maker: SpecialistMaker, t
     """Losses on the mixture of all domains, held out."""
     wanted = HELD_OUT_EVALUATION if settings.evaluation_passages is None else settings.evaluation_passages
     texts = generic_evaluation(store_folder(store), passages=4 * wanted)
-    windows_nL1 = maker.windows(texts)
+    windows_nL1 = maker.meter.windows(texts)
     if not len(windows_nL1):
         return {}
     with progress("evaluate", "mixtures"):
-        generic = maker.losses(maker.generic_N[None], windows_nL1).mean().item()
+        generic = maker.meter.losses(maker.meter.generic_N[None], windows_nL1).mean().item()
         found = {"passages": len(texts), "soup_loss": generic, "soup_generic_instance_loss": generic}
         if twin is not None:
             found["generic_loss"] = mean_loss(twin, windows_nL1)

@@ -55,7 +55,7 @@ class Specialists:
 
     @property
     def tokenizer(self) -> TextTokenizer:
-        return self.maker.tokenizer
+        return self.maker.meter.tokenizer
 
     def warm_up(self) -> None:
         """Load the embedder and make the generic instance, so that the first request need not wait for them."""
@@ -100,9 +100,10 @@ class Specialists:
     def model(self, name: str) -> PreTrainedModel:
         """The model of an id, or the generic one. Raises :class:`Refused` (404) for an unknown id."""
         if name == GENERIC:
-            if self.maker.generic is None:
-                self.maker.generic = self.soup.model(self.soup.instances(self.maker.generic_N[None])[0])
-            return self.maker.generic
+            meter = self.maker.meter
+            if meter.generic is None:
+                meter.generic = self.soup.model(self.soup.instances(meter.generic_N[None])[0])
+            return meter.generic
         if name in self._models:
             self._models.move_to_end(name)
             return self._models[name]

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from flows import cli, specialist_maker
+from flows import cli, loss_meter, specialist_maker
 from flows.jobs import specialize as job
+from flows.loss_meter import LossMeter
 from flows.settings import Specialize
 from flows.specialist_maker import SpecialistMaker
 from flows.specialist_method import Method
@@ -172,10 +173,10 @@ def test_scoring_gives_the_two_tables(soup, texts, made, tmp_path):
     assert table.columns == ["run", "kitchen", "same"] and table["run"].to_list() == ["r0", "r1"]
     assert table["kitchen"].to_list() == table["same"].to_list()
     assert (out / "ratios.csv").read_bytes() == ratios.read_bytes()
-    maker = SpecialistMaker(SoupOfExperts.open(soup))
+    meter = LossMeter(SoupOfExperts.open(soup))
     [everything] = job.read_sets(Specialize(texts={"a": str(texts)}, evaluation_passages=0))
-    expected = maker.losses(
-        maker.soup.coefficients(torch.tensor(rows)), maker.windows(everything.texts)
+    expected = meter.losses(
+        meter.soup.coefficients(torch.tensor(rows)), meter.windows(everything.texts)
     ).mean(1)
     np.testing.assert_allclose(table["kitchen"].to_numpy(), expected.numpy(), rtol=1e-9)
 
@@ -318,20 +319,20 @@ def test_several_specialists_are_those_made_one_by_one(soup, monkeypatch):
     ]
     alone = [next(SpecialistMaker(opened).make([one], Method(bootstrap=0))) for one in sets]
     for together in (1 << 30, 1):
-        monkeypatch.setattr(specialist_maker, "TOGETHER_BYTES", together)
+        monkeypatch.setattr(loss_meter, "TOGETHER_BYTES", together)
         made = list(SpecialistMaker(opened).make(sets, Method(bootstrap=0)))
         for one, other in zip(made, alone, strict=True):
             assert torch.equal(one.instance_P, other.instance_P)
             assert one.recipe == other.recipe and one.report == other.report
     measured = []
     count = lambda *arguments: measured.append(0) or window_losses(*arguments)  # noqa: E731
-    monkeypatch.setattr(specialist_maker, "window_losses", count)
+    monkeypatch.setattr(loss_meter, "window_losses", count)
     maker = SpecialistMaker(opened)
     [again] = maker.make(sets[:1], Method(bootstrap=8))
     # Of one domain only: the nearest domain and what is made are one model, as are the resamples.
     assert len(measured) == 3
     assert again.report["losses"]["made"] == alone[0].report["losses"]["made"]
-    maker.generic = opened.model(opened.instances(maker.generic_N[None])[0])
+    maker.meter.generic = opened.model(opened.instances(maker.meter.generic_N[None])[0])
     [given] = maker.make(sets[:1], Method(bootstrap=0))
     assert given.report == alone[0].report
 

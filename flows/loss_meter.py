@@ -1,0 +1,140 @@
+"""What instances of a soup are worth on texts: what `soe specialize`, `soe score` and the service measure.
+
+Legend: W instances, U of them different, K domains, N experts, P parameters, n windows, L tokens in a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipeline.domain_weights import Placement
+from pipeline.tokenizer import TextTokenizer, load_tokenizer
+from soe_model.evaluation import bootstrap_interval, normal_interval, window_losses
+from soe_model.flat import empty_instances
+from soe_model.soup import SoupOfExperts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Check = Callable[[], None]
+"""Raises where nobody waits any more for what is computed."""
+TOGETHER_BYTES = 64 << 20
+"""Of instances made in one pass over the bank; larger models are made one by one, and never held together."""
+
+
+class LossMeter:
+    """Windows of texts, and the losses of instances on them, in nats per token."""
+
+    def __init__(self, soup: SoupOfExperts):
+        self.soup = soup
+        self.generic: PreTrainedModel | None = None
+        """The generic mixture's model, where the caller has it in memory anyway."""
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        return load_tokenizer(self.soup.folder / "tokenizer.json")
+
+    @cached_property
+    def generic_N(self) -> torch.Tensor:
+        """Coefficients of the generic mixture's instance."""
+        return self._coefficients(self.soup.tree.generic_weights)
+
+    @property
+    def length(self) -> int:
+        """L: of the pretraining, or what the model takes."""
+        return self.soup.sequence_length or int(self.soup.config.backbone.get("n_positions", 512))
+
+    @property
+    def together(self) -> int:
+        """Instances in one pass over the bank."""
+        return max(1, TOGETHER_BYTES // (4 * self.soup.bank.num_params))
+
+    def windows(self, texts: Sequence[str]) -> torch.Tensor:
+        """The texts as windows of L + 1 tokens, int64 [n, L + 1]; one shorter window where they fill none."""
+        windows = self.tokenizer.encode_windows(texts, self.length)
+        if not len(windows) and texts:
+            tokens = sum(map(len, self.tokenizer.encode(texts)))
+            windows = self.tokenizer.encode_windows(texts, max(1, tokens - 1))
+        return torch.from_numpy(windows)
+
+    def losses(
+        self, coefficients_WN: torch.Tensor, windows_nL1: torch.Tensor, *, check: Check = lambda: None
+    ) -> torch.Tensor:
+        """Losses of the instances on each window, float64 [W, n]."""
+        return self.losses_of_sets(coefficients_WN, {"": windows_nL1}, check=check)[""]
+
+    def losses_of_sets(
+        self,
+        coefficients_WN: torch.Tensor,
+        windows: Mapping[str, torch.Tensor],
+        *,
+        check: Check = lambda: None,
+    ) -> dict[str, torch.Tensor]:
+        """The same of several sets of windows, by name; equal instances are made and measured once."""
+        model = None
+        numbers: dict[bytes, int] = {}
+        number_W = [numbers.setdefault(row_N.numpy().tobytes(), len(numbers)) for row_N in coefficients_WN]
+        distinct_UN = coefficients_WN[[number_W.index(number) for number in range(len(numbers))]]
+        rows: dict[str, list[torch.Tensor]] = {name: [] for name in windows}
+        buffer_UP = empty_instances(min(self.together, len(distinct_UN)), self.soup.bank.num_params)
+        for group_UN in distinct_UN.split(self.together):
+            for instance_P in self.soup.instances(group_UN, buffer_UP[: len(group_UN)]):
+                model = self.soup.model(instance_P) if model is None else self.soup.attach(model, instance_P)
+                for name, windows_nL1 in windows.items():
+                    check()
+                    rows[name].append(window_losses(model, windows_nL1))
+        return {name: torch.stack(of_set)[number_W] for name, of_set in rows.items()}
+
+    def compare(
+        self,
+        texts: Sequence[str],
+        placement: Placement,
+        nearest_N: torch.Tensor,
+        learned_P: torch.Tensor | None = None,
+        *,
+        twin: torch.nn.Module | None = None,
+        resamples: int = 0,
+        check: Check = lambda: None,
+    ) -> dict[str, Any]:
+        """Losses of a specialist on texts, and of what it is measured against.
+
+        Args:
+            placement: of the texts that it was made of.
+            nearest_N: coefficients of their domain weights.
+            learned_P: what was made; None: the instance of `nearest_N`.
+            twin: a model that was trained without experts.
+            resamples: of the domain weights, which say how far the loss of `nearest_N` hangs on these very texts.
+        """
+        windows_nL1 = self.windows(texts)
+        rows = [self._coefficients(placement.heaviest_domain), nearest_N]
+        if self.generic is None:
+            rows.append(self.generic_N)
+        domain_n, nearest_n, *generic = self.losses(torch.stack(rows), windows_nL1, check=check)
+        generic_n = window_losses(self.generic, windows_nL1) if self.generic is not None else generic[0]
+        made_n = nearest_n if learned_P is None else window_losses(self.soup.model(learned_P), windows_nL1)
+        gains_n = generic_n - made_n
+        found: dict[str, Any] = {
+            "windows": len(windows_nL1),
+            "generic_instance": generic_n.mean().item(),
+            "nearest_domain": domain_n.mean().item(),
+            "nearest_centroids": nearest_n.mean().item(),
+            "made": made_n.mean().item(),
+        }
+        if twin is not None:
+            found["twin"] = window_losses(twin, windows_nL1).mean().item()
+        if len(gains_n) > 1:
+            found["gain_interval"] = list(bootstrap_interval(gains_n))
+        if resamples:
+            drawn_bK = torch.from_numpy(placement.resampled(resamples)).float()
+            losses_b = self.losses(self.soup.coefficients(drawn_bK), windows_nL1, check=check).mean(1)
+            interval = normal_interval(found["nearest_centroids"], losses_b)
+            found["nearest_centroids_interval"] = list(interval)
+        return found
+
+    def _coefficients(self, weights_K: np.ndarray) -> torch.Tensor:
+        return self.soup.coefficients(torch.from_numpy(weights_K).float()[None])[0]
