@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from storage_schema.json_files import as_object, read_object
-from storage_schema.manifest import Manifest, verify_file, write_atomically
+from storage_schema.manifest import FileEntry, Manifest, verify_file, write_atomically
 
 STAMP = ".verified.json"
 
@@ -24,12 +26,17 @@ def verify_once(folder: str | Path, manifest: Manifest) -> None:
     """
     stamp = Path(folder) / STAMP
     known = _read(stamp, manifest.digest)
-    now = {}
-    for entry in manifest.files:
+
+    def verify(entry: FileEntry) -> list[int] | None:
         path = Path(folder) / entry.path
         before = _state(path) if path.exists() else None
         verify_file(folder, entry, content=before is None or known.get(entry.path) != before)
-        now[entry.path] = before
+        return before
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python to the others
+        now = dict(
+            zip((entry.path for entry in manifest.files), pool.map(verify, manifest.files), strict=True)
+        )
     if now != known:
         with contextlib.suppress(OSError):  # a folder that may only be read is verified each time
             write_atomically(stamp, json.dumps({"digest": manifest.digest, "files": now}))
