@@ -191,7 +191,7 @@ class Pretrain(Settings):
     )
     verify_store: bool = Field(
         False,
-        description="First read all partitions of the store, on this machine, and compare their sha256.",
+        description="First read all partitions of the store and compare their sha256.",
     )
     resize_check_seconds: float = Field(
         60.0, gt=0, description="With min_workers: how often to look for room for more workers."

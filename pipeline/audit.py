@@ -5,16 +5,20 @@ Legend: K domains.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from pipeline import remote_files
 from pipeline.passages import part_files
+from pipeline.remote_store import RemoteStore
 from pipeline.tasks import Report, ignore_progress
 from storage_schema.domains import DomainPart, DomainStore, partition_path
 from storage_schema.layout import store_parts
-from storage_schema.manifest import StoreError, read_manifest, verify_file
+from storage_schema.manifest import FileEntry, StoreError, read_manifest, verify_file
 
 STAGES = ("passages", "tokenizer", "embeddings", "domains")
 STAGES_ADDED = ("passages", "embeddings", "domains")
@@ -64,14 +68,29 @@ def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict
 
 
 def verify_domains(store: DomainStore, *, report: Report = ignore_progress) -> None:
-    """Compare every file of the store's domains with the sha256 it was written with; progress in files.
+    """Compare every file of the store's domains, wherever it lies, with the sha256 it was written with; progress in
+    files.
 
     Raises :class:`StoreError` naming the first that differs.
     """
-    files = [(part.folder, entry) for part in store.parts for entry in part.manifest.files]
-    for number, (folder, entry) in enumerate(files):
-        verify_file(folder, entry)
-        report(number + 1, len(files))
+    files = [(number, entry) for number, part in enumerate(store.parts) for entry in part.manifest.files]
+    domains = {partition_path(domain): domain for domain in range(store.num_domains)}
+
+    def verify(number: int, entry: FileEntry) -> None:
+        if not isinstance(store, RemoteStore) or entry.path not in domains:  # the others are mirrored here
+            verify_file(store.parts[number].folder, entry)
+            return
+        file = store.partition_file(number, domains[entry.path])
+        if store.files.digest(file) != entry.sha256:
+            raise StoreError(
+                f"{file.label}{file.uri} was altered: its sha256 differs from the manifest. Copy the store there again."
+            )
+
+    with ThreadPoolExecutor(
+        remote_files.THREADS if isinstance(store, RemoteStore) else os.cpu_count()
+    ) as pool:
+        for done, _ in enumerate(pool.map(verify, *zip(*files, strict=True))):
+            report(done + 1, len(files))
 
 
 class _Seen:

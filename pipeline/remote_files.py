@@ -8,6 +8,7 @@ the bytes mean is ``remote_store.py``'s matter.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections import OrderedDict
@@ -28,6 +29,7 @@ BLOCK = 64 << 10
 BLOCKS_A_REQUEST = 16
 """Missing blocks that are neighbours are one request, up to so many."""
 CACHE_BYTES = 256 << 20
+DIGEST_BYTES = 4 << 20
 OPEN_FILES, OPEN_HERE = 4096, 128
 """Handles kept: on S3 an open file is no connection, but opening it is a request; on a disk it is a descriptor."""
 LOOKED_AFTER_SECONDS = 10.0
@@ -98,6 +100,22 @@ class RemoteFiles:
         return self._persist(
             file, lambda: all_of(self._handle(file).read_at(stop - start, start), stop - start)
         )
+
+    def digest(self, file: RemoteFile) -> str:
+        """sha256 of the whole file, which is still the one that was first opened. Raises :class:`StoreError` as
+        :meth:`blocks` does.
+        """
+
+        def read() -> str:
+            found, handle = hashlib.sha256(), self._handle(file)
+            for start in range(0, file.bytes, DIGEST_BYTES):
+                size = min(DIGEST_BYTES, file.bytes - start)
+                found.update(all_of(handle.read_at(size, start), size))
+            return found.hexdigest()
+
+        found = self._persist(file, read)
+        self._look(file)
+        return found
 
     def blocks(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> dict[tuple[str, int], bytes]:
         """The blocks of these ascending numbers, by path and number; those not in the cache are fetched at once.
@@ -191,13 +209,14 @@ class RemoteFiles:
             )
         told = dict(handle.metadata() or {})
         version = told.get("ETag") or self.filesystem.get_file_info(file.path).mtime_ns
-        written = self._written.pop(file.path, None)  # asked for once: from then on the version tells more
-        late = written is not None and _seconds(self.filesystem.get_file_info(file.path)) != written
-        if late or self._versions.setdefault(file.path, version) != version:
+        late = file.path not in self._versions and not self._as_noted(file)
+        if (
+            self._versions.setdefault(file.path, None if late else version) != version
+        ):  # None: of no file, for good
             raise self._refusal(
                 file,
-                "was replaced while it was read. Was the store copied there again? Run the same command again; it "
-                "resumes if the store is the same.",
+                "was replaced while it was read. Was the store copied there again? If it is the same store, run the "
+                "same command again with verify_store=true, which reads and compares every partition first.",
             )
         with self._lock:
             self._looked[file.path] = now
@@ -205,6 +224,11 @@ class RemoteFiles:
             while len(self._handles) > self.open_files:
                 self._handles.popitem(last=False)  # closed with its last reference: a thread may be reading
         return handle
+
+    def _as_noted(self, file: RemoteFile) -> bool:
+        """Whether the file was last written when :meth:`note` saw it; later on its version tells more."""
+        noted = self._written.get(file.path)
+        return noted is None or _seconds(self.filesystem.get_file_info(file.path)) == noted
 
     def _refusal(self, file: RemoteFile, why: str) -> StoreError:
         """The error of a file that is another now. What is kept of it may be of either, and is dropped."""

@@ -82,10 +82,18 @@ class RemoteStore(DomainStore):
         Raises :class:`StoreError` if a part's manifest has no such file.
         """
         return [
-            RemoteWindows(self, self._file(number, domain), int(part.tokens_K[domain]), sequence_length)
+            RemoteWindows(
+                self, self.partition_file(number, domain), int(part.tokens_K[domain]), sequence_length
+            )
             for number, part in enumerate(self.parts)
             if part.tokens_K[domain] > sequence_length
         ]
+
+    def windows_in_cache(self, sequence_length: int) -> int:
+        """How many windows the cache has room for, wherever they lie; at least one."""
+        return max(
+            1, self.files.cache_bytes // BLOCK // _span((sequence_length + 1) * self.token_dtype.itemsize)
+        )
 
     def prefetch(self, domains: np.ndarray, rows: np.ndarray, sequence_length: int) -> None:
         """Fetch the blocks of many domains' windows in parallel, as many as the cache holds.
@@ -142,7 +150,8 @@ class RemoteStore(DomainStore):
         below, size = mirrored.relative_to(self.mirror).as_posix(), mirrored.stat().st_size
         return RemoteFile(path=f"{self._path}/{below}", uri=f"{self.uri}/{below}", bytes=size)
 
-    def _file(self, number: int, domain: int) -> RemoteFile:
+    def partition_file(self, number: int, domain: int) -> RemoteFile:
+        """Where a domain's tokens of a part lie. Raises :class:`StoreError` if the part's manifest has no such file."""
         name = partition_path(domain)
         below = (self.parts[number].folder.relative_to(self.mirror) / name).as_posix()
         label = f"domain {domain}: "
@@ -165,7 +174,7 @@ class RemoteWindows:
         self.store, self.file, self.tokens = store, file, tokens
         self.step = sequence_length * store.token_dtype.itemsize
         self.width = (sequence_length + 1) * store.token_dtype.itemsize
-        self.span = (self.width - 2) // BLOCK + 2  # blocks that a window can touch
+        self.span = _span(self.width)
         self._length = (tokens - 1) // sequence_length
 
     def __len__(self) -> int:
@@ -225,6 +234,11 @@ class RemoteWindows:
             count = min(self.width - done, BLOCK - at)
             out_w[done : done + count] = np.frombuffer(block, np.uint8, count, at)
             done += count
+
+
+def _span(width: int) -> int:
+    """Blocks that a window of so many bytes can touch."""
+    return (width - 2) // BLOCK + 2
 
 
 def find_values(read: Callable[[int, int], bytes], size: int, tokens: int, itemsize: int) -> int | None:

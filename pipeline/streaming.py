@@ -121,6 +121,7 @@ class MixtureStream:
         for first in range(start, stop, self.window):
             steps = self.plan.steps(first, min(first + self.window, stop), self.slots)
             yield from self._batches(fetch.tokens(steps), steps)
+        fetch.reader.finish()
 
     def through_ray(self, start: int, stop: int) -> Iterator[Batch]:
         """The same batches, fetched ahead by Ray Data actors; to be called in a Ray process.
@@ -221,6 +222,7 @@ class Fetch:
                     "tokens": pa.FixedSizeListArray.from_arrays(tokens.reshape(-1), tokens.shape[1]),
                 }
             )
+        self.reader.finish()
 
 
 class _Begun:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 from itertools import pairwise
 
 import numpy as np
 
+from pipeline.gather import gather
 from pipeline.remote_store import RemoteStore
 from storage_schema.domains import DomainStore, MappedPartition
 
-LOOKED_AFTER_SECONDS = 0.5
-"""A file's state is asked for at most so often: at thousands of domains a second it costs more than the tokens."""
-_BASE, _END = 1 << 12, 1 << 47
-"""All that a process can map lies between these addresses."""
+LOOKED_AFTER_SECONDS = 1.0
+"""A file's state is asked for before and after a read, but at most so often: at thousands of domains a second that
+costs more than the tokens."""
 
 
 def window_reader(store: DomainStore, sequence_length: int) -> MappedReader | RangeReader:
@@ -30,7 +29,7 @@ class MappedReader:
     That takes no file descriptors; Linux allows a process 65,530 mappings.
 
     Thousands of domains a second would cost more than the bytes, were each an array of its own. So a window is known
-    by its address, and one gather over the address space fetches all: only addresses of mapped windows are read.
+    by its address, and one gather (``gather.py``) copies all: only addresses of mapped windows are read.
     """
 
     def __init__(self, store: DomainStore, sequence_length: int):
@@ -38,19 +37,12 @@ class MappedReader:
         self._windows_PK = np.stack([part.windows_K(sequence_length) for part in store.parts])
         self._windows_K = self._windows_PK.sum(0)
         self._first_PK = np.cumsum(self._windows_PK, axis=0) - self._windows_PK
-        self._place_PK = np.zeros(self._windows_PK.shape, np.int64)
-        """In ``_everything``, of the window that row 0 of a domain would be there."""
+        self._address_PK = np.zeros(self._windows_PK.shape, np.int64)
+        """Where row 0 of a domain would lie, if this part had it."""
         self._looked_PK = np.full(self._windows_PK.shape, -np.inf)
         self._open: dict[tuple[int, int], MappedPartition] = {}
         self._dtype = store.token_dtype
-        self._window_bytes = (sequence_length + 1) * self._dtype.itemsize
-        space = (ctypes.c_char * (_END - _BASE)).from_address(_BASE)
-        self._everything = np.ndarray(
-            ((_END - _BASE - self._window_bytes) // self._dtype.itemsize,),
-            np.dtype((np.void, self._window_bytes)),
-            buffer=space,  # type: ignore[arg-type]
-            strides=(self._dtype.itemsize,),
-        )
+        self._step = sequence_length * self._dtype.itemsize
 
     def read(self, domains: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Windows `rows` of `domains`: [len(rows), L + 1] of the store's token type.
@@ -58,36 +50,48 @@ class MappedReader:
         Raises:
             StoreError: a partition is missing, damaged, or was changed while it was read; it is named.
         """
-        beyond = rows.astype(np.uint64) >= self._windows_K[domains]  # no place is made of these
+        beyond = rows.astype(np.uint64) >= self._windows_K[domains]  # no address is made of these
         if beyond.any():
             domain, row = domains[beyond][0], rows[beyond][0]
             raise IndexError(f"domain {domain} has {self._windows_K[domain]} windows; row {row} is none.")
+        looked: list[MappedPartition] = []
         if len(self._windows_PK) == 1:
-            places = self._places(0, domains, rows)
+            addresses = self._addresses(0, domains, rows, looked)
         else:
-            places = np.empty(len(rows), np.int64)
+            addresses = np.empty(len(rows), np.int64)
             for number, first_K in enumerate(self._first_PK):
                 inside = (rows - first_K[domains]).astype(np.uint64) < self._windows_PK[number][domains]
-                places[inside] = self._places(number, domains[inside], rows[inside])
-        return self._everything[places].view(self._dtype).reshape(len(rows), -1)
+                addresses[inside] = self._addresses(number, domains[inside], rows[inside], looked)
+        windows = gather(addresses, self.sequence_length + 1, self._dtype)
+        for partition in looked:
+            partition.check()
+        return windows
 
-    def _places(self, number: int, domains: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Of windows that lie in one part, in ``_everything``."""
-        self._look_after(number, domains)
-        return self._place_PK[number][domains] + rows * self.sequence_length
+    def finish(self) -> None:
+        """After the last read: see that no file was changed meanwhile. Raises StoreError as :meth:`read` does."""
+        for partition in self._open.values():
+            partition.check()
 
-    def _look_after(self, number: int, domains: np.ndarray) -> None:
+    def _addresses(
+        self, number: int, domains: np.ndarray, rows: np.ndarray, looked: list[MappedPartition]
+    ) -> np.ndarray:
+        """Of windows that lie in one part, in bytes; the files that were looked at for it are added to `looked`."""
+        looked += self._look_after(number, domains)
+        return self._address_PK[number][domains] + rows * self._step
+
+    def _look_after(self, number: int, domains: np.ndarray) -> list[MappedPartition]:
         """Map what is not, and see that no file was changed: past a file's end lie zeros, or the process's death."""
         now = time.monotonic()
         used = np.flatnonzero(np.bincount(domains))
         due = used[now - self._looked_PK[number, used] > LOOKED_AFTER_SECONDS]
-        self._looked_PK[number, due] = now
         for domain in due.tolist():
             if (number, domain) not in self._open:
                 opened = self._open[number, domain] = MappedPartition(self.store.parts[number], domain)
-                place = (opened.values.ctypes.data - _BASE) // self._dtype.itemsize
-                self._place_PK[number, domain] = place - self._first_PK[number, domain] * self.sequence_length
+                first = self._first_PK[number, domain] * self._step
+                self._address_PK[number, domain] = opened.values.ctypes.data - first
             self._open[number, domain].check()
+        self._looked_PK[number, due] = now
+        return [self._open[number, domain] for domain in due.tolist()]
 
 
 class RangeReader:
@@ -98,14 +102,20 @@ class RangeReader:
 
     def read(self, domains: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """As :meth:`MappedReader.read`; a read that fails is tried again before it is an error."""
-        self.store.prefetch(domains, rows, self.sequence_length)
         order = np.lexsort((rows, domains))
         out = np.empty((len(rows), self.sequence_length + 1), self.store.token_dtype)
-        edges = np.flatnonzero(np.diff(domains[order], prepend=-1, append=-1))
-        for begin, end in pairwise(edges.tolist()):
-            places = order[begin:end]
-            out[places] = self._of_domain(int(domains[places[0]]), rows[places])
+        room = self.store.windows_in_cache(self.sequence_length)
+        for start in range(0, len(order), room):  # so many as are fetched at once
+            some = order[start : start + room]
+            self.store.prefetch(domains[some], rows[some], self.sequence_length)
+            edges = np.flatnonzero(np.diff(domains[some], prepend=-1, append=-1))
+            for begin, end in pairwise(edges.tolist()):
+                places = some[begin:end]
+                out[places] = self._of_domain(int(domains[places[0]]), rows[places])
         return out
+
+    def finish(self) -> None:
+        """Nothing: each read looks after its files."""
 
     def _of_domain(self, domain: int, rows: np.ndarray) -> np.ndarray:
         """Windows `rows`, ascending, of one domain: those of its first part come first."""

@@ -9,11 +9,12 @@ Legend: W instances, N rows (experts), P parameters of one model.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+from storage_schema.compiled import library
 
 Task = Callable[[int, int], None]
 """Combines columns [start, stop)."""
@@ -59,8 +60,7 @@ def combine(
 
 def compiled() -> ctypes.CDLL | None:
     """combine.c as a library, if the package was installed where there is a C compiler."""
-    spec = importlib.util.find_spec("soe_model._combine")
-    return ctypes.CDLL(spec.origin) if spec is not None and spec.origin else None
+    return library("soe_model._combine")
 
 
 def _with_library(

@@ -19,7 +19,7 @@ from flows.jobs.run_record import claim_run, claimed
 from flows.plan import check_disk, check_fits
 from flows.settings import Pretrain
 from pipeline.audit import verify_domains
-from pipeline.remote_store import RemoteStore, open_store
+from pipeline.remote_store import open_store
 from pipeline.streaming import MixtureStream
 from soe_model.presets import SoupConfig, TrainingConfig
 from storage_schema.domains import DomainStore
@@ -95,10 +95,6 @@ def _embedder(store: DomainStore) -> dict[str, Any]:
 
 
 def _verify(store: DomainStore) -> None:
-    if isinstance(store, RemoteStore):
-        raise ValueError(
-            "verify_store reads the store's partitions on this machine, and this store lies elsewhere: leave it out."
-        )
     with progress("verify the store", "files") as report:
         verify_domains(store, report=report)
 

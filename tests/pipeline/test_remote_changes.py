@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from pipeline import remote_files
+from pipeline.audit import verify_domains
 from pipeline.remote_files import BLOCK
 from pipeline.remote_store import open_store
 from storage_schema.domains import DomainStore, partition_path
@@ -19,7 +21,8 @@ from tests.s3_server import BUCKET, upload
 
 pytestmark = pytest.mark.usefixtures("in_haste")
 
-REPLACED = "^domain 4: .*domain=0004/part-00000.arrow was replaced while it was read. .* Run the same command"
+REPLACED_WORDS = "domain=0004/part-00000.arrow was replaced while it was read"
+REPLACED = f"^domain 4: .*{REPLACED_WORDS}. .* verify_store=true"
 
 
 @pytest.fixture
@@ -84,8 +87,37 @@ def test_a_file_replaced_before_it_was_first_opened_is_refused(s3, own_uri, own)
     [windows] = open_store(own_uri).windows(4, L)
     time.sleep(1.1)
     put(s3, own, 4, other(own, 4))
+    for _ in range(2):
+        with pytest.raises(StoreError, match=REPLACED):
+            gather(windows, [0])
+
+
+def test_a_failure_while_it_is_first_opened_does_not_let_a_replaced_file_in(s3, own_uri, own, proxy):
+    [windows] = open_store(own_uri).windows(4, L)
+    time.sleep(1.1)
+    put(s3, own, 4, other(own, 4))
+    proxy.rule = lambda method, path, where, seen: "busy" if method == "HEAD" and seen in (1, 2) else None
     with pytest.raises(StoreError, match=REPLACED):
         gather(windows, [0])
+
+
+def test_of_many_threads_none_is_given_a_replaced_file(s3, own_uri, own):
+    store = open_store(own_uri)
+    time.sleep(1.1)
+    put(s3, own, 4, other(own, 4))
+    with ThreadPoolExecutor(8) as pool:
+        read = [pool.submit(gather, store.windows(4, L)[0], [0]) for _ in range(8)]
+    assert all(REPLACED_WORDS in str(one.exception()) for one in read)
+
+
+def test_every_partition_of_a_store_elsewhere_is_compared(s3, own_uri, own):
+    """What has the same size was there before the store was opened: only its content tells."""
+    counted = []
+    verify_domains(open_store(own_uri), report=lambda done, of: counted.append((done, of)))
+    assert counted[-1][0] == counted[-1][1] == len(counted)
+    put(s3, own, 4, other(own, 4))
+    with pytest.raises(StoreError, match="^domain 4: .*domain=0004/part-00000.arrow was altered: its sha256"):
+        verify_domains(open_store(own_uri))
 
 
 def test_a_file_replaced_before_it_is_read_again_after_a_failure(s3, own_uri, own, proxy):

@@ -278,6 +278,21 @@ def test_a_partition_changed_under_a_running_stream_is_named(tmp_path, change):
         list(batches)
 
 
+@pytest.mark.parametrize("window_steps", [1, 50])
+def test_a_partition_changed_just_before_the_last_read_is_named(tmp_path, window_steps):
+    """No second passes between a look and the end: what was read is looked at once more."""
+    store = make_store(tmp_path / "store", [400, 400])
+    stream = make_stream(store, make_plan(store), window_steps=window_steps)
+    batches = stream.in_process(0, 50)
+    next(batches)
+    path = store / "domains" / partition_path(0)
+    data = bytearray(path.read_bytes())
+    data[300] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="domain 0: .*domain=0000/part-00000.arrow was changed or replaced"):
+        list(batches)
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated", "shorter"])
 def test_a_damaged_partition_is_named(tmp_path, damage):
     store = make_store(tmp_path / "store", [400, 400])

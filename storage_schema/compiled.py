@@ -1,0 +1,14 @@
+"""Our few functions in C: pip compiles them where it finds a compiler, and Python says the same where it finds none."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from functools import cache
+
+
+@cache
+def library(module: str) -> ctypes.CDLL | None:
+    """The extension of that name, such as ``soe_model._combine``; None if it was not compiled."""
+    spec = importlib.util.find_spec(module)
+    return ctypes.CDLL(spec.origin) if spec is not None and spec.origin else None
