@@ -18,6 +18,8 @@ import numpy as np
 MAX_SPARSE_SUPPORT = 256
 """Distinct draws take O(s²) array operations; a support is sparse, or it is every domain."""
 SUM_TOLERANCE = 1e-6
+TINY = 1e-30
+"""Gamma variates of which none is larger have lost their bits, or all of themselves, in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +126,25 @@ class Dirichlet:
         if self.by_size:
             shape = shape * domains.windows_K[support_TWs] / domains.sizes.mean()
         gammas = gammaincinv(shape, for_weights).astype(np.float32).astype(np.float64)
+        tiny_TW = gammas.max(-1) < TINY
+        if tiny_TW.any():
+            gammas[tiny_TW] = _tiny_gammas(
+                np.broadcast_to(shape, gammas.shape)[tiny_TW], for_weights[tiny_TW]
+            )
         return support_TWs, normalised(gammas)
 
     def _size(self, domains: Domains) -> int:
         return len(domains.numbers) if self.support_size is None else self.support_size
+
+
+def _tiny_gammas(shape: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Gamma variates too small to be numbers, divided by the largest of the last axis: of a small x the distribution
+    function is x^a / Gamma(a + 1), so its inverse is known in logarithms.
+    """
+    from scipy.special import gammaln
+
+    logs = (np.log(np.maximum(uniform, 2.0**-64)) + gammaln(1 + shape)) / shape
+    return np.exp(logs - logs.max(-1, keepdims=True)).astype(np.float32).astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +155,13 @@ class Fixed:
 
     weights_K: np.ndarray
     """float64; one for each domain of the store."""
+
+    def __post_init__(self) -> None:
+        try:
+            weights_K = np.asarray(self.weights_K)
+            object.__setattr__(self, "weights_K", weights_K.astype(np.float64, casting="same_kind"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"domain weights must be real numbers, one for each domain: {error}") from error
 
     @property
     def description(self) -> dict[str, Any]:
@@ -165,7 +189,8 @@ class Given:
     """Mixtures that a pure function gives: number of the mixture → (domains, weights).
 
     A run resumes from its step alone, so the function must give the same for the same number, on every worker.
-    `name` stands for it in the plan's digest: another function needs another name.
+    `name` stands for it in the plan's digest: another function needs another name. One with a method ``check(domains)``
+    is asked before the run begins whether these domains do.
     """
 
     function: Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -177,6 +202,8 @@ class Given:
 
     def check(self, domains: Domains) -> None:
         """Each mixture is checked when it is asked for."""
+        if (check := getattr(self.function, "check", None)) is not None:
+            check(domains)
 
     def uniforms(self, domains: Domains) -> int:
         return 0

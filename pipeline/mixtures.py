@@ -90,6 +90,8 @@ class MixturePlan:
                 f"batch_size {batch_size} is not a positive multiple of mixtures_per_step {mixtures_per_step}. Change "
                 "one of them."
             )
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed is {seed}; it must be from 0 to 2^64 - 1.")
         if not len(self.domains.numbers):
             raise ValueError("every domain is empty at this sequence length; use a shorter one or more text.")
         meta_distribution.check(self.domains)

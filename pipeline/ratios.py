@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.meta_distributions import Fixed, Given
+from pipeline.meta_distributions import SUM_TOLERANCE, Domains, Fixed, Given
 from pipeline.mixtures import MixturePlan, Steps
 from storage_schema.manifest import file_digest, write_atomically
 
@@ -28,7 +28,11 @@ _BLOCK = 256
 
 
 def write_ratios(plan: MixturePlan, start: int, stop: int, path: str | Path) -> None:
-    """Write the mixtures of steps [start, stop) of a plan, some steps at a time."""
+    """Write the mixtures of steps [start, stop) of a plan, some at a time. Raises ValueError if there are none."""
+    if not 0 <= start < stop:
+        raise ValueError(
+            f"there are no steps from {start} to {stop}: begin at 0 or later, and end beyond that."
+        )
     occurring = np.zeros(plan.num_domains, bool)
     for steps in _some(plan, start, stop):
         occurring[steps.support_TWs[steps.weights_TWs > 0]] = True
@@ -47,9 +51,23 @@ def write_fixed(domain_weights_K: np.ndarray, path: str | Path, *, run: str) -> 
 
 
 def read_ratios(path: str | Path) -> Given:
-    """The mixtures of a table, in the order of its rows: the first row is mixture 0. Errors as :func:`read_table`."""
-    _, domains, weights = read_table(path)
-    return Given(_Rows(domains, weights, str(path)), name=file_digest(path))
+    """The mixtures of a table, in the order of its rows: the first row is mixture 0. Errors as :func:`read_table`, and
+    for a row that is no distribution.
+    """
+    runs, domains, weights_Rk = read_table(path)
+    with np.errstate(invalid="ignore"):
+        wrong_Rk = ~(weights_Rk >= 0) | np.isinf(weights_Rk)
+    off_R = np.abs(weights_Rk.sum(1) - 1) > SUM_TOLERANCE
+    for row in np.flatnonzero(wrong_Rk.any(1) | off_R)[:1]:
+        where = f"{path}, row {row + 1} (run {runs[row]})"
+        for column in np.flatnonzero(wrong_Rk[row])[:1]:
+            raise ValueError(
+                f"{where}: domain {domains[column]} has weight {weights_Rk[row, column]}; weights are from 0 to 1."
+            )
+        raise ValueError(
+            f"{where}: the weights sum to {weights_Rk[row].sum():.9g}, not to 1. Divide them by their sum."
+        )
+    return Given(_Rows(domains, weights_Rk, str(path)), name=file_digest(path))
 
 
 def read_fixed(path: str | Path, num_domains: int) -> Fixed:
@@ -123,6 +141,19 @@ class _Rows:
         self.domains, self.weights = domains[columns].astype(np.int32), weights[rows, columns]
         self.path = path
         self.ends = np.searchsorted(rows, np.arange(len(weights)), side="right")
+
+    def check(self, domains: Domains) -> None:
+        """Raise ValueError for a domain with weight that is none of these, or has no window."""
+        windows_K = np.pad(
+            domains.windows_K, (0, max(0, int(self.domains.max()) + 1 - len(domains.windows_K)))
+        )
+        for at in np.flatnonzero(windows_K[self.domains] == 0)[:1]:
+            row = int(np.searchsorted(self.ends, at, side="right"))
+            raise ValueError(
+                f"{self.path}, row {row + 1}: domain {self.domains[at]} has weight {self.weights[at]:g} but no whole "
+                f"window at this sequence length (there are {len(domains.windows_K)} domains). Leave it out, or use "
+                "shorter sequences."
+            )
 
     def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         if number >= len(self.ends):

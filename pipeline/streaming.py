@@ -75,6 +75,14 @@ class MixtureStream:
     """Steps in a block; None: about 16 MB of tokens, were they of two bytes."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} is none of {self.world_size}; ranks count from 0.")
+        planned = self.plan.facts["sequence_length"]
+        if planned not in (0, self.sequence_length):
+            raise ValueError(
+                f"the plan is of windows of {planned} tokens, and the stream reads {self.sequence_length}. Give both "
+                "the same."
+            )
         if self.plan.batch_size % self.world_size:
             raise ValueError(
                 f"batch_size {self.plan.batch_size} is not a multiple of the {self.world_size} workers. Change one of "
@@ -117,7 +125,9 @@ class MixtureStream:
 
     def in_process(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps [start, stop) without Ray: the reference."""
-        fetch = Fetch(self)
+        yield from self._fetched(Fetch(self), start, stop)
+
+    def _fetched(self, fetch: Fetch, start: int, stop: int) -> Iterator[Batch]:
         for first in range(start, stop, self.window):
             steps = self.plan.steps(first, min(first + self.window, stop), self.slots)
             yield from self._batches(fetch.tokens(steps), steps)
@@ -129,8 +139,10 @@ class MixtureStream:
         The first window is read in this process, so that the first batches are there while Ray starts.
         """
         head = min(start + self.window, stop)
-        rest = _Begun(lambda: self._tables(head, stop)) if head < stop else ()
-        yield from self.in_process(start, head)
+        fetch = Fetch(self)
+        token_bytes = fetch.reader.store.token_dtype.itemsize
+        rest = _Begun(lambda: self._tables(head, stop, token_bytes)) if head < stop else ()
+        yield from self._fetched(fetch, start, head)
         first = head
         for table in rest:
             tokens = self._checked(table, first, stop)
@@ -140,7 +152,7 @@ class MixtureStream:
         if first < stop:
             raise StreamError(f"the stream ended at step {first}, before step {stop}.")
 
-    def _tables(self, start: int, stop: int) -> Iterator[pa.Table]:
+    def _tables(self, start: int, stop: int, token_bytes: int) -> Iterator[pa.Table]:
         """The windows of steps [start, stop) in order, from Ray Data."""
         import ray
         from ray.data import ActorPoolStrategy
@@ -151,7 +163,9 @@ class MixtureStream:
         dataset.context.execution_options.preserve_order = PRESERVE_ORDER
         dataset.context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_AHEAD
         # A block is closed at the target and cut up from 1.5 times the target on: each window becomes one block.
-        dataset.context.target_max_block_size = int(0.9 * self.window * self.share * self._row_bytes())
+        dataset.context.target_max_block_size = int(
+            0.9 * self.window * self.share * self._row_bytes(token_bytes)
+        )
         dataset.context.raise_original_map_exception = True
         dataset.context.enable_progress_bars = False
         dataset = dataset.map_batches(
@@ -165,9 +179,9 @@ class MixtureStream:
         )
         return iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
 
-    def _row_bytes(self) -> int:
+    def _row_bytes(self, token_bytes: int) -> int:
         """Of one slot in a block of Ray's: its tokens, its step and its number."""
-        return (self.sequence_length + 1) * self.open_store().token_dtype.itemsize + 8 + 4
+        return (self.sequence_length + 1) * token_bytes + 8 + 4
 
     def _checked(self, table: pa.Table, first: int, stop: int) -> np.ndarray:
         """The tokens ``[rows, L + 1]`` of a table, which must hold all slots of whole steps from `first` on."""

@@ -39,7 +39,7 @@ from storage_schema.layout import home
 from tests.toy_store import write_store
 
 K, WINDOWS, L, B, S = 4096, 64, 1024, 128, 4
-STEPS, COLD_STEPS = 10_000, 250
+STEPS, COLD_STEPS = 40_000, 250
 COPIES = ("copy", "new_copy", "row_copy")
 
 

@@ -128,6 +128,17 @@ def test_dirichlet_moments(by_size):
     np.testing.assert_allclose(weights.var(0), mean * (1 - mean) / (alpha.sum() + 1), rtol=0.05)
 
 
+@pytest.mark.parametrize("by_size", [False, True])
+def test_the_smallest_concentration_gives_the_sparsest_mixtures(by_size):
+    """Nearly all of a mixture is one domain, whose gamma variate is mostly too small to be a number."""
+    law = Dirichlet(concentration=1e-3, support_size=4, by_size=by_size)
+    weights = MixturePlan(np.full(64, 5), law, seed=4, batch_size=1).steps(0, 4000).weights_TWs[:, 0]
+    largest = weights.max(1)
+    assert abs(largest.mean() - 0.998) < 0.001 and (largest < 0.9).mean() < 0.01
+    assert chi_square(np.bincount(weights.argmax(1), minlength=4), np.full(4, 1000)) < 16.3
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
+
+
 def test_generic_mixture_draws_windows_equally():
     sizes = np.array([10, 0, 30, 60])
     generic = MixturePlan(sizes, Fixed(generic_weights(sizes)), seed=0, batch_size=10_000)
@@ -194,6 +205,9 @@ def given(support, weights):
         ({"law": Sparse(support_size=300)}, "at most 256, or all 3510"),
         ({"law": Fixed(np.ones(3) / 3)}, "3 domain weights for 4096 domains"),
         ({"law": Fixed(np.eye(K)[0])}, "domain 0 has weight 1 but no whole window"),
+        ({"law": Fixed([0.5, 0.5])}, "2 domain weights for 4096 domains"),
+        ({"seed": -1}, r"seed is -1; it must be from 0 to 2\^64 - 1"),
+        ({"seed": 1 << 64}, "seed is 18446744073709551616"),
         ({"law": Fixed(np.full(K, np.nan))}, "domain 0 has weight nan"),
         ({"law": Fixed(np.eye(K)[1] * 2 - np.eye(K)[2])}, "domain 2 has weight -1"),
         ({"law": Fixed(np.eye(K)[1] * 0.9)}, "sum to 0.9, not to 1"),
@@ -207,6 +221,12 @@ def given(support, weights):
 def test_impossible_plans_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         plan(**settings).steps(0, 1)
+
+
+@pytest.mark.parametrize("weights", [["a", "b"], [1j, 0], [None, 1.0]])
+def test_fixed_weights_are_numbers(weights):
+    with pytest.raises(ValueError, match="domain weights must be real numbers"):
+        Fixed(weights)
 
 
 def test_a_concentration_out_of_bounds_is_refused():

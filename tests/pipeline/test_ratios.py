@@ -94,8 +94,20 @@ def test_what_is_trained_on_needs_no_names(tmp_path):
         ("run,loss\n0,1\n", r"\['loss'\] besides"),
         ("run,domain_0001\n0,x\n", "is no table of mixtures"),
         ("run,domain_0002,domain_0000\n0,0.5,\n", "domain 0 has weight nan"),
+        (
+            "run,domain_0002,domain_0000\na,0.5,0.5\nb,1,0\nc,2,-1\nd,1,0\n",
+            r"r.csv, row 3 \(run c\): domain 0 has weight -1",
+        ),
+        (
+            "run,domain_0002,domain_0000\na,0.5,0.5\nb,0,0\nc,1,0\n",
+            r"row 2 \(run b\): the weights sum to 0, not to 1",
+        ),
+        (
+            "run,domain_0002,domain_0007\na,1,0\nb,0.5,0.5\nc,1,0\n",
+            "row 2: domain 7 has weight 0.5 but no whole window",
+        ),
         ("run,domain_0002\n0,0.5\n", "sum to 0.5, not to 1"),
-        ("run,domain_0009\n0,1\n", "numbers from 0 to 5"),
+        ("run,domain_0009\n0,1\n", "row 1: domain 9 has weight 1 but no whole window.*there are 6 domains"),
         ("run,domain_0001\n0,1\n", "domain 1 has weight 1 but no whole window"),
         ("run,domain_0002\n0,1\n", "holds 1 mixtures; mixture 1 is none"),
     ],

@@ -106,7 +106,8 @@ def test_a_late_step_is_read_like_the_first(store):
 
 
 @pytest.mark.parametrize(
-    ("world_size", "window_steps", "task_windows"), [(1, None, 64), (2, None, 64), (1, 5, 3), (1, 5, 1)]
+    ("world_size", "window_steps", "task_windows"),
+    [(1, None, 64), (2, None, 64), (4, 7, 64), (8, 7, 64), (1, 5, 3), (1, 5, 1)],
 )
 def test_ray_gives_the_same_batches(
     store, expected, ray_cluster, monkeypatch, world_size, window_steps, task_windows
@@ -133,6 +134,16 @@ def test_tokens_of_any_size_and_number_come_in_whole_windows(
     )
     stop = 4 * stream.window + 1
     check_from(stream, list(stream.in_process(0, stop)), 0, stop, ray=True)
+
+
+def test_a_stream_that_cannot_be_is_refused(store):
+    stream = make_stream(store)
+    for rank, world_size in (2, 2), (-1, 2), (0, 0):
+        with pytest.raises(ValueError, match=f"rank {rank} is none of {world_size}"):
+            stream.for_rank(rank, world_size)
+    planned = MixturePlan(np.array([9]), Sparse(support_size=1), seed=0, batch_size=1, sequence_length=2 * L)
+    with pytest.raises(ValueError, match=f"windows of {2 * L} tokens, and the stream reads {L}"):
+        MixtureStream(store_folder=str(store), sequence_length=L, plan=planned)
 
 
 def slow_stream(store):
