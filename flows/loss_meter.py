@@ -132,8 +132,9 @@ class LossMeter:
         if resamples:
             drawn_bK = torch.from_numpy(placement.resampled(resamples)).float()
             losses_b = self.losses(self.soup.coefficients(drawn_bK), windows_nL1, check=check).mean(1)
-            interval = normal_interval(found["nearest_centroids"], losses_b)
-            found["nearest_centroids_interval"] = list(interval)
+            if losses_b.std() > 0:  # texts of one domain draw the same again, which says nothing of others
+                interval = normal_interval(found["nearest_centroids"], losses_b)
+                found["nearest_centroids_interval"] = list(interval)
         return found
 
     def _coefficients(self, weights_K: np.ndarray) -> torch.Tensor:

@@ -81,7 +81,9 @@ def _mixtures(path: str | Path, num_domains: int) -> tuple[pl.DataFrame, np.ndar
     nameless = [f"row {row} without a name" for row, name in enumerate(names) if name is None]
     twice = [f"{times} runs {name!r}" for name, times in Counter(names).most_common(1) if times > 1]
     for found in (nameless + twice)[:1]:
-        raise ValueError(f"{path} has {found}: names join a mixture and its losses. Give each run its own.")
+        raise ValueError(
+            f"{path} has {found}: names (column run or run_id) join a mixture and its losses. Give each run its own."
+        )
     for name, row_K in zip(names, weights_RK, strict=True):
         try:
             check_domain_weights(row_K, num_domains)

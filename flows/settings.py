@@ -236,7 +236,10 @@ class Specialize(Settings):
     max_sets: int = Field(16, ge=1)
     learning_steps: int = Field(100, ge=1, description="learned-coefficients and fine-tuned: steps at most.")
     learning_rate: float | None = Field(
-        None, gt=0, description="Of the same; none: 0.02 for coefficients, 3e-4 for fine-tuning."
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Of the same; none: 0.02 for coefficients, 3e-4 for fine-tuning.",
     )
     replay_store: str | None = Field(None, description="fine-tuned: the store whose text is replayed.")
     replay_share: float = Field(

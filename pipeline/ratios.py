@@ -59,7 +59,7 @@ def read_ratios(path: str | Path) -> Given:
         wrong_Rk = ~(weights_Rk >= 0) | np.isinf(weights_Rk)
     off_R = np.abs(weights_Rk.sum(1) - 1) > SUM_TOLERANCE
     for row in np.flatnonzero(wrong_Rk.any(1) | off_R)[:1]:
-        where = f"{path}, row {row + 1} (run {runs[row]})"
+        where = f"{path}, row {row + 1}{'' if runs[row] is None else f' (run {runs[row]})'}"
         for column in np.flatnonzero(wrong_Rk[row])[:1]:
             raise ValueError(
                 f"{where}: domain {domains[column]} has weight {weights_Rk[row, column]}; weights are from 0 to 1."
@@ -94,11 +94,11 @@ def spread(
     return weights_RK
 
 
-def read_table(path: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+def read_table(path: str | Path) -> tuple[list[str | None], np.ndarray, np.ndarray]:
     """The runs' names [R], the domains that have a column [k], and the weights float64 [R, k] (NaN where empty).
 
     The names are those of the column ``run``, else ``run_id``, else the rows' numbers; nothing says that they differ,
-    or that there are any (None). Columns ``name`` and ``index`` are not read.
+    or that there are any (None, as where there is only a column ``name``). Columns ``name`` and ``index`` are not read.
 
     Raises:
         ValueError: it is no such table. Whether the weights are distributions is for the caller to check.
@@ -124,7 +124,9 @@ def read_table(path: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
             f"and so on, and a row for each mixture; it has {len(table)} rows and {other or table.columns} besides."
         )
     named = next((column for column in (RUN, RUN_ID) if column in table.columns), None)
-    runs = table[named].to_list() if named else [str(row) for row in range(len(table))]
+    # Names that are not read must not be lost unseen: rows have numbers only where there are no names.
+    numbers = [None if UNREAD[0] in table.columns else str(row) for row in range(len(table))]
+    runs = table[named].to_list() if named else numbers
     domains = [int(name.removeprefix("domain_")) for name in names]
     if len(set(domains)) < len(domains) or max(domains) >= 1 << 31:
         raise ValueError(

@@ -9,6 +9,7 @@ Legend: W instances, N experts, P parameters of one model, a x b a matrix, r its
 from __future__ import annotations
 
 import mmap
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,15 @@ class MappedTensors:
         """Have elements [start, stop) of the flat array fetched."""
         first = (self._data_start + 4 * start) // mmap.PAGESIZE * mmap.PAGESIZE
         self._map.madvise(mmap.MADV_WILLNEED, first, self._data_start + 4 * stop - first)
+
+    @cached_property
+    def by_name(self) -> dict[str, ParameterSlot]:
+        return {slot.name: slot for slot in self.slots}
+
+    def view(self, name: str) -> np.ndarray:
+        """One tensor where it lies, float32."""
+        slot = self.by_name[name]
+        return self.flat_P[slot.offset : slot.offset + slot.size].reshape(slot.shape)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Copies by name, float32."""
@@ -126,14 +136,15 @@ class LowRankBankFiles(BankFiles):
     """
 
     def combine(self, coefficients_WN: torch.Tensor, out_WP: torch.Tensor) -> None:
-        out_WP.copy_(torch.from_numpy(np.array(self.shared.flat_P)).expand_as(out_WP))
+        out_WP.numpy()[:] = self.shared.flat_P
         used = coefficients_WN.any(0).nonzero().flatten().tolist()
-        factors = [self.experts[j].tensors() for j in used]
+        experts = [self.experts[j] for j in used]
         for slot in self.slots if used else []:
-            if f"{slot.name}.A" not in factors[0]:
+            if f"{slot.name}.A" not in experts[0].by_name:
                 continue
-            left = torch.stack([one[f"{slot.name}.A"] for one in factors], 1).double()
-            right = torch.stack([one[f"{slot.name}.B"] for one in factors]).double()
+            # One matrix at a time: the factors of all experts together are several models.
+            left = _doubles([one.view(f"{slot.name}.A") for one in experts], 1)
+            right = _doubles([one.view(f"{slot.name}.B") for one in experts], 0)
             for w, coefficients_N in enumerate(coefficients_WN[:, used].double()):
                 product = (left * coefficients_N[:, None]).flatten(1) @ right.transpose(1, 2).flatten(0, 1)
                 part = out_WP[w, slot.offset : slot.offset + slot.size]
@@ -159,3 +170,7 @@ class LowRankBankFiles(BankFiles):
             if not fits or slot.shape[0] != matrix[side == "B"]:
                 raise StoreError(f"{expert.path}: {slot.name} fits no matrix of {self.shared.path}.")
         return expert
+
+
+def _doubles(arrays: list[np.ndarray], axis: int) -> torch.Tensor:
+    return torch.from_numpy(np.stack(arrays, axis, dtype=np.float64))

@@ -8,6 +8,7 @@ Legend: N experts, P parameters of one model, n windows, L tokens in a window.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -93,6 +94,8 @@ def learn_coefficients(
         token_losses(model, batch_BL1).mean().backward()
         coefficients_N.grad = soup.bank.products(gradient_P)
         optimizer.step()
+        if not coefficients_N.isfinite().all():
+            raise diverged(learning)
         soup.attach(model, soup.instances(coefficients_N.detach()[None])[0])
 
     return descend(
@@ -122,6 +125,13 @@ def _endless(windows_nL1: torch.Tensor, size: int, generator: torch.Generator) -
         order = order[size:]
 
 
+def diverged(learning: Learning) -> ValueError:
+    """The error of steps so large that what is learned is no number any more."""
+    return ValueError(
+        f"learning_rate {learning.learning_rate:g} is too high: the losses are no numbers. Lower it."
+    )
+
+
 def descend(
     step: Callable[[torch.Tensor], None],
     *,
@@ -140,6 +150,8 @@ def descend(
             step(next(batches))
             done += 1
         losses.append(loss())
+        if not math.isfinite(losses[-1]):
+            raise diverged(learning)
         if losses[-1] < min(losses[:-1]):
             best, best_step = keep(), done
         looks_since = (done - best_step) / learning.check_every

@@ -23,7 +23,12 @@ from storage_schema.manifest import Manifest, StoreError, read_manifest
 FINE_TUNED = "fine-tuned"
 _LARGEST = float(np.finfo(np.float32).max)
 _ONE = 1 + 1e-6
+AS_ROUNDED = 1e-3
+"""Coefficients of the same domain weights, on another machine, differ by less of the largest."""
 BLEND_COEFFICIENTS, BLEND_DOMAIN_WEIGHTS = "average-coefficients", "average-domain-weights"
+
+OF_DOMAIN_WEIGHTS = ("nearest-centroids", FINE_TUNED, BLEND_DOMAIN_WEIGHTS)
+"""Methods whose coefficients are those of the recipe's domain weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +157,23 @@ def check_recipe(recipe: Recipe, soup: SoupOfExperts) -> None:
     for domain in recipe.domain_weights or {}:
         if not 0 <= domain < soup.config.num_domains:
             refuse(f"the recipe names domain {domain}; the soup has {soup.config.num_domains} domains")
+    if recipe.how.get("method") in OF_DOMAIN_WEIGHTS and recipe.domain_weights:
+        try:
+            expected_N = soup.coefficients(dense(recipe, soup)[None])[0]
+        except ValueError as error:
+            refuse(f"of the recipe, {str(error).rstrip('.')}")
+        apart = (expected_N - recipe.coefficients_N).abs().max().item()
+        if not apart <= AS_ROUNDED * max(1.0, expected_N.abs().max().item()):
+            refuse(f"the recipe's coefficients are up to {apart:.3g} from those of its domain weights")
+
+
+def check_tensors(recipe: Recipe, found: str) -> None:
+    """Raise StoreError unless the digest found is that of the tensors which the recipe names, if it names any."""
+    if recipe.tensors not in (None, found):
+        raise StoreError(
+            f"the recipe says the tensors {recipe.tensors[:12]}…, but they came out as {found[:12]}…. "
+            "Low-rank soups round like this on machines of another BLAS; otherwise the recipe was altered."
+        )
 
 
 def instance_of(recipe: Recipe, soup: SoupOfExperts) -> torch.Tensor:

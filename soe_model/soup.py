@@ -117,6 +117,11 @@ class SoupOfExperts:
         """Of the pretraining; None where the soup does not say."""
         return self.manifest.configuration.get("training", {}).get("sequence_length")
 
+    @property
+    def tokenizer_digest(self) -> str | None:
+        """sha256 of the tokenizer's file, as the manifest has it."""
+        return next((entry.sha256 for entry in self.manifest.files if entry.path == "tokenizer.json"), None)
+
     @cached_property
     def tree(self) -> Tree:
         """The centroids of the domains."""

@@ -5,6 +5,7 @@ Legend: P parameters of one model.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,18 @@ from safetensors.torch import load_file
 
 from soe_model.flat import unflatten
 from soe_model.model_card import model_card
-from soe_model.recipe import FINE_TUNED, Recipe, check_recipe, instance_of, recipe_of, tensors_digest
+from soe_model.recipe import (
+    FINE_TUNED,
+    Recipe,
+    check_recipe,
+    check_tensors,
+    instance_of,
+    recipe_of,
+    tensors_digest,
+)
 from soe_model.soup import SoupOfExperts
 from storage_schema.json_files import read_object
+from storage_schema.lock import in_turn
 from storage_schema.manifest import (
     Manifest,
     StoreError,
@@ -54,6 +64,20 @@ def write_specialist(
         The manifest, ``specialist.json``.
     """
     check_recipe(recipe, soup)
+    folder = Path(os.path.realpath(folder))  # a link stays one, to what is replaced
+    check_target(folder)
+    with in_turn(folder):
+        return _write(soup, folder, recipe, instance_P, report, replace)
+
+
+def _write(
+    soup: SoupOfExperts,
+    folder: Path,
+    recipe: Recipe,
+    instance_P: torch.Tensor,
+    report: Mapping[str, Any] | None,
+    replace: bool | None,
+) -> Manifest:
     check_target(folder)
     stage = open_stage(
         folder,
@@ -63,11 +87,7 @@ def write_specialist(
         rebuild=replace,
     )
     digest = tensors_digest(unflatten(instance_P, soup.layout))
-    if recipe.tensors not in (None, digest):
-        raise StoreError(
-            f"the recipe says the tensors {recipe.tensors[:12]}…, but they came out as {digest[:12]}…. "
-            "Low-rank soups round like this on machines of another BLAS; otherwise the recipe was altered."
-        )
+    check_tensors(recipe, digest)
     counts = {"parameters": len(instance_P), "tensors": digest, **(report or {})}
     if stage.finished is not None:
         there = stage.finished.counts
@@ -82,14 +102,24 @@ def write_specialist(
             return stage.finished
         stage.prepare()
     write_model(soup, instance_P, stage.work)
-    (stage.work / CARD).write_text(model_card(Path(folder).name, soup, recipe, counts), "utf-8")
+    (stage.work / CARD).write_text(model_card(folder.name, soup, recipe, counts), "utf-8")
     return stage.finish(counts)
 
 
 def check_target(folder: Path) -> None:
-    """Raise StoreError if a specialist cannot be written to `folder`, because something else lies there."""
-    if folder.exists() and not (folder / manifest_name("specialist")).exists():
+    """Raise StoreError if a specialist cannot be written to `folder`: something else lies there, or nothing can."""
+    if os.path.lexists(folder) and not (folder / manifest_name("specialist")).exists():
         raise StoreError(f"{folder} exists and holds no specialist. Choose another folder, or remove it.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be made ({error.filename}: {error.strerror}). Choose another folder."
+        ) from error
+    if not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"{folder} cannot be made: {folder.parent} may not be written to. Choose another folder."
+        )
 
 
 def _damage(folder: Path, manifest: Manifest) -> list[str]:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from storage_schema.json_files import as_object, parse_json
 from storage_schema.manifest import StoreError
@@ -40,6 +41,33 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
         file.flush()
         yield
+
+
+@contextmanager
+def in_turn(folder: str | Path) -> Iterator[None]:
+    """Be the only one to write or replace `folder` while the block runs, after whoever does so now.
+
+    The lock lies beside it, since the folder comes and goes; it is removed at the end.
+    """
+    folder = Path(folder)
+    lock = folder.with_name(f".{folder.name}{LOCK}")
+    while True:
+        with open(lock, "a", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_open(lock, file):
+                continue  # who held it has removed it
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_open(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _holder(text: str) -> str:

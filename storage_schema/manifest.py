@@ -15,6 +15,7 @@ from storage_schema.json_files import read_object
 from storage_schema.versions import SCHEMA_VERSION, WRITTEN_BY, version_problem
 
 MANIFEST_NAMES = {"soup": "soup.json", "specialist": "specialist.json"}
+_WAY_OUT = "Build it again, or put back the file as it was written."
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -104,7 +105,7 @@ def read_manifest(folder: str | Path, kind: str, *, name: str | None = None) -> 
     try:
         body = read_object(path)
     except ValueError as error:
-        raise StoreError(f"{path} is not a manifest: {error!r}. Rebuild the stage.") from error
+        raise StoreError(f"{path} is not a manifest: {error!r}. {_WAY_OUT}") from error
     if "schema_version" in body and (problem := version_problem(path, body)):
         raise StoreError(problem)
     try:
@@ -112,11 +113,11 @@ def read_manifest(folder: str | Path, kind: str, *, name: str | None = None) -> 
         files = tuple(FileEntry(**f) for f in body["files"])
         manifest = Manifest(**{**body, "files": files, "schema_version": version})
     except (TypeError, KeyError, ValueError) as error:
-        raise StoreError(f"{path} is not a manifest: {error!r}. Rebuild the stage.") from error
+        raise StoreError(f"{path} is not a manifest: {error!r}. {_WAY_OUT}") from error
     if manifest.kind != kind:
         raise StoreError(f"{folder} holds a {manifest.kind}, not a {kind}.")
     if manifest.digest != digest:
-        raise StoreError(f"{path} was altered: its digest does not match its content. Rebuild the stage.")
+        raise StoreError(f"{path} was altered: its digest does not match its content. {_WAY_OUT}")
     return manifest
 
 

@@ -71,12 +71,18 @@ def sentences(topic: str, number: int = len(NOUNS)) -> list[str]:
 
 
 def make_served_soup(
-    folder: Path, *, steps: int = 0, experts: int = DOMAINS, width: int = 32, layers: int = 2
+    folder: Path,
+    *,
+    steps: int = 0,
+    experts: int = DOMAINS,
+    width: int = 32,
+    layers: int = 2,
+    vocab_size: int = 400,
 ) -> Path:
     """Write the soup to `folder`; with `steps` of training its specialists are worth something."""
     texts = [sentence for topic in TOPICS for sentence in sentences(topic)]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(iter([texts]), vocab_size=400)
+    tokenizer = train_tokenizer(iter([texts]), vocab_size=vocab_size)
     tokenizer.save(str(folder.parent / f"{folder.name}-tokenizer.json"))
     # Without training, experts so large that each mixture writes something else.
     size = 0.05 if steps else 0.3

@@ -49,6 +49,8 @@ def user_error(error: BaseException) -> str | None:
         if isinstance(raised, OSError) and raised.errno == errno.ENOSPC:
             place = raised.filename or "SOE_HOME"
             return f"no space left on the disk of {place}. Free some and run the same command; it resumes."
+        if isinstance(raised, PermissionError | NotADirectoryError) and raised.filename:
+            return f"{raised.filename}: {raised.strerror}. Choose another place, or make this one writable."
         if isinstance(raised, ValueError) and not hasattr(raised, "cause"):
             return " ".join(str(raised).split())
     return None

@@ -27,10 +27,10 @@ from pipeline.tasks import available_cores
 from soe_model.evaluation import mean_loss
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import check_target, write_specialist
-from storage_schema.json_files import read_object
+from storage_schema.json_files import as_object, read_object
 from storage_schema.layout import soup_folder, specialist_folder, store_folder
 from storage_schema.lock import only_writer
-from storage_schema.manifest import content_digest, read_manifest, write_atomically
+from storage_schema.manifest import content_digest, read_manifest, verify_files, write_atomically
 
 MADE = "made.json"
 """What the folder of specialists holds and from what: the same request again is a skip."""
@@ -58,6 +58,7 @@ def run_here(
     """
     method_of(settings)  # what cannot be done is said before anything is read
     soup = SoupOfExperts.open(soup_folder(settings.soup))
+    _check_twin(settings, soup)
     sets = read_sets(settings)
     output = specialist_folder(settings.output)
     for one in sets:
@@ -75,7 +76,9 @@ def run_here(
             write_atomically(output / "evaluation.json", json.dumps(report, indent=1))
         for name, warnings in report["warnings"].items():
             print(f"{name}: {warnings}", flush=True)
-        write_atomically(output / MADE, json.dumps({"identity": identity, "report": report}, indent=1))
+        digests = {one.name: read_manifest(output / one.name, "specialist").digest for one in sets}
+        made = {"identity": identity, "digests": digests, "report": report}
+        write_atomically(output / MADE, json.dumps(made, indent=1))
     return {"output": str(output), **report}
 
 
@@ -200,14 +203,36 @@ def _identity(settings: Specialize, soup: SoupOfExperts, sets: list[SpecialistSe
 
 
 def _finished(output: Path, sets: list[SpecialistSet], identity: str) -> dict[str, Any] | None:
-    """The report of an earlier run of the same specialists, if they are all still there."""
+    """The report of an earlier run of the same specialists, if they are all still there, whole and the same."""
     try:
         made = read_object(output / MADE)
+        if made["identity"] != identity:
+            return None
         for one in sets:
-            read_manifest(output / one.name, "specialist")
-    except (OSError, ValueError):
+            manifest = read_manifest(output / one.name, "specialist")
+            verify_files(output / one.name, manifest)
+            if manifest.digest != made["digests"][one.name]:
+                return None
+        return as_object(made["report"], output / MADE)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return made["report"] if made["identity"] == identity else None
+
+
+def _check_twin(settings: Specialize, soup: SoupOfExperts) -> None:
+    """Raise ValueError unless the twin, if there is one, can be measured beside specialists of the soup."""
+    if settings.compare_with is None:
+        return
+    twin = SoupOfExperts.open(soup_folder(settings.compare_with), verify=False)
+    if twin.config.num_experts:
+        raise ValueError(
+            f"compare_with is {settings.compare_with!r}, a soup of {twin.config.num_experts} experts; name a generic "
+            "twin, which pretrain-soe makes with method=generic."
+        )
+    if twin.tokenizer_digest != soup.tokenizer_digest:
+        raise ValueError(
+            f"compare_with is {settings.compare_with!r}, which has another tokenizer than {settings.soup!r}: their "
+            "losses cannot be compared. Name a twin that was trained on the same store."
+        )
 
 
 def _twin(settings: Specialize) -> torch.nn.Module | None:

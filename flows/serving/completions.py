@@ -182,6 +182,9 @@ class Answering:
             yield "data: [DONE]\n\n"
         except Refused as refused:  # the answer has begun, so its status can no longer say it
             yield _event(refused.body())
+        except Exception:
+            yield _event(error_body(500, "The service failed; its terminal says how."))
+            raise
         finally:
             queue.leave(job)
             running.cancel()

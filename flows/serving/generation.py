@@ -18,6 +18,8 @@ from pipeline.tokenizer import TextTokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+COLDEST = 1e-5
+"""Temperatures below it are 0: the logits divided by them would be no numbers."""
 UNFINISHED = "\ufffd"
 """What the decoder gives for the first bytes of a character whose last ones are still to come."""
 
@@ -28,7 +30,7 @@ class Sampling:
 
     max_tokens: int
     temperature: float = 0.0
-    """0: always the likeliest token."""
+    """0, or below ``COLDEST``: always the likeliest token."""
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
@@ -159,7 +161,7 @@ def complete(
             return torch.tensor([stream.finished])
 
     how: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature > 0:
+    if sampling.temperature >= COLDEST:
         how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         torch.manual_seed(secrets.randbits(63) if sampling.seed is None else sampling.seed)
     end = tokenizer.end_of_text

@@ -44,6 +44,7 @@ class RecipeBox:
 
     def ids(self) -> list[tuple[str, int]]:
         """Ids and when they were made (seconds since 1970), newest first."""
+        self._forget_deleted()
         newest = sorted(list(self._known.items()), key=lambda row: (-row[1], row[0]))
         return [(name, int(at)) for name, at in newest]
 
@@ -53,6 +54,7 @@ class RecipeBox:
         Raises :class:`Refused` (507) if there are ``MOST_RECIPES`` already.
         """
         name = content_digest([recipe.soup, recipe.configuration()])[:16]
+        self._forget_deleted()
         if name not in self._known and len(self._known) >= MOST_RECIPES:
             raise Refused(
                 507,
@@ -95,6 +97,12 @@ class RecipeBox:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def _forget_deleted(self) -> None:
+        """A user may delete files of the folder at any time."""
+        there = {path.stem for path in self.folder.glob("*.json")}
+        for name in self._known.keys() - there:
+            self._known.pop(name, None)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"

@@ -67,13 +67,13 @@ class Specialists:
 
         Raises :class:`Refused` (400) for texts without a passage or of which one has no embedding.
         """
-        with self.box.work() as folder:
-            try:
-                one = _set_of(texts, folder, max_texts=self.limits.passages)
-            finally:
-                shutil.rmtree(folder)
-        check()
         try:
+            with self.box.work() as folder:
+                try:
+                    one = _set_of(texts, folder, max_texts=self.limits.passages)
+                finally:
+                    shutil.rmtree(folder)
+            check()
             [made] = self.maker.make([one], Method(bootstrap=0), check=check)
         except ValueError as error:
             raise Refused(400, str(error), code="unusable_texts", param="texts") from error

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from soe_model.recipe import FINE_TUNED, Recipe, check_recipe
+from soe_model.flat import unflatten
+from soe_model.recipe import FINE_TUNED, Recipe, check_recipe, check_tensors, instance_of, tensors_digest
 from soe_model.soup import SoupOfExperts
 from storage_schema.manifest import StoreError
 
@@ -17,7 +18,8 @@ from storage_schema.manifest import StoreError
 def used_experts(recipe: Recipe, soup: SoupOfExperts) -> list[tuple[int, float]]:
     """Number and coefficient of each expert whose coefficient is not zero.
 
-    Raises ValueError: the recipe is of another soup, of a fine-tuned model, or uses no expert.
+    Raises ValueError: the recipe is of another soup, of a fine-tuned model, or uses no expert; StoreError: it gives
+    other tensors than it names.
     """
     check_recipe(recipe, soup)
     if recipe.how.get("method") == FINE_TUNED:
@@ -31,6 +33,7 @@ def used_experts(recipe: Recipe, soup: SoupOfExperts) -> list[tuple[int, float]]
             f"all {len(recipe.coefficients)} coefficients are 0: the specialist is the shared model, and there is "
             "nothing to add to it. Write it as a whole model with `soe materialize`."
         )
+    check_tensors(recipe, tensors_digest(unflatten(instance_of(recipe, soup), soup.layout)))
     return used
 
 

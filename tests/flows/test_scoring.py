@@ -53,8 +53,9 @@ def test_both_tables_have_the_names_of_the_runs(scored, head, start, runs):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("run,domain_0001\na,1\nb,1\nb,1\n", "has 2 runs 'b': names join .* Give each run its own"),
+        ("run,domain_0001\na,1\nb,1\nb,1\n", "has 2 runs 'b': names .* join .* Give each run its own"),
         ("run,domain_0001\na,1\n,1\n", "has row 1 without a name"),
+        ("name,domain_0001\na,1\nb,1\n", r"has row 0 without a name: names \(column run or run_id\)"),
         ("run,loss,domain_0001\na,2,1\n", r"\['loss'\] besides"),
     ],
 )

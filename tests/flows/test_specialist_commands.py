@@ -295,14 +295,17 @@ def test_settings_that_the_method_has_no_use_for_are_refused(soup, texts, tmp_pa
     assert said in capsys.readouterr().err and not (tmp_path / "a").exists()
 
 
-def test_the_rule_is_the_one_asked_for(soup, texts, tmp_path):
-    out = tmp_path / "tree"
+def test_the_rule_is_the_one_asked_for(soup, tmp_path):
+    texts, out = tmp_path / "between.txt", tmp_path / "tree"
+    texts.write_text("the telescope saw a thing orbit while the orchestra tuned its strings")
     assert run("specialize", soup, "--texts", texts, "--out", out, "--rule", "tree") == 0
     opened = SoupOfExperts.open(soup)
     [chosen] = job.read_sets(Specialize(texts={"tree": str(texts)}))
-    expected = estimate_domain_weights(
-        chosen.texts, opened.tree, SpecialistMaker(opened).embedder, rule="tree"
+    flat, expected = (
+        estimate_domain_weights(chosen.texts, opened.tree, SpecialistMaker(opened).embedder, rule=rule)
+        for rule in ("flat", "tree")
     )
+    assert not np.array_equal(flat, expected)  # else this shows nothing
     found = read_manifest(out, "specialist").configuration
     assert found["rule"] == "tree" and found["texts"] == content_digest(chosen.texts)
     assert found["domain_weights"] == {
@@ -345,6 +348,59 @@ def test_another_embedder_of_the_same_name_is_refused(soup, texts, tmp_path, mon
     made_with["weights"] = "other"
     with pytest.raises(StoreError, match="other weights than the one the store was built with"):
         SpecialistMaker(opened).place(["a text"])
+
+
+def test_a_twin_that_cannot_be_compared_is_refused(soup, texts, tmp_path, capsys):
+    options = ["--texts", texts, "--out", tmp_path / "a"]
+    assert run("specialize", soup, *options, "--compare-with", soup) == 1
+    assert "a soup of 8 experts; name a generic twin" in capsys.readouterr().err
+    twin = make_served_soup(tmp_path / "twin", experts=0)
+    assert run("specialize", soup, *options, "--compare-with", twin) == 0
+    assert "twin" in read_manifest(tmp_path / "a", "specialist").counts["losses"]
+    other = make_served_soup(tmp_path / "other", experts=0, vocab_size=300)
+    assert run("specialize", soup, *options, "--compare-with", other, "--rebuild") == 1
+    assert "has another tokenizer" in capsys.readouterr().err
+
+
+def test_what_is_finished_is_whole_and_the_same(soup, texts, made, tmp_path, capsys):
+    settings = Specialize(soup=str(soup), texts={"kitchen": str(texts)}, output=str(tmp_path))
+    job.run_here(settings)
+    model = tmp_path / "kitchen/model.safetensors"
+    whole = model.read_bytes()
+    for damage in (b"x", None):
+        model.unlink() if damage is None else model.write_bytes(damage)
+        job.run_here(settings)
+        assert model.read_bytes() == whole
+    capsys.readouterr()
+    job.run_here(settings)
+    assert "is finished; nothing to make" in capsys.readouterr().out
+    (tmp_path / "law.txt").write_text("\n\n".join(sentences("law", 6)))
+    assert (
+        run("specialize", soup, "--texts", tmp_path / "law.txt", "--out", tmp_path / "kitchen", "--rebuild")
+        == 0
+    )
+    with pytest.raises(StoreError, match="kitchen was built with other settings"):
+        job.run_here(settings)
+    (tmp_path / "made.json").write_text('{"report": 1}')
+    with pytest.raises(StoreError, match="kitchen was built with other settings"):
+        job.run_here(settings)
+
+
+@pytest.mark.parametrize("content", [b"\0" * 5000, "a text of words".encode("utf-16-le")])
+def test_binary_texts_that_are_utf8_are_refused(soup, tmp_path, content, capsys):
+    (tmp_path / "a.txt").write_bytes(content)
+    assert run("specialize", soup, "--texts", tmp_path / "a.txt", "--out", tmp_path / "out") == 1
+    assert "holds zero bytes: it is binary, or UTF-16" in capsys.readouterr().err
+
+
+def test_texts_of_one_domain_give_no_interval(soup, tmp_path):
+    """Drawn again they are the same: that says nothing of other texts."""
+    (tmp_path / "law").mkdir()
+    for number, text in enumerate(sentences("law", 12)):
+        (tmp_path / f"law/{number:02d}.txt").write_text(text)
+    assert run("specialize", soup, "--texts", tmp_path / "law", "--out", tmp_path / "out") == 0
+    counts = read_manifest(tmp_path / "out", "specialist").counts
+    assert counts["texts"]["domains"] == 1 and "nearest_centroids_interval" not in counts["losses"]
 
 
 def test_warnings_are_told_where_nothing_is_measured(soup, texts, tmp_path, capsys):

@@ -87,6 +87,18 @@ def test_replay_has_its_share_of_what_is_trained_on(soup, windows):
             fine_tune(soup, instance, windows, windows, learning, replay_share=share)
 
 
+def test_steps_too_large_for_numbers_are_named(soup, windows):
+    start = soup.coefficients(WEIGHTS[:1])[0]
+    learning = Learning(steps=20, learning_rate=1e30, check_every=5)
+    instance = soup.instances(start[None])[0]
+    for learn in (
+        lambda: learn_coefficients(soup, start, windows, windows, learning),
+        lambda: fine_tune(soup, instance, windows, windows, learning),
+    ):
+        with pytest.raises(ValueError, match=r"learning_rate 1e\+30 is too high: .* Lower it"):
+            learn()
+
+
 def test_too_little_to_learn_from_is_refused(soup, windows):
     start = torch.zeros(4)
     with pytest.raises(ValueError, match="no whole window of tokens to learn from"):

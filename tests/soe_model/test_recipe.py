@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from soe_model.exports.mergekit import write_mergekit
 from soe_model.exports.parts import new_folder
 from soe_model.flat import unflatten
 from soe_model.recipe import (
@@ -22,7 +24,14 @@ from soe_model.recipe import (
     read_recipe,
 )
 from soe_model.soup import SoupOfExperts
-from soe_model.specialization import MODEL, materialize, verify_specialist, write_model, write_specialist
+from soe_model.specialization import (
+    MODEL,
+    check_target,
+    materialize,
+    verify_specialist,
+    write_model,
+    write_specialist,
+)
 from storage_schema.manifest import FileEntry, StoreError, file_digest, read_manifest
 from tests.soe_model.test_soup import WEIGHTS, made, recipes_for, write  # noqa: F401
 
@@ -189,11 +198,61 @@ def test_a_recipe_that_does_not_fit_is_named_with_its_soup_and_the_way_out(soup,
     assert "use the specialist.json as it was written, or make the specialist again" in message
 
 
+@pytest.mark.parametrize("method", ["nearest-centroids", "fine-tuned", "average-domain-weights"])
+def test_coefficients_of_other_domain_weights_are_refused(soup, method):
+    """A card would say of it what is not so."""
+    [recipe] = recipes_for(soup, WEIGHTS[:1])
+    recipe = replace(recipe, how={"method": method})
+    check_recipe(recipe, soup)
+    check_recipe(replace(recipe, how={"method": "learned-coefficients"}, coefficients=(0.5,) * 4), soup)
+    with pytest.raises(ValueError, match="coefficients are up to .* from those of its domain weights"):
+        check_recipe(replace(recipe, domain_weights={3: 1.0}), soup)
+    with pytest.raises(ValueError, match="of the recipe, domain weights sum to 0.5"):
+        check_recipe(replace(recipe, domain_weights={3: 0.5}), soup)
+
+
 def test_tensors_that_come_out_otherwise_are_not_written(soup, tmp_path):
     [recipe] = recipes_for(soup, WEIGHTS[:1])
-    with pytest.raises(StoreError, match="the recipe says the tensors aaaaaaaaaaaa"):
-        materialize(replace(recipe, tensors="a" * 64), soup, tmp_path / "a")
-    assert not (tmp_path / "a").exists()
+    for write_it in (materialize, lambda recipe, soup, out: write_mergekit(soup, recipe, out)):
+        with pytest.raises(StoreError, match="the recipe says the tensors aaaaaaaaaaaa"):
+            write_it(replace(recipe, tensors="a" * 64), soup, tmp_path / "a")
+        assert not (tmp_path / "a").exists()
+
+
+def test_many_write_one_specialist_at_once(soup, tmp_path):
+    """One after the other, each whole; another one of other coefficients is replaced or refused."""
+    recipe, instance_P = recipe_and_instance(soup)
+    other = make_recipe(soup, coefficients_N=soup.coefficients(WEIGHTS)[1], how={"method": "x"})
+    other_P = instance_of(other, soup)
+
+    def write_one(number):
+        chosen = ((recipe, instance_P), (other, other_P))[number % 2]
+        write_specialist(soup, tmp_path / "a", *chosen, replace=True)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write_one, range(24)))
+    assert not verify_specialist(tmp_path / "a", soup).problems
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_place_that_cannot_be_written_to_is_named_before_anything_is_made(soup, tmp_path):
+    recipe, instance_P = recipe_and_instance(soup)
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "at all")
+    with pytest.raises(StoreError, match=r"file/x cannot be made \(.*/file: .*\). Choose another folder"):
+        write_specialist(soup, tmp_path / "file/x", recipe, instance_P)
+    with pytest.raises(StoreError, match="dangling exists and holds no specialist"):
+        check_target(tmp_path / "dangling")
+
+
+def test_what_a_link_points_to_is_replaced_again_and_again(soup, tmp_path):
+    recipe, instance_P = recipe_and_instance(soup)
+    write_specialist(soup, tmp_path / "a", recipe, instance_P)
+    (tmp_path / "link").symlink_to("a")
+    for loss in (1.0, 2.0, 3.0):
+        write_specialist(soup, tmp_path / "link", recipe, instance_P, report=measured(loss), replace=True)
+        assert read_manifest(tmp_path / "a", "specialist").counts["losses"]["made"] == loss
+    assert (tmp_path / "link").is_symlink() and len(list(tmp_path.iterdir())) == 2
 
 
 def test_averaging_coefficients_averages_the_models(soup, tmp_path):

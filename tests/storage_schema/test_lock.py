@@ -3,10 +3,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from storage_schema.lock import only_writer
+from storage_schema.lock import in_turn, only_writer
 from storage_schema.manifest import StoreError
 
 HOLD = """
@@ -33,3 +35,20 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_nothing(tmp_path):
         pass
     with only_writer(folder):
         pass
+
+
+def test_those_who_write_one_folder_take_turns(tmp_path):
+    """Each finds the folder as the one before left it, though the lock comes and goes with it."""
+    inside, most = 0, 0
+
+    def write(number):
+        nonlocal inside, most
+        with in_turn(tmp_path / "a"):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.002)
+            inside -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(40)))
+    assert most == 1 and not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import zipfile
 import pytest
 import torch
 
+from flows.serving import recipe_box
 from flows.serving.generation import TextStream
 from flows.serving.limits import Refused
 from flows.serving.recipe_box import RecipeBox
@@ -100,3 +101,15 @@ def test_streamed_pieces_are_whole_and_never_show_a_stop(soup, stop):
     expected = min((text.partition(one)[0] for one in stop), key=len, default=text)
     assert "".join(pieces) == stream.text == expected
     assert all("\ufffd" not in piece for piece in pieces) and (stop or len(pieces) > 5)
+
+
+def test_recipes_that_a_user_deletes_are_gone(soup, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    monkeypatch.setattr(recipe_box, "MOST_RECIPES", 2)
+    specialists = Specialists(soup)
+    made = [specialists.make(sentences(topic, 3))["id"] for topic in ("law", "music")]
+    with pytest.raises(Refused, match="2 recipes are kept already; delete some"):
+        specialists.make(sentences("sailing", 3))
+    (specialists.box.folder / f"{made[0]}.json").unlink()
+    assert [name for name, _ in specialists.box.ids()] == made[1:]
+    specialists.make(sentences("sailing", 3))

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from flows.serving import completions
 from flows.serving.access import Access
 from flows.serving.compute_queue import ComputeQueue
 from flows.serving.guard import Guard
@@ -78,9 +79,31 @@ def test_what_is_not_understood_is_said(client, body, said):
     assert said in refusal(answer, 400)
 
 
+def test_the_coldest_temperatures_are_0(client):
+    def text(temperature):
+        body = {"model": "generic", "prompt": "the", "temperature": temperature, "max_tokens": 8}
+        answer = client.post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["choices"][0]["text"]
+
+    assert text(0) == text(1e-300) == text(1e-38) == text(1e-9)
+
+
+def test_a_stream_that_fails_ends_in_an_error(client, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(completions, "complete", fails)
+    answer = client.post("/v1/completions", json={"model": "generic", "prompt": "a", "stream": True})
+    last = [line for line in answer.text.splitlines() if line][-1]
+    assert "The service failed" in last and "a fault" not in last
+
+
 def test_unusable_texts_are_refused(client):
     for texts in ([], "", [" \n"]):
         assert "There is no text" in refusal(client.post("/api/specialists", json={"texts": texts}), 400)
+    binary = client.post("/api/specialists", json={"texts": "\0\0"})
+    assert "holds zero bytes" in refusal(binary, 400)
     for path in ("/api/specialists/0123456789abcdef", "/api/specialists/..%2f..%2ftoken.zip"):
         assert client.get(path).status_code == 404
     body = {"id": "0123456789abcdef", "prompt": "a"}
@@ -119,9 +142,12 @@ def test_late_and_abandoned_jobs_end():
         computed = []
 
         def endless(job):
-            while True:
-                job.check()
-                time.sleep(0.01)
+            try:
+                while True:
+                    job.check()
+                    time.sleep(0.01)
+            finally:
+                time.sleep(0.05)  # beyond the time of the job that came next
 
         def brief(job):
             computed.append(job)
