@@ -21,6 +21,8 @@ from soe_model.flat import ParameterSlot
 from storage_schema.manifest import StoreError
 
 SHARED = "shared.safetensors"
+TILE_ROWS = 128
+"""Of a matrix that low-rank experts are added to, at once."""
 
 
 def expert_file(number: int) -> str:
@@ -144,11 +146,12 @@ class LowRankBankFiles(BankFiles):
                 continue
             # One matrix at a time: the factors of all experts together are several models.
             left = _doubles([one.view(f"{slot.name}.A") for one in experts], 1)
-            right = _doubles([one.view(f"{slot.name}.B") for one in experts], 0)
+            right = _doubles([one.view(f"{slot.name}.B").T for one in experts], 0).flatten(0, 1)
             for w, coefficients_N in enumerate(coefficients_WN[:, used].double()):
-                product = (left * coefficients_N[:, None]).flatten(1) @ right.transpose(1, 2).flatten(0, 1)
-                part = out_WP[w, slot.offset : slot.offset + slot.size]
-                part.copy_((part.double() + product.view(-1)).float())
+                part = out_WP[w, slot.offset : slot.offset + slot.size].view(slot.shape)
+                for rows, left_rows in zip(part.split(TILE_ROWS), left.split(TILE_ROWS), strict=True):
+                    product = (left_rows * coefficients_N[:, None]).flatten(1) @ right
+                    rows.copy_(rows.double() + product)
 
     def products(self, gradient_P: torch.Tensor) -> torch.Tensor:
         found = torch.zeros(len(self.experts))

@@ -20,17 +20,28 @@ from storage_schema.tree import Tree
 DOMAINS, VOCABULARY = 4, 512
 
 
-def write_wide_soup(folder: Path, *, num_experts: int, width: int) -> Path:
-    """Its parameters are about 24 width² for two layers."""
+def write_wide_soup(
+    folder: Path, *, num_experts: int, width: int, rank: int | None = None, layers: int = 2
+) -> Path:
+    """Its parameters are about 12 width² a layer; with a rank, experts are factors of the layers' matrices."""
     backbone = gpt2_config(
-        vocab_size=VOCABULARY, sequence_length=16, embedding_size=width, num_layers=2, num_heads=4
+        vocab_size=VOCABULARY, sequence_length=16, embedding_size=width, num_layers=layers, num_heads=4
     )
     soup = {"backbone": backbone, "num_experts": num_experts, "num_domains": DOMAINS, "router_hidden": 4}
+    if rank is not None:
+        soup["expert_rank"] = rank
     stage = open_stage(folder, kind="soup", configuration={"soup": soup}, inputs={})
     flat = build_backbone(backbone, seed=0)
     for number in range(-1, num_experts):
         values = flat.params_P if number < 0 else torch.full_like(flat.params_P, 1e-3 * number)
         tensors = {name: tensor.clone() for name, tensor in unflatten(values, flat.layout).items()}
+        if rank is not None and number >= 0:
+            matrices = {name: t for name, t in tensors.items() if t.ndim == 2 and ".h." in name}
+            tensors = {
+                f"{name}.{side}": torch.full((size, rank), 1e-3 * number)
+                for name, matrix in matrices.items()
+                for side, size in zip("AB", matrix.shape, strict=True)
+            }
         save_file(tensors, stage.work / (SHARED if number < 0 else expert_file(number)))
     router = Router(DOMAINS, num_experts, hidden=4, input_scale=1.0, output_scale=1.0)
     save_file(router.state_dict(), stage.work / "router.safetensors")
