@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.meta_distributions import Domains, MetaDistribution
+from pipeline.meta_distributions import MetaDistribution
+from pipeline.supports import Domains
 from storage_schema.manifest import content_digest
 
 PLAN_VERSION = 2

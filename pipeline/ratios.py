@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.meta_distributions import SUM_TOLERANCE, Domains, Fixed, Given
+from pipeline.meta_distributions import Fixed, Given
 from pipeline.mixtures import MixturePlan, Steps
+from pipeline.supports import SUM_TOLERANCE, Domains
 from storage_schema.manifest import file_digest, write_atomically
 
 RUN = "run"
