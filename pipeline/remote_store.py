@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import fs
 
 from pipeline.locations import open_filesystem
 from pipeline.remote_files import BLOCK, CACHE_BYTES, RemoteFile, RemoteFiles
 from pipeline.remote_mirror import mirror_store
+from pipeline.retries import with_retries
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
 
@@ -62,7 +64,7 @@ class RemoteStore(DomainStore):
         self.uri = uri.rstrip("/")
         filesystem, self._path = open_filesystem(self.uri, what="The store")
         self.files = RemoteFiles(self.uri, filesystem, cache_bytes=cache_bytes)
-        self.files.note(self._path, uri=self.uri)  # before its manifests are read
+        self._note_partitions()  # before the manifests are read
         self.mirror = mirror_store(self.uri, filesystem, self._path)
         super().__init__(self.mirror, num_parts=num_parts)
         self._sizes = [{entry.path: entry.bytes for entry in part.manifest.files} for part in self.parts]
@@ -144,6 +146,14 @@ class RemoteStore(DomainStore):
                 )
             self._values_at[file.path] = where
         return self._values_at[file.path]
+
+    def _note_partitions(self) -> None:
+        """Of the store and its additions; there may be ever so many other files."""
+        selector = fs.FileSelector(f"{self._path}/additions", allow_not_found=True)
+        filesystem = self.files.filesystem
+        added = with_retries(lambda: filesystem.get_file_info(selector), uri=self.uri, store=self.uri)
+        for folder in (self._path, *(info.path for info in added)):
+            self.files.note(f"{folder}/domains", uri=self.uri)
 
     def _manifest(self, folder: Path) -> RemoteFile:
         mirrored = folder / "manifest.json"
