@@ -94,7 +94,7 @@ def test_a_short_read_is_a_failure():
         read_at=lambda size, start: bytes(size)[: lengths.pop(0)],
     )
     file = RemoteFile(path="f", uri="s3://a/b/f", bytes=10, label="domain 8: ")
-    files = RemoteFiles("s3://a/b", SimpleNamespace(open_input_file=lambda path: handle))
+    files = RemoteFiles("s3://a/b", SimpleNamespace(open_input_file=lambda path: handle, type_name="s3"))
     assert files.read(file, 0, 10) == bytes(10)
     with pytest.raises(StoreError, match="^domain 8: cannot read s3://a/b/f after 5 .* 9 of 10 bytes came"):
         files.read(file, 0, 10)
