@@ -13,6 +13,9 @@ OTHER_FAISS := $(if $(findstring gpu,$(EXTRAS)),faiss-cpu,faiss-gpu)
 # Two at a time: the tests of the stack mostly wait for its processes (tests/conftest.py).
 PYTEST_OPTIONS ?= -n 2 --dist loadgroup
 
+# What tests must not need: `make test` runs without these extras (pyproject.toml's [tool.deptry]).
+NOT_TESTED_PLAINLY := openvino,kernels,exports,git-theta,interop
+
 PEERS := .venv-peers
 PEERS_PINS := tests/benchmarks/peers/requirements.txt
 PEERS_OPTIONS ?= --json $(PEERS)/result.json
@@ -23,7 +26,11 @@ demo: install
 	@$(VENV)/bin/soe demo
 
 check: install
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check -q . && $(VENV)/bin/mypy && $(VENV)/bin/codespell $$(git ls-files '*.py' '*.md' '*.c' '*.js' '*.html' '*.yaml')
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check -q .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/codespell $$(git ls-files '*.py' '*.md' '*.c' '*.js' '*.html' '*.yaml')
+	@$(VENV)/bin/deptry storage_schema pipeline soe_model flows
+	@$(VENV)/bin/deptry tests --optional-dependencies-dev-groups $(NOT_TESTED_PLAINLY) --ignore DEP002
 
 test: install
 	@$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)

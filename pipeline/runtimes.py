@@ -82,7 +82,7 @@ class OpenVinoEncoder:
 
         # Without it OpenVINO reports to nobody.
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-        import openvino
+        import openvino  # deptry: ignore[DEP004]
 
         class Sentence(torch.nn.Module):
             def __init__(self) -> None:

@@ -20,11 +20,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import safetensors.numpy
-from file_or_name import file_or_name
-from git_theta import git_utils, metadata
-from git_theta.checkpoints.safetensors_checkpoint import SafeTensorsCheckpoint
-from git_theta.updates import Update
-from git_theta.utils import EnvVarConstants
+from file_or_name import file_or_name  # deptry: ignore[DEP004]
+from git_theta import git_utils, metadata  # deptry: ignore[DEP004]
+from git_theta.checkpoints.safetensors_checkpoint import SafeTensorsCheckpoint  # deptry: ignore[DEP004]
+from git_theta.updates import Update  # deptry: ignore[DEP004]
+from git_theta.utils import EnvVarConstants  # deptry: ignore[DEP004]
 
 from soe_model.flat import unflatten
 from soe_model.recipe import FINE_TUNED, Recipe, as_numbers, instance_of, read_recipe, tensors_digest
@@ -173,7 +173,7 @@ def _place(repo: Any) -> str:
 
 @lru_cache
 def _configured(git_dir: str) -> str:
-    from git import Repo
+    from git import Repo  # deptry: ignore[DEP004]
 
     return Repo(git_dir).git.config("--type=path", "--get", "soe.soup", with_exceptions=False)
 

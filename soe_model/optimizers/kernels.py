@@ -8,8 +8,8 @@ Legend: W mixtures, N experts, t columns of the tile, BLOCK columns of a program
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+import triton  # deptry: ignore[DEP004]
+import triton.language as tl  # deptry: ignore[DEP004]
 
 COLUMNS = 1024
 _SCALED = 256

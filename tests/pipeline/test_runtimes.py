@@ -112,7 +112,7 @@ def test_vectors_of_openvino_are_the_same_at_every_length(model, compiled):
 
 
 def test_openvino_reports_to_nobody(compiled):
-    from openvino.tools.ovc import telemetry_utils
+    from openvino.tools.ovc import telemetry_utils  # deptry: ignore[DEP004]
 
     assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
 

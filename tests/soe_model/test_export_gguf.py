@@ -80,7 +80,7 @@ def test_llama_cpp_converts_every_bit(tmp_path, monkeypatch):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     monkeypatch.syspath_prepend(f"{llama_cpp}/gguf-py")
-    from gguf import GGUFReader
+    from gguf import GGUFReader  # deptry: ignore[DEP001] llama.cpp brings it
 
     found = {tensor.name: torch.tensor(tensor.data) for tensor in GGUFReader(tmp_path / "a.gguf").tensors}
     for name, tensor in unflatten(instance_of(recipe, soup), soup.layout).items():

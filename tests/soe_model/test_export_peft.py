@@ -68,7 +68,7 @@ def recipe_for(soup, *coefficients):
 
 def loaded(base, adapter):
     """By PEFT, which only warns of tensors that it misses."""
-    from peft import PeftModel
+    from peft import PeftModel  # deptry: ignore[DEP004]
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -149,7 +149,7 @@ class FakeLfs:
 @pytest.fixture
 def lfs(monkeypatch):
     needs("git_theta", extra="git-theta")
-    from git_theta import git_utils
+    from git_theta import git_utils  # deptry: ignore[DEP004]
 
     fake = FakeLfs()
     monkeypatch.setattr(git_utils, "git_lfs_clean", fake.clean)
@@ -160,8 +160,8 @@ def lfs(monkeypatch):
 @pytest.fixture
 def update(lfs, made, monkeypatch):
     """Makes the plug-in as Git-Theta does: by its entry point."""
-    from git_theta.params import get_update_serializer
-    from git_theta.updates import get_update_handler
+    from git_theta.params import get_update_serializer  # deptry: ignore[DEP004]
+    from git_theta.updates import get_update_handler  # deptry: ignore[DEP004]
 
     monkeypatch.setenv("SOE_SOUP", str(made.folder / "soup"))
     return lambda *data: get_update_handler("soup")(get_update_serializer(), *data)
@@ -238,7 +238,7 @@ RECORD = {"soup": "", "coefficients": [0.5, -2.0, 0.25], "tensors": "0" * 64}
     ],
 )
 def test_a_record_is_checked_when_it_is_read(made, update, record, message):
-    from git_theta import git_utils, metadata
+    from git_theta import git_utils, metadata  # deptry: ignore[DEP004]
 
     if isinstance(record, dict):
         record = json.dumps(record | {"soup": record["soup"] or made.soup.digest}).encode()
