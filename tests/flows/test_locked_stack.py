@@ -239,7 +239,7 @@ def test_every_port_is_on_the_loopback_interface(running, ports, training):
 
 def test_from_another_machine_every_port_is_refused(running, ports):
     extras.needs_root()
-    extras.needs_program("ip")
+    extras.needs_program("ip", package="iproute2")
     with elsewhere() as other:
         with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as seen:
             control = seen.getsockname()[1]

@@ -155,7 +155,7 @@ def until(ready, what: str) -> None:
 def site(s3):
     """The servers, each by its own command; everything is gone afterwards."""
     if programs() is None:
-        extras.missing("there is no PostgreSQL (Debian's package is `postgresql`).")
+        extras.missing("PostgreSQL", "Debian's package postgresql")
     folder = Path(tempfile.mkdtemp(prefix="soe-"))  # short: Ray's sockets lie below it
     with postgres() as database:
         site = Site(folder, database)

@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from flows.jobs.run_log import RunLog, read_log
 
 
@@ -29,7 +27,8 @@ def test_a_second_attempt_replaces_what_came_after_its_step(tmp_path):
 
 
 def test_tensorboard_reads_the_same(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing import event_accumulator as accumulator
+
     write(tmp_path, 0, 40, 5.0)
     write(tmp_path, 20, 60, 4.0)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))

