@@ -30,7 +30,7 @@ def follow(api: PrefectApi, flow_run_id: str, *, console: Console) -> dict:
     """
     try:
         if console.is_terminal:
-            with bar() as bars:
+            with bar(console) as bars:
                 return _poll(api, flow_run_id, _Bars(bars))
         return _poll(api, flow_run_id, _Lines(console))
     except KeyboardInterrupt:

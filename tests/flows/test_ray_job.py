@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 from types import SimpleNamespace
 
 import pytest
-from ray.job_submission import JobStatus
 
 from flows import processes, ray_job
 from flows.ray_job import JobError
@@ -33,8 +33,8 @@ class Cluster:
     def get_job_logs(self, job_id):
         return "".join(chunk for chunk in self.chunks if chunk)
 
-    def get_job_info(self, job_id):
-        return SimpleNamespace(status=JobStatus(self.status), driver_exit_code=self.code, message="said Ray")
+    def job(self):
+        return {"status": self.status, "driver_exit_code": self.code, "message": "said Ray"}
 
     def stop_job(self, job_id):
         self.stops += 1
@@ -45,11 +45,38 @@ class Cluster:
         self.submitted.append(arguments)
 
     def _do_request(self, method, path):
+        if path.endswith("unknown"):
+            return SimpleNamespace(status_code=404, text="")
+        if path.endswith("/logs"):
+            return answer({"logs": self.get_job_logs("job")})
         if path.startswith("/api/jobs/"):
-            known = not path.endswith("unknown")
-            return SimpleNamespace(status_code=200 if known else 404, json=lambda: {"status": self.status})
+            return answer(self.job())
         summary = [{"raylet": {"state": s, "resourcesTotal": r}} for s, r in self.nodes]
-        return SimpleNamespace(status_code=200, json=lambda: {"data": {"summary": summary}}, text="")
+        return answer({"data": {"summary": summary}})
+
+
+def answer(body):
+    return SimpleNamespace(status_code=200, json=lambda: body, text="")
+
+
+class Ailing(Cluster):
+    """Its dashboard answers some requests with a gateway's error: those whose number is in `ails`."""
+
+    def __init__(self, *arguments, ails, **rest):
+        super().__init__(*arguments, **rest)
+        self.ails, self.asked = ails, 0
+
+    def _do_request(self, method, path):
+        self.asked += 1
+        if self.asked in self.ails:
+            return SimpleNamespace(status_code=503, text="no healthy upstream")
+        return super()._do_request(method, path)
+
+
+@pytest.fixture()
+def impatient(monkeypatch):
+    monkeypatch.setattr(ray_job, "ASK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(ray_job, "LOST_SECONDS", 0.5)
 
 
 def follow(cluster) -> tuple[dict, list[str]]:
@@ -113,6 +140,72 @@ def test_a_cluster_that_goes_away_is_given_up(monkeypatch):
         follow(cluster)
 
 
+def test_a_dashboard_that_ails_does_not_end_a_running_job(monkeypatch, impatient):
+    """A 503 says nothing of the job. It counted as ended, and its flow run as failed while it went on."""
+    monkeypatch.setattr(ray_job, "LOST_SECONDS", 30.0)
+    cluster = Ailing(['soe-summary {"rows": 3}\n'], ails={1, 3, 4})
+    runs = cluster.job
+
+    def job():  # it runs for as long as the dashboard ails
+        return runs() | ({"status": "RUNNING"} if cluster.asked < 5 else {})
+
+    cluster.job = job
+    assert follow(cluster)[0] == {"rows": 3}
+    assert cluster.asked >= 6
+
+
+def test_a_dashboard_that_only_ails_is_given_up_and_the_job_is_said_to_be_running_perhaps(impatient):
+    with pytest.raises(JobError, match="job is lost, and may still be running.*retry.*503 no healthy upstream"):
+        follow(Ailing(ails=range(10_000)))
+
+
+def test_a_job_that_the_cluster_forgot_is_said_to_be_unknown(impatient):
+    cluster = Cluster(["one\n"])
+    cluster._do_request = lambda method, path: SimpleNamespace(status_code=404, text="")
+    with pytest.raises(JobError, match="knows no job job any more"):
+        follow(cluster)
+
+
+def test_a_job_that_succeeded_is_no_failure_because_the_end_of_its_log_cannot_be_read(impatient):
+    class Logless(Cluster):
+        def get_job_logs(self, job_id):
+            raise ConnectionError("the node is gone")
+
+    assert follow(Logless(['soe-summary {"rows": 3}\n']))[0] == {"rows": 3}
+
+
+def test_a_second_job_is_never_submitted_while_the_cluster_does_not_say(impatient):
+    assert ray_job.still_running(Ailing(ails={1, 2, 3}), ["mine"]) == "mine"
+    with pytest.raises(JobError, match="mine is lost, and may still be running"):
+        ray_job.still_running(Ailing(ails=range(10_000)), ["mine"])
+
+
+@pytest.mark.parametrize("error", [ConnectionError("cut off"), RuntimeError("status code 504")])
+def test_a_job_whose_submission_lost_its_answer_is_there_all_the_same(impatient, error):
+    class Deaf(Cluster):
+        def submit_job(self, **arguments):
+            raise error
+
+    job = dict(module="m", config_json="{}", metadata={})
+    ray_job.submit(Deaf(), job_id="taken", **job)
+    with pytest.raises(JobError, match=f"did not take the job unknown: {error}"):
+        ray_job.submit(Deaf(), job_id="unknown", **job)
+
+
+def test_a_dashboard_that_never_answers_is_not_waited_for_without_end(monkeypatch, impatient):
+    """Ray's own client sets no time-out: with a dashboard that hangs, a flow hung too."""
+    monkeypatch.setattr(ray_job, "ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(JobError, match="no Ray cluster answers"):
+            ray_job.connect()
+
+
+def test_a_job_that_cannot_be_stopped_is_not_said_to_be(impatient):
+    with pytest.raises(JobError, match="job was not stopped within 0 s .*503.*ray job stop job"):
+        ray_job.stop(Ailing(ails=range(10_000)), "job", patience=0.1)
+
+
 def test_stop_asks_until_the_job_has_ended():
     cluster = Cluster()
     assert ray_job.stop(cluster, "job") and cluster.stops == 2
@@ -135,7 +228,7 @@ def test_the_settings_reach_the_job_through_the_shell(monkeypatch):
 
     sent = cluster.submitted[0]
     assert shlex.split(sent["entrypoint"]) == ["python", "-m", "flows.jobs.x", "--config", config]
-    assert sent["runtime_env"] == {"env_vars": {"SOE_HOME": "/data/soe"}}
+    assert sent["runtime_env"] == {"env_vars": {"SOE_HOME": "/data/soe", "SOE_PROGRESS": "json"}}
     assert sent["submission_id"] == "j" and sent["metadata"] == {"a": "b"}
 
 
