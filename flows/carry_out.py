@@ -47,6 +47,8 @@ def carry_out(
     """
     log = get_run_logger()
     survive_without_reader()
+    # First what may fail or hang: nothing of it may leave a job that was submitted without one who follows it.
+    shown = ProgressArtifacts(name, card=card, card_key=card_key)
     try:
         _check_home()
         client = ray_job.connect()
@@ -65,10 +67,11 @@ def carry_out(
                 client, job_id=job_id, module=module, config_json=config.model_dump_json(), metadata=metadata
             )
             log.info("Submitted the Ray job %s.", job_id)
-        shown = ProgressArtifacts(name, card=card, card_key=card_key)
         summary = _follow(shown, client, job_id, log)
     except ray_job.JobError as error:
         return Failed(message=f"{ray_job.ERROR_PREFIX}{error}")
+    finally:
+        shown.close()
     try:
         publish()
     except Exception:
@@ -81,8 +84,11 @@ def stop_on_cancellation(flow: Any, flow_run: Any, state: Any) -> None:
     """Prefect's hook. It runs in the worker and knows only the flow run; the flow's process may be dead."""
     client = ray_job.connect()
     for job_id in _job_ids(flow.name, flow_run.id, flow_run.run_count):
-        if ray_job.stop(client, job_id):
-            print(f"Stopped the Ray job {job_id}.")
+        try:
+            if ray_job.stop(client, job_id):
+                print(f"Stopped the Ray job {job_id}.")
+        except ray_job.JobError as error:
+            print(f"{ray_job.ERROR_PREFIX}{error}")
 
 
 def _follow(shown: ProgressArtifacts, client: Any, job_id: str, log: Any) -> dict:
@@ -99,10 +105,11 @@ def _follow(shown: ProgressArtifacts, client: Any, job_id: str, log: Any) -> dic
         raise
     except BaseException:
         log.warning("Stopping the Ray job %s.", job_id)
-        ray_job.stop(client, job_id)
+        try:
+            ray_job.stop(client, job_id)
+        except ray_job.JobError as error:
+            log.error(str(error))
         raise
-    finally:
-        shown.close()
 
 
 def _job_ids(name: str, flow_run_id: str, run_count: int) -> list[str]:

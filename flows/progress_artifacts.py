@@ -54,7 +54,8 @@ class ProgressArtifacts:
         """Send what the throttle held back."""
         for stage in list(self._waiting):
             self._send(stage)
-        self._show_stages()
+        if self._stages:
+            self._show_stages()
         self._client.__exit__(None, None, None)
 
     def _send(self, stage: str) -> None:
