@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flows.progress_text import artifact_key
 from flows.settings import Pretrain, Specialize
 from storage_schema.domains import DomainStore
 from storage_schema.json_files import read_object
-from storage_schema.layout import run_folder, soup_folder, specialist_folder, store_folder
+from storage_schema.layout import MADE, run_folder, soup_folder, specialist_folder, store_folder
 from storage_schema.manifest import read_manifest
 
 LARGEST_DOMAINS = 64
@@ -51,17 +52,18 @@ def publish_soup(config: Pretrain) -> None:
 
 
 def publish_specialists(config: Specialize) -> None:
-    """The specialists and, where they were measured, their losses."""
+    """The specialists of the run and, where they were measured, their losses: as the run noted them at its end.
+
+    The folder may hold others, and losses of others.
+    """
     folder = specialist_folder(config.output)
-    evaluation = folder / "evaluation.json"
-    if not evaluation.exists():
-        names = sorted(p.parent.name for p in folder.glob("*/specialist.json"))
-        rows = [{"specialist": name, "folder": str(folder / name)} for name in names]
+    body = read_object(folder / MADE)["report"]
+    if "specialist_sets" not in body:
+        rows = [{"specialist": name, "folder": str(folder / name)} for name in body["specialists"]]
         create_table_artifact(
             rows, key=artifact_key("specialists", folder.name), description="The specialists."
         )
         return
-    body = read_object(evaluation)
     create_markdown_artifact(
         losses_card(body), key=artifact_key("losses", folder.name), description="Losses on held-out text."
     )
@@ -155,14 +157,15 @@ def soup_card(config: Pretrain) -> str:
     steps = sorted(log)
     inputs = [[f"{name} digest", f"`{digest}`"] for name, digest in manifest.inputs.items()]
     rows = [[name.replace("_", " "), _number(value)] for name, value in summary.items()]
-    chosen = config.model_dump_json(exclude_defaults=True)
+    chosen = f'{{"config": {config.model_dump_json(exclude_defaults=True)}}}'
+    command = ["prefect", "deployment", "run", "pretrain-soe", "--params", chosen]
     lines = [
         f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}",
         pictures.as_markdown(pictures.loss_curve(steps, [log[s] for s in steps]), "training loss by step"),
         _table(["", ""], [*rows, ["digest", f"`{manifest.digest}`"], *inputs]),
         f"In `{soup_folder(config.name)}`; checkpoints and log in `{run_folder(config.name)}`.",
         "The same command resumes the run where it was cut off, and finds it finished when it is:",
-        f"```\nprefect deployment run pretrain-soe --params '{{\"config\": {chosen}}}'\n```",
+        f"```\n{shlex.join(command)}\n```",
     ]
     return "\n\n".join(lines)
 

@@ -104,7 +104,7 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--num-domains", type=_count, default=4096)
     plan.add_argument("--num-experts", type=int, help="0 is the generic twin")
     plan.add_argument("--expert-rank", type=_count, help="low-rank experts")
-    plan.add_argument("--optimizer", help="of the experts; the preset's, unless given")
+    plan.add_argument("--optimizer", help="of the experts; adam, unless given")
     for name in ("batch-size", "sequence-length", "mixtures-per-step", "micro-batch-size"):
         plan.add_argument(f"--{name}", type=_count)
     plan.add_argument("--compile-model", action="store_true", default=None)

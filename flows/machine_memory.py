@@ -1,8 +1,11 @@
-"""How much memory this machine, or the container that we are in, still has."""
+"""How much memory this machine, or the container that we are in, still has; and the nodes of the Ray cluster."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+ANSWER_SECONDS = 60.0
+"""A node that does not say so long how much memory it has is not waited for."""
 
 
 def available_memory(root: Path = Path("/")) -> int:
@@ -15,6 +18,54 @@ def available_memory(root: Path = Path("/")) -> int:
     kilobytes = {line[0].rstrip(":"): int(line[1]) for line in lines}
     left = [folder_left for folder in _groups(root) if (folder_left := _left(folder)) is not None]
     return min([1024 * kilobytes["MemAvailable"], *left])
+
+
+def smallest_gpu() -> tuple[str, int] | None:
+    """Name and bytes of the smallest GPU that torch sees here; None if it sees none."""
+    import torch
+
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    smallest = min(gpus, key=lambda gpu: gpu.total_memory, default=None)
+    return smallest and (smallest.name, smallest.total_memory)
+
+
+def memory_of_nodes(use_gpu: bool) -> list[tuple[int, int]] | None:
+    """Bytes, and places for workers, of each node of a Ray cluster that workers may start on: of a GPU, or available.
+
+    Empty where workers can start on this machine only; None if a node does not say.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not ray.is_initialized():
+        return []
+    kind = "GPU" if use_gpu else "CPU"
+    places = {
+        node["NodeID"]: int(node["Resources"].get(kind, 0))
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get(kind, 0) >= 1
+    }
+    if places.keys() <= {ray.get_runtime_context().get_node_id()}:
+        return []
+    ask = ray.remote(num_cpus=0, num_gpus=0.01 if use_gpu else 0, max_retries=0)(_memory_here)
+    asked = [
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(use_gpu)
+        for node in places
+    ]
+    try:
+        found = ray.get(asked, timeout=ANSWER_SECONDS)
+    except ray.exceptions.RayError:
+        for one in asked:
+            ray.cancel(one, force=True)
+        return None
+    return None if None in found else list(zip(found, places.values(), strict=True))
+
+
+def _memory_here(use_gpu: bool) -> int | None:
+    if not use_gpu:
+        return available_memory()
+    gpu = smallest_gpu()
+    return gpu and gpu[1]
 
 
 def _groups(root: Path) -> list[Path]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from flows.jobs.own_backbone import own_backbone
-from flows.machine_memory import available_memory
+from flows.jobs.run_plan import resolve
+from flows.machine_memory import available_memory, memory_of_nodes, smallest_gpu
+from flows.settings import Pretrain
 from soe_model.cost import (
     Setup,
     checkpoint_bytes,
@@ -23,8 +24,8 @@ from soe_model.cost import (
     worker_memory,
 )
 from soe_model.devices import DEVICES, Device, device
-from soe_model.fitting import GB, needed, refuse_what_cannot_fit
-from soe_model.presets import SoupConfig, TrainingConfig, preset
+from soe_model.fitting import GB, needed, refuse_what_cannot_fit, share_of_worker
+from soe_model.presets import SoupConfig, TrainingConfig
 from storage_schema.json_files import read_object
 from storage_schema.room import bytes_below, require_room
 
@@ -33,7 +34,7 @@ CPU = "cpu"
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the plan; ValueError for what cannot fit, after the table, and for settings that are none."""
-    soup, training = resolve(arguments)
+    soup, training = resolve(*settings_of(arguments))
     if training.batch_size % arguments.num_workers:
         raise ValueError(
             f"batch_size {training.batch_size} is not a multiple of the {arguments.num_workers} workers. Change "
@@ -56,33 +57,32 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def resolve(arguments: argparse.Namespace) -> tuple[SoupConfig, TrainingConfig]:
-    """The preset with what the command line says laid over it."""
-    chosen = preset(arguments.preset)
+@dataclass(frozen=True, kw_only=True)
+class PlannedStore:
+    """What a run must know of its store."""
+
+    vocab_size: int
+    num_domains: int
+    end_of_text: int = 0
+
+
+def settings_of(arguments: argparse.Namespace) -> tuple[Pretrain, PlannedStore]:
+    """What the command line says, as a run would be given it."""
     names = (
-        "batch_size", "sequence_length", "mixtures_per_step", "micro_batch_size", "optimizer", "compile_model",
+        "preset", "batch_size", "sequence_length", "mixtures_per_step", "micro_batch_size", "optimizer",
+        "compile_model", "expert_rank", "num_workers",
     )  # fmt: skip
-    overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    training = replace(chosen.training, **overrides)
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.num_experts == 0:
+        given["method"] = "generic"
+    elif arguments.num_experts is not None:
+        given["num_experts"] = arguments.num_experts
+    vocab_size = arguments.vocab_size
     if arguments.backbone:
-        given = _read_backbone(arguments.backbone)
+        given["backbone"] = _read_backbone(arguments.backbone)
         # A model's published config.json says all of it; a shorter one is completed as a run would complete it.
-        vocabulary = min(arguments.vocab_size, given.get("vocab_size", arguments.vocab_size))
-        backbone = own_backbone(
-            given, vocab_size=vocabulary, sequence_length=training.sequence_length, end_of_text=0
-        )
-    else:
-        backbone = chosen.backbone(
-            vocab_size=arguments.vocab_size, sequence_length=training.sequence_length, end_of_text=0
-        )
-    soup = SoupConfig(
-        backbone=backbone,
-        num_experts=chosen.num_experts if arguments.num_experts is None else arguments.num_experts,
-        num_domains=arguments.num_domains,
-        router_hidden=chosen.router_hidden,
-        expert_rank=arguments.expert_rank,
-    )
-    return soup, training
+        vocab_size = min(vocab_size, given["backbone"].get("vocab_size", vocab_size))
+    return Pretrain(**given), PlannedStore(vocab_size=vocab_size, num_domains=arguments.num_domains)
 
 
 def _read_backbone(path: str) -> dict[str, Any]:
@@ -153,28 +153,31 @@ def _time(setup: Setup, chosen: Device, mfu: float | None) -> str:
 
 
 def check_fits(soup: SoupConfig, training: TrainingConfig, *, num_workers: int, use_gpu: bool) -> None:
-    """Raise ValueError, naming the nearest settings that fit, for a run that this machine cannot hold.
+    """Raise ValueError, naming the nearest settings that fit, for a run that the cluster's machines cannot hold.
 
-    On a CPU all workers share the memory that is available. With `use_gpu` a worker has the smallest GPU that torch
-    sees; where it sees none (the workers are elsewhere) nothing is checked.
+    On CPUs the workers of a machine share the memory that is available there. With `use_gpu` a worker has a GPU of its
+    own. Nothing is checked where that is not known: torch sees no GPU here and the workers are nowhere else, or a
+    machine does not answer.
     """
-    memory, of, device_type = available_memory(), "this machine", CPU
-    if use_gpu:
-        import torch
-
-        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        if not gpus:
-            return
-        smallest = min(gpus, key=lambda gpu: gpu.total_memory)
-        memory, of, device_type = smallest.total_memory, smallest.name, "cuda"
     setup = Setup(
         size=model_size(soup.backbone),
         soup=soup,
         training=training,
         num_workers=num_workers,
-        device_type=device_type,
+        device_type="cuda" if use_gpu else CPU,
     )
-    refuse_what_cannot_fit(setup, memory, of=of, workers_there=1 if use_gpu else num_workers)
+    machines = memory_of_nodes(use_gpu)
+    if machines is None:
+        print("Not every node says how much memory it has: whether the run fits is not checked.", flush=True)
+    elif machines:
+        share = share_of_worker(machines, num_workers, together=not use_gpu)
+        if share is not None:  # else workers are still to come
+            of = f"the least that it finds on the cluster's {len(machines)} machines"
+            refuse_what_cannot_fit(setup, share, of=of)
+    elif not use_gpu:
+        refuse_what_cannot_fit(setup, available_memory(), of="this machine", workers_there=num_workers)
+    elif gpu := smallest_gpu():
+        refuse_what_cannot_fit(setup, gpu[1], of=gpu[0])
 
 
 def check_disk(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,27 @@ def refuse_what_cannot_fit(setup: Setup, memory: float, *, of: str, workers_ther
         f"{of_workers} {workers_there * needed(setup) / GB:.1f} GB of memory and {of} has {memory / GB:.1f} GB "
         f"({_largest(setup)} is the most of it). {way_out}"
     )
+
+
+def share_of_worker(
+    machines: Iterable[tuple[float, int]], num_workers: int, *, together: bool
+) -> float | None:
+    """Bytes that every worker finds at least, when they are spread over the machines as well as can be.
+
+    Args:
+        machines: bytes of each, and places for workers.
+        together: the workers of a machine share its bytes; else each place has so many, as a GPU has.
+
+    Returns:
+        None if there are fewer places than workers.
+    """
+    shares = [
+        memory / (number if together else 1)
+        for memory, places in machines
+        for number in range(1, min(places, num_workers) + 1)
+    ]
+    # A machine of m bytes holds k workers of m / k bytes: as many of its shares are at least so large.
+    return sorted(shares, reverse=True)[num_workers - 1] if len(shares) >= num_workers else None
 
 
 def _largest(setup: Setup) -> str:

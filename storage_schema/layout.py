@@ -8,6 +8,9 @@ from pathlib import Path
 DOMAIN_WORDS = "domain-words.json"
 """In a store and in its soups: what sets each domain apart, a list of words for each; where an atlas was drawn."""
 
+MADE = "made.json"
+"""In a folder of specialists: what the last run made there, and from what; the same request again is a skip."""
+
 
 def home() -> Path:
     """The absolute path of ``SOE_HOME``."""

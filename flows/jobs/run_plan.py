@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -23,8 +24,21 @@ SETTINGS = "settings.json"
 """In a run's folder: what it was asked for."""
 
 
-def resolve(settings: Pretrain, store: DomainStore) -> tuple[SoupConfig, TrainingConfig]:
-    """The preset with the user's settings laid over it, for the vocabulary of `store`."""
+class Vocabulary(Protocol):
+    """What a run's settings are resolved for: a store, or one that is only planned."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def num_domains(self) -> int: ...
+    @property
+    def end_of_text(self) -> int: ...
+
+
+def resolve(settings: Pretrain, store: Vocabulary) -> tuple[SoupConfig, TrainingConfig]:
+    """The preset with the user's settings laid over it, for the vocabulary of `store`: of the run, of the check
+    before it and of ``soe plan`` alike.
+    """
     chosen: Preset = preset(settings.preset)
     overrides = {
         name: getattr(settings, name)

@@ -28,12 +28,11 @@ from soe_model.evaluation import mean_loss
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import check_target, write_specialist
 from storage_schema.json_files import as_object, read_object
-from storage_schema.layout import soup_folder, specialist_folder, store_folder
+from storage_schema.layout import MADE, soup_folder, specialist_folder, store_folder
 from storage_schema.lock import only_writer
 from storage_schema.manifest import content_digest, read_manifest, verify_files, write_atomically
 
-MADE = "made.json"
-"""What the folder of specialists holds and from what: the same request again is a skip."""
+EVALUATION = "evaluation.json"
 HELD_OUT_EVALUATION = 20
 
 
@@ -73,7 +72,9 @@ def run_here(
     with only_writer(output):
         report = (carry_out or make)(settings, soup.folder, sets, output)
         if "specialist_sets" in report:
-            write_atomically(output / "evaluation.json", json.dumps(report, indent=1))
+            write_atomically(output / EVALUATION, json.dumps(report, indent=1))
+        else:
+            (output / EVALUATION).unlink(missing_ok=True)  # of specialists that were here before
         for name, warnings in report["warnings"].items():
             print(f"{name}: {warnings}", flush=True)
         digests = {one.name: read_manifest(output / one.name, "specialist").digest for one in sets}
@@ -113,10 +114,9 @@ def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: 
     soup = SoupOfExperts.open(folder, verify=False)
     maker = SpecialistMaker(soup, device="cuda" if settings.use_gpu else "cpu")
     twin = _twin(settings)
-    rows = []
-    specialists = maker.make(sets, method_of(settings), twin=twin)
-    for one in sets:
-        made = next(specialists)
+    rows, left = [], iter(sets)
+    for made in maker.make(sets, method_of(settings), twin=twin):  # to its end: it then says that it is finished
+        one = next(left)
         manifest = write_specialist(
             soup,
             output / one.name,
@@ -170,11 +170,12 @@ def _generic_mixture(settings: Specialize, store: str, maker: SpecialistMaker, t
     windows_nL1 = maker.meter.windows(texts)
     if not len(windows_nL1):
         return {}
-    with progress("evaluate", "mixtures"):
+    with progress("evaluate", "mixtures") as report:
         generic = maker.meter.losses(maker.meter.generic_N[None], windows_nL1).mean().item()
         found = {"passages": len(texts), "soup_loss": generic, "soup_generic_instance_loss": generic}
         if twin is not None:
             found["generic_loss"] = mean_loss(twin, windows_nL1)
+        report(1, 1)
     return {"generic_mixture": found}
 
 

@@ -14,6 +14,7 @@ import torch
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from starlette.types import Receive, Scope, Send
 
 from flows.serving.api import Text, while_wanted
 from flows.serving.compute_queue import ComputeQueue, Job
@@ -190,6 +191,20 @@ class Answering:
             running.cancel()
 
 
+class _Stream(StreamingResponse):
+    """An answer that is streamed. Its place in the queue is taken now, so that a refusal still has its status."""
+
+    def __init__(self, answering: Answering, queue: ComputeQueue):
+        self._queue, self._job = queue, queue.enter()
+        super().__init__(answering.events(queue, self._job), media_type="text/event-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._queue.leave(self._job)  # also if the client goes before the first event, and none is begun
+
+
 def completions_api(specialists: Specialists, queue: ComputeQueue) -> APIRouter:
     """The routes below ``/v1``."""
     router = APIRouter(prefix="/v1")
@@ -204,14 +219,13 @@ def completions_api(specialists: Specialists, queue: ComputeQueue) -> APIRouter:
         if name == GENERIC:
             return _model(specialists, GENERIC, 0)
         specialists.box.manifest(name)
-        return _model(specialists, name, dict(specialists.box.ids())[name])
+        return _model(specialists, name, int(specialists.box.made_at(name)))
 
     @router.post("/completions")
     async def completions(request: Request, wanted: Wanted) -> Response:
         answering = Answering(wanted, specialists)
         if wanted.stream:
-            events = answering.events(queue, queue.enter())
-            return StreamingResponse(events, media_type="text/event-stream")
+            return _Stream(answering, queue)
         return JSONResponse(answering.whole(await while_wanted(request, queue, answering.compute)))
 
     @router.post("/chat/completions")

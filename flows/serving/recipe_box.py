@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,14 +39,17 @@ class RecipeBox:
         self.soup, self.folder = soup, home() / "served" / name
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._remove_stale_work()
+        # Recipes are put in the worker's thread, and listed in the event loop's.
+        self._lock = threading.Lock()
         self._known = {
             path.stem: path.stat().st_mtime for path in self.folder.glob("*.json") if self._ours(path)
         }
 
     def ids(self) -> list[tuple[str, int]]:
         """Ids and when they were made (seconds since 1970), newest first."""
-        self._forget_deleted()
-        newest = sorted(list(self._known.items()), key=lambda row: (-row[1], row[0]))
+        with self._lock:
+            self._forget_deleted()
+            newest = sorted(self._known.items(), key=lambda row: (-row[1], row[0]))
         return [(name, int(at)) for name, at in newest]
 
     def put(self, recipe: Recipe, counts: Mapping[str, Any]) -> str:
@@ -54,13 +58,6 @@ class RecipeBox:
         Raises :class:`Refused` (507) if there are ``MOST_RECIPES`` already.
         """
         name = content_digest([recipe.soup, recipe.configuration()])[:16]
-        self._forget_deleted()
-        if name not in self._known and len(self._known) >= MOST_RECIPES:
-            raise Refused(
-                507,
-                f"{MOST_RECIPES:,} recipes are kept already; delete some in {self.folder}.",
-                code="box_full",
-            )
         manifest = Manifest(
             kind="specialist",
             configuration=recipe.configuration(),
@@ -68,20 +65,32 @@ class RecipeBox:
             counts=dict(counts),
             files=(),
         )
-        write_atomically(self._path(name), manifest.to_json())
-        self._known[name] = self._path(name).stat().st_mtime
+        with self._lock:
+            self._forget_deleted()
+            if name not in self._known and len(self._known) >= MOST_RECIPES:
+                raise Refused(
+                    507,
+                    f"{MOST_RECIPES:,} recipes are kept already; delete some in {self.folder}.",
+                    code="box_full",
+                )
+            write_atomically(self._path(name), manifest.to_json())
+            self._known[name] = self.made_at(name)
         return name
 
+    def made_at(self, name: str) -> float:
+        """When the recipe of a kept id was put here, in seconds since 1970."""
+        return self._path(name).stat().st_mtime
+
     def manifest(self, name: str) -> Manifest:
-        """The kept manifest of an id. Raises :class:`Refused` (404) if there is none."""
-        if not ID.fullmatch(name) or name not in self._known:
+        """The kept manifest of an id, as it is on disk. Raises :class:`Refused` (404) if there is none of this soup."""
+        if not ID.fullmatch(name):
             raise self._unknown(name)
         try:
             manifest = self._read(self._path(name))
-            recipe_of(manifest)
+            if recipe_of(manifest).soup != self.soup:
+                raise self._unknown(name)
             return manifest
         except ValueError as error:
-            self._known.pop(name, None)
             raise self._unknown(name) from error
 
     def recipe(self, name: str) -> Recipe:
@@ -99,7 +108,7 @@ class RecipeBox:
             raise
 
     def _forget_deleted(self) -> None:
-        """A user may delete files of the folder at any time."""
+        """A user may delete files of the folder at any time. Under the lock: what is just being put is not deleted."""
         there = {path.stem for path in self.folder.glob("*.json")}
         for name in self._known.keys() - there:
             self._known.pop(name, None)

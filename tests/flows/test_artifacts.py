@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 
 import pytest
 
 from flows import artifacts
 from flows.atlas_page import write_atlas
 from flows.progress_text import artifact_key, describe, parse_description, percent_of
-from flows.settings import Pretrain
+from flows.settings import Pretrain, Specialize
 from storage_schema.domains import DomainStore
 from storage_schema.layout import run_folder, soup_folder
 from storage_schema.stage import open_stage
@@ -89,8 +90,36 @@ def test_the_soups_card_says_how_to_resume(tmp_path, monkeypatch):
     (run_folder("mine") / "log.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
     card = artifacts.soup_card(Pretrain(name="mine", steps=4))
     assert digest in card and "d" * 64 in card and "4,096,000" in card and len(pictures(card)) == 1
-    command = re.search(r"--params '(.*)'", card)[1]
-    assert Pretrain(**json.loads(command)["config"]) == Pretrain(name="mine", steps=4)
+    [command] = re.findall(r"```\n(prefect .*)\n```", card)
+    assert resumed(command) == Pretrain(name="mine", steps=4)
+    # In the command that a shell reads, whatever the settings hold.
+    apostrophe = Pretrain(name="mine", store="/data/it's mine; $HOME")
+    [command] = re.findall(r"```\n(prefect .*)\n```", artifacts.soup_card(apostrophe))
+    assert resumed(command) == apostrophe
+
+
+def resumed(command: str) -> Pretrain:
+    words = shlex.split(command)
+    assert words[:-1] == ["prefect", "deployment", "run", "pretrain-soe", "--params"]
+    return Pretrain(**json.loads(words[-1])["config"])
+
+
+def test_losses_of_other_specialists_are_not_published(tmp_path, monkeypatch):
+    """evaluation.json may be an earlier run's, and the folder may hold others' specialists."""
+    published = {}
+    monkeypatch.setattr(
+        artifacts, "create_table_artifact", lambda rows, **rest: published.update({rest["key"]: rows})
+    )
+    folder = tmp_path / "mine"
+    (folder / "older").mkdir(parents=True)
+    (folder / "older/specialist.json").write_text("{}")
+    old = {"specialist_sets": [{"name": "older", "soup_loss": 1.0}]}
+    (folder / "evaluation.json").write_text(json.dumps(old))
+    (folder / "made.json").write_text(json.dumps({"report": {"specialists": ["notes"], "warnings": {}}}))
+    artifacts.publish_specialists(Specialize(output=str(folder)))
+    assert published == {
+        "specialists-mine": [{"specialist": "notes", "folder": str(folder / "notes")}],
+    }
 
 
 def test_the_losses_card_draws_only_what_was_compared():

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 
 from flows import cli, plan
+from flows.jobs import run_plan
 from flows.machine_memory import available_memory
+from flows.settings import Pretrain
 from soe_model.presets import SoupConfig, preset
+from storage_schema.domains import DomainStore
+from tests.toy_store import make_store
 
 PAPER = ["plan", "--preset", "paper-110m", "--device", "H200"]
 
@@ -20,6 +25,31 @@ def test_a_run_that_fits_is_shown_with_its_time(capsys):
     assert cli.main(PAPER + arguments) == 0
     out = capsys.readouterr().out
     assert "110,418,432 parameters" in out and "a step, predicted" in out and "It fits." in out
+
+
+GENERIC = ["--num-experts", "0", "--expert-rank", "4", "--mixtures-per-step", "8"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        ([], {}),
+        (["--num-experts", "3"], {"num_experts": 3}),
+        (GENERIC, {"method": "generic", "expert_rank": 4, "mixtures_per_step": 8}),
+        (["--preset", "paper-110m", "--micro-batch-size", "2"], {"preset": "paper-110m", "micro_batch_size": 2}),
+    ],
+)
+def test_what_is_planned_is_what_a_run_of_these_settings_comes_to(tmp_path, monkeypatch, arguments, settings):
+    """The generic twin was planned with the soup's mixtures and rank, which it has not."""
+    store = DomainStore(make_store(tmp_path / "store", [30, 40, 50]))
+    seen = {}
+    monkeypatch.setattr(plan, "show", lambda setup, *a, **k: seen.update(setup=setup))
+    monkeypatch.setattr(plan, "available_memory", lambda: 10**15)
+    sizes = ["--vocab-size", str(store.vocab_size), "--num-domains", "3"]
+    assert cli.main(["plan", *sizes, *arguments]) == 0
+    soup, training = run_plan.resolve(Pretrain(**settings), store)
+    backbone = soup.backbone | {name: 0 for name in ("bos_token_id", "eos_token_id")}  # unknown before a store is
+    assert (seen["setup"].soup, seen["setup"].training) == (replace(soup, backbone=backbone), training)
 
 
 def test_a_run_that_cannot_fit_is_shown_and_refused(capsys):
@@ -89,6 +119,28 @@ def test_a_pretraining_run_is_checked_against_what_the_machine_has(monkeypatch):
     monkeypatch.setattr(plan, "available_memory", lambda: 10**9)
     with pytest.raises(ValueError, match="2 workers need"):
         plan.check_fits(soup, chosen.training, num_workers=2, use_gpu=False)
+
+
+def test_a_run_on_several_machines_is_checked_against_theirs_not_against_the_drivers(monkeypatch, capsys):
+    """All workers together were held against the memory of the one machine that the job runs on."""
+    chosen = preset("tiny")
+    backbone = chosen.backbone(vocab_size=512, sequence_length=128, end_of_text=0)
+    run = dict(
+        soup=SoupConfig(backbone=backbone, num_experts=16, num_domains=64),
+        training=chosen.training,
+        num_workers=4,
+        use_gpu=False,
+    )
+    monkeypatch.setattr(plan, "available_memory", lambda: 10**9)  # the driver's, which is small
+    monkeypatch.setattr(plan, "memory_of_nodes", lambda use_gpu: [(10**9, 1), (16 * 10**9, 4)])
+    plan.check_fits(**run)
+    monkeypatch.setattr(plan, "available_memory", lambda: 64 * 10**9)  # which is large
+    monkeypatch.setattr(plan, "memory_of_nodes", lambda use_gpu: [(10**9, 4), (10**9, 4)])
+    with pytest.raises(ValueError, match=r"the least that it finds on the cluster's 2 machines has 0\.5 GB"):
+        plan.check_fits(**run)
+    monkeypatch.setattr(plan, "memory_of_nodes", lambda use_gpu: None)
+    plan.check_fits(**run)
+    assert "is not checked" in capsys.readouterr().out
 
 
 def test_a_pretraining_run_is_checked_against_the_disk(monkeypatch, tmp_path):

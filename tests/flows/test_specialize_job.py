@@ -1,8 +1,12 @@
 """What the specialise job refuses, before anything starts. (test_readme.py runs it from end to end.)"""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from flows.jobs import specialize
+from flows.jobs.progress import parse_line, progress
 from flows.settings import Specialize
 from storage_schema.manifest import StoreError
 
@@ -46,3 +50,43 @@ def test_a_soup_that_is_not_there_is_named(ray_cluster, monkeypatch, tmp_path):
     monkeypatch.setenv("SOE_HOME", str(tmp_path))
     with pytest.raises(StoreError, match="no soup at .*/soups/nothing: soup.json is missing"):
         specialize.run(Specialize(soup="nothing", texts={"a": "/nowhere"}))
+
+
+@pytest.fixture()
+def played(monkeypatch, tmp_path):
+    """A soup, a maker and a written specialist played by the test; the settings of one set of texts."""
+    soup = SimpleNamespace(folder=tmp_path, digest="s" * 64)
+    monkeypatch.setattr(specialize.SoupOfExperts, "open", lambda *a, **k: soup)
+    monkeypatch.setattr(specialize, "read_manifest", lambda *a: SimpleNamespace(digest="d" * 64))
+    (tmp_path / "notes.txt").write_text("one text\n\nanother")
+    return Specialize(texts={"notes": str(tmp_path / "notes.txt")}, output=str(tmp_path / "made"))
+
+
+def test_losses_of_an_earlier_run_are_gone_when_a_run_measures_none(played, tmp_path):
+    measured = {"specialists": ["notes"], "warnings": {}, "specialist_sets": [{"name": "notes"}]}
+    specialize.run_here(played, lambda *a: measured)
+    assert json.loads((tmp_path / "made/evaluation.json").read_text()) == measured
+    again = played.model_copy(update={"rebuild": True, "evaluation_passages": 0})
+    specialize.run_here(again, lambda *a: {"specialists": ["notes"], "warnings": {}})
+    assert not (tmp_path / "made/evaluation.json").exists()
+
+
+def test_the_making_of_the_last_specialist_is_reported(played, monkeypatch, tmp_path, capsys):
+    class Maker:
+        def __init__(self, soup, device):
+            pass
+
+        def make(self, sets, method, twin):
+            with progress("make specialists", "models") as report:
+                for number in range(len(sets)):
+                    report(number, len(sets))
+                    yield SimpleNamespace(recipe=None, instance_P=None, report={})
+                report(len(sets), len(sets))
+
+    counts = {"texts": {"count": 2, "domains": 1, "entropy": 0.0}}
+    monkeypatch.setattr(specialize, "SpecialistMaker", Maker)
+    monkeypatch.setattr(specialize, "write_specialist", lambda *a, **k: SimpleNamespace(counts=counts))
+    monkeypatch.setenv("SOE_PROGRESS", "json")
+    specialize.make(played, tmp_path, specialize.read_sets(played), tmp_path / "made")
+    last = parse_line(capsys.readouterr().out.splitlines()[-1])
+    assert (last["stage"], last["done"], last["total"]) == ("make specialists", 1, 1)

@@ -21,7 +21,7 @@ from soe_model.cost import (
     worker_memory,
 )
 from soe_model.devices import DEVICES, device
-from soe_model.fitting import needed, refuse_what_cannot_fit
+from soe_model.fitting import needed, refuse_what_cannot_fit, share_of_worker
 from soe_model.presets import SoupConfig, preset
 from soe_model.training import SoupTrainer
 
@@ -195,3 +195,19 @@ def test_activations_are_about_what_autograd_keeps():
 def test_unknown_names_are_refused_with_those_there_are():
     with pytest.raises(ValueError, match="H200"):
         device("B7")
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "together", "share"),
+    [
+        ([(12, 4)], 3, True, 4),  # one machine, shared by all
+        ([(12, 4), (4, 4)], 3, True, 4),  # two and one, or three and none
+        ([(12, 4), (6, 4)], 3, True, 6),
+        ([(12, 1), (6, 4)], 3, True, 3),  # one place on the large one: two on the other
+        ([(12, 1), (6, 1)], 3, True, None),
+        ([(80, 2), (40, 4)], 3, False, 40),  # a GPU each
+        ([(80, 2), (40, 4)], 2, False, 80),
+    ],
+)
+def test_the_share_of_a_worker_of_several_machines(machines, workers, together, share):
+    assert share_of_worker(machines, workers, together=together) == share

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import zipfile
 
 import pytest
@@ -113,3 +114,34 @@ def test_recipes_that_a_user_deletes_are_gone(soup, tmp_path, monkeypatch):
     (specialists.box.folder / f"{made[0]}.json").unlink()
     assert [name for name, _ in specialists.box.ids()] == made[1:]
     specialists.make(sentences("sailing", 3))
+
+
+def test_a_recipe_that_is_put_while_the_folder_is_listed_is_kept(made, specialists, tmp_path, monkeypatch):
+    """Listing takes what has no file for deleted; it looked at the files first, and then at the ids of now."""
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    recipe = specialists.box.recipe(made["id"])
+    box = RecipeBox(recipe.soup, "topics")
+    putting = threading.Thread(target=lambda: box.put(recipe, {}))
+
+    class Folder(type(box.folder)):
+        def glob(self, pattern):
+            found = list(super().glob(pattern))
+            if not putting.ident:
+                putting.start()
+                putting.join(0.3)  # for ever, if it waits for the list
+            return found
+
+    box.folder = Folder(box.folder)
+    box.ids()
+    putting.join(20)
+    assert box.recipe(made["id"]) == recipe and [name for name, _ in box.ids()] == [made["id"]]
+
+
+def test_what_another_service_of_the_soup_made_is_found(made, specialists, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    recipe = specialists.box.recipe(made["id"])
+    box, other = RecipeBox(recipe.soup, "topics"), RecipeBox("0" * 64, "topics")
+    RecipeBox(recipe.soup, "topics").put(recipe, {})
+    assert box.recipe(made["id"]) == recipe
+    with pytest.raises(Refused, match="no specialist"):
+        other.recipe(made["id"])

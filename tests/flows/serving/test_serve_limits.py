@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +99,27 @@ def test_a_stream_that_fails_ends_in_an_error(client, monkeypatch):
     answer = client.post("/v1/completions", json={"model": "generic", "prompt": "a", "stream": True})
     last = [line for line in answer.text.splitlines() if line][-1]
     assert "The service failed" in last and "a fault" not in last
+
+
+def test_a_client_that_goes_before_its_stream_begins_leaves_its_place(client):
+    """The stream's own end gives the place back, and what never began has no end."""
+    body = json.dumps({"model": "generic", "prompt": "a", "stream": True}).encode()
+    headers = {"host": "127.0.0.1:8300", "content-type": "application/json", **BEARER}
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "http_version": "1.1", "method": "POST",
+        "scheme": "http", "path": "/v1/completions", "raw_path": b"/v1/completions", "query_string": b"",
+        "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+    }  # fmt: skip
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        raise OSError("the client has gone")
+
+    with contextlib.suppress(Exception):
+        asyncio.run(client.app(scope, receive, send))
+    assert client.app.state.queue.waiting == 0
 
 
 def test_unusable_texts_are_refused(client):
