@@ -12,7 +12,7 @@ from prefect import get_run_logger
 from prefect.runtime import deployment, flow_run
 from prefect.states import Failed, State
 
-from flows import ray_job
+from flows import errors, ray_job
 from flows.console import survive_without_reader
 from flows.jobs.progress import parse_line
 from flows.progress_artifacts import Card, ProgressArtifacts
@@ -69,7 +69,7 @@ def carry_out(
             log.info("Submitted the Ray job %s.", job_id)
         summary = _follow(shown, client, job_id, log)
     except ray_job.JobError as error:
-        return Failed(message=f"{ray_job.ERROR_PREFIX}{error}")
+        return Failed(message=f"{errors.PREFIX}{error}")
     finally:
         shown.close()
     try:
@@ -88,7 +88,7 @@ def stop_on_cancellation(flow: Any, flow_run: Any, state: Any) -> None:
             if ray_job.stop(client, job_id):
                 print(f"Stopped the Ray job {job_id}.")
         except ray_job.JobError as error:
-            print(f"{ray_job.ERROR_PREFIX}{error}")
+            print(f"{errors.PREFIX}{error}")
 
 
 def _follow(shown: ProgressArtifacts, client: Any, job_id: str, log: Any) -> dict:

@@ -13,7 +13,9 @@ from flows import specialist_commands
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and run the subcommand; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    return arguments.command(arguments)
+    from flows.errors import in_one_line
+
+    return in_one_line(lambda: arguments.command(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -212,16 +214,12 @@ def _atlas(arguments: argparse.Namespace) -> int:
     from flows.atlas_page import write_atlas
     from storage_schema.layout import specialist_folder, store_folder
 
-    try:
-        chosen = arguments.specialist
-        path = write_atlas(
-            store_folder(arguments.store),
-            specialists=specialist_folder(chosen) if chosen else None,
-            out=arguments.out,
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    chosen = arguments.specialist
+    path = write_atlas(
+        store_folder(arguments.store),
+        specialists=specialist_folder(chosen) if chosen else None,
+        out=arguments.out,
+    )
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser.")
     return 0
 
@@ -231,12 +229,8 @@ def _audit(arguments: argparse.Namespace) -> int:
     from pipeline.audit import audit_store
     from storage_schema.layout import store_folder
 
-    try:
-        with progress("audit", "files and domains") as report:
-            checked = audit_store(store_folder(arguments.store), report=report)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with progress("audit", "files and domains") as report:
+        checked = audit_store(store_folder(arguments.store), report=report)
     print(", ".join(f"{number:,} {name}" for name, number in checked.items()) + ": all as they were written.")
     return 0
 
@@ -245,13 +239,9 @@ def _ratios(arguments: argparse.Namespace) -> int:
     from flows.jobs.run_plan import stream_of_run
     from pipeline.ratios import write_ratios
 
-    try:
-        stream, steps = stream_of_run(arguments.run)
-        first, stop = arguments.steps or (0, steps)
-        write_ratios(stream.plan, first, stop, arguments.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    stream, steps = stream_of_run(arguments.run)
+    first, stop = arguments.steps or (0, steps)
+    write_ratios(stream.plan, first, stop, arguments.out)
     print(f"{arguments.out}: the mixtures of {stop - first} steps.")
     return 0
 
@@ -259,31 +249,24 @@ def _ratios(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from flows import plan
 
-    try:
-        return plan.main(arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return plan.main(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from flows.follow import follow, outcome
-    from flows.prefect_api import ApiError, PrefectApi
+    from flows.prefect_api import PrefectApi
 
     console = Console(highlight=False, soft_wrap=True)
     name = arguments.name if "/" in arguments.name else f"{arguments.name}/{arguments.name}"
     config = arguments.config | dict(arguments.param)
-    try:
-        api = PrefectApi.of_active_profile()
-        run = api.create_flow_run(name, {"config": config} if config else {})
-        print(f"{name}: flow run {run['name']} ({run['id']})", flush=True)
-        if arguments.no_watch:
-            return 0
-        problem = outcome(follow(api, run["id"], console=console))
-    except ApiError as error:
-        problem = f"error: {error}"
+    api = PrefectApi.of_active_profile()
+    run = api.create_flow_run(name, {"config": config} if config else {})
+    print(f"{name}: flow run {run['name']} ({run['id']})", flush=True)
+    if arguments.no_watch:
+        return 0
+    problem = outcome(follow(api, run["id"], console=console))
     if problem:
         print(problem, file=sys.stderr)
     return 1 if problem else 0

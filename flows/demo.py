@@ -17,7 +17,7 @@ from rich.console import Console
 
 from flows import comparison, stack_health, stack_state, status_view
 from flows.follow import follow, outcome
-from flows.prefect_api import ApiError, PrefectApi
+from flows.prefect_api import PrefectApi
 from storage_schema.layout import home
 
 STORE, SOUP, GENERIC, SPECIALISTS = "demo", "demo-soup", "demo-generic", "demo"
@@ -82,9 +82,6 @@ def main() -> int:
     except StepError as error:
         print(error, file=sys.stderr)
         print("What is finished is kept: mend this and run `soe demo` again.", file=sys.stderr)
-        return 1
-    except (ApiError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
         return 1
     console.rule("Was the soup worth it?", align="left")
     folder = comparison.write(result)

@@ -11,11 +11,13 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from storage_schema.errors import UserError
+
 TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 """The types of the states that a flow run does not leave by itself."""
 
 
-class ApiError(RuntimeError):
+class ApiError(UserError):
     """The server refused, or did not answer. ``status`` is the HTTP status, 0 without an answer."""
 
     def __init__(self, message: str, status: int = 0):

@@ -21,9 +21,10 @@ from typing import Any, TypeVar
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from flows.errors import PREFIX as ERROR_PREFIX
 from flows.jobs.progress import ASKED_FOR_JSON, PREFIX
+from storage_schema.errors import UserError
 
-ERROR_PREFIX = "error: "
 SUMMARY_PREFIX = "soe-summary "
 LOST_SECONDS = 60.0
 """A cluster that does not answer for so long is given up."""
@@ -37,8 +38,8 @@ Note = Callable[[str], None]
 """Receives one line of the job's log, without its end of line."""
 
 
-class JobError(RuntimeError):
-    """The job cannot run, or did not succeed; the message is for the user."""
+class JobError(UserError):
+    """The job cannot run, or did not succeed."""
 
 
 class _Client(JobSubmissionClient):
@@ -71,9 +72,13 @@ def connect() -> JobSubmissionClient:
 
 def check_resources(client: JobSubmissionClient, *, cpus: int = 0, gpus: int = 0) -> None:
     """Raise :class:`JobError` if the cluster's living nodes have fewer logical CPUs or GPUs than these."""
-    found = _patiently(lambda: _get(client, "/nodes?view=summary"), "the Ray cluster does not list its nodes.")
+    found = _patiently(
+        lambda: _get(client, "/nodes?view=summary"), "the Ray cluster does not list its nodes."
+    )
     if found is None:
-        raise JobError("the Ray cluster does not list its nodes: its dashboard lacks them. Install ray[default] there.")
+        raise JobError(
+            "the Ray cluster does not list its nodes: its dashboard lacks them. Install ray[default] there."
+        )
     nodes = [node["raylet"] for node in found["data"]["summary"]]
     alive = [node["resourcesTotal"] for node in nodes if node.get("state") == "ALIVE"]
     for resource, wanted, setting in (("GPU", gpus, "use_gpu=false"), ("CPU", cpus, "fewer workers")):
@@ -151,7 +156,9 @@ def follow(client: JobSubmissionClient, job_id: str, note: Note) -> dict:
     finally:
         ended.set()
     if job is None:
-        raise JobError(f"the Ray cluster knows no job {job_id} any more: it was started anew. Run the flow again.")
+        raise JobError(
+            f"the Ray cluster knows no job {job_id} any more: it was started anew. Run the flow again."
+        )
     try:
         rest = _patiently(lambda: _log_of(client, job_id), "")[passed:]
     except JobError:

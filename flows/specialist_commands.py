@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +23,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     weights.add_argument("--rule", choices=("flat", "tree"), default="flat")
     weights.add_argument("--max-texts", type=int, default=200, help="passages that are read (200)")
     weights.add_argument("--out", metavar="FILE", default="ratios.csv")
-    weights.set_defaults(command=_reporting(_weights))
+    weights.set_defaults(command=_weights)
 
     make = commands.add_parser("specialize", help="a few texts become a small stand-alone model")
     make.add_argument("soup", help="name or path of the soup")
@@ -40,18 +39,18 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     make.add_argument("--replay-store", metavar="STORE", help="fine-tuned: text to replay")
     make.add_argument("--replay-share", type=float, default=0.0, help="fine-tuned: share of each batch")
     make.add_argument("--rebuild", action="store_true", help="replace another specialist in --out")
-    make.set_defaults(command=_reporting(_specialize))
+    make.set_defaults(command=_specialize)
 
     again = commands.add_parser("materialize", help="make a specialist again from its recipe")
     again.add_argument("recipe", help="a specialist.json, or a folder that holds one")
     again.add_argument("--soup", required=True)
     again.add_argument("--out", required=True, metavar="DIR")
-    again.set_defaults(command=_reporting(_materialize))
+    again.set_defaults(command=_materialize)
 
     verify = commands.add_parser("verify", help="recompute a specialist and compare every bit")
     verify.add_argument("specialist", help="its folder")
     verify.add_argument("--soup", required=True)
-    verify.set_defaults(command=_reporting(_verify))
+    verify.set_defaults(command=_verify)
 
     blend = commands.add_parser("blend", help="average specialists of one soup")
     blend.add_argument("recipes", nargs="+", help="folders or specialist.json files, two or more")
@@ -64,7 +63,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="coefficients: the mean of the models; domain-weights: the model of the mean mixture, another one",
     )
     blend.add_argument("--out", required=True, metavar="DIR")
-    blend.set_defaults(command=_reporting(_blend))
+    blend.set_defaults(command=_blend)
 
     score = commands.add_parser(
         "score", help="losses of many mixtures on texts, without training or writing any"
@@ -74,14 +73,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     score.add_argument("--texts", required=True, action="append", metavar="NAME=PATH", help="may be repeated")
     score.add_argument("--max-texts", type=int, default=200)
     score.add_argument("--out", required=True, metavar="DIR", help="receives ratios.csv and metrics.csv")
-    score.set_defaults(command=_reporting(_score))
+    score.set_defaults(command=_score)
 
     export = commands.add_parser("export", help="write a specialist for another tool")
     export.add_argument("tool", choices=("mergekit", "peft"))
     export.add_argument("recipe", help="the specialist's folder, or its specialist.json")
     export.add_argument("--soup", required=True)
     export.add_argument("--out", required=True, metavar="DIR")
-    export.set_defaults(command=_reporting(_export))
+    export.set_defaults(command=_export)
 
     serve = commands.add_parser(
         "serve", help="a local page and an OpenAI-style service that makes specialists"
@@ -92,25 +91,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     serve.add_argument("--token-file", metavar="FILE", help="where the token lies; made if it is not there")
     serve.add_argument("--cache", type=int, default=4, help="models kept in memory (4)")
     serve.add_argument("--max-queue", type=int, default=64, help="requests that may wait (64)")
-    serve.set_defaults(command=_reporting(_serve))
-
-
-def _reporting(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """What the user can mend is one line, not a traceback."""
-
-    def run(arguments: argparse.Namespace) -> int:
-        from flows.jobs.runner import user_error
-
-        try:
-            return command(arguments)
-        except Exception as error:
-            message = user_error(error)
-            if message is None:
-                raise
-            print(f"error: {message}", file=sys.stderr)
-            return 1
-
-    return run
+    serve.set_defaults(command=_serve)
 
 
 def _weights(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.locations import explain
-from storage_schema.manifest import StoreError
+from storage_schema.manifest import StoreError, UnavailableError
 
 ATTEMPTS = 5
 """Of each read, beside those that the S3 client makes of each of its requests (``locations.py``): a server that
@@ -28,7 +28,8 @@ def with_retries(
         failed: called after each failed attempt.
 
     Raises:
-        StoreError: the file is missing (at once), or it could not be read in :data:`ATTEMPTS` attempts.
+        StoreError: the file is missing (at once).
+        UnavailableError: it could not be read in :data:`ATTEMPTS` attempts.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -42,7 +43,9 @@ def with_retries(
                 failed()
             if attempt == ATTEMPTS:
                 reason = explain(store, error, what="The store")
-                raise StoreError(f"{label}cannot read {uri} after {attempt} attempts: {reason}") from error
+                raise UnavailableError(
+                    f"{label}cannot read {uri} after {attempt} attempts: {reason}"
+                ) from error
         time.sleep(FIRST_DELAY * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
 

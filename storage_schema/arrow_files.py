@@ -8,6 +8,7 @@ it is looked at, and so runs code. None of our files has such a type, at any dep
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage_schema.manifest import StoreError
+from storage_schema.manifest import StoreError, UnavailableError
+
+PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ECONNREFUSED, errno.EREMOTEIO,
+}  # fmt: skip
+"""Errors of a disk, a server of files or a network, which say nothing of the file."""
 
 
 def read_arrow(path: str | Path, schema: pa.Schema | None = None, *, what: str) -> pa.Table:
@@ -26,7 +33,8 @@ def read_arrow(path: str | Path, schema: pa.Schema | None = None, *, what: str) 
         what: it should be, in the words of an error.
 
     Raises:
-        StoreError: it cannot be read, or is something else.
+        StoreError: it is damaged, or is something else.
+        UnavailableError: it could not be read now.
     """
     with _opened(path, schema, what) as file:
         table = file.read_all()
@@ -65,7 +73,7 @@ def _opened(path: str | Path, schema: pa.Schema | None, what: str) -> Iterator[p
     except StoreError:
         raise
     except Exception as error:  # a type that someone registered raises what it likes
-        raise StoreError(f"cannot read {path}: {_short(error)}") from error
+        raise _unreadable(path, error) from error
 
 
 def check_schema(found: pa.Schema, wanted: pa.Schema | None, path: str | Path, *, what: str) -> None:
@@ -97,7 +105,7 @@ def read_parquet(path: str | Path, columns: list[str]) -> pa.Table:
     except StoreError:
         raise
     except Exception as error:
-        raise StoreError(f"cannot read {path}: {_short(error)}") from error
+        raise _unreadable(path, error) from error
 
 
 def check_no_nulls(found: pa.Table | pa.RecordBatch, path: str | Path) -> None:
@@ -105,6 +113,12 @@ def check_no_nulls(found: pa.Table | pa.RecordBatch, path: str | Path) -> None:
     for name, column in zip(found.schema.names, found.columns, strict=True):
         if column.null_count:
             raise StoreError(f"{path} has {column.null_count} nulls in {name}; there must be none.")
+
+
+def _unreadable(path: str | Path, error: Exception) -> StoreError:
+    """Arrow raises an OSError for a damaged file too, without a number."""
+    passing = isinstance(error, OSError) and error.errno in PASSING
+    return (UnavailableError if passing else StoreError)(f"cannot read {path}: {_short(error)}")
 
 
 def _short(error: Exception) -> str:

@@ -224,6 +224,6 @@ class MappedPartition:
         """What a change of the file changes."""
         try:
             found = os.stat(self._path)
-        except OSError:
+        except FileNotFoundError:
             return None
         return found.st_ino, found.st_size, found.st_mtime_ns

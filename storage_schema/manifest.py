@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
 from storage_schema.versions import SCHEMA_VERSION, WRITTEN_BY, version_problem
 
@@ -19,8 +20,12 @@ _WAY_OUT = "Build it again, or put back the file as it was written."
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """Something on disk is missing, altered, of another version, or made with other settings."""
+
+
+class UnavailableError(StoreError):
+    """Something could not be read now, and not for its content: it may be readable later."""
 
 
 def manifest_name(kind: str) -> str:

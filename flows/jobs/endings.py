@@ -1,17 +1,19 @@
 """What ends a pretraining run for good: said in its folder, so that no restarted worker tries it again.
 
-Ray Train restarts a failed group of workers. That helps when a machine was lost; a loss that is NaN, a model that
-does not fit in memory or a checkpoint of other data would only fail again.
+Ray Train restarts a failed group of workers. That helps when a machine was lost, or a store did not answer for a
+while; a loss that is NaN, a model that does not fit in memory or a checkpoint of other data would only fail again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from storage_schema.manifest import write_atomically
+from flows.errors import causes, user_error
+from storage_schema.errors import UserError
+from storage_schema.manifest import UnavailableError, write_atomically
 
 _STOPPED = "stopped.txt"
 DOMAINS_NAMED = 8
@@ -65,27 +67,33 @@ def out_of_memory(asked: str) -> str:
     )
 
 
+def fatal(error: BaseException, *, asked: str) -> str | None:
+    """Why the run cannot go on after this error of a worker; None if it may, from the newest checkpoint.
+
+    Only what we refuse ourselves counts: a library's error says nothing of the next time, and a peer that is taken
+    down, whose ranks raise ValueErrors of torch's, even less.
+    """
+    if is_out_of_memory(error):
+        return out_of_memory(asked)
+    found = [one for one in causes(error) if isinstance(one, UserError)]
+    if not found or any(isinstance(one, UnavailableError) for one in found):
+        return None
+    return user_error(error)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this error, or one that Ray wrapped in it, says that memory ran out."""
     return any(
         type(raised).__name__ == "OutOfMemoryError"  # torch's and Ray's
         or isinstance(raised, MemoryError)
         or (_may_say_so(raised) and any(sign in str(raised).lower() for sign in _SIGNS))
-        for raised in _wrapped(error)
+        for raised in causes(error)
     )
 
 
 def _may_say_so(error: BaseException) -> bool:
     """PyTorch's CPU allocator raises a plain RuntimeError; Ray's killer leaves the death of an actor."""
     return isinstance(error, RuntimeError) or type(error).__module__.startswith("ray.exceptions")
-
-
-def _wrapped(error: BaseException) -> Iterator[BaseException]:
-    yield error
-    inside = getattr(error, "cause", None), getattr(error, "health_check_failure", None)
-    for inner in [*inside, *getattr(error, "worker_failures", {}).values()]:
-        if isinstance(inner, BaseException):
-            yield from _wrapped(inner)
 
 
 def to_the_end(fit: Callable[[], object], folder: Path, *, asked: str) -> None:

@@ -1,21 +1,19 @@
 """What every job shares: reading its settings, a Ray cluster to run on, and how it ends.
 
 A job ends with one line: ``soe-summary {...}`` and exit code 0, or ``error: ...`` and exit code 2 for what
-the user can mend (any ValueError); anything else is a fault and keeps its traceback.
+the user can mend (``flows/errors.py``); anything else is a fault and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
+from flows.errors import PREFIX, user_error
 from flows.settings import Settings
 
 SUMMARY_PREFIX = "soe-summary "
@@ -35,34 +33,9 @@ def main(settings: type[S], run: Callable[[S], dict[str, Any]]) -> None:
         if message is None:
             raise
         sys.stdout.flush()
-        print(f"error: {message}", flush=True)
+        print(f"{PREFIX}{message}", flush=True)
         sys.exit(2)
     print(SUMMARY_PREFIX + json.dumps(summary), flush=True)
-
-
-def user_error(error: BaseException) -> str | None:
-    """One line for an error the user can mend, wherever in the cluster it was raised; None for a fault."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'config'}: {first['msg']} (got {first['input']!r})"
-    for raised in _causes(error):
-        if isinstance(raised, OSError) and raised.errno == errno.ENOSPC:
-            place = raised.filename or "SOE_HOME"
-            return f"no space left on the disk of {place}. Free some and run the same command; it resumes."
-        if isinstance(raised, PermissionError | NotADirectoryError) and raised.filename:
-            return f"{raised.filename}: {raised.strerror}. Choose another place, or make this one writable."
-        if isinstance(raised, ValueError) and not hasattr(raised, "cause"):
-            return " ".join(str(raised).split())
-    return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that Ray and Ray Train wrapped in it."""
-    yield error
-    inner = [getattr(error, "cause", None), *getattr(error, "worker_failures", {}).values()]
-    for raised in inner:
-        if isinstance(raised, BaseException):
-            yield from _causes(raised)
 
 
 def connect() -> None:

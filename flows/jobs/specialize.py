@@ -115,7 +115,8 @@ def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: 
     maker = SpecialistMaker(soup, device="cuda" if settings.use_gpu else "cpu")
     twin = _twin(settings)
     rows, left = [], iter(sets)
-    for made in maker.make(sets, method_of(settings), twin=twin):  # to its end: it then says that it is finished
+    # To the end of the iterator, where it says that it is finished.
+    for made in maker.make(sets, method_of(settings), twin=twin):
         one = next(left)
         manifest = write_specialist(
             soup,

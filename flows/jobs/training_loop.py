@@ -15,7 +15,6 @@ from ray.train import CheckpointUploadMode, DataConfig
 
 from flows.jobs import endings
 from flows.jobs.checkpoints import Checkpoints
-from flows.jobs.runner import user_error
 from flows.jobs.watch import Watch
 from pipeline.streaming import Batch, MixtureStream
 from pipeline.tasks import available_cores
@@ -52,20 +51,10 @@ def train_loop(config: dict[str, Any]) -> None:
     except Diverged as error:  # on every rank in the same step, so all return
         if ray.train.get_context().get_world_rank() == 0:
             endings.stop(folder, str(error))
-    except ValueError as error:
-        if not _group_is_gone():
-            endings.stop(folder, user_error(error) or str(error))  # of a fetcher: what Ray wrapped
-        raise
     except Exception as error:
-        if endings.is_out_of_memory(error):
-            endings.stop(folder, endings.out_of_memory(config["asked"]))
+        if (message := endings.fatal(error, asked=config["asked"])) is not None:
+            endings.stop(folder, message)
         raise
-
-
-def _group_is_gone() -> bool:
-    """Whether this rank lost its group: another one died, Ray takes the rest down, and torch raises a ValueError."""
-    several = ray.train.get_context().get_world_size() > 1
-    return several and not torch.distributed.is_initialized()
 
 
 def _train(config: dict[str, Any]) -> None:

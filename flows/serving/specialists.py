@@ -75,7 +75,7 @@ class Specialists:
                     shutil.rmtree(folder)
             check()
             [made] = self.maker.make([one], Method(bootstrap=0), check=check)
-        except ValueError as error:
+        except UserError as error:
             raise Refused(400, str(error), code="unusable_texts", param="texts") from error
         return self.describe(self._keep(made))
 

@@ -22,7 +22,12 @@ def played(monkeypatch, tmp_path):
     shown = SimpleNamespace(update=lambda progress: None, close=lambda: done.append("close"))
     monkeypatch.setattr(carry_out, "ProgressArtifacts", lambda *a, **k: done.append("show") or shown)
     for name, value in dict(
-        connect="cluster", check_resources=None, still_running=None, submit=None, follow={"rows": 3}, stop=True
+        connect="cluster",
+        check_resources=None,
+        still_running=None,
+        submit=None,
+        follow={"rows": 3},
+        stop=True,
     ).items():
         monkeypatch.setattr(ray_job, name, lambda *a, name=name, value=value, **k: done.append(name) or value)
     return done

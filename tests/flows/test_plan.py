@@ -36,7 +36,10 @@ GENERIC = ["--num-experts", "0", "--expert-rank", "4", "--mixtures-per-step", "8
         ([], {}),
         (["--num-experts", "3"], {"num_experts": 3}),
         (GENERIC, {"method": "generic", "expert_rank": 4, "mixtures_per_step": 8}),
-        (["--preset", "paper-110m", "--micro-batch-size", "2"], {"preset": "paper-110m", "micro_batch_size": 2}),
+        (
+            ["--preset", "paper-110m", "--micro-batch-size", "2"],
+            {"preset": "paper-110m", "micro_batch_size": 2},
+        ),
     ],
 )
 def test_what_is_planned_is_what_a_run_of_these_settings_comes_to(tmp_path, monkeypatch, arguments, settings):
@@ -48,7 +51,9 @@ def test_what_is_planned_is_what_a_run_of_these_settings_comes_to(tmp_path, monk
     sizes = ["--vocab-size", str(store.vocab_size), "--num-domains", "3"]
     assert cli.main(["plan", *sizes, *arguments]) == 0
     soup, training = run_plan.resolve(Pretrain(**settings), store)
-    backbone = soup.backbone | {name: 0 for name in ("bos_token_id", "eos_token_id")}  # unknown before a store is
+    backbone = soup.backbone | {
+        name: 0 for name in ("bos_token_id", "eos_token_id")
+    }  # unknown before a store is
     assert (seen["setup"].soup, seen["setup"].training) == (replace(soup, backbone=backbone), training)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 
 import pytest
@@ -35,7 +34,9 @@ def test_without_a_terminal_a_long_stage_says_a_plain_line_on_stderr_now_and_the
     count(100, first=50)
     out, err = capsys.readouterr()
     lines = err.splitlines()
-    assert out == "" and 10 < len(lines) < 40  # four seconds a look, two looks or so a report, ten between lines
+    assert (
+        out == "" and 10 < len(lines) < 40
+    )  # four seconds a look, two looks or so a report, ten between lines
     assert lines[0].startswith("count sheep: 5") and " of 100 sheep, 5" in lines[0]
     # A resumed stage: what was done before it began says nothing of its rate.
     assert "per second" in lines[0] and float(lines[0].split(" %, ")[1].split()[0]) < 0.25

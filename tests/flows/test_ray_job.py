@@ -155,7 +155,9 @@ def test_a_dashboard_that_ails_does_not_end_a_running_job(monkeypatch, impatient
 
 
 def test_a_dashboard_that_only_ails_is_given_up_and_the_job_is_said_to_be_running_perhaps(impatient):
-    with pytest.raises(JobError, match="job is lost, and may still be running.*retry.*503 no healthy upstream"):
+    with pytest.raises(
+        JobError, match="job is lost, and may still be running.*retry.*503 no healthy upstream"
+    ):
         follow(Ailing(ails=range(10_000)))
 
 
