@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
 
-from flows import processes
+from flows import cli, plan, processes
+from flows.errors import user_error
 from flows.jobs import runner
+from flows.ray_job import JobError
 from flows.settings import Pretrain
+from storage_schema.errors import UserError
+from storage_schema.manifest import StoreError
 from tests.flows.sockets import LOOPBACK, listening
 
 
@@ -44,17 +49,42 @@ def test_a_setting_out_of_bounds_is_named(monkeypatch, capsys):
     assert code == 2 and "stepz" in line
 
 
-def test_user_errors_and_full_disks_are_one_line(monkeypatch, capsys):
-    code, line = end(monkeypatch, capsys, fail(ValueError("n is 3;\n it must be 4")))
+@pytest.mark.parametrize("kind", [UserError, StoreError, JobError])
+def test_user_errors_are_one_line(monkeypatch, capsys, kind):
+    code, line = end(monkeypatch, capsys, fail(kind("n is 3;\n it must be 4")))
     assert (code, line) == (2, "error: n is 3; it must be 4")
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
     full = OSError(errno.ENOSPC, "No space left on device", "/data/x")
     code, line = end(monkeypatch, capsys, fail(full))
     assert code == 2 and "no space left on the disk of /data/x" in line
 
 
-def test_faults_keep_their_traceback(monkeypatch, capsys):
-    with pytest.raises(ZeroDivisionError):
-        end(monkeypatch, capsys, fail(ZeroDivisionError()))
+FAULTS = [
+    ZeroDivisionError(),
+    ValueError("operands could not be broadcast together with shapes (3,) (4,)"),
+    pa.ArrowInvalid("Column 1 named b expected length 3 but got length 4"),
+    json.JSONDecodeError("Expecting value", "", 0),
+    UnicodeDecodeError("utf-8", b"x", 0, 1, "invalid start byte"),
+    FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/part-0001"),
+]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
+def test_faults_keep_their_traceback(monkeypatch, capsys, error):
+    """Of a library's ValueError the text alone says nothing to the user, and nothing of where it came from."""
+    with pytest.raises(type(error)):
+        end(monkeypatch, capsys, fail(error))
+    monkeypatch.setattr(plan, "main", fail(error))
+    with pytest.raises(type(error)):
+        cli.main(["plan"])
+
+
+def test_the_command_says_a_user_error_in_one_line_on_stderr(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "main", fail(UserError("n is 3;\n it must be 4")))
+    assert cli.main(["plan"]) == 1
+    assert capsys.readouterr() == ("", "error: n is 3; it must be 4\n")
 
 
 def test_errors_raised_in_the_cluster_are_found(ray_cluster):
@@ -62,11 +92,18 @@ def test_errors_raised_in_the_cluster_are_found(ray_cluster):
 
     @ray.remote
     def task():
-        raise ValueError("the passage 7 is empty")
+        raise UserError("the passage 7 is empty")
 
-    with pytest.raises(ValueError) as raised:
+    @ray.remote
+    def fault():
+        raise ValueError("operands could not be broadcast")
+
+    with pytest.raises(UserError) as raised:
         ray.get(task.remote())
-    assert runner.user_error(raised.value) == "the passage 7 is empty"
+    assert user_error(raised.value) == "the passage 7 is empty"
+    with pytest.raises(ValueError) as raised:
+        ray.get(fault.remote())
+    assert user_error(raised.value) is None
 
 
 def test_more_workers_than_the_cluster_has_are_refused_at_once(ray_cluster):

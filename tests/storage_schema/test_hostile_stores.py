@@ -1,5 +1,6 @@
 """Manifests, trees, indexes and partitions that mean harm: one error that names the file, and nothing else happens."""
 
+import errno
 import os
 from dataclasses import replace
 
@@ -7,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from storage_schema.arrow_files import read_arrow
 from storage_schema.domains import INDEX, DomainStore, partition_path
 from storage_schema.json_files import read_json
 from storage_schema.lock import LOCK, only_writer
-from storage_schema.manifest import StoreError, read_manifest, verify_files
+from storage_schema.manifest import StoreError, UnavailableError, read_manifest, verify_files
 from storage_schema.stage import open_stage
 from storage_schema.verified import STAMP, verify_once
 from tests.hostile import EXTENSIONS, JSON, PICKLE, forged
@@ -247,3 +249,23 @@ def test_a_partition_that_claims_more_than_it_holds(store):
         DomainStore(store).parts[0].tokens(0)
     with pytest.raises(StoreError, match="domain 0"):
         DomainStore(store).passages(0)
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (OSError(errno.EIO, "Input/output error"), True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), False),
+        (OSError("Expected to be able to read 500 bytes for message body, got 20"), False),
+        (pa.ArrowInvalid("Not an Arrow file"), False),
+    ],
+)
+def test_a_disk_that_fails_in_passing_is_told_from_a_damaged_file(monkeypatch, error, passing):
+    def fails(path):
+        raise error
+
+    monkeypatch.setattr(pa, "memory_map", fails)
+    with pytest.raises(StoreError, match="cannot read part.arrow") as raised:
+        read_arrow("part.arrow", what="a table")
+    assert isinstance(raised.value, UnavailableError) == passing
