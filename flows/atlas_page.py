@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.atlas import Atlas, DomainPortrait, collect_atlas
 from pipeline.tasks import Report, ignore_progress
 from storage_schema.domains import DomainStore
+from storage_schema.errors import UserError
 from storage_schema.layout import DOMAIN_WORDS, home
 from storage_schema.manifest import (
     WRITTEN_BY,
@@ -61,7 +62,7 @@ def write_atlas(
     """
     store = DomainStore(folder)
     if store.num_domains > MOST_DOMAINS:
-        raise ValueError(
+        raise UserError(
             f"{folder} has {store.num_domains} domains; a page shows at most {MOST_DOMAINS}. "
             "Look at the table of domains in the Prefect run instead."
         )

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
 from storage_schema.layout import home, run_folder, specialist_folder, store_folder
 from storage_schema.manifest import read_manifest, write_atomically
@@ -39,7 +40,7 @@ def collect(*, store: str, soup: str, generic: str, specialists: str) -> dict[st
         "soup": _read(run_folder(soup) / "summary.json"),
     }
     if runs["generic"]["tokens"] != runs["soup"]["tokens"]:
-        raise ValueError(
+        raise UserError(
             f"{soup} saw {runs['soup']['tokens']} tokens and {generic} {runs['generic']['tokens']}: "
             "they do not compare. Give both the same steps, batch_size and sequence_length."
         )

@@ -26,6 +26,7 @@ from soe_model.cost import (
 from soe_model.devices import DEVICES, Device, device
 from soe_model.fitting import GB, needed, refuse_what_cannot_fit, share_of_worker
 from soe_model.presets import SoupConfig, TrainingConfig
+from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
 from storage_schema.room import bytes_below, require_room
 
@@ -36,7 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Print the plan; ValueError for what cannot fit, after the table, and for settings that are none."""
     soup, training = resolve(*settings_of(arguments))
     if training.batch_size % arguments.num_workers:
-        raise ValueError(
+        raise UserError(
             f"batch_size {training.batch_size} is not a multiple of the {arguments.num_workers} workers. Change "
             "--batch-size or --num-workers."
         )
@@ -89,7 +90,7 @@ def _read_backbone(path: str) -> dict[str, Any]:
     try:
         return read_object(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no Hugging Face configuration (config.json): {error}") from error
+        raise UserError(f"{path} is no Hugging Face configuration (config.json): {error}") from error
 
 
 def place(arguments: argparse.Namespace) -> Device:

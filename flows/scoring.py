@@ -22,6 +22,7 @@ from pipeline.domain_weights import check_domain_weights
 from pipeline.ratios import RUN, RUN_ID, UNREAD, columns_of, read_table, spread
 from pipeline.specialist_sets import set_of_texts
 from soe_model.soup import SoupOfExperts
+from storage_schema.errors import UserError
 from storage_schema.layout import soup_folder
 from storage_schema.manifest import StoreError, write_atomically
 
@@ -47,9 +48,7 @@ def score_mixtures(
     if out.exists():
         raise StoreError(f"{out} exists. Choose another folder, or remove it.")
     if taken := sorted({RUN, RUN_ID, *UNREAD} & texts.keys()):
-        raise ValueError(
-            f"texts are named {taken[0]!r}, a column of the tables already. Choose another name."
-        )
+        raise UserError(f"texts are named {taken[0]!r}, a column of the tables already. Choose another name.")
     opened = SoupOfExperts.open(soup_folder(soup))
     ratios, weights_RK = _mixtures(mixtures, opened.config.num_domains)
     names = ratios[RUN].to_list()
@@ -81,13 +80,13 @@ def _mixtures(path: str | Path, num_domains: int) -> tuple[pl.DataFrame, np.ndar
     nameless = [f"row {row} without a name" for row, name in enumerate(names) if name is None]
     twice = [f"{times} runs {name!r}" for name, times in Counter(names).most_common(1) if times > 1]
     for found in (nameless + twice)[:1]:
-        raise ValueError(
+        raise UserError(
             f"{path} has {found}: names (column run or run_id) join a mixture and its losses. Give each run its own."
         )
     for name, row_K in zip(names, weights_RK, strict=True):
         try:
             check_domain_weights(row_K, num_domains)
         except ValueError as error:
-            raise ValueError(f"{path}, run {name}: {error}") from error
+            raise UserError(f"{path}, run {name}: {error}") from error
     columns = dict(zip(columns_of(domains), weights_Rk.T, strict=True))
     return pl.DataFrame({RUN: names, **columns}), weights_RK

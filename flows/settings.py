@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from storage_schema.errors import UserError
+
 SpecialistMethod = Literal["nearest-centroids", "learned-coefficients", "fine-tuned"]
 
 
@@ -32,7 +34,7 @@ def refuse_unused(settings: Settings, choice: str, reads: Mapping[str, Sequence[
         value = getattr(settings, name)
         if value != type(settings).model_fields[name].default and name not in reads.get(chosen, ()):
             others = " or ".join(other for other, used in reads.items() if name in used)
-            raise ValueError(
+            raise UserError(
                 f"{name} is {value!r}, of which {choice}={chosen} has no use: leave it out, or choose {choice} "
                 f"{others}."
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from flows.settings import SpecialistMethod
+from storage_schema.errors import UserError
 
 METHODS = get_args(SpecialistMethod)
 
@@ -183,7 +184,7 @@ def _score(arguments: argparse.Namespace) -> int:
     for given in arguments.texts:
         name, equals, path = given.partition("=")
         if not equals or not name or not path:
-            raise ValueError(f"--texts is {given!r}; give NAME=PATH, such as notes=/data/notes.")
+            raise UserError(f"--texts is {given!r}; give NAME=PATH, such as notes=/data/notes.")
         sets[name] = path
     table = score_mixtures(
         arguments.soup, arguments.mixtures, sets, Path(arguments.out), max_texts=arguments.max_texts

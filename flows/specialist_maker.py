@@ -25,6 +25,7 @@ from soe_model.coefficient_learning import learn_coefficients
 from soe_model.fine_tuning import fine_tune
 from soe_model.recipe import Recipe, make_recipe
 from soe_model.soup import SoupOfExperts
+from storage_schema.errors import UserError
 from storage_schema.layout import store_place
 
 FEW_TEXTS = 100
@@ -137,7 +138,7 @@ class SpecialistMaker:
         windows_nL1 = self.meter.windows(one.texts)
         stopping = max(1, round(STOPPING_SHARE * len(windows_nL1)))
         if len(windows_nL1) <= stopping:
-            raise ValueError(
+            raise UserError(
                 f"specialist set {one.name} has {len(windows_nL1)} windows of {windows_nL1.shape[1] - 1} tokens; "
                 f"{method.name} needs at least 2. Give more text, or use the method {NEAREST}."
             )

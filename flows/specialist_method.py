@@ -10,6 +10,7 @@ from pipeline.domain_weights import Rule
 from pipeline.specialist_sets import SpecialistSet
 from soe_model.coefficient_learning import Learning
 from soe_model.recipe import FINE_TUNED
+from storage_schema.errors import UserError
 from storage_schema.manifest import content_digest
 
 NEAREST, LEARNED = "nearest-centroids", "learned-coefficients"
@@ -37,15 +38,15 @@ class Method:
     def __post_init__(self) -> None:
         methods = get_args(SpecialistMethod)
         if self.name not in methods:
-            raise ValueError(f"method is {self.name!r}; it must be one of {', '.join(methods)}.")
+            raise UserError(f"method is {self.name!r}; it must be one of {', '.join(methods)}.")
         if self.bootstrap == 1:
-            raise ValueError("bootstrap is 1; one resample has no spread. Give 0 for none, or 2 or more.")
+            raise UserError("bootstrap is 1; one resample has no spread. Give 0 for none, or 2 or more.")
         if self.replay_share and self.replay_store is None:
-            raise ValueError(
+            raise UserError(
                 f"replay_share is {self.replay_share}: it needs a store to replay (replay_store)."
             )
         if self.replay_store is not None and not self.replay_share:
-            raise ValueError(f"replay_store is {self.replay_store!r} without a share of it (replay_share).")
+            raise UserError(f"replay_store is {self.replay_store!r} without a share of it (replay_share).")
 
     def how(self, one: SpecialistSet) -> dict[str, Any]:
         """What a recipe says of it."""

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from storage_schema.errors import UserError
+
 BLOCK_ROWS = 2048
 """A block in float32 (3 MB at D = 384) stays in the cache between widening, comparing and adding up."""
 GPU_BLOCK_ROWS = 65_536
@@ -57,7 +59,7 @@ class Blocks:
         self._walk(compare)
         if len(nearest_N) and (nearest_N.min() < 0 or not np.isfinite(squared_N).all()):
             row = int(np.argmax((nearest_N < 0) | ~np.isfinite(squared_N)))
-            raise ValueError(f"Vector {row} is not finite: it has no nearest centroid.")
+            raise UserError(f"Vector {row} is not finite: it has no nearest centroid.")
         return nearest_N, squared_N
 
     def means(self, nearest_N: np.ndarray, clusters: int) -> np.ndarray:
@@ -125,7 +127,7 @@ def assign(
     """
     reachable = np.flatnonzero(np.isfinite(centroids_kD).all(1))
     if not len(reachable):
-        raise ValueError("No centroid to assign to: the node is empty. Rebuild the domains.")
+        raise UserError("No centroid to assign to: the node is empty. Rebuild the domains.")
     blocks = Blocks(vectors_ND, threads=threads)
     nearest_N = reachable[blocks.nearest(centroids_kD[reachable])[0]]
     return nearest_N, blocks.distances(nearest_N, centroids_kD)
@@ -165,12 +167,12 @@ def check_gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise ValueError(
+        raise UserError(
             f"use_gpu is true, but torch {torch.__version__} sees no GPU. Install a CUDA build of torch, "
             "check the driver (nvidia-smi), or set use_gpu=false."
         )
     if faiss.get_num_gpus() == 0:
-        raise ValueError(
+        raise UserError(
             f"use_gpu is true, but FAISS {faiss.__version__} sees no GPU. Install the `gpu` extra in "
             "place of `cpu`, check the driver (nvidia-smi), or set use_gpu=false."
         )

@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from pipeline.locations import explain, files_below, missing, open_filesystem
 from pipeline.saved_datasets import DATA_SUFFIX, keep_data
+from storage_schema.errors import UserError
 from storage_schema.manifest import content_digest
 
 ENVIRONMENT = "environment"
@@ -129,7 +130,7 @@ def open_corpus(uri: str, *, text_field: str = "text", source_field: str = "sour
     files = [file for file in files if file.bytes > 0]
     if not files:
         known = " ".join(sorted({*LINE_SUFFIXES, ".parquet", *TEXT_SUFFIXES}))
-        raise ValueError(
+        raise UserError(
             f"The corpus {uri!r} is empty: it has no file with anything in it of the kinds {known} "
             "(.gz and .zst too), nor a dataset saved with save_to_disk. Give the path of a file or folder "
             "that has, or `environment`."
@@ -178,7 +179,7 @@ def _list(uri: str) -> list[CorpusFile]:
 def _single_file(uri: str, info: fs.FileInfo) -> CorpusFile:
     path = PurePosixPath(info.path)
     if path.suffix.lower() == DATA_SUFFIX:
-        raise ValueError(f"The corpus {uri!r} is one file of a saved dataset. Give the dataset's folder.")
+        raise UserError(f"The corpus {uri!r} is one file of a saved dataset. Give the dataset's folder.")
     file = _corpus_file(info, path.name, any_suffix=True, folder=path.stem)
     assert file is not None  # any suffix will do
     return file

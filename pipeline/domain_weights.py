@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.clustering import Blocks, assign
 from pipeline.embedding import embed_texts
+from storage_schema.errors import UserError
 from storage_schema.tree import Tree
 
 Rule = Literal["flat", "tree"]
@@ -99,7 +100,7 @@ def estimate_domain_weights(
         ValueError: no texts, a text without an embedding, an embedder of another size, or an unknown rule.
     """
     if not len(texts):
-        raise ValueError(NO_TEXTS)
+        raise UserError(NO_TEXTS)
     return place(embed_texts(embedder, texts), tree, rule=rule).domain_weights
 
 
@@ -124,20 +125,20 @@ def nearest_domains(vectors_ND: np.ndarray, tree: Tree, *, rule: Rule = "flat") 
     vectors_ND = np.asarray(vectors_ND, np.float32)
     size = tree.leaves_KD.shape[1]
     if not len(vectors_ND):
-        raise ValueError(NO_TEXTS)
+        raise UserError(NO_TEXTS)
     if vectors_ND.ndim != 2 or vectors_ND.shape[1] != size:
-        raise ValueError(
+        raise UserError(
             f"The embeddings have shape {vectors_ND.shape}; the tree's have size {size}. "
             "Use the embedder the store was built with (its embeddings manifest names it)."
         )
     finite = np.isfinite(vectors_ND).all(1)
     if not finite.all():
-        raise ValueError(f"The embedding of text {np.argmin(finite)} is not finite. Remove the text.")
+        raise UserError(f"The embedding of text {np.argmin(finite)} is not finite. Remove the text.")
     if rule == "flat":
         return assign(vectors_ND, tree.leaves_KD)[0]
     if rule == "tree":
         return _descend(vectors_ND, tree)
-    raise ValueError(f"rule is {rule!r}; it must be 'flat' (Algorithm 3) or 'tree' (greedy descent).")
+    raise UserError(f"rule is {rule!r}; it must be 'flat' (Algorithm 3) or 'tree' (greedy descent).")
 
 
 def check_domain_weights(domain_weights_K: np.ndarray, num_domains: int) -> np.ndarray:
@@ -148,15 +149,15 @@ def check_domain_weights(domain_weights_K: np.ndarray, num_domains: int) -> np.n
     """
     weights = np.asarray(domain_weights_K, np.float64)
     if weights.shape != (num_domains,):
-        raise ValueError(f"domain weights have shape {weights.shape}; the soup has {num_domains} domains.")
+        raise UserError(f"domain weights have shape {weights.shape}; the soup has {num_domains} domains.")
     if not np.isfinite(weights).all():
         at = int(np.argmin(np.isfinite(weights)))
-        raise ValueError(f"domain weight {at} is {weights[at]}; weights must be finite.")
+        raise UserError(f"domain weight {at} is {weights[at]}; weights must be finite.")
     if (weights < 0).any():
         at = int(np.argmin(weights))
-        raise ValueError(f"domain weight {at} is {weights[at]}; weights must be at least 0.")
+        raise UserError(f"domain weight {at} is {weights[at]}; weights must be at least 0.")
     if abs(weights.sum() - 1) > SUM_TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"domain weights sum to {weights.sum():.9g}; they must sum to 1 within {SUM_TOLERANCE}. "
             "Divide them by their sum."
         )

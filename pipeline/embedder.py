@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from storage_schema.errors import UserError
 from storage_schema.manifest import StoreError
 
 DEFAULT = "all-MiniLM-L6-v2"
@@ -49,13 +50,13 @@ def find_embedder(name: str, revision: str | None = None) -> EmbedderWeights:
             return _packaged(name, folder)
     if Path(name).expanduser().is_dir():
         if revision is not None:
-            raise ValueError(
+            raise UserError(
                 f"embedder_revision is {revision!r}, but the embedder {name!r} is a folder, which has no "
                 "revisions. Leave it out, or name a model of the hub."
             )
         return EmbedderWeights(name=name, location=str(Path(name).expanduser().absolute()), origin="path")
     if name.startswith(("/", ".", "~")):
-        raise ValueError(f"The embedder {name!r} is not a folder. {_way_out()}")
+        raise UserError(f"The embedder {name!r} is not a folder. {_way_out()}")
     return EmbedderWeights(name=name, location=name, origin="hub", revision=revision)
 
 
@@ -75,13 +76,13 @@ def load_embedder(weights: EmbedderWeights, *, max_seq_length: int, device: str 
         )
     except Exception as error:  # hub, network, file and configuration errors share no base class
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(
+        raise UserError(
             f"The embedder {weights.name!r} cannot be loaded ({weights.origin}): {reason} {_way_out()}"
         ) from error
     configuration = getattr(getattr(model[0], "auto_model", None), "config", None)
     positions = getattr(configuration, "max_position_embeddings", None)
     if positions is not None and max_seq_length > positions:
-        raise ValueError(
+        raise UserError(
             f"max_seq_length is {max_seq_length}; the embedder {weights.name!r} has {positions} positions. "
             "Lower it, or use another embedder."
         )
@@ -126,7 +127,7 @@ def _packaged(name: str, folder: Path) -> EmbedderWeights:
     with open(file, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != PACKAGED_WEIGHTS:
-        raise ValueError(
+        raise UserError(
             f"{file} is not the published {DEFAULT}: its sha256 is {found}, not {PACKAGED_WEIGHTS}. "
             f"Reinstall {PACKAGED_DISTRIBUTION}."
         )

@@ -26,6 +26,7 @@ from pipeline.tasks import Report, available_cores, ignore_progress
 from pipeline.word_pieces import WordPieces, embed_word_pieces, tokenize, tokenizer_of
 from storage_schema.arrow_files import check_schema, read_arrow, read_parquet
 from storage_schema.corpus import embeddings_schema
+from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest
 from storage_schema.stage import Stage
 
@@ -55,7 +56,7 @@ def unit_vectors(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
     norms = np.linalg.norm(vectors, axis=1)
     bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
     if len(bad):
-        raise ValueError(
+        raise UserError(
             f"The embedder gives text {bad[0]} a vector of norm {norms[bad[0]]}: {texts[bad[0]][:80]!r}. "
             "Use another embedder, or remove the text."
         )
@@ -147,7 +148,7 @@ class EmbedPart:
             else:
                 vectors = embed_texts(self.model, texts)
         except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
+            raise UserError(f"{source}: {error}") from error
         write_embeddings(target, table["passage_id"].to_numpy(), vectors)
         return len(table)
 
@@ -210,5 +211,5 @@ def _through_actors(
         if row["errno"] > 0:
             raise OSError(row["errno"], row["error"])
         if row["error"]:
-            raise ValueError(row["error"])
+            raise UserError(row["error"])
         yield row["rows"]

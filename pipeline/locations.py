@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from storage_schema.errors import UserError
+
 S3 = "s3://"
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
@@ -49,7 +51,7 @@ def open_filesystem(uri: str, *, what: str = "The corpus") -> tuple[fs.FileSyste
     try:
         return fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError, ImportError) as error:
-        raise ValueError(f"{what} {uri!r} cannot be opened: {error}") from error
+        raise UserError(f"{what} {uri!r} cannot be opened: {error}") from error
 
 
 def files_below(filesystem: fs.FileSystem, root: str) -> dict[str, fs.FileInfo]:
@@ -84,7 +86,7 @@ def _local_files(root: str) -> list[str]:
         found += [os.path.join(folder, name) for name in names]
     for path in found:
         if not path.isprintable() and re.search("[\ud800-\udfff]", path):
-            raise ValueError(f"The name of the file {path!r} is not UTF-8. Rename it.")
+            raise UserError(f"The name of the file {path!r} is not UTF-8. Rename it.")
     return found
 
 
@@ -98,55 +100,55 @@ def is_lost_access(error: Exception) -> bool:
     return isinstance(error, OSError) and "AWS Error" in str(error)
 
 
-def missing(uri: str, filesystem: fs.FileSystem, path: str) -> ValueError:
+def missing(uri: str, filesystem: fs.FileSystem, path: str) -> UserError:
     """The error of a corpus of which nothing is there. Raises OSError if its bucket cannot be asked for."""
     bucket = path.partition("/")[0]
     if uri.startswith(S3) and filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
-        return ValueError(
+        return UserError(
             f"The corpus {uri!r} does not exist: {_endpoint_words()} has no bucket {bucket!r}. Check its name "
             "and AWS_ENDPOINT_URL."
         )
-    return ValueError(
+    return UserError(
         f"The corpus {uri!r} does not exist. Give the path of a file or folder, or `environment`."
     )
 
 
-def explain(uri: str, error: Exception, *, what: str = "The corpus") -> ValueError:
+def explain(uri: str, error: Exception, *, what: str = "The corpus") -> UserError:
     """What a file system's error means to the one who named `uri`, and the way out."""
     reason = " ".join(str(error).split()).rstrip(".")
     if not uri.startswith(S3):
-        return ValueError(f"{what} {uri!r} cannot be listed: {reason}")
+        return UserError(f"{what} {uri!r} cannot be listed: {reason}")
     if _ELSEWHERE.search(reason):
-        return ValueError(
+        return UserError(
             f"{what} {uri!r} lies in another region: {reason}. Set AWS_REGION to the bucket's, on every "
             "node of the Ray cluster."
         )
     if _REFUSED.search(reason):
-        return ValueError(
+        return UserError(
             f"{what} {uri!r} refuses the credentials: {reason}. Set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or give the machine a role, that may list and read it, on every node of "
             "the Ray cluster."
         )
     if "NETWORK_CONNECTION" in reason:
-        return ValueError(
+        return UserError(
             f"{what} {uri!r} cannot be reached at {_endpoint_words()}: {reason}. Check AWS_ENDPOINT_URL, "
             "AWS_REGION and the network, on every node of the Ray cluster, and run again."
         )
-    return ValueError(f"{what} {uri!r} cannot be read: {reason}. Mend that and run again.")
+    return UserError(f"{what} {uri!r} cannot be read: {reason}. Mend that and run again.")
 
 
 def _open_s3(uri: str, what: str) -> tuple[fs.FileSystem, str]:
     path = uri.removeprefix(S3).rstrip("/")
     bucket = path.partition("/")[0]
     if "@" in bucket or ":" in bucket:
-        raise ValueError(
+        raise UserError(
             f"{what}'s S3 URI holds credentials or a host, which would be shown in dashboards. Give "
             "s3://bucket/prefix and set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL."
         )
     if not bucket:
-        raise ValueError(f"{what} {uri!r} names no bucket. Give s3://bucket/prefix.")
+        raise UserError(f"{what} {uri!r} names no bucket. Give s3://bucket/prefix.")
     if "?" in path:
-        raise ValueError(
+        raise UserError(
             f"{what} {uri!r} has options. Give s3://bucket/prefix and set AWS_ENDPOINT_URL and AWS_REGION."
         )
     scheme, host = _endpoint()
@@ -161,11 +163,11 @@ def _endpoint() -> tuple[str, str | None]:
             continue
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise ValueError(f"{variable} is not a URL of a server. Give one such as https://s3.example.org.")
+            raise UserError(f"{variable} is not a URL of a server. Give one such as https://s3.example.org.")
         if parts.path.strip("/") or parts.query:
-            raise ValueError(f"{variable} is {url!r}: an endpoint has no path. Give scheme, host and port.")
+            raise UserError(f"{variable} is {url!r}: an endpoint has no path. Give scheme, host and port.")
         if parts.scheme == "http" and not _is_loopback(parts.hostname):
-            raise ValueError(
+            raise UserError(
                 f"{variable} is {url!r}: plain http is only for this machine (127.0.0.1). Use https."
             )
         return parts.scheme, parts.netloc

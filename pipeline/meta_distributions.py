@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline.supports import Domains, check_support, check_weights, draw_support, normalised
+from storage_schema.errors import UserError
 
 TINY = 1e-30
 """Gamma variates of which none is larger have lost their bits, or all of themselves, in float32."""
@@ -81,7 +82,7 @@ class Dirichlet:
 
     def __post_init__(self) -> None:
         if not 1e-3 <= self.concentration <= 1e6:
-            raise ValueError(f"concentration is {self.concentration}; it must be between 0.001 and 1000000.")
+            raise UserError(f"concentration is {self.concentration}; it must be between 0.001 and 1000000.")
 
     @property
     def description(self) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class Fixed:
             weights_K = np.asarray(self.weights_K)
             object.__setattr__(self, "weights_K", weights_K.astype(np.float64, casting="same_kind"))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"domain weights must be real numbers, one for each domain: {error}") from error
+            raise UserError(f"domain weights must be real numbers, one for each domain: {error}") from error
 
     @property
     def description(self) -> dict[str, Any]:
@@ -145,7 +146,7 @@ class Fixed:
 
     def check(self, domains: Domains) -> None:
         if np.shape(self.weights_K) != domains.windows_K.shape:
-            raise ValueError(
+            raise UserError(
                 f"{len(self.weights_K)} domain weights for {len(domains.windows_K)} domains: give one for each."
             )
         check_weights(np.arange(len(self.weights_K)), self.weights_K, domains, what="the domain weights")
@@ -204,5 +205,5 @@ def generic_weights(windows_K: np.ndarray) -> np.ndarray:
     """The generic mixture: every window equally likely, so each domain by its size. float64 [K]."""
     windows_K = np.asarray(windows_K)
     if not windows_K.sum():
-        raise ValueError("every domain is empty at this sequence length; use a shorter one or more text.")
+        raise UserError("every domain is empty at this sequence length; use a shorter one or more text.")
     return windows_K / windows_K.sum()

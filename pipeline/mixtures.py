@@ -22,6 +22,7 @@ import numpy as np
 
 from pipeline.meta_distributions import MetaDistribution
 from pipeline.supports import Domains
+from storage_schema.errors import UserError
 from storage_schema.manifest import content_digest
 
 PLAN_VERSION = 2
@@ -87,14 +88,14 @@ class MixturePlan:
         self.meta_distribution = meta_distribution
         self.seed, self.batch_size, self.mixtures_per_step = seed, batch_size, mixtures_per_step
         if batch_size < 1 or mixtures_per_step < 1 or batch_size % mixtures_per_step:
-            raise ValueError(
+            raise UserError(
                 f"batch_size {batch_size} is not a positive multiple of mixtures_per_step {mixtures_per_step}. Change "
                 "one of them."
             )
         if not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed is {seed}; it must be from 0 to 2^64 - 1.")
+            raise UserError(f"seed is {seed}; it must be from 0 to 2^64 - 1.")
         if not len(self.domains.numbers):
-            raise ValueError("every domain is empty at this sequence length; use a shorter one or more text.")
+            raise UserError("every domain is empty at this sequence length; use a shorter one or more text.")
         meta_distribution.check(self.domains)
         self.facts: dict[str, Any] = {
             "plan_version": PLAN_VERSION,
@@ -115,7 +116,7 @@ class MixturePlan:
     def steps(self, start: int, stop: int, slots: slice = slice(None)) -> Steps:
         """The steps [start, stop), vectorised over them; of all slots, or of some, which cost less."""
         if not 0 <= start < stop:
-            raise ValueError(f"steps [{start}, {stop}) is not a range of steps.")
+            raise UserError(f"steps [{start}, {stop}) is not a range of steps.")
         count, width = stop - start, self.mixtures_per_step
         needed = width * self.meta_distribution.uniforms(self.domains)
         [uniform_TWu] = self._uniform(MIXTURES, start, count, (1, needed), slice(None))

@@ -28,6 +28,7 @@ from pipeline.passages import part_files
 from pipeline.scatter import Folders, read_arrays, scatter_part, write_arrays
 from pipeline.tasks import Report, available_cores, ignore_progress, run_tasks
 from storage_schema.domains import INDEX
+from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest
 from storage_schema.stage import Stage
 from storage_schema.tree import Tree
@@ -42,7 +43,7 @@ def check_enough_passages(
 ) -> None:
     """Raise ValueError if there are fewer passages than domains."""
     if passages < settings.num_domains:
-        raise ValueError(
+        raise UserError(
             f"There are {passages} {what}, fewer than the {settings.num_domains} domains "
             f"({settings.coarse_clusters} x {settings.leaf_clusters}). Give more text, or lower "
             "coarse_clusters and leaf_clusters."

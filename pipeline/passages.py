@@ -25,6 +25,7 @@ from pipeline.selection import Part, Selection, rows_of, select_passages
 from pipeline.tasks import Report, ignore_progress, run_tasks
 from storage_schema.arrow_files import read_parquet
 from storage_schema.corpus import PASSAGES, SPLITS, part_name
+from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest
 from storage_schema.stage import Stage
 
@@ -133,7 +134,7 @@ def _check_bad_documents(summaries: list[dict], corpus: Corpus, limit: int) -> l
     total = sum(summary["bad_documents"] for summary in summaries)
     named = [where for summary in summaries for where in summary["bad"]]
     if too_many_bad(total, corpus, limit):
-        raise ValueError(
+        raise UserError(
             f"{total} documents or more of {corpus.uri} cannot be read; max_bad_documents is {limit}. First: "
             f"{'; '.join(named[:3])}. Mend or remove them, name the field with text_field, or raise "
             "max_bad_documents."

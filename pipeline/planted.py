@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from storage_schema.errors import UserError
+
 CONSONANTS, VOWELS = "bdfghjklmnprstvwxz", "aeiou"
 SYLLABLES = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
 LANGUAGE_SYLLABLES = 24
@@ -75,7 +77,7 @@ def planted_languages(
         ValueError: a value outside its bounds.
     """
     if number < 1 or words < 2 or not 2 <= successors <= words or not 0 <= shared <= 1:
-        raise ValueError(
+        raise UserError(
             f"number is {number}, words {words}, successors {successors}, shared {shared}; they must be at "
             "least 1, at least 2, between 2 and words, and between 0 and 1."
         )

@@ -18,6 +18,7 @@ import polars as pl
 from pipeline.meta_distributions import Fixed, Given
 from pipeline.mixtures import MixturePlan, Steps
 from pipeline.supports import SUM_TOLERANCE, Domains
+from storage_schema.errors import UserError
 from storage_schema.manifest import file_digest, write_atomically
 
 RUN = "run"
@@ -31,7 +32,7 @@ _BLOCK = 256
 def write_ratios(plan: MixturePlan, start: int, stop: int, path: str | Path) -> None:
     """Write the mixtures of steps [start, stop) of a plan, some at a time. Raises ValueError if there are none."""
     if not 0 <= start < stop:
-        raise ValueError(
+        raise UserError(
             f"there are no steps from {start} to {stop}: begin at 0 or later, and end beyond that."
         )
     occurring = np.zeros(plan.num_domains, bool)
@@ -62,10 +63,10 @@ def read_ratios(path: str | Path) -> Given:
     for row in np.flatnonzero(wrong_Rk.any(1) | off_R)[:1]:
         where = f"{path}, row {row + 1}{'' if runs[row] is None else f' (run {runs[row]})'}"
         for column in np.flatnonzero(wrong_Rk[row])[:1]:
-            raise ValueError(
+            raise UserError(
                 f"{where}: domain {domains[column]} has weight {weights_Rk[row, column]}; weights are from 0 to 1."
             )
-        raise ValueError(
+        raise UserError(
             f"{where}: the weights sum to {weights_Rk[row].sum():.9g}, not to 1. Divide them by their sum."
         )
     return Given(_Rows(domains, weights_Rk, str(path)), name=file_digest(path))
@@ -75,7 +76,7 @@ def read_fixed(path: str | Path, num_domains: int) -> Fixed:
     """The one mixture of a table, for every step. Errors as :func:`read_table`, and for another number of rows."""
     runs, domains, weights_Rk = read_table(path)
     if len(runs) != 1:
-        raise ValueError(f"{path} holds {len(runs)} mixtures; a fixed one is one row. Keep one.")
+        raise UserError(f"{path} holds {len(runs)} mixtures; a fixed one is one row. Keep one.")
     return Fixed(spread(domains, weights_Rk, num_domains, path=path, whose="the store")[0])
 
 
@@ -89,7 +90,7 @@ def spread(
 ) -> np.ndarray:
     """A table's weights over all domains, float64 [R, K]. Raises ValueError for a domain beyond them."""
     if domains.max() >= num_domains:
-        raise ValueError(f"{path} names domain {domains.max()}; {whose} has {num_domains} domains.")
+        raise UserError(f"{path} names domain {domains.max()}; {whose} has {num_domains} domains.")
     weights_RK = np.zeros((len(weights_Rk), num_domains))
     weights_RK[:, domains] = weights_Rk
     return weights_RK
@@ -109,7 +110,7 @@ def read_table(path: str | Path) -> tuple[list[str | None], np.ndarray, np.ndarr
             path, "rb"
         ) as file:  # given a name, polars would also fetch URLs, unpack archives and follow patterns
             if not _HEAD.match(file.read(16)):
-                raise ValueError(
+                raise UserError(
                     f"{path} is no table of mixtures: its first line must begin with a column's name."
                 )
             file.seek(0)
@@ -117,10 +118,10 @@ def read_table(path: str | Path) -> tuple[list[str | None], np.ndarray, np.ndarr
         names = [name for name in table.columns if _DOMAIN.fullmatch(name)]
         weights = table.select(pl.col(names).cast(pl.Float64)).fill_null(float("nan")).to_numpy()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path} is no table of mixtures: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path} is no table of mixtures: {' '.join(str(error).split())[:200]}") from error
     other = sorted(set(table.columns) - {RUN, RUN_ID, *UNREAD, *names})
     if other or not names or not len(table):
-        raise ValueError(
+        raise UserError(
             f"{path} is no table of mixtures: it must have a column {RUN!r} or {RUN_ID!r}, columns domain_0042 "
             f"and so on, and a row for each mixture; it has {len(table)} rows and {other or table.columns} besides."
         )
@@ -130,7 +131,7 @@ def read_table(path: str | Path) -> tuple[list[str | None], np.ndarray, np.ndarr
     runs = table[named].to_list() if named else numbers
     domains = [int(name.removeprefix("domain_")) for name in names]
     if len(set(domains)) < len(domains) or max(domains) >= 1 << 31:
-        raise ValueError(
+        raise UserError(
             f"{path} has two columns of one domain, or a domain beyond {1 << 31}: {max(domains)!r:.40}."
         )
     return runs, np.array(domains), weights
@@ -152,7 +153,7 @@ class _Rows:
         )
         for at in np.flatnonzero(windows_K[self.domains] == 0)[:1]:
             row = int(np.searchsorted(self.ends, at, side="right"))
-            raise ValueError(
+            raise UserError(
                 f"{self.path}, row {row + 1}: domain {self.domains[at]} has weight {self.weights[at]:g} but no whole "
                 f"window at this sequence length (there are {len(domains.windows_K)} domains). Leave it out, or use "
                 "shorter sequences."
@@ -160,7 +161,7 @@ class _Rows:
 
     def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         if number >= len(self.ends):
-            raise ValueError(
+            raise UserError(
                 f"{self.path} holds {len(self.ends)} mixtures; mixture {number} is none. Train fewer steps."
             )
         of_row = slice(self.ends[number - 1] if number else 0, self.ends[number])

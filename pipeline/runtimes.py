@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from pipeline.word_pieces import WordPieces, embed_word_pieces, tokenizer_of
+from storage_schema.errors import UserError
 from storage_schema.manifest import write_atomically
 
 Runtime = Literal["torch-float32", "torch-bfloat16", "torch-float16", "openvino"]
@@ -42,7 +43,7 @@ def runtime_of_stage(work: Path, asked: str, model: Any, *, passages: int, use_g
     record = work / RUNTIME_RECORD
     if not record.exists():
         if asked == "openvino" and (use_gpu or not _has_openvino(model)):
-            raise ValueError(
+            raise UserError(
                 "embedder_runtime is openvino, which needs the `openvino` extra, a CPU (use_gpu=false), and a model "
                 "whose text goes through one fast tokenizer. Mend that, or set embedder_runtime=auto."
             )
@@ -59,7 +60,7 @@ def as_runtime(name: str) -> Runtime:
     for runtime in get_args(Runtime):
         if runtime == name:
             return runtime
-    raise ValueError(f"no runtime {name!r}; there are {', '.join(get_args(Runtime))}.")
+    raise UserError(f"no runtime {name!r}; there are {', '.join(get_args(Runtime))}.")
 
 
 def with_runtime(model: Any, runtime: Runtime) -> Any:

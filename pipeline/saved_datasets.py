@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from pyarrow import fs
 
+from storage_schema.errors import UserError
 from storage_schema.json_files import JSON_BYTES, as_object, parse_json
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
@@ -48,7 +49,7 @@ def _without_stale_splits(
         where = listing[_join(dictionary, SPLITS)].path
         splits = {_join(dictionary, split) for split in _names(_read(filesystem, where).get("splits"), where)}
         if absent := sorted(splits - folders):
-            raise ValueError(f"{where} names the split {absent[0]!r}, which is not there. Save it again.")
+            raise UserError(f"{where} names the split {absent[0]!r}, which is not there. Save it again.")
         folders = {folder for folder in folders if _folder(folder) != dictionary or folder in splits}
     return folders
 
@@ -57,7 +58,7 @@ def _data_names(filesystem: fs.FileSystem, listing: Listing, folder: str) -> lis
     where = listing[_join(folder, STATE)].path
     state = _read(filesystem, where)
     if state.get("_indices_data_files") or state.get("_indices_files"):
-        raise ValueError(
+        raise UserError(
             f"The dataset of {where} is a selection of rows kept beside its data (_indices_data_files), which "
             "is not followed here. Load it with `datasets`, call flatten_indices(), and save it again."
         )
@@ -66,7 +67,7 @@ def _data_names(filesystem: fs.FileSystem, listing: Listing, folder: str) -> lis
         entries = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries]
     names = [_join(folder, name) for name in _names(entries, where)]
     if absent := [name for name in names if name not in listing]:
-        raise ValueError(f"{where} names the file {absent[0]!r}, which is not there. Save the dataset again.")
+        raise UserError(f"{where} names the file {absent[0]!r}, which is not there. Save the dataset again.")
     return names
 
 
@@ -76,12 +77,12 @@ def _read(filesystem: fs.FileSystem, path: str) -> dict:
     try:
         return as_object(parse_json(content, path), path)
     except ValueError as error:
-        raise ValueError(f"{error} Save the dataset again.") from error
+        raise UserError(f"{error} Save the dataset again.") from error
 
 
 def _names(found: object, where: str) -> list[str]:
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{where} does not name files or splits as save_to_disk does. Save it again.")
+        raise UserError(f"{where} does not name files or splits as save_to_disk does. Save it again.")
     return found
 
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from storage_schema.arrow_files import read_parquet
 from storage_schema.corpus import SOURCES, SPLITS
+from storage_schema.errors import UserError
 
 LEAST_PART_ROWS, MOST_PART_ROWS, USUAL_PARTS = 256, 16_384, 64
 BUCKET_ROWS = 1 << 20
@@ -99,7 +100,7 @@ def select_passages(
     decided = np.memmap(decisions, np.uint8, "w+", shape=max(1, int(edges[-1])))
     counts = _decide(buckets, selection, edges, decided)
     if not counts["passages"]:
-        raise ValueError(
+        raise UserError(
             "The corpus leaves no passage to train on: it has no readable document that is not held out, or "
             "no text that the store has not already. Give more text, or hold out less (held_out_sources, "
             "held_out_fraction)."
@@ -229,7 +230,7 @@ def _check_sources(known: set[str], held_out: Sequence[str]) -> None:
     for name in held_out:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or sorted(known)[:5]
-            raise ValueError(
+            raise UserError(
                 f"held_out_sources names {name!r}, which is none of the corpus's {len(known)} sources. "
                 f"Near names: {', '.join(near)}."
             )

@@ -18,6 +18,7 @@ from pipeline.corpora import BadDocument, Corpus, open_corpus, read_documents
 from pipeline.cutting import cut_passages
 from pipeline.passages import part_files
 from storage_schema.arrow_files import read_parquet
+from storage_schema.errors import UserError
 from storage_schema.layout import store_parts
 from storage_schema.manifest import read_manifest
 
@@ -53,17 +54,17 @@ def set_of_texts(name: str, path: str, *, max_texts: int, evaluation_passages: i
         ValueError: a name that names no folder, unreadable texts, or too few passages.
     """
     if not _FOLDER.fullmatch(name):
-        raise ValueError(f"{name!r} cannot name a specialist; use letters, digits, '_', '-' and '.'.")
+        raise UserError(f"{name!r} cannot name a specialist; use letters, digits, '_', '-' and '.'.")
     wanted = max_texts + (EVALUATION if evaluation_passages is None else evaluation_passages)
     documents = _some_of_every_file(name, open_corpus(path), wanted)
     passages = sum(map(len, documents))
     if not passages:
-        raise ValueError(f"specialist set {name}: no text in {path}. Give a file or folder with some.")
+        raise UserError(f"specialist set {name}: no text in {path}. Give a file or folder with some.")
     needed = evaluation_passages
     if needed is None:
         needed = min(EVALUATION, passages // 5) if passages >= LEAST_TO_SPLIT else 0
     if passages <= needed:
-        raise ValueError(
+        raise UserError(
             f"specialist set {name} has {passages} passages; it needs at least one, and {needed} more to evaluate on. "
             "Give more text, or lower evaluation_passages."
         )
@@ -82,9 +83,9 @@ def _some_of_every_file(name: str, corpus: Corpus, wanted: int) -> list[list[str
             before = len(known)
             for document in read_documents(corpus, file):
                 if isinstance(document, BadDocument):
-                    raise ValueError(f"specialist set {name}: {document.where}: {document.problem}")
+                    raise UserError(f"specialist set {name}: {document.where}: {document.problem}")
                 if "\0" in document.text:
-                    raise ValueError(
+                    raise UserError(
                         f"specialist set {name}: {document.document_id} holds zero bytes: it is binary, or UTF-16. "
                         "Remove it, or save it as UTF-8."
                     )
@@ -134,7 +135,7 @@ def held_out_sets(
         if made is not None:
             found.append((not made.unseen_source, -len(frame), source, made))
     if not found:
-        raise ValueError(
+        raise UserError(
             f"no held-out source of {store} has {LEAST_TEXTS} passages and {evaluation_passages} more to evaluate "
             "on. Hold out more when building the store, or lower evaluation_passages."
         )
@@ -167,7 +168,7 @@ def _held_out(store: str | Path) -> pl.DataFrame:
     read_manifest(Path(store) / "passages", "passages")
     files = [file for part in store_parts(store) for file in part_files(part / "passages", "held_out")]
     if not files:
-        raise ValueError(f"{store} holds out no text. Build it with held_out_sources or held_out_fraction.")
+        raise UserError(f"{store} holds out no text. Build it with held_out_sources or held_out_fraction.")
     return pl.concat([pl.from_arrow(read_parquet(file, ["document_id", "source", "text"])) for file in files])
 
 

@@ -23,6 +23,7 @@ from pipeline.mixtures import MixturePlan, Steps
 from pipeline.remote_store import open_store
 from pipeline.window_reader import window_reader
 from storage_schema.domains import DomainStore
+from storage_schema.errors import UserError
 from storage_schema.manifest import StoreError
 
 BLOCK_BYTES = 16 << 20
@@ -76,20 +77,20 @@ class MixtureStream:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank {self.rank} is none of {self.world_size}; ranks count from 0.")
+            raise UserError(f"rank {self.rank} is none of {self.world_size}; ranks count from 0.")
         planned = self.plan.facts["sequence_length"]
         if planned not in (0, self.sequence_length):
-            raise ValueError(
+            raise UserError(
                 f"the plan is of windows of {planned} tokens, and the stream reads {self.sequence_length}. Give both "
                 "the same."
             )
         if self.plan.batch_size % self.world_size:
-            raise ValueError(
+            raise UserError(
                 f"batch_size {self.plan.batch_size} is not a multiple of the {self.world_size} workers. Change one of "
                 "them."
             )
         if self.window_steps is not None and self.window_steps < 1:
-            raise ValueError(f"window_steps is {self.window_steps}; a block holds at least one step.")
+            raise UserError(f"window_steps is {self.window_steps}; a block holds at least one step.")
 
     def open_store(self) -> DomainStore:
         """The store that the plan is of. Raises StoreError if another one lies there now."""

@@ -10,6 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
+from storage_schema.errors import UserError
+
 MAX_SPARSE_SUPPORT = 256
 """Distinct draws take O(s²) array operations; a support is sparse, or it is every domain."""
 SUM_TOLERANCE = 1e-6
@@ -41,24 +43,24 @@ def check_weights(support: np.ndarray, weights: np.ndarray, domains: Domains, *,
     """Raise ValueError unless these are weights of distinct domains that have windows, summing to one."""
     total = len(domains.windows_K)
     if support.ndim != 1 or support.shape != weights.shape or not len(support):
-        raise ValueError(f"{what}: {support.shape} domains and {weights.shape} weights; give one for each.")
+        raise UserError(f"{what}: {support.shape} domains and {weights.shape} weights; give one for each.")
     if support.dtype.kind not in "iu" or not 0 <= support.min() <= support.max() < total:
-        raise ValueError(f"{what}: domains are numbers from 0 to {total - 1}, not {support[:8].tolist()}...")
+        raise UserError(f"{what}: domains are numbers from 0 to {total - 1}, not {support[:8].tolist()}...")
     if len(np.unique(support)) != len(support):
         twice = np.flatnonzero(np.bincount(support) > 1)[0]
-        raise ValueError(f"{what}: domain {twice} occurs twice. Add its weights up.")
+        raise UserError(f"{what}: domain {twice} occurs twice. Add its weights up.")
     bad = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
     if len(bad):
-        raise ValueError(
+        raise UserError(
             f"{what}: domain {support[bad[0]]} has weight {weights[bad[0]]}; weights are from 0 to 1."
         )
     if abs(weights.sum() - 1) > SUM_TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"{what}: the weights sum to {weights.sum():.9g}, not to 1. Divide them by their sum."
         )
     empty = np.flatnonzero((weights > 0) & (domains.windows_K[support] == 0))
     if len(empty):
-        raise ValueError(
+        raise UserError(
             f"{what}: domain {support[empty[0]]} has weight {weights[empty[0]]:g} but no whole window at this "
             "sequence length. Leave it out, or use shorter sequences."
         )
@@ -68,12 +70,12 @@ def check_support(size: int, domains: Domains) -> None:
     """Raise ValueError if so many distinct domains cannot be drawn."""
     there = len(domains.numbers)
     if not 1 <= size <= there:
-        raise ValueError(
+        raise UserError(
             f"support_size is {size}; it must be between 1 and the {there} domains (of "
             f"{len(domains.windows_K)}) that hold a whole window."
         )
     if MAX_SPARSE_SUPPORT < size < there:
-        raise ValueError(
+        raise UserError(
             f"support_size is {size}; it must be at most {MAX_SPARSE_SUPPORT}, or all {there} domains that hold "
             "a whole window."
         )

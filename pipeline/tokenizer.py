@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pipeline.cutting import text_hash
 from pipeline.passages import part_files
 from storage_schema.arrow_files import read_parquet
+from storage_schema.errors import UserError
 from storage_schema.json_files import read_bounded
 from storage_schema.manifest import Manifest, StoreError, read_manifest, write_atomically
 from storage_schema.stage import Stage
@@ -64,7 +65,7 @@ class TextTokenizer:
             int64 ``[n, L + 1]``; the incomplete window at the end is left out, so n may be 0.
         """
         if sequence_length < 1:
-            raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1.")
+            raise UserError(f"sequence_length is {sequence_length}; it must be at least 1.")
         stream = np.concatenate([np.empty(0, self.dtype), *self.encode(texts)]).astype(np.int64)
         windows = max(len(stream) - 1, 0) // sequence_length
         starts = np.arange(windows)[:, None] * sequence_length
@@ -89,7 +90,7 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
     try:
         content = read_bounded(path, TOKENIZER_BYTES)
         if len(content) > TOKENIZER_BYTES:
-            raise ValueError(f"it has more than {TOKENIZER_BYTES:,} bytes")
+            raise UserError(f"it has more than {TOKENIZER_BYTES:,} bytes")
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
         raise StoreError(f"{path} is not a tokenizer.json: {error}") from error

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from soe_model.flat import FlatModule
+from storage_schema.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -36,7 +37,7 @@ def gpt2_config(
         end_of_text: id of the token that ends a passage; it also begins a generation.
     """
     if embedding_size % num_heads:
-        raise ValueError(f"embedding_size {embedding_size} is not a multiple of num_heads {num_heads}.")
+        raise UserError(f"embedding_size {embedding_size} is not a multiple of num_heads {num_heads}.")
     return {
         "model_type": "gpt2",
         "vocab_size": vocab_size,
@@ -67,13 +68,11 @@ def hugging_face_config(backbone: dict[str, Any]) -> PretrainedConfig:
     _refuse_code(settings)
     model_type = settings.pop("model_type", None)
     if model_type is None:
-        raise ValueError("a backbone needs a model_type, such as gpt2 or llama.")
+        raise UserError("a backbone needs a model_type, such as gpt2 or llama.")
     try:
         return AutoConfig.for_model(model_type, **settings)
     except Exception as error:  # each architecture has its own, not all of them ValueErrors
-        raise ValueError(
-            f"transformers refuses the backbone of model_type {model_type!r}: {error}"
-        ) from error
+        raise UserError(f"transformers refuses the backbone of model_type {model_type!r}: {error}") from error
 
 
 def _refuse_code(settings: dict[str, Any]) -> None:
@@ -83,7 +82,7 @@ def _refuse_code(settings: dict[str, Any]) -> None:
         chooses = name in ("attn_implementation", "_attn_implementation", "experts_implementation")
         elsewhere = chooses and value is not None and (not isinstance(value, str) or "/" in value)
         if elsewhere or name == "auto_map":
-            raise ValueError(
+            raise UserError(
                 f"the backbone's {name} is {value!r:.100}: it may name code elsewhere. Leave it out."
             )
 

@@ -18,6 +18,7 @@ from soe_model.backbone import token_losses
 from soe_model.evaluation import mean_loss
 from soe_model.flat import unflatten
 from soe_model.soup import SoupOfExperts
+from storage_schema.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,9 @@ class Learning:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "check_every", "patience"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive.")
+            raise UserError(f"learning_rate is {self.learning_rate}; it must be positive.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def learn_coefficients(
         ValueError: no window on one of the sides, or a soup without experts.
     """
     if not len(start_N):
-        raise ValueError("the generic twin has no experts, so it has no coefficients to learn.")
+        raise UserError("the generic twin has no experts, so it has no coefficients to learn.")
     coefficients_N = start_N.clone().float().requires_grad_()
     model = soup.model(soup.instances(coefficients_N[None])[0])
     gradient_P = torch.zeros(soup.bank.num_params)
@@ -111,7 +112,7 @@ def learn_coefficients(
 def batches_of(windows_nL1: torch.Tensor, learning: Learning) -> Iterator[torch.Tensor]:
     """Endless batches: each epoch in another order, a function of the seed. Raises ValueError without a window."""
     if not len(windows_nL1):
-        raise ValueError("no whole window of tokens to learn from; give more text.")
+        raise UserError("no whole window of tokens to learn from; give more text.")
     generator = torch.Generator().manual_seed(learning.seed)
     return _endless(windows_nL1, min(learning.batch_size, len(windows_nL1)), generator)
 
@@ -125,9 +126,9 @@ def _endless(windows_nL1: torch.Tensor, size: int, generator: torch.Generator) -
         order = order[size:]
 
 
-def diverged(learning: Learning) -> ValueError:
+def diverged(learning: Learning) -> UserError:
     """The error of steps so large that what is learned is no number any more."""
-    return ValueError(
+    return UserError(
         f"learning_rate {learning.learning_rate:g} is too high: the losses are no numbers. Lower it."
     )
 

@@ -23,6 +23,7 @@ from soe_model.optimizers import MOMENTS, bytes_of
 from soe_model.optimizers.tile import CACHE_ELEMENTS, FUSED_ELEMENTS
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.sharding import Sharding, owned_mixtures
+from storage_schema.errors import UserError
 
 FLOAT = 4
 ADAM_STATE = 3 * FLOAT
@@ -66,9 +67,7 @@ def model_size(backbone: dict[str, Any]) -> ModelSize:
     try:
         config = hugging_face_config(backbone)
     except StrictDataclassError as error:
-        raise ValueError(
-            f"the backbone is no configuration of a {backbone['model_type']}: {error}"
-        ) from error
+        raise UserError(f"the backbone is no configuration of a {backbone['model_type']}: {error}") from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parameters = dict(model.named_parameters())

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from storage_schema.errors import UserError
+
 GIB = 1 << 30
 
 
@@ -45,5 +47,5 @@ DEVICES = {
 def device(name: str) -> Device:
     """The device of that name. Raises ValueError listing the names."""
     if name not in DEVICES:
-        raise ValueError(f"no device {name!r}; there are {', '.join(DEVICES)}, and cpu for this machine.")
+        raise UserError(f"no device {name!r}; there are {', '.join(DEVICES)}, and cpu for this machine.")
     return DEVICES[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from soe_model.backbone import token_losses
+from storage_schema.errors import UserError
 
 NORMAL_90 = 1.645
 """Standard deviations on either side of a normal distribution's mean that hold 90% of it."""
@@ -17,7 +18,7 @@ def window_losses(model: torch.nn.Module, windows_nL1: torch.Tensor, *, batch_si
     Raises ValueError if there is no window.
     """
     if not len(windows_nL1):
-        raise ValueError("no whole window of tokens to evaluate on; give more text or a shorter sequence.")
+        raise UserError("no whole window of tokens to evaluate on; give more text or a shorter sequence.")
     was_training = model.training
     model.eval()
     found = [token_losses(model, batch).double().mean(1) for batch in windows_nL1.split(batch_size)]
@@ -35,7 +36,7 @@ def normal_interval(value: float, resampled_b: torch.Tensor) -> tuple[float, flo
     (Efron and Tibshirani 1993, chapters 6 and 13). Raises ValueError for fewer than two resamples.
     """
     if len(resampled_b) < 2:
-        raise ValueError(f"{len(resampled_b)} resamples have no standard error; take 2 or more.")
+        raise UserError(f"{len(resampled_b)} resamples have no standard error; take 2 or more.")
     half = NORMAL_90 * resampled_b.std().item()
     return value - half, value + half
 

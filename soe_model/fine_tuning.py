@@ -14,6 +14,7 @@ from soe_model.backbone import token_losses
 from soe_model.coefficient_learning import Learned, Learning, Report, batches_of, descend
 from soe_model.evaluation import mean_loss
 from soe_model.soup import SoupOfExperts
+from storage_schema.errors import UserError
 
 
 def fine_tune(
@@ -41,7 +42,7 @@ def fine_tune(
         ValueError: no window on one of the sides, or a share without anything to replay.
     """
     if not 0 <= replay_share < 1 or (replay_share > 0 and replay is None):
-        raise ValueError(
+        raise UserError(
             f"replay_share is {replay_share}; it must be at least 0 and below 1, and above 0 needs a store to replay."
         )
     params_P = instance_P.clone()

@@ -8,6 +8,7 @@ from typing import Any
 
 from soe_model.cost import Setup, state_bytes, worker_memory
 from soe_model.optimizers import OPTIMIZERS, bytes_of
+from storage_schema.errors import UserError
 
 GB = 1e9
 Fits = Callable[[Setup], bool]
@@ -39,7 +40,7 @@ def refuse_what_cannot_fit(setup: Setup, memory: float, *, of: str, workers_ther
     way_out = (
         f"Set {'; or '.join(texts)}." if ways else "Not even the backbone alone does: take a smaller one."
     )
-    raise ValueError(
+    raise UserError(
         f"{of_workers} {workers_there * needed(setup) / GB:.1f} GB of memory and {of} has {memory / GB:.1f} GB "
         f"({_largest(setup)} is the most of it). {way_out}"
     )

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from storage_schema.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterSlot:
@@ -46,7 +48,7 @@ class FlatModule:
         self._parameters = dict(module.named_parameters())
         for name, parameter in self._parameters.items():
             if parameter.dtype != torch.float32:
-                raise ValueError(f"parameter {name} is {parameter.dtype}; the bank is trained in float32.")
+                raise UserError(f"parameter {name} is {parameter.dtype}; the bank is trained in float32.")
             self.layout.append(ParameterSlot(name=name, shape=tuple(parameter.shape), offset=offset))
             offset += parameter.numel()
         self.num_params = offset

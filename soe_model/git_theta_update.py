@@ -29,6 +29,7 @@ from git_theta.utils import EnvVarConstants  # deptry: ignore[DEP004]
 from soe_model.flat import unflatten
 from soe_model.recipe import FINE_TUNED, Recipe, as_numbers, instance_of, read_recipe, tensors_digest
 from soe_model.soup import SoupOfExperts
+from storage_schema.errors import UserError
 from storage_schema.json_files import as_object, parse_json
 from storage_schema.layout import soup_folder
 from storage_schema.manifest import canonical_json
@@ -102,7 +103,7 @@ class SoupUpdate(Update):
 
     async def _store(self, recipe: Recipe, repo: Any) -> tuple[Recipe, metadata.LfsMetadata]:
         if recipe.how.get("method") == FINE_TUNED:
-            raise ValueError(
+            raise UserError(
                 f"{self.update_data} is of a fine-tuned specialist, whose tensors no coefficients give. "
                 "Add it without --update-type soup."
             )
@@ -123,7 +124,7 @@ class SoupUpdate(Update):
                 tensors=str(record["tensors"]),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"git-lfs gave no recipe of a specialist for the object {param_metadata.lfs_metadata.oid[:12]}…: "
                 f"{error!r}. If it is missing here, see what `git lfs fetch` says of the remote."
             ) from error
@@ -138,12 +139,12 @@ def _tensor(recipe: Recipe, param_keys: tuple[str, ...], repo: Any) -> np.ndarra
     name = "/".join(param_keys)
     tensors, digest = _tensors(recipe, _place(repo))
     if recipe.tensors not in (None, digest):
-        raise ValueError(
+        raise UserError(
             f"the tensors {recipe.tensors[:12]}… were added, but here they come out as {digest[:12]}…: low-rank soups "
             "round like this on machines of another BLAS. Check out on a machine like the one that added them."
         )
     if name not in tensors:
-        raise ValueError(
+        raise UserError(
             f"the soup has no parameter {name!r}. Track the model.safetensors of a specialist's folder."
         )
     return tensors[name]
@@ -165,7 +166,7 @@ def _made(soup: str, coefficients: tuple[float, ...], place: str) -> tuple[dict[
 def _place(repo: Any) -> str:
     place = os.environ.get("SOE_SOUP") or (_configured(repo.git_dir) if repo is not None else "")
     if not place:
-        raise ValueError(
+        raise UserError(
             "where is the soup? Set the environment variable SOE_SOUP, or `git config soe.soup`, to its name or path."
         )
     return str(soup_folder(place))
@@ -183,7 +184,7 @@ def _check_checkpoint_type(path: str) -> None:
         return
     found = EnvVarConstants.CHECKPOINT_TYPE
     if found != CHECKPOINT_TYPE and not found.startswith("safetensors"):
-        raise ValueError(
+        raise UserError(
             f"Git-Theta would write {path} in the format {found!r}. "
             f"Set the environment variable GIT_THETA_CHECKPOINT_TYPE={CHECKPOINT_TYPE} for every git command."
         )
@@ -191,14 +192,14 @@ def _check_checkpoint_type(path: str) -> None:
 
 def _check_equal(offered: np.ndarray, expected: np.ndarray, name: str) -> None:
     if offered.shape != expected.shape or offered.dtype != expected.dtype:
-        raise ValueError(
+        raise UserError(
             f"{name} is {offered.dtype} {offered.shape}; the recipe gives {expected.dtype} {expected.shape}."
         )
     offered, expected = np.ascontiguousarray(offered), np.ascontiguousarray(expected)
     differing = offered.view(np.int32) != expected.view(np.int32)
     if differing.any():
         largest = np.abs(offered - expected).max()
-        raise ValueError(
+        raise UserError(
             f"{name} is not what the recipe gives: {differing.sum()} of {differing.size} values differ, by "
             f"{largest:.3g} at most. Give the specialist.json of this very model, or add it without --update-type soup."
         )

@@ -17,6 +17,7 @@ from soe_model.flat import ParameterSlot
 from soe_model.optimizers import Adam, AdamConfig
 from soe_model.optimizers.rounding import normal, row_keys
 from soe_model.sharding import Sharding
+from storage_schema.errors import UserError
 
 
 def factor_slots(layout: list[ParameterSlot], rank: int) -> list[ParameterSlot]:
@@ -30,7 +31,7 @@ def factor_slots(layout: list[ParameterSlot], rank: int) -> list[ParameterSlot]:
             slots.append(ParameterSlot(name=f"{slot.name}.{side}", shape=(length, rank), offset=offset))
             offset += length * rank
     if not slots:
-        raise ValueError(f"expert_rank is {rank}: no matrix of the backbone is larger. Use a lower rank.")
+        raise UserError(f"expert_rank is {rank}: no matrix of the backbone is larger. Use a lower rank.")
     return slots
 
 
@@ -68,7 +69,7 @@ class LowRankExperts:
         device: torch.device | str = "cpu",
     ):
         if rank < 1:
-            raise ValueError(f"expert_rank is {rank}; it must be at least 1.")
+            raise UserError(f"expert_rank is {rank}; it must be at least 1.")
         self.matrices, self.slots = _matrices(layout, rank), factor_slots(layout, rank)
         self.rank, self.sharding = rank, sharding
         size = self.slots[-1].offset + self.slots[-1].size

@@ -10,6 +10,7 @@ from typing import Any
 
 from soe_model.backbone import gpt2_config
 from soe_model.optimizers import AdamConfig, check_name
+from storage_schema.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +37,11 @@ class SoupConfig:
             ("router_hidden", int),
         ):
             if not isinstance(getattr(self, name), kind):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r:.40}; it must be of type {kind.__name__}."
-                )
+                raise UserError(f"{name} is {getattr(self, name)!r:.40}; it must be of type {kind.__name__}.")
         if self.num_experts < 0:
-            raise ValueError(f"num_experts is {self.num_experts}; it must be 0 (the generic twin) or more.")
+            raise UserError(f"num_experts is {self.num_experts}; it must be 0 (the generic twin) or more.")
         if self.num_domains < 1:
-            raise ValueError(f"num_domains is {self.num_domains}; it must be at least 1.")
+            raise UserError(f"num_domains is {self.num_domains}; it must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +79,17 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.batch_size % self.mixtures_per_step:
-            raise ValueError(
+            raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of mixtures_per_step {self.mixtures_per_step}."
             )
         check_name(self.optimizer)
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size is {self.micro_batch_size}; it must be at least 1.")
+            raise UserError(f"micro_batch_size is {self.micro_batch_size}; it must be at least 1.")
         for name in ("learning_rate", "expert_learning_rate", "router_learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be positive.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,5 +182,5 @@ PRESETS = {
 def preset(name: str) -> Preset:
     """The preset of that name. Raises ValueError listing the names."""
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}.")
+        raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}.")
     return PRESETS[name]()

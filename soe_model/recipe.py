@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from soe_model.soup import SoupOfExperts
+from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest, StoreError, read_manifest
 
 FINE_TUNED = "fine-tuned"
@@ -93,7 +94,7 @@ def read_recipe(path: str | Path) -> Recipe:
     try:
         return recipe_of(manifest)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def recipe_of(manifest: Manifest) -> Recipe:
@@ -110,38 +111,38 @@ def recipe_of(manifest: Manifest) -> Recipe:
             tensors=None if tensors is None else str(tensors),
         )
     except (KeyError, ValueError) as error:
-        raise ValueError(f"specialist.json holds no recipe: {error!r}. Make the specialist again.") from error
+        raise UserError(f"specialist.json holds no recipe: {error!r}. Make the specialist again.") from error
 
 
 def as_numbers(values: Any) -> tuple[float, ...]:
     """The numbers of a list of JSON. Raises ValueError for anything else."""
     if not isinstance(values, list) or any(type(value) not in (int, float) for value in values):
-        raise ValueError("the coefficients are not a list of numbers")
+        raise UserError("the coefficients are not a list of numbers")
     if any(abs(value) > _LARGEST for value in values):
-        raise ValueError(f"a coefficient is beyond the largest float32, {_LARGEST:.4g}")
+        raise UserError(f"a coefficient is beyond the largest float32, {_LARGEST:.4g}")
     return tuple(map(float, values))
 
 
 def _domain_weights(weights: Any) -> dict[int, float]:
     if not isinstance(weights, dict) or not all(name.isascii() and name.isdigit() for name in weights):
-        raise ValueError("the domain weights are not numbers by domain")
+        raise UserError("the domain weights are not numbers by domain")
     found = dict(zip(map(int, weights), as_numbers(list(weights.values())), strict=True))
     if len(found) < len(weights) or not all(0 <= weight <= _ONE for weight in found.values()):
-        raise ValueError("the domain weights name a domain twice, or are not between 0 and 1")
+        raise UserError("the domain weights name a domain twice, or are not between 0 and 1")
     return found
 
 
 def check_recipe(recipe: Recipe, soup: SoupOfExperts) -> None:
     """Raise ValueError unless the recipe is one of this soup, with as many finite coefficients as it has experts."""
     if recipe.soup != soup.digest:
-        raise ValueError(
+        raise UserError(
             f"the recipe is of the soup {recipe.soup[:12]}…; {soup.folder} is {soup.digest[:12]}…. "
             "Give the soup it was made from."
         )
 
     def refuse(problem: str) -> NoReturn:
         tensors = f" (tensors {recipe.tensors[:12]}…)" if recipe.tensors else ""
-        raise ValueError(
+        raise UserError(
             f"{problem}. The recipe{tensors} does not fit its soup {soup.folder}: use the specialist.json as it was "
             "written, or make the specialist again."
         )
@@ -184,7 +185,7 @@ def instance_of(recipe: Recipe, soup: SoupOfExperts) -> torch.Tensor:
     """
     check_recipe(recipe, soup)
     if recipe.how.get("method") == FINE_TUNED:
-        raise ValueError(
+        raise UserError(
             "the specialist was fine-tuned after it was put together: its recipe does not rebuild it. "
             "Keep its model.safetensors."
         )
@@ -203,26 +204,26 @@ def blend(recipes: Sequence[Recipe], shares: Sequence[float], soup: SoupOfExpert
     """
     shares_R = np.asarray(shares, np.float64)
     if len(recipes) < 2 or shares_R.shape != (len(recipes),):
-        raise ValueError(
+        raise UserError(
             f"{len(recipes)} recipes and {len(shares_R)} shares: give two recipes or more, a share each."
         )
     if not np.isfinite(shares_R).all() or (shares_R < 0).any() or not shares_R.sum() > 0:
-        raise ValueError(f"the shares are {list(shares)}; they must be at least 0 and not all 0.")
+        raise UserError(f"the shares are {list(shares)}; they must be at least 0 and not all 0.")
     shares_R = shares_R / shares_R.sum()
     for recipe in recipes:
         check_recipe(recipe, soup)
         if recipe.how.get("method") == FINE_TUNED:
-            raise ValueError("a fine-tuned specialist has no coefficients of its own to average.")
+            raise UserError("a fine-tuned specialist has no coefficients of its own to average.")
     how = {"method": of, "shares": shares_R.tolist(), "of": [recipe.tensors for recipe in recipes]}
     if of == BLEND_COEFFICIENTS:
         mean_N = shares_R @ np.array([recipe.coefficients for recipe in recipes], np.float64)
         return make_recipe(soup, coefficients_N=torch.from_numpy(mean_N).float(), how=how)
     if of != BLEND_DOMAIN_WEIGHTS:
-        raise ValueError(f"of is {of!r}; it must be {BLEND_COEFFICIENTS!r} or {BLEND_DOMAIN_WEIGHTS!r}.")
+        raise UserError(f"of is {of!r}; it must be {BLEND_COEFFICIENTS!r} or {BLEND_DOMAIN_WEIGHTS!r}.")
     mean_K = torch.zeros(soup.config.num_domains, dtype=torch.float64)
     for share, recipe in zip(shares_R, recipes, strict=True):
         if recipe.domain_weights is None:
-            raise ValueError("a specialist that was not made from domain weights has none to average.")
+            raise UserError("a specialist that was not made from domain weights has none to average.")
         mean_K += share * dense(recipe, soup).double()
     weights_K = mean_K.float()
     coefficients_N = soup.coefficients(weights_K[None])[0]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from storage_schema.errors import UserError
+
 SUM_TOLERANCE = 1e-4
 """Of weights in float32: rounding 4096 of them moves their sum by less."""
 
@@ -52,7 +54,7 @@ def check_domain_weights(domain_weights_WK: torch.Tensor, num_domains: int) -> N
     other, and would answer anything.
     """
     if domain_weights_WK.ndim != 2 or domain_weights_WK.shape[1] != num_domains:
-        raise ValueError(
+        raise UserError(
             f"domain weights have shape {list(domain_weights_WK.shape)}; give one for each of the soup's {num_domains} "
             "domains, as estimate_domain_weights does."
         )
@@ -60,14 +62,14 @@ def check_domain_weights(domain_weights_WK: torch.Tensor, num_domains: int) -> N
     if wrong_WK.any():
         row, domain = wrong_WK.nonzero()[0].tolist()
         value = domain_weights_WK[row, domain].item()
-        raise ValueError(
+        raise UserError(
             f"domain weight {domain} is {value}; weights must be finite and at least 0. Other mixtures of the experts "
             "are coefficients, which SoupOfExperts.instances takes."
         )
     off_W = domain_weights_WK.double().sum(1) - 1
     if len(off_W) and off_W.abs().max() > SUM_TOLERANCE:
         furthest = off_W[off_W.abs().argmax()].item() + 1
-        raise ValueError(
+        raise UserError(
             f"domain weights sum to {furthest:.9g}; they must sum to 1 within {SUM_TOLERANCE}. "
             "Divide them by their sum."
         )

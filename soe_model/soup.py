@@ -28,6 +28,7 @@ from soe_model.flat import ParameterSlot, empty_instances, unflatten
 from soe_model.presets import SoupConfig
 from soe_model.router import Router, check_domain_weights
 from soe_model.training import SoupTrainer
+from storage_schema.errors import UserError
 from storage_schema.json_files import read_json
 from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import Manifest, StoreError, read_manifest
@@ -166,7 +167,7 @@ class SoupOfExperts:
         """
         wanted = self.config.num_experts
         if coefficients_WN.shape[-1] != wanted or not coefficients_WN.isfinite().all():
-            raise ValueError(
+            raise UserError(
                 f"expected {wanted} finite coefficients, one for each expert, got {_described(coefficients_WN)}. "
                 "Those of domain weights are SoupOfExperts.coefficients(weights)."
             )
@@ -199,7 +200,7 @@ class SoupOfExperts:
         try:
             config = hugging_face_config(self.config.backbone)
             if getattr(config, "num_hidden_layers", 0) > len(wanted):
-                raise ValueError(
+                raise UserError(
                     f"it has {config.num_hidden_layers} layers and the bank {len(wanted)} parameters"
                 )
             with torch.device("meta"):

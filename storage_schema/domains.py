@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage_schema.arrow_files import read_arrow, read_batch
+from storage_schema.errors import UserError
 from storage_schema.layout import store_parts
 from storage_schema.manifest import Manifest, StoreError, content_digest, read_manifest
 from storage_schema.tree import Tree, with_additions
@@ -188,7 +189,7 @@ class DomainStore:
     def windows_K(self, sequence_length: int) -> np.ndarray:
         """int64[K]: complete windows of `sequence_length` tokens (plus one) in each domain."""
         if sequence_length < 1:
-            raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1.")
+            raise UserError(f"sequence_length is {sequence_length}; it must be at least 1.")
         return np.sum([part.windows_K(sequence_length) for part in self.parts], axis=0)
 
     def passages(self, domain: int) -> pa.Table:

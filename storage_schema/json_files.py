@@ -11,6 +11,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from storage_schema.errors import UserError
+
 JSON_BYTES = 32 << 20
 """The manifest of 4096 domains has 0.7 MB."""
 JSON_DEPTH = 100
@@ -34,14 +36,14 @@ def read_object(path: str | Path) -> dict[str, Any]:
 def as_object(value: Any, where: object) -> dict[str, Any]:
     """The value, if it is an object. Raises ValueError naming `where` if it is not."""
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is not a JSON object, but a {type(value).__name__}.")
+        raise UserError(f"{where} is not a JSON object, but a {type(value).__name__}.")
     return value
 
 
 def parse_json(content: bytes, where: object) -> Any:
     """The value of JSON as UTF-8. Raises ValueError naming `where` if it is not JSON, or beyond a bound."""
     if len(content) > JSON_BYTES:
-        raise ValueError(f"{where} has more than {JSON_BYTES:,} bytes, and no JSON of ours has so many.")
+        raise UserError(f"{where} has more than {JSON_BYTES:,} bytes, and no JSON of ours has so many.")
     try:
         value = json.loads(
             content.decode("utf-8"),
@@ -53,9 +55,9 @@ def parse_json(content: bytes, where: object) -> Any:
     except RecursionError:
         deep = True
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}.") from error
+        raise UserError(f"{where} is not JSON: {error}.") from error
     if deep:
-        raise ValueError(f"{where} is nested deeper than {JSON_DEPTH} levels, and no JSON of ours is.")
+        raise UserError(f"{where} is nested deeper than {JSON_DEPTH} levels, and no JSON of ours is.")
     return value
 
 
@@ -66,7 +68,7 @@ def read_bounded(path: str | Path, at_most: int) -> bytes:
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file.")
+        raise UserError(f"{path} is not a regular file.")
     with open(path, "rb") as file:
         return file.read(at_most + 1)
 
@@ -76,18 +78,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it has the key {twice[:80]!r} twice")
+        raise UserError(f"it has the key {twice[:80]!r} twice")
     return found
 
 
 def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
+    raise UserError(f"{text} is no number of JSON")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is beyond the largest float")
+        raise UserError(f"{text[:40]} is beyond the largest float")
     return value
 
 

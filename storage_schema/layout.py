@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from storage_schema.errors import UserError
+
 DOMAIN_WORDS = "domain-words.json"
 """In a store and in its soups: what sets each domain apart, a list of words for each; where an atlas was drawn."""
 
@@ -55,9 +57,9 @@ def store_parts(store: str | Path) -> list[Path]:
 
 def _resolve(room: str, name: str) -> Path:
     if not name or name in (".", ".."):
-        raise ValueError(f"{name!r} is not a name for a folder of {room}.")
+        raise UserError(f"{name!r} is not a name for a folder of {room}.")
     if "://" in name:
-        raise ValueError(
+        raise UserError(
             f"{name!r} is elsewhere: only pretraining reads a store there. Copy it to this machine and give its path."
         )
     if "/" in name:

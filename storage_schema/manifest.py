@@ -47,13 +47,11 @@ class FileEntry:
         # Manifests travel with soups and stores, and what they name is read, and by a mirror written.
         inside = isinstance(path, str) and path.isprintable() and path == PurePosixPath(path).as_posix()
         if not inside or path.startswith("/") or {"..", "."} & set(path.split("/")):
-            raise ValueError(f"{path!r:.200} is no path of a file in the folder")
+            raise UserError(f"{path!r:.200} is no path of a file in the folder")
         if type(self.bytes) is not int or self.bytes < 0:
-            raise ValueError(f"the size of {path} is {self.bytes!r:.40}, and must be a number of bytes")
+            raise UserError(f"the size of {path} is {self.bytes!r:.40}, and must be a number of bytes")
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
-            raise ValueError(
-                f"the sha256 of {path} is {self.sha256!r:.80}, and must be 64 hexadecimal digits"
-            )
+            raise UserError(f"the sha256 of {path} is {self.sha256!r:.80}, and must be 64 hexadecimal digits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +76,7 @@ class Manifest:
         kinds = {"kind": str, "configuration": dict, "inputs": dict, "counts": dict, "seconds": int | float}
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"its {name} is a {type(getattr(self, name)).__name__}")
+                raise UserError(f"its {name} is a {type(getattr(self, name)).__name__}")
 
     @property
     def digest(self) -> str:

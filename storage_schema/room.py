@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from storage_schema.errors import UserError
+
 GB = 1e9
 
 
@@ -20,7 +22,7 @@ def require_room(folder: str | Path, needed: float, *, what: str, way_out: str) 
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise ValueError(
+        raise UserError(
             f"{what} takes about {needed / GB:.3g} GB and the disk of {folder} has {free / GB:.3g} GB free. "
             f"Free some, or {way_out}."
         )

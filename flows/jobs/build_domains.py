@@ -18,6 +18,7 @@ from pipeline.corpora import Corpus, open_corpus
 from pipeline.embedder import find_embedder, load_embedder
 from pipeline.tasks import is_disk_full
 from pipeline.tokenizer import load_tokenizer
+from storage_schema.errors import UserError
 from storage_schema.layout import store_folder
 from storage_schema.lock import only_writer
 from storage_schema.room import bytes_below, require_room
@@ -67,7 +68,7 @@ def _check_writable(folder: Path) -> None:
     except OSError as error:
         if is_disk_full(error):
             raise
-        raise ValueError(
+        raise UserError(
             f"The store {folder} cannot be written: {error}. Choose another store or SOE_HOME."
         ) from error
 

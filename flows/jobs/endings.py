@@ -110,6 +110,6 @@ def to_the_end(fit: Callable[[], object], folder: Path, *, asked: str) -> None:
             message = out_of_memory(asked)
         if message is None:
             raise
-        raise ValueError(message) from error
+        raise UserError(message) from error
     if (message := stopped(folder)) is not None:
-        raise ValueError(message)
+        raise UserError(message)

@@ -7,6 +7,7 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from soe_model.backbone import hugging_face_config
+from storage_schema.errors import UserError
 
 
 def own_backbone(
@@ -22,7 +23,7 @@ def own_backbone(
     """
     default = hugging_face_config(given)
     if given["model_type"] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ValueError(
+        raise UserError(
             f"backbone has model_type {given['model_type']!r}, which is no causal language model."
         )
     positions = default.attribute_map.get("max_position_embeddings", "max_position_embeddings")
@@ -42,18 +43,18 @@ def own_backbone(
     config = hugging_face_config(completed)
     dropout = [name for name, value in vars(config).items() if "drop" in name and value]
     if dropout:
-        raise ValueError(
+        raise UserError(
             f"backbone has {dropout[0]} {getattr(config, dropout[0])}: a resumed run, or one of another number of "
             "workers, would draw other random numbers. Leave it out."
         )
     if config.vocab_size < vocab_size:
-        raise ValueError(
+        raise UserError(
             f"backbone has vocab_size {config.vocab_size}; the store's tokenizer has {vocab_size} tokens. Give at "
             "least so many, or leave it out."
         )
     there = getattr(config, positions, None)
     if there is not None and there < sequence_length:
-        raise ValueError(
+        raise UserError(
             f"backbone has {positions} {there}; sequence_length is {sequence_length}. Give at least so many, leave "
             "it out, or lower sequence_length."
         )

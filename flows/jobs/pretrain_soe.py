@@ -23,6 +23,7 @@ from pipeline.remote_store import open_store
 from pipeline.streaming import MixtureStream
 from soe_model.presets import SoupConfig, TrainingConfig
 from storage_schema.domains import DomainStore
+from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
 from storage_schema.layout import run_folder, soup_folder, store_place
 from storage_schema.lock import only_writer
@@ -171,7 +172,7 @@ def _require_cuda(use_gpu: bool) -> None:
         return torch.cuda.is_available()
 
     if not ray.get(has_cuda.remote()):
-        raise ValueError(
+        raise UserError(
             "use_gpu is true and the Ray cluster counts GPUs, but torch sees none there. Install a CUDA build of "
             "torch, check the driver (nvidia-smi), or set use_gpu=false."
         )
@@ -183,12 +184,12 @@ def world_sizes(batch_size: int, min_workers: int, num_workers: int) -> list[int
     Raises ValueError if `num_workers` does not, or is below `min_workers`.
     """
     if min_workers > num_workers:
-        raise ValueError(
+        raise UserError(
             f"min_workers is {min_workers} and num_workers, the maximum, is {num_workers}. Lower min_workers or "
             "raise num_workers."
         )
     if batch_size % num_workers:
-        raise ValueError(
+        raise UserError(
             f"batch_size {batch_size} is not a multiple of the {num_workers} workers. Change one of them."
         )
     return [size for size in range(min_workers, num_workers + 1) if batch_size % size == 0]

@@ -17,6 +17,7 @@ from pipeline.remote_store import open_store
 from pipeline.streaming import MixtureStream
 from soe_model.presets import Preset, SoupConfig, TrainingConfig, preset
 from storage_schema.domains import DomainStore
+from storage_schema.errors import UserError
 from storage_schema.layout import run_folder, store_place
 from storage_schema.manifest import StoreError
 
@@ -116,7 +117,7 @@ def meta_distribution(
     law = settings.meta_distribution
     if settings.method == "generic" and law != "fixed":
         if settings.ratios is not None:
-            raise ValueError(
+            raise UserError(
                 f"method=generic trains one model on one mixture, and ratios is {settings.ratios!r}: give "
                 "meta_distribution=fixed with it, or leave ratios out."
             )
@@ -141,7 +142,7 @@ def _check_used(settings: Pretrain) -> None:
     """Raise ValueError for a setting of another law, or a missing one."""
     law = settings.meta_distribution
     if "ratios" in OF_LAW[law] and settings.ratios is None:
-        raise ValueError(f"meta_distribution={law} reads its mixtures from a table: give its path as ratios.")
+        raise UserError(f"meta_distribution={law} reads its mixtures from a table: give its path as ratios.")
     refuse_unused(settings, "meta_distribution", OF_LAW)
 
 
@@ -153,7 +154,7 @@ def stream_of_run(name: str) -> tuple[MixtureStream, int]:
     """
     folder = run_folder(name)
     if not (folder / SETTINGS).exists():
-        raise ValueError(
+        raise UserError(
             f"there is no run {name!r}: {folder / SETTINGS} is missing. Check the name (SOE_HOME)."
         )
     begun = claimed(folder)  # first: a newer release's settings are not ours to check

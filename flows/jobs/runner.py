@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from flows.errors import PREFIX, user_error
 from flows.settings import Settings
+from storage_schema.errors import UserError
 
 SUMMARY_PREFIX = "soe-summary "
 DATA_CPUS = 1
@@ -65,7 +66,7 @@ def require_gpus(use_gpu: bool) -> None:
     from pipeline.tasks import run_tasks
 
     if not ray.cluster_resources().get("GPU"):
-        raise ValueError(
+        raise UserError(
             "use_gpu is true, but the Ray cluster has no GPU. Start one on a machine with GPUs, "
             "check the driver (nvidia-smi), or set use_gpu=false."
         )
@@ -86,6 +87,6 @@ def require_workers(num_workers: int, use_gpu: bool, *, with_data: bool = False)
     if there < num_workers + beside:
         way_out = "set use_gpu=false or add GPU nodes" if use_gpu else "lower num_workers or add nodes"
         data = " and one for their data" if beside else ""
-        raise ValueError(
+        raise UserError(
             f"{num_workers} workers need {num_workers} {kind}s{data}; the Ray cluster has {there}: {way_out}."
         )

@@ -27,6 +27,7 @@ from pipeline.tasks import available_cores
 from soe_model.evaluation import mean_loss
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import check_target, write_specialist
+from storage_schema.errors import UserError
 from storage_schema.json_files import as_object, read_object
 from storage_schema.layout import MADE, soup_folder, specialist_folder, store_folder
 from storage_schema.lock import only_writer
@@ -102,7 +103,7 @@ def read_sets(settings: Specialize) -> list[SpecialistSet]:
             max_sets=settings.max_sets,
         )
     if not sets:
-        raise ValueError(
+        raise UserError(
             'no specialist set: name files of texts, such as texts={"notes": "/data/notes"}, or a store '
             "with held-out sources (held_out_of)."
         )
@@ -226,12 +227,12 @@ def _check_twin(settings: Specialize, soup: SoupOfExperts) -> None:
         return
     twin = SoupOfExperts.open(soup_folder(settings.compare_with), verify=False)
     if twin.config.num_experts:
-        raise ValueError(
+        raise UserError(
             f"compare_with is {settings.compare_with!r}, a soup of {twin.config.num_experts} experts; name a generic "
             "twin, which pretrain-soe makes with method=generic."
         )
     if twin.tokenizer_digest != soup.tokenizer_digest:
-        raise ValueError(
+        raise UserError(
             f"compare_with is {settings.compare_with!r}, which has another tokenizer than {settings.soup!r}: their "
             "losses cannot be compared. Name a twin that was trained on the same store."
         )

@@ -10,6 +10,7 @@ import secrets
 import socket
 from pathlib import Path
 
+from storage_schema.errors import UserError
 from storage_schema.layout import home
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -41,12 +42,12 @@ def read_token(path: str | Path | None = None) -> str:
 def _read(path: Path) -> str:
     state = path.stat()
     if state.st_mode & 0o077 or state.st_uid != os.getuid():
-        raise ValueError(
+        raise UserError(
             f"the token file {path} can be read by others. Run: chmod 600 {path}, or name another."
         )
     token = path.read_text("utf-8").strip()
     if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        raise ValueError(
+        raise UserError(
             f"the token file {path} holds no token: one line of {SHORTEST_TOKEN} ASCII characters or more. "
             "Delete it, and a new one is made."
         )

@@ -19,6 +19,7 @@ from flows.serving.limits import Limits
 from flows.serving.specialists import Specialists
 from pipeline.tasks import available_cores
 from soe_model.soup import SoupOfExperts
+from storage_schema.errors import UserError
 from storage_schema.layout import soup_folder
 
 STOPPING_SECONDS = 3
@@ -36,7 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
             others can read.
     """
     if arguments.max_queue < 1:
-        raise ValueError(f"--max-queue is {arguments.max_queue}; it must be at least 1.")
+        raise UserError(f"--max-queue is {arguments.max_queue}; it must be at least 1.")
     limits = Limits()
     listening = listen(arguments.host, arguments.port)
     try:
@@ -60,13 +61,13 @@ def main(arguments: argparse.Namespace) -> int:
 def listen(host: str, port: int) -> socket.socket:
     """A socket bound to the port. Raises ValueError if it is taken or not allowed, or the host is not this machine."""
     if not 0 <= port <= 65535:
-        raise ValueError(f"--port is {port}; it must be 0 (any) to 65535.")
+        raise UserError(f"--port is {port}; it must be 0 (any) to 65535.")
     try:
         family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise ValueError(f"--host {host!r} is not known: {error}.") from error
+        raise UserError(f"--host {host!r} is not known: {error}.") from error
     # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named; a client acknowledges the first
     # of two pieces 40 ms late.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -76,7 +77,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen(128)  # a port that another one listens on is refused here at the latest
     except OSError as error:
         listening.close()
-        raise ValueError(
+        raise UserError(
             f"port {port} of {host} cannot be listened on: {os.strerror(error.errno or 0)}. Choose another with --port."
         ) from error
     return listening

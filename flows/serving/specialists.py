@@ -27,6 +27,7 @@ from soe_model.flat import unflatten
 from soe_model.recipe import instance_of, recipe_of, tensors_digest
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import write_specialist
+from storage_schema.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +47,7 @@ class Specialists:
 
     def __init__(self, soup: SoupOfExperts, *, cache: int = 4, limits: Limits | None = None):
         if cache < 1:
-            raise ValueError(f"cache is {cache}; at least 1 model is kept.")
+            raise UserError(f"cache is {cache}; at least 1 model is kept.")
         self.soup, self.cache, self.limits = soup, cache, limits or Limits()
         self.maker = SpecialistMaker(soup, show=silent)
         self.box = RecipeBox(soup.digest, soup.folder.name)

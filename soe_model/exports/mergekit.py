@@ -20,6 +20,7 @@ from soe_model.exports.parts import new_folder, used_experts
 from soe_model.recipe import Recipe
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import write_model
+from storage_schema.errors import UserError
 
 CONFIGURATION = "mergekit.yml"
 SHARED_MODEL = "shared"
@@ -53,7 +54,7 @@ def write_mergekit(soup: SoupOfExperts, recipe: Recipe, folder: Path) -> Path:
     used = used_experts(recipe, soup)
     for character in _READ_OTHERWISE:
         if character in str(folder):
-            raise ValueError(
+            raise UserError(
                 f"mergekit does not take {folder} for a path, for its {character!r}. Choose another folder."
             )
     with new_folder(folder) as work:

@@ -12,6 +12,7 @@ from uuid import uuid4
 from soe_model.flat import unflatten
 from soe_model.recipe import FINE_TUNED, Recipe, check_recipe, check_tensors, instance_of, tensors_digest
 from soe_model.soup import SoupOfExperts
+from storage_schema.errors import UserError
 from storage_schema.manifest import StoreError
 
 
@@ -23,13 +24,13 @@ def used_experts(recipe: Recipe, soup: SoupOfExperts) -> list[tuple[int, float]]
     """
     check_recipe(recipe, soup)
     if recipe.how.get("method") == FINE_TUNED:
-        raise ValueError(
+        raise UserError(
             "the specialist was fine-tuned after it was put together: it is no sum of the soup's experts. "
             "Use its own directory, which is a whole Hugging Face model."
         )
     used = [(number, value) for number, value in enumerate(recipe.coefficients) if value]
     if not used:
-        raise ValueError(
+        raise UserError(
             f"all {len(recipe.coefficients)} coefficients are 0: the specialist is the shared model, and there is "
             "nothing to add to it. Write it as a whole model with `soe materialize`."
         )

@@ -25,6 +25,7 @@ from soe_model.exports.parts import new_folder, used_experts
 from soe_model.recipe import Recipe
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import write_model
+from storage_schema.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +60,7 @@ def write_peft(soup: SoupOfExperts, recipe: Recipe, folder: Path) -> Path:
         StoreError: `folder` exists.
     """
     if soup.config.expert_rank is None:
-        raise ValueError(
+        raise UserError(
             f"{soup.folder} has experts of full rank (expert_rank is not set): no LoRA adapter equals them. "
             "Export to mergekit, or pretrain with expert_rank."
         )

@@ -8,6 +8,7 @@ from typing import Any
 from soe_model.optimizers.adam import Adam, AdamExperts
 from soe_model.optimizers.compact import CompactExperts, Moments
 from soe_model.optimizers.tile import AdamConfig
+from storage_schema.errors import UserError
 
 MOMENTS = {
     "adam-bf16-moments": Moments(),
@@ -33,4 +34,4 @@ def bytes_of(name: str) -> tuple[float, float]:
 def check_name(name: str) -> None:
     """Raise ValueError, listing the names, for one that is no optimizer's."""
     if name not in OPTIMIZERS:
-        raise ValueError(f"no optimizer {name!r}; there are {', '.join(OPTIMIZERS)}.")
+        raise UserError(f"no optimizer {name!r}; there are {', '.join(OPTIMIZERS)}.")

@@ -29,6 +29,7 @@ from soe_model.optimizers.tile import (
     tiles,
     update_tile,
 )
+from storage_schema.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class CompactExperts:
     ):
         num_experts, width = shape
         if width % FACTORED or first_column % FACTORED:
-            raise ValueError(f"{width} columns from {first_column} on: both must be multiples of {FACTORED}.")
+            raise UserError(f"{width} columns from {first_column} on: both must be multiples of {FACTORED}.")
         self.moments, self.config, self.seed, self.first_column = moments, config, seed, first_column
         self.high_Np = torch.zeros(shape, dtype=torch.bfloat16, device=device)
         self.low_Np = torch.zeros(shape, dtype=torch.int16, device=device)
