@@ -104,7 +104,9 @@ def _poll(api: PrefectApi, flow_run_id: str, view: _Bars | _Lines) -> dict:
 
 
 def _patiently(seconds: float) -> Callable:
-    """A caller that repeats a question the server does not answer (HTTP status 0), for so many seconds."""
+    """A caller that repeats a question the server does not answer, or with a fault of its own (status 5xx, or 0 for no
+    answer), for so many seconds: neither says anything of the run.
+    """
 
     def ask(question: Callable[[], Any]) -> Any:
         begun = time.monotonic()
@@ -112,7 +114,7 @@ def _patiently(seconds: float) -> Callable:
             try:
                 return question()
             except ApiError as error:
-                if error.status or time.monotonic() - begun > seconds:
+                if 0 < error.status < 500 or time.monotonic() - begun > seconds:
                     raise
                 time.sleep(1.0)
 

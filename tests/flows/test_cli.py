@@ -81,13 +81,13 @@ def test_run_without_a_server_says_how_to_start_one(place):
 class Server:
     """Plays a server that answers in turn with these states, then falls silent for `silent` questions."""
 
-    def __init__(self, states, silent=0):
-        self.states, self.silent = list(states), silent
+    def __init__(self, states, silent=0, status=0):
+        self.states, self.silent, self.status = list(states), silent, status
 
     def flow_run(self, flow_run_id):
         if len(self.states) == 1 and self.silent:
             self.silent -= 1
-            raise ApiError("no Prefect server answers")
+            raise ApiError("no Prefect server answers", self.status)
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
         return {"name": "run", "state_name": state, "state_type": state.upper(), "state": {"message": "why"}}
 
@@ -95,11 +95,11 @@ class Server:
         return [{"description": "count sheep: 1 of 2 sheep"}, {"description": "another's"}]
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_following_survives_a_server_that_is_away_for_a_moment(terminal, monkeypatch, capsys):
+@pytest.mark.parametrize(("terminal", "status"), [(True, 0), (False, 0), (False, 503)])
+def test_following_survives_a_server_that_is_away_for_a_moment(terminal, status, monkeypatch, capsys):
     monkeypatch.setattr(follow, "POLL_SECONDS", 0)
     console = Console(force_terminal=terminal, width=100)
-    server = Server(["Scheduled", "Running", "Failed"], silent=1)
+    server = Server(["Scheduled", "Running", "Failed"], silent=1, status=status)
     run = follow.follow(server, "id", console=console)
     assert follow.outcome(run) == "why"
     assert "count sheep" in capsys.readouterr().out
