@@ -57,7 +57,7 @@ def played(monkeypatch, tmp_path):
     """A soup, a maker and a written specialist played by the test; the settings of one set of texts."""
     soup = SimpleNamespace(folder=tmp_path, digest="s" * 64)
     monkeypatch.setattr(specialize.SoupOfExperts, "open", lambda *a, **k: soup)
-    monkeypatch.setattr(specialize, "read_manifest", lambda *a: SimpleNamespace(digest="d" * 64))
+    monkeypatch.setattr(specialize, "read_manifest", lambda *a: SimpleNamespace(digest="d" * 64, files=()))
     (tmp_path / "notes.txt").write_text("one text\n\nanother")
     return Specialize(texts={"notes": str(tmp_path / "notes.txt")}, output=str(tmp_path / "made"))
 
@@ -66,7 +66,7 @@ def test_losses_of_an_earlier_run_are_gone_when_a_run_measures_none(played, tmp_
     measured = {"specialists": ["notes"], "warnings": {}, "specialist_sets": [{"name": "notes"}]}
     specialize.run_here(played, lambda *a: measured)
     assert json.loads((tmp_path / "made/evaluation.json").read_text()) == measured
-    again = played.model_copy(update={"rebuild": True, "evaluation_passages": 0})
+    again = played.model_copy(update={"rule": "tree", "evaluation_passages": 0})
     specialize.run_here(again, lambda *a: {"specialists": ["notes"], "warnings": {}})
     assert not (tmp_path / "made/evaluation.json").exists()
 
