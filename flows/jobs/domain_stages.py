@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.atlas_page import MOST_DOMAINS, write_atlas
+from flows.atlas_page import FILE_NAME, MOST_DOMAINS, write_atlas
 from flows.jobs.progress import progress
 from flows.jobs.stages import Stages
 from flows.settings import BuildDomains
@@ -21,6 +21,7 @@ from pipeline.scatter import Folders
 from pipeline.selection import Selection
 from pipeline.tokenizer import build_tokenizer
 from storage_schema.domains import DomainStore
+from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import file_digest
 
 
@@ -163,6 +164,8 @@ def draw_atlas(folder: Path) -> Path | None:
     """Write the atlas page beside the stages; None if there are more domains than a page can show."""
     domains = DomainStore(folder).num_domains
     if domains > MOST_DOMAINS:
+        for stale in (FILE_NAME, DOMAIN_WORDS):  # of the domains that were here before
+            (folder / stale).unlink(missing_ok=True)
         print(
             f"atlas: left out, {domains} domains are more than a page can show ({MOST_DOMAINS})", flush=True
         )

@@ -11,10 +11,12 @@ import pytest
 
 from flows import artifacts
 from flows.atlas_page import write_atlas
+from flows.jobs import domain_stages
+from flows.jobs.domain_stages import draw_atlas
 from flows.progress_text import artifact_key, describe, parse_description, percent_of
 from flows.settings import Pretrain, Specialize
 from storage_schema.domains import DomainStore
-from storage_schema.layout import run_folder, soup_folder
+from storage_schema.layout import DOMAIN_WORDS, run_folder, soup_folder
 from storage_schema.stage import open_stage
 from tests.toy_store import make_store
 
@@ -77,6 +79,14 @@ def test_the_atlas_is_linked_and_its_path_is_said(tmp_path, monkeypatch):
     link, rest = published["link"]
     assert link == atlas.as_uri() and rest["link_text"] == str(atlas) and rest["key"] == "domains-store-atlas"
     assert str(atlas) in rest["description"] and str(atlas) in published["markdown"][0]
+
+
+def test_an_atlas_of_fewer_domains_does_not_stay_beside_too_many(tmp_path, monkeypatch):
+    folder = make_store(tmp_path / "store", [300, 200])
+    assert draw_atlas(folder) is not None and (folder / DOMAIN_WORDS).exists()
+    monkeypatch.setattr(domain_stages, "MOST_DOMAINS", 1)
+    assert draw_atlas(folder) is None
+    assert not (folder / "atlas.html").exists() and not (folder / DOMAIN_WORDS).exists()
 
 
 def test_the_soups_card_says_how_to_resume(tmp_path, monkeypatch):
