@@ -1,5 +1,6 @@
 # From a bare machine: `make demo` shows the whole walk, `make test` runs the tests, `make check` reads the code without
-# running it. Suites of their own: `make test-faults` kills and damages things, `make test-long` takes minutes a test.
+# running it. Suites of their own: `make test-faults` kills and damages things, `make test-long` takes minutes a test,
+# `make test-cpus` runs the tests of numbers as on other CPUs.
 # `make bench-peers` measures our stream beside other libraries', which get an environment of their own.
 #   EXTRAS=gpu,offline,dev   on a machine with NVIDIA GPUs
 #   PYTHON=python3.12        another interpreter (3.11 to 3.13)
@@ -20,7 +21,7 @@ PEERS := .venv-peers
 PEERS_PINS := tests/benchmarks/peers/requirements.txt
 PEERS_OPTIONS ?= --json $(PEERS)/result.json
 
-.PHONY: check demo test test-faults test-long bench-peers bench-gpu install down
+.PHONY: check demo test test-cpus test-cpu-ci test-faults test-long bench-peers bench-gpu install down
 
 demo: install
 	@$(VENV)/bin/soe demo
@@ -34,6 +35,23 @@ check: install
 
 test: install
 	@$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
+
+# What a CPU can do decides in which order its libraries add up, and so the last bits of what they compute. Every test of
+# numbers must hold on each: on one without AVX and FMA (alone: test-cpu-ci), on one without AVX-512, with other threads.
+NUMBERS := $(filter-out %_lm_eval.py %_memory.py %_git_theta.py tests/soe_model/test_export_% tests/soe_model/test_hostile_%, \
+	$(wildcard tests/soe_model/test_*.py)) \
+	$(patsubst %,tests/pipeline/test_%.py,atlas clustering domain_weights embedding gather kmeans mixture_statistics \
+	mixture_tally mixtures partitioning planted ratios replay)
+OLD_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem \
+	FAISS_SIMD_LEVEL=NONE NPY_DISABLE_CPU_FEATURES=X86_V3,X86_V4,AVX512_ICL,AVX512_SPR
+AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell FAISS_SIMD_LEVEL=AVX2
+
+test-cpu-ci: install
+	@$(OLD_CPU) $(VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(NUMBERS)
+
+test-cpus: test-cpu-ci
+	@for cpu in "$(AVX2_CPU)" OMP_NUM_THREADS=2 OMP_NUM_THREADS=4; do echo "$$cpu"; \
+		env $$cpu $(VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(NUMBERS) || exit; done
 
 test-faults: install
 	@$(VENV)/bin/python -m pytest -m faults
