@@ -153,9 +153,33 @@ class Pretrain(Settings):
         description="recorded, fixed: path of a ratios.csv (`soe ratios` and `soe weights` write one).",
     )
     num_experts: int | None = Field(None, ge=1)
-    learning_rate: float | None = Field(None, gt=0, description="Of `shared` (and of the generic twin).")
-    expert_learning_rate: float | None = Field(None, gt=0)
-    router_learning_rate: float | None = Field(None, gt=0)
+    learning_rate: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Of `shared` (and of the generic twin)."
+    )
+    expert_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    router_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Of a linear rise of all rates at the start; `steps` at most."
+    )
+    final_learning_rate_fraction: float | None = Field(
+        None, ge=0, le=1, description="Share of the rates left at the last step, by a cosine; 1: constant."
+    )
+    gradient_clip: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Largest norm of the gradient of everything together."
+    )
+    beta1: float | None = Field(None, ge=0, lt=1, description="Adam's, of the first moment.")
+    beta2: float | None = Field(None, ge=0, lt=1, description="Adam's, of the second moment.")
+    epsilon: float | None = Field(None, gt=0, allow_inf_nan=False, description="Adam's.")
+    router_hidden: int | None = Field(None, ge=1, description="Hidden units of the router.")
+    router_input_scale: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Size of the router's first weights at the start."
+    )
+    router_output_scale: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="About that of the coefficients at the start."
+    )
+    expert_std: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Of the experts' parameters at the start."
+    )
     seed: int = Field(0, ge=0, lt=1 << 63)
     backbone: dict[str, Any] | None = Field(
         None,

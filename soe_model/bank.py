@@ -91,12 +91,17 @@ class Bank:
         self.experts.combine(self.shared_p, coefficients_WN, part_Wp)
         return self.sharding.gather(part_Wp)
 
-    def coefficient_gradients(self, grads_Wp: torch.Tensor) -> torch.Tensor:
-        """Gradient of the coefficients, [W, N], from this rank's columns summed over all ranks."""
+    def coefficient_gradients(self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor) -> torch.Tensor:
+        """Gradient of the coefficients, [W, N], from this rank's columns summed over all ranks.
+
+        The first of a step's three: low-rank experts form here what :meth:`squared_norms` and :meth:`update` use.
+        """
+        if isinstance(self.experts, LowRankExperts):
+            return self.sharding.sum(self.experts.coefficient_gradients(coefficients_WN, grads_Wp))
         return self.sharding.sum(self.experts.coefficient_gradients(grads_Wp))
 
     def squared_norms(
-        self, grads_Wp: torch.Tensor, coefficients_WN: torch.Tensor
+        self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Squared norms of the gradients of `shared` and of all experts.
 
@@ -104,7 +109,7 @@ class Bank:
         """
         gram_WW = self.sharding.sum(grads_Wp @ grads_Wp.T)
         if isinstance(self.experts, LowRankExperts):
-            experts = self.experts.squared_norm(coefficients_WN, grads_Wp)
+            experts = self.experts.squared_norm()
         else:
             experts = (coefficients_WN @ coefficients_WN.T * gram_WW).sum()
         return gram_WW.sum().clamp(min=0), experts.clamp(min=0)
@@ -114,14 +119,19 @@ class Bank:
         coefficients_WN: torch.Tensor,
         grads_Wp: torch.Tensor,
         *,
+        scale: float,
         step: int,
         shared_rate: float,
         expert_rate: float,
     ) -> None:
-        """One step of both optimizers with clipped gradients of the instances."""
+        """One step of both optimizers with `scale` times the gradients of the instances, which are changed in place."""
+        grads_Wp.mul_(scale)
         shared_gradient = grads_Wp[0] if len(grads_Wp) == 1 else grads_Wp.sum(0)
         self._shared_optimizer.update(shared_gradient, step=step, learning_rate=shared_rate)
-        self.experts.update(coefficients_WN, grads_Wp, step=step, learning_rate=expert_rate)
+        if isinstance(self.experts, LowRankExperts):
+            self.experts.update(scale=scale, step=step, learning_rate=expert_rate)
+        else:
+            self.experts.update(coefficients_WN, grads_Wp, step=step, learning_rate=expert_rate)
 
     def expert_tensors(self, number: int) -> dict[str, torch.Tensor]:
         """One expert's exact parameters (or factors) by name, on every rank."""

@@ -25,6 +25,11 @@ from storage_schema.versions import version_problem, written_with
 
 _STATE = "checkpoint.json"
 _FIELDS = {"step": int, "world_size": int, "plan_digest": str, "notes": dict, "soup": dict, "training": dict}
+_TRAINING = (
+    "optimizer", "learning_rate", "expert_learning_rate", "router_learning_rate", "steps", "warmup_steps",
+    "final_learning_rate_fraction", "gradient_clip",
+)  # fmt: skip
+"""What of the training the next steps hang on, besides Adam's constants; the plan's digest stands for the data."""
 MOST_RANKS = 99_999
 """Of which the files' names have room."""
 
@@ -178,9 +183,12 @@ def _verify(path: Path, *, content: bool = True) -> None:
 
 def _to_match(trainer: SoupTrainer) -> dict[str, Any]:
     """What a trainer must have in common with a checkpoint, besides the plan, as JSON gives it back."""
-    training = trainer.training
-    optimizer = {"optimizer": training.optimizer, "adam": asdict(training.adam)}
-    return json.loads(json.dumps({"soup": asdict(trainer.soup), "training": optimizer}))
+    training = {name: getattr(trainer.training, name) for name in _TRAINING}
+    return json.loads(
+        json.dumps(
+            {"soup": asdict(trainer.soup), "training": training | {"adam": asdict(trainer.training.adam)}}
+        )
+    )
 
 
 def _check(folder: Path, state: dict[str, Any], trainer: SoupTrainer, plan_digest: str) -> None:
@@ -191,14 +199,16 @@ def _check(folder: Path, state: dict[str, Any], trainer: SoupTrainer, plan_diges
             "mixtures changed). Use the original settings, or another run name."
         )
     mine = _to_match(trainer)
-    for part, of in (("soup", "another model"), ("training", "the state of another optimizer")):
+    for part, of in (("soup", "another model"), ("training", "the state of another training")):
         changed = [
-            f"{key} was {state[part].get(key)!r}, now {value!r}"
+            f"{key} was {state[part][key]!r}, now {value!r}"
             for key, value in mine[part].items()
-            if state[part].get(key) != value
+            if key in state[part] and state[part][key] != value  # an older release wrote fewer
         ]
         if changed:
-            raise StoreError(f"{folder} holds {of}: {'; '.join(changed)}. Use another run name.")
+            raise StoreError(
+                f"{folder} holds {of}: {'; '.join(changed)}. Use the original settings, or another run name."
+            )
 
 
 def _overlap(mine: Sharding, rank: int, world_size: int) -> tuple[slice, slice] | None:

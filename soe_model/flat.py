@@ -2,8 +2,8 @@
 
 So the soup needs to know nothing of an architecture: an instance is written into ``params_WP`` and its
 gradient read from ``grads_WP``. A step with several instances has a row for each, and `use` says which one the
-module is. No address ever changes, which keeps compiled graphs valid; a gradient must therefore be zeroed in
-place, never set to None.
+module is. The buffers never move, so an instance has the same addresses in every step; with several, `use` gives the
+module those of another. A gradient must be zeroed in place, never set to None: it would no longer be a view.
 
 Legend: W instances, P parameters of one model.
 """

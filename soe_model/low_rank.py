@@ -80,6 +80,7 @@ class LowRankExperts:
             scale = rank**-0.5 if slot.name.endswith(".A") else std
             self._factor(self.factors_NQ, slot).mul_(scale)
         self._optimizer = Adam(self.factors_NQ, config)
+        self._gradient_NQ: torch.Tensor | None = None
 
     def _factor(self, factors_NQ: torch.Tensor, slot: ParameterSlot) -> torch.Tensor:
         """[N, a, r], as a view."""
@@ -104,48 +105,43 @@ class LowRankExperts:
                 part = product.view(-1)[start - matrix.offset : stop - matrix.offset]
                 out_Wp[w, start - mine.start : stop - mine.start] += part
 
-    def coefficient_gradients(self, grads_Wp: torch.Tensor) -> torch.Tensor:
-        """[W, N], to be summed over the ranks: the first has all of it."""
+    def coefficient_gradients(self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor) -> torch.Tensor:
+        """[W, N], to be summed over the ranks: the first has all of it.
+
+        Forms the factors' gradient besides, which :meth:`squared_norm` and :meth:`update` need: with
+        G_j = sum_w coefficient_wj G_w, dA = G_j B and dB = G_jᵀ A.
+        """
         grads_WP = self.sharding.gather(grads_Wp)
         total_WN = grads_Wp.new_zeros(len(grads_Wp), len(self.factors_NQ))
-        if self.sharding.rank == 0:
-            for matrix, a, b in self._pairs():
-                left, right = self._factor(self.factors_NQ, a), self._factor(self.factors_NQ, b)
-                for w, gradient in enumerate(self._gradients_of(matrix, grads_WP)):
-                    total_WN[w] += ((gradient @ right) * left).sum((1, 2))
-        return total_WN
+        self._gradient_NQ = torch.zeros_like(self.factors_NQ)
+        for matrix, a, b in self._pairs():
+            left, right = self._factor(self.factors_NQ, a), self._factor(self.factors_NQ, b)
+            of_left, of_right = self._factor(self._gradient_NQ, a), self._factor(self._gradient_NQ, b)
+            for w, gradient in enumerate(self._gradients_of(matrix, grads_WP)):
+                coefficients_N11 = coefficients_WN[w][:, None, None]
+                product = gradient @ right
+                total_WN[w] += (product * left).sum((1, 2))
+                of_left += coefficients_N11 * product
+                of_right += coefficients_N11 * (gradient.T @ left)
+        return total_WN if self.sharding.rank == 0 else total_WN.zero_()
 
     def _gradients_of(self, matrix: ParameterSlot, grads_WP: torch.Tensor) -> torch.Tensor:
         """[W, a, b]."""
         return grads_WP[:, matrix.offset : matrix.offset + matrix.size].unflatten(1, matrix.shape)
 
-    def _gradient(self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor) -> torch.Tensor:
-        """Of the factors, [N, Q]: with G_j = sum_w coefficient_wj G_w, dA = G_j B and dB = G_jᵀ A."""
-        grads_WP = self.sharding.gather(grads_Wp)
-        gradient_NQ = torch.empty_like(self.factors_NQ)
-        for matrix, a, b in self._pairs():
-            left, right = self._factor(self.factors_NQ, a), self._factor(self.factors_NQ, b)
-            of_left, of_right = self._factor(gradient_NQ, a), self._factor(gradient_NQ, b)
-            of_left.zero_()
-            of_right.zero_()
-            for coefficients_N, gradient in zip(
-                coefficients_WN, self._gradients_of(matrix, grads_WP), strict=True
-            ):
-                of_left += coefficients_N[:, None, None] * (gradient @ right)
-                of_right += coefficients_N[:, None, None] * (gradient.T @ left)
-        return gradient_NQ
-
-    def squared_norm(self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor) -> torch.Tensor:
+    def squared_norm(self) -> torch.Tensor:
         """Of the gradient of all factors, on every rank."""
-        return self._gradient(coefficients_WN, grads_Wp).square().sum()
+        return self._gradient().square().sum()
 
-    def update(
-        self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor, *, step: int, learning_rate: float
-    ) -> None:
-        """One step of Adam on the factors. `step` counts from 0."""
-        self._optimizer.update(
-            self._gradient(coefficients_WN, grads_Wp), step=step, learning_rate=learning_rate
-        )
+    def update(self, *, scale: float, step: int, learning_rate: float) -> None:
+        """One step of Adam with `scale` times the factors' gradient, which is then spent. `step` counts from 0."""
+        gradient_NQ = self._gradient().mul_(scale)
+        self._optimizer.update(gradient_NQ, step=step, learning_rate=learning_rate)
+        self._gradient_NQ = None
+
+    def _gradient(self) -> torch.Tensor:
+        assert self._gradient_NQ is not None, "coefficient_gradients comes first"
+        return self._gradient_NQ
 
     def expert_tensors(self, number: int) -> dict[str, torch.Tensor]:
         """One expert's factors by name."""

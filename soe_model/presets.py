@@ -1,14 +1,19 @@
 """Sizes and hyper-parameters that belong together. A preset is a function; nothing else reads its name.
 
-The paper's sizes are Table 2 (and the 335 M model of Figure 5), its hyper-parameters Table 3.
+The paper gives the sizes (Table 2; of the 335 M model of Figure 5 the experts' number alone), N = 128 (section 3), s = 4,
+and Table 3: batch, length, rates, warm-up steps, betas, clip. It is silent on the rest, which is ours: the rise of the
+rates and what comes after it, the router's width, how router and experts begin, Adam's epsilon, the 335 M model's shape
+(GPT-2 medium's), and that the clip is of one norm over shared, experts and router together.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from soe_model.backbone import gpt2_config
+from soe_model.bounds import finite_positive, require, whole
 from soe_model.optimizers import AdamConfig, check_name
 from storage_schema.errors import UserError
 
@@ -23,9 +28,12 @@ class SoupConfig:
     """N; 0 is the generic twin."""
     num_domains: int
     router_hidden: int = 128
+    """Hidden units; ours, as the next three: the paper says a two-layer MLP."""
     router_input_scale: float = 1.0
     router_output_scale: float = 1.0
+    """Of the coefficients at the start, about (:class:`~soe_model.router.Router`)."""
     expert_std: float = 0.0
+    """Of the experts' parameters at the start; 0: every instance begins at `shared`."""
     expert_rank: int | None = None
     """r: experts are low-rank products of each matrix (section 2.6); None: full experts."""
 
@@ -37,16 +45,24 @@ class SoupConfig:
             ("router_hidden", int),
         ):
             if not isinstance(getattr(self, name), kind):
-                raise UserError(f"{name} is {getattr(self, name)!r:.40}; it must be of type {kind.__name__}.")
-        if self.num_experts < 0:
-            raise UserError(f"num_experts is {self.num_experts}; it must be 0 (the generic twin) or more.")
-        if self.num_domains < 1:
-            raise UserError(f"num_domains is {self.num_domains}; it must be at least 1.")
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r:.40}; it must be of type {kind.__name__}."
+                )
+        require(self, ("num_experts",), lambda n: n >= 0, "0 (the generic twin) or more")
+        require(self, ("num_domains", "router_hidden"), whole, "at least 1")
+        require(self, ("router_input_scale",), finite_positive, "positive and finite")
+        at_start = ("router_output_scale", "expert_std")
+        require(self, at_start, lambda scale: 0 <= scale < math.inf, "at least 0 and finite")
+        if self.num_experts and not any(getattr(self, name) for name in at_start):
+            raise UserError(
+                f"{' and '.join(at_start)} are both 0: coefficients and experts would all begin at 0, and none would "
+                "ever get a gradient. Make one of them positive."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How it is trained. Learning rates rise linearly over `warmup_steps`, then follow a cosine."""
+    """How it is trained. The defaults are Table 3's for a soup."""
 
     steps: int
     batch_size: int = 128
@@ -61,15 +77,19 @@ class TrainingConfig:
     expert_learning_rate: float = 1e-4
     router_learning_rate: float = 1e-4
     warmup_steps: int = 2000
+    """Of a linear rise of all rates; 0: none."""
     final_learning_rate_fraction: float = 1.0
-    """Share of the peak rate left at the last step; 1 keeps it constant, as the paper does."""
+    """Share of the peak rate left at the last step, by a cosine from the warm-up's end; 1 keeps it constant. The paper
+    gives the warm-up (Table 3) and no schedule after it: constant is ours."""
     gradient_clip: float = 0.1
-    """Largest global norm of the gradient (Table 3); exact, over shared, experts and router together."""
+    """Largest norm of the gradient (Table 3). Of which vector the paper does not say; here of shared, experts and router
+    together, exactly."""
     adam: AdamConfig = field(default_factory=AdamConfig)
     optimizer: str = "adam"
     """Of the experts; one of soe_model.optimizers.OPTIMIZERS. Shared parameters and router have exact Adam."""
     micro_batch_size: int | None = None
-    """Sequences of one forward and backward pass on one rank; None: as many as a mixture has there."""
+    """Sequences of one forward and backward pass on one rank; None: as many as a mixture has there. The last pass has
+    what is left: give a divisor, or with `compile_model` that size is compiled too."""
     compile_model: bool = False
     """Compile the backbone and its loss (torch.compile)."""
     deterministic: bool = False
@@ -77,19 +97,27 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        require(
+            self,
+            ("steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size"),
+            whole,
+            "at least 1",
+        )
         if self.batch_size % self.mixtures_per_step:
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of mixtures_per_step {self.mixtures_per_step}."
             )
         check_name(self.optimizer)
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise UserError(f"micro_batch_size is {self.micro_batch_size}; it must be at least 1.")
-        for name in ("learning_rate", "expert_learning_rate", "router_learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be positive.")
+        require(self, ("micro_batch_size",), lambda size: size is None or size >= 1, "at least 1")
+        rates = ("learning_rate", "expert_learning_rate", "router_learning_rate", "gradient_clip")
+        require(self, rates, finite_positive, "positive and finite")
+        require(self, ("final_learning_rate_fraction",), lambda share: 0 <= share <= 1, "between 0 and 1")
+        require(self, ("warmup_steps",), lambda steps: steps >= 0, "at least 0")
+        if self.warmup_steps > self.steps:
+            raise UserError(
+                f"warmup_steps is {self.warmup_steps} and the run has {self.steps} steps: it would end before its learning "
+                f"rate is reached. Give warmup_steps={self.steps // 10}, a tenth of the run, or more steps."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +131,7 @@ class Preset:
     generic_learning_rate: float
     """The generic twin's own best rate: the soup's would flatter or harm it."""
     router_hidden: int = 128
+    router_input_scale: float = 1.0
     router_output_scale: float = 1.0
     expert_std: float = 0.0
 
@@ -158,12 +187,14 @@ def small() -> Preset:
     )
 
 
-def _paper(embedding_size: int, hidden_size: int, num_layers: int, num_heads: int) -> Preset:
+def _paper(
+    embedding_size: int, hidden_size: int, num_layers: int, num_heads: int, *, num_experts: int = 128
+) -> Preset:
     return Preset(
         shape=dict(
             embedding_size=embedding_size, hidden_size=hidden_size, num_layers=num_layers, num_heads=num_heads
         ),
-        num_experts=128,
+        num_experts=num_experts,
         generic_learning_rate=3e-4,
         training=TrainingConfig(steps=1_024_000),
     )
@@ -175,7 +206,7 @@ PRESETS = {
     "paper-35m": lambda: _paper(512, 2048, 6, 8),
     "paper-55m": lambda: _paper(512, 2048, 12, 8),
     "paper-110m": lambda: _paper(768, 3072, 12, 12),
-    "paper-335m": lambda: _paper(1024, 4096, 24, 16),
+    "paper-335m": lambda: _paper(1024, 4096, 24, 16, num_experts=32),
 }
 
 

@@ -7,6 +7,8 @@ B sequences of this rank, L tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -63,8 +65,6 @@ class SoupTrainer:
         centroids_KD: torch.Tensor | None = None,
         device: str | torch.device = "cpu",
     ):
-        if training.deterministic:
-            torch.use_deterministic_algorithms(True)
         self.soup, self.training, self.device = soup, training, torch.device(device)
         rank, world_size = current_rank()
         self.backbone = build_backbone(
@@ -101,12 +101,19 @@ class SoupTrainer:
 
         Args:
             tokens_BL1: int64, this rank's sequences of L + 1 tokens.
-            mixture_B: which of the W mixtures each sequence was drawn from, ascending.
+            mixture_B: which of the W mixtures each sequence was drawn from, ascending; best on the CPU, where reading
+                it makes no GPU wait.
             domain_weights_WK: float32, the domain weights of all W mixtures.
 
         Raises:
             NonFiniteLoss: before anything was updated.
         """
+        with _deterministic() if self.training.deterministic else nullcontext():
+            return self._train_step(tokens_BL1, mixture_B, domain_weights_WK)
+
+    def _train_step(
+        self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor, domain_weights_WK: torch.Tensor
+    ) -> StepResult:
         self.clock.begin()
         coefficients_WN = self.router.module(domain_weights_WK)
         with torch.no_grad():
@@ -115,7 +122,7 @@ class SoupTrainer:
             loss_W = self._instance_gradients(tokens_BL1, mixture_B)
             self.clock.end_of("forward_backward")
             grads_Wp = self.sharding.from_owners(self.backbone.padded_grads_WP, len(loss_W))
-            coefficient_grads_WN = self.bank.coefficient_gradients(grads_Wp)
+            coefficient_grads_WN = self.bank.coefficient_gradients(coefficients_WN, grads_Wp)
         self.router.grads_P.zero_()
         coefficients_WN.backward(coefficient_grads_WN)
         result = self._update(coefficients_WN.detach(), grads_Wp, self.sharding.sum(loss_W))
@@ -128,9 +135,12 @@ class SoupTrainer:
         tokens_in_step = self.training.batch_size * (tokens_BL1.shape[1] - 1)
         loss_W = torch.zeros(num_mixtures, device=self.device)
         self.backbone.padded_grads_WP.zero_()
+        # Their lengths at once: a comparison for each mixture would make the GPU wait for each.
+        lengths = mixture_B.bincount(minlength=num_mixtures).tolist()
         for place, w in enumerate(self.sharding.owned(num_mixtures)):
             self.backbone.use(place)
-            of_mixture = tokens_BL1[mixture_B == w]
+            start = sum(lengths[:w])
+            of_mixture = tokens_BL1[start : start + lengths[w]]
             for tokens in of_mixture.split(size or max(len(of_mixture), 1)):
                 with torch.enable_grad(), self._precision():
                     share = self._losses(self.backbone.module, tokens).sum() / tokens_in_step
@@ -142,7 +152,7 @@ class SoupTrainer:
     def _update(
         self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor, loss_W: torch.Tensor
     ) -> StepResult:
-        shared_norm2, experts_norm2 = self.bank.squared_norms(grads_Wp, coefficients_WN)
+        shared_norm2, experts_norm2 = self.bank.squared_norms(coefficients_WN, grads_Wp)
         router_norm = self.router.grads_P.norm().item()
         norm = math.sqrt(shared_norm2.item() + experts_norm2.item() + router_norm**2)
         loss = loss_W.sum().item()
@@ -150,11 +160,11 @@ class SoupTrainer:
             self._refuse(loss_W, grads_Wp, loss, norm)
         entropy = _entropy(coefficients_WN).mean().item()
         scale = min(1.0, self.training.gradient_clip / max(norm, 1e-12))
-        grads_Wp.mul_(scale)
         rates, schedule = self.training, learning_rate_factor(self.step, self.training)
         self.bank.update(
             coefficients_WN,
             grads_Wp,
+            scale=scale,
             step=self.step,
             shared_rate=rates.learning_rate * schedule,
             expert_rate=rates.expert_learning_rate * schedule,
@@ -191,6 +201,18 @@ class SoupTrainer:
     def _precision(self) -> torch.autocast:
         """bfloat16 compute on GPUs; parameters, gradients and the loss stay float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """PyTorch's bitwise reproducible kernels, for a while: the setting is the whole process's."""
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warned)
 
 
 def _entropy(coefficients_WN: torch.Tensor) -> torch.Tensor:

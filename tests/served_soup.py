@@ -135,7 +135,7 @@ def _training(steps: int) -> TrainingConfig:
         batch_size=16,
         sequence_length=POSITIONS,
         mixtures_per_step=4,
-        warmup_steps=10,
+        warmup_steps=min(10, steps),
         learning_rate=5e-3,
         expert_learning_rate=3e-3,
         router_learning_rate=3e-3,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from storage_schema.manifest import StoreError
 
 SETTINGS = "settings.json"
 """In a run's folder: what it was asked for."""
+AT_START = "router_hidden", "router_input_scale", "router_output_scale", "expert_std"
+"""A preset's numbers of how router and experts begin."""
 
 
 class Vocabulary(Protocol):
@@ -41,21 +43,19 @@ def resolve(settings: Pretrain, store: Vocabulary) -> tuple[SoupConfig, Training
     before it and of ``soe plan`` alike.
     """
     chosen: Preset = preset(settings.preset)
-    overrides = {
-        name: getattr(settings, name)
-        for name in (
-            "steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size", "learning_rate",
-            "expert_learning_rate", "router_learning_rate", "optimizer", "micro_batch_size", "compile_model",
-            "deterministic",
-        )
-        if getattr(settings, name) is not None
-    }  # fmt: skip
+    overrides = _given(
+        settings,
+        "steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size", "learning_rate",
+        "expert_learning_rate", "router_learning_rate", "warmup_steps", "final_learning_rate_fraction",
+        "gradient_clip", "optimizer", "micro_batch_size", "compile_model", "deterministic",
+    )  # fmt: skip
     num_experts = settings.num_experts or chosen.num_experts
     if settings.method == "generic":
         num_experts = 0
         overrides["mixtures_per_step"] = 1
         overrides.setdefault("learning_rate", chosen.generic_learning_rate)
-    training = replace(chosen.training, seed=settings.seed, **overrides)
+    adam = replace(chosen.training.adam, **_given(settings, "beta1", "beta2", "epsilon"))
+    training = replace(chosen.training, seed=settings.seed, adam=adam, **overrides)
     of_store = {
         "vocab_size": store.vocab_size,
         "sequence_length": training.sequence_length,
@@ -63,16 +63,20 @@ def resolve(settings: Pretrain, store: Vocabulary) -> tuple[SoupConfig, Training
     }
     given = settings.backbone
     backbone = chosen.backbone(**of_store) if given is None else own_backbone(given, **of_store)
+    at_start = {name: getattr(chosen, name) for name in AT_START} | _given(settings, *AT_START)
     soup = SoupConfig(
         backbone=backbone,
         num_experts=num_experts,
         num_domains=store.num_domains,
-        router_hidden=chosen.router_hidden,
-        router_output_scale=chosen.router_output_scale,
-        expert_std=chosen.expert_std,
         expert_rank=settings.expert_rank if num_experts else None,
+        **at_start,
     )
     return soup, training
+
+
+def _given(settings: Pretrain, *names: str) -> dict[str, Any]:
+    """Of these settings those that the user gave."""
+    return {name: value for name in names if (value := getattr(settings, name)) is not None}
 
 
 def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig) -> MixtureStream:
@@ -160,7 +164,8 @@ def stream_of_run(name: str) -> tuple[MixtureStream, int]:
     begun = claimed(folder)  # first: a newer release's settings are not ours to check
     settings = Pretrain.model_validate_json((folder / SETTINGS).read_text("utf-8"))
     store = open_store(store_place(settings.store), num_parts=begun["store_parts"])
-    training = resolve(settings, store)[1]
+    # A run of an older release may have a warm-up that is refused today; its stream does not hang on that.
+    training = resolve(settings.model_copy(update={"warmup_steps": 0}), store)[1]
     stream = make_stream(settings, store, training)
     changed = [key for key, value in stream.plan.facts.items() if begun[key] != value]
     if changed:

@@ -143,7 +143,7 @@ class _Run:
         try:
             return self.trainer.train_step(
                 torch.from_numpy(batch.tokens_BL1.astype(np.int64)).to(device),
-                torch.from_numpy(batch.mixture_B).to(device),
+                torch.from_numpy(batch.mixture_B),
                 torch.from_numpy(batch.domain_weights_WK).to(device),
             )
         except NonFiniteLoss as error:

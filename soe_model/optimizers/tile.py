@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from soe_model.bounds import finite_positive, require
 from soe_model.optimizers import rounding
 
 CACHE_ELEMENTS = 1 << 18
@@ -23,11 +24,15 @@ FACTORED = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class AdamConfig:
-    """Adam's constants; the paper's beta 0.9 and 0.999 (Table 3)."""
+    """Adam's constants: the betas are the paper's (Table 3), of whose epsilon it says nothing."""
 
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        require(self, ("beta1", "beta2"), lambda beta: 0 <= beta < 1, "at least 0 and below 1")
+        require(self, ("epsilon",), finite_positive, "positive and finite")
 
 
 def tiles(rows_Np: torch.Tensor, *, fused: bool, multiple: int = 1) -> Iterator[slice]:

@@ -90,8 +90,8 @@ def make_trainer(num_experts: int, options: argparse.Namespace, **training) -> S
     backbone = chosen.backbone(vocab_size=options.vocabulary, sequence_length=options.length, end_of_text=0)
     soup = SoupConfig(backbone=backbone, num_experts=num_experts, num_domains=options.domains)
     settings = {
-        "steps": 1000, "batch_size": options.batch, "sequence_length": options.length, "mixtures_per_step": 1,
-        "micro_batch_size": options.micro_batch, "compile_model": options.compile,
+        "steps": 1000, "warmup_steps": 0, "batch_size": options.batch, "sequence_length": options.length,
+        "mixtures_per_step": 1, "micro_batch_size": options.micro_batch, "compile_model": options.compile,
     }  # fmt: skip
     return SoupTrainer(soup, TrainingConfig(**settings | training), device=options.device)
 

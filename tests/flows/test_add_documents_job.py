@@ -157,7 +157,9 @@ def test_the_same_corpus_again_is_recognised(added, store, more, monkeypatch):
 
 def test_a_run_that_was_begun_before_does_not_see_it(added, before, store, tmp_path, monkeypatch):
     monkeypatch.setenv("SOE_HOME", str(tmp_path))
-    settings = Pretrain(store=str(store), steps=4, sequence_length=L, batch_size=8, support_size=2)
+    settings = Pretrain(
+        store=str(store), steps=4, warmup_steps=0, sequence_length=L, batch_size=8, support_size=2
+    )
     begun = DomainStore(store, num_parts=1)
     _, training = run_plan.resolve(settings, begun)
     stream = run_plan.make_stream(settings, begun, training)

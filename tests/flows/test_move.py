@@ -36,8 +36,8 @@ STORE = dict(
     store="mine", held_out_fraction=0.1, vocab_size=400, max_seq_length=16, coarse_clusters=3, leaf_clusters=2,
 )  # fmt: skip
 SOUP = dict(
-    name="soup", preset="tiny", steps=20, batch_size=8, sequence_length=16, mixtures_per_step=4, support_size=2,
-    num_experts=3, num_workers=2, checkpoint_every=10,
+    name="soup", preset="tiny", steps=20, warmup_steps=2, batch_size=8, sequence_length=16, mixtures_per_step=4,
+    support_size=2, num_experts=3, num_workers=2, checkpoint_every=10,
 )  # fmt: skip
 NODES = 3
 """With one CPU each: two training workers and the task that reads their data take all three."""

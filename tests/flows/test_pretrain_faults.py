@@ -207,8 +207,9 @@ def test_a_killed_node_changes_nothing(home, undisturbed):  # noqa: F811
 
 
 CALM = dict(
-    steps=300, checkpoint_every=40, learning_rate=3e-4, expert_learning_rate=3e-4, router_learning_rate=3e-4
-)
+    steps=300, warmup_steps=100, checkpoint_every=40, learning_rate=3e-4, expert_learning_rate=3e-4,
+    router_learning_rate=3e-4,
+)  # fmt: skip
 """Rates at which a sum's other rounding stays within 1e-6 of the loss for 300 steps, where one lost batch costs 4e-3
 (tests/benchmarks/rounding.py). At the preset's rates the one grows to the other within 200 steps."""
 
@@ -410,7 +411,9 @@ def test_any_hugging_face_architecture(home, tmp_path):  # noqa: F811
         "num_attention_heads": 4, "num_key_value_heads": 2,
     }  # fmt: skip
     store = DomainStore(home / "stores" / "toy")
-    settings = Pretrain(name="llama", backbone=llama, expert_rank=2, **SETTINGS | {"steps": 12})
+    settings = Pretrain(
+        name="llama", backbone=llama, expert_rank=2, **SETTINGS | {"steps": 12, "warmup_steps": 2}
+    )
     soup, training = run_plan.resolve(settings, store)
     filled = {
         "vocab_size": store.vocab_size,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import asdict, fields
 
 import numpy as np
 import pytest
@@ -20,16 +21,18 @@ from flows.settings import Pretrain
 from pipeline.ratios import write_fixed
 from pipeline.tasks import available_cores
 from soe_model.flat import unflatten
+from soe_model.presets import Preset, TrainingConfig
 from soe_model.soup import SoupOfExperts
 from soe_model.training import SoupTrainer
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
 from tests.s3_server import upload
+from tests.soe_model.test_training import ADAM
 from tests.toy_store import make_store
 
 SETTINGS = dict(
-    store="toy", preset="tiny", steps=60, batch_size=8, sequence_length=16, mixtures_per_step=4,
-    support_size=2, num_experts=3, checkpoint_every=20, window_steps=7,
+    store="toy", preset="tiny", steps=60, warmup_steps=60, batch_size=8, sequence_length=16, mixtures_per_step=4,
+    support_size=2, num_experts=3, checkpoint_every=20, window_steps=7, epsilon=ADAM.epsilon,
 )  # fmt: skip
 """Of 60 steps the first seven are read by the worker itself, the others come through Ray Data."""
 
@@ -301,6 +304,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_starts(home, monkey
             "/no/x.csv is no table of mixtures",
         ),
         ({"mixtures_per_step": 3}, "batch_size 8 is not a multiple of mixtures_per_step 3"),
+        ({"warmup_steps": None}, "warmup_steps is 100 and the run has 60 steps.*Give warmup_steps=6"),
         ({"num_workers": 4, "use_gpu": True}, "4 workers need 4 GPUs; the Ray cluster has 0"),
     ],
 )
@@ -308,3 +312,32 @@ def test_impossible_settings_are_refused_before_anything_starts(home, change, me
     with pytest.raises(ValueError, match=message):
         pretrain_soe.run(Pretrain(name="bad", **SETTINGS | change))
     assert not (home / "runs" / "bad").exists()
+
+
+def test_every_number_of_a_preset_is_a_setting(one_worker, home):
+    numbers = dict(
+        steps=30, batch_size=6, sequence_length=8, mixtures_per_step=3, support_size=1, learning_rate=0.1,
+        expert_learning_rate=0.2, router_learning_rate=0.3, warmup_steps=5, final_learning_rate_fraction=0.4,
+        gradient_clip=0.5,
+    )  # fmt: skip
+    at_start = dict(
+        router_hidden=7, router_input_scale=0.6, router_output_scale=0.7, expert_std=0.8, num_experts=2
+    )
+    adam = dict(beta1=0.5, beta2=0.6, epsilon=1e-4)
+    store = DomainStore(home / "stores" / "toy")
+    soup, training = run_plan.resolve(Pretrain(store="toy", **numbers, **at_start, **adam), store)
+    assert {name: getattr(training, name) for name in numbers} == numbers
+    assert {name: getattr(soup, name) for name in at_start} == at_start
+    assert asdict(training.adam) == adam
+    of_preset = {field.name for field in fields(Preset)} | {field.name for field in fields(TrainingConfig)}
+    carried_out = {"optimizer", "micro_batch_size", "compile_model", "deterministic", "seed"}
+    others = {
+        "shape",
+        "training",
+        "generic_learning_rate",
+        "adam",
+    }  # backbone, all of these, learning_rate, its three
+    assert of_preset - carried_out - others == numbers.keys() | at_start.keys()
+    for name, value in [("learning_rate", "Infinity"), ("beta2", 1.0), ("warmup_steps", -1), ("epsilon", 0)]:
+        with pytest.raises(ValueError, match=name):
+            Pretrain(**{name: value})

@@ -48,6 +48,9 @@ LONG = ['"name": "twin"', '"held_out_of"', "deployment run add-documents"]
 """Deployment runs like those before them: a minute each on two cores, so they are typed in the long suite only."""
 
 
+QUICKLY = '"steps": 12, "warmup_steps": 2, "batch_size": 8'
+
+
 def commands() -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
     return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
@@ -89,7 +92,7 @@ def type_in(command: str, running, data) -> subprocess.CompletedProcess[str]:
         [
             "bash",
             "-c",
-            command.replace("/data", str(data)).replace('"steps": 2000', '"steps": 12, "batch_size": 8'),
+            command.replace("/data", str(data)).replace('"steps": 2000', QUICKLY),
         ],
         env=running.environment | {"HF_HUB_OFFLINE": "1"},
         cwd=work,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soe_model import sharding, training
+from soe_model import checkpoint, sharding, training
 from soe_model.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from soe_model.optimizers import AdamConfig
 from storage_schema.manifest import StoreError
@@ -103,15 +103,30 @@ def test_a_checkpoint_of_another_store_is_refused(tmp_path):
     [
         ({"num_experts": 5}, "another model: num_experts was 4, now 5"),
         ({"expert_rank": 2}, "another model: expert_rank was None, now 2"),
-        ({"optimizer": "factored"}, "another optimizer: optimizer was 'adam', now 'factored'"),
-        ({"adam": AdamConfig(beta1=0.8)}, "another optimizer: adam was .*0.9.*, now .*0.8"),
+        ({"optimizer": "factored"}, "another training: optimizer was 'adam', now 'factored'"),
+        ({"adam": AdamConfig(beta1=0.8)}, "another training: adam was .*0.9.*, now .*0.8"),
+        ({"learning_rate": 2e-2}, "another training: learning_rate was 0.01, now 0.02"),
+        ({"expert_learning_rate": 1e-3}, "expert_learning_rate was 0.005, now 0.001"),
+        ({"router_learning_rate": 1e-3}, "router_learning_rate was 0.02, now 0.001"),
+        ({"steps": 20, "warmup_steps": 2}, "steps was 10, now 20; warmup_steps was 1, now 2"),
+        ({"final_learning_rate_fraction": 0.5}, "final_learning_rate_fraction was 1.0, now 0.5"),
+        ({"gradient_clip": 1.0}, "gradient_clip was 0.5, now 1.0"),
     ],
 )
-def test_a_checkpoint_of_another_model_or_optimizer_is_refused(tmp_path, change, message):
+def test_a_checkpoint_of_another_model_or_training_is_refused(tmp_path, change, message):
     save_checkpoint(tmp_path, make_trainer(), plan_digest="p", notes={})
     with pytest.raises(StoreError, match=message) as refused:
         load_checkpoint(tmp_path, make_trainer(**change), plan_digest="p")
     assert not isinstance(refused.value, DamagedCheckpoint)  # an earlier one would be no better
+
+
+def test_of_an_older_release_only_what_it_wrote_is_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_TRAINING", ("optimizer",))  # as it was before the rates came
+    save_checkpoint(tmp_path, make_trainer(), plan_digest="p", notes={"train_seconds": 1.0})
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path, make_trainer(), plan_digest="p") == {"train_seconds": 1.0}
+    with pytest.raises(StoreError, match="optimizer was 'adam', now 'factored'"):
+        load_checkpoint(tmp_path, make_trainer(optimizer="factored"), plan_digest="p")
 
 
 def _flip(path):

@@ -1,12 +1,15 @@
 """Low-rank experts (section 2.6) against plain autograd through ``S + sum_j coefficient_j A_j B_jᵀ``."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch.func import functional_call
 
 from soe_model.flat import unflatten
-from soe_model.low_rank import expanded, factor_slots
-from tests.soe_model.test_training import B, L, W, _Losses, make_batch, make_trainer
+from soe_model.low_rank import LowRankExperts, expanded, factor_slots
+from soe_model.sharding import Sharding
+from tests.soe_model.test_training import ADAM, B, L, W, _Losses, make_batch, make_trainer
 
 R = 3
 
@@ -34,7 +37,9 @@ def test_a_step_equals_autograd():
     factors = trainer.bank.experts.factors_NQ.clone().requires_grad_()
     names = [name for name, _ in trainer.router.module.named_parameters()]
     router = [p.detach().clone().requires_grad_() for p in trainer.router.module.parameters()]
-    optimizer = torch.optim.Adam([{"params": shared}, {"params": factors}, {"params": router}])
+    optimizer = torch.optim.Adam(
+        [{"params": shared}, {"params": factors}, {"params": router}], eps=ADAM.epsilon
+    )
     for number in range(4):
         tokens, mixture, weights = make_batch(number)
         coefficients = functional_call(trainer.router.module, dict(zip(names, router, strict=True)), weights)
@@ -53,8 +58,23 @@ def test_a_step_equals_autograd():
         optimizer.step()
         assert abs(result.loss - loss.item()) < 1e-5
         assert abs(result.gradient_norm - norm.item()) < 1e-5 * max(1, norm.item())
-    torch.testing.assert_close(trainer.bank.shared_p[:num_params], shared.detach(), rtol=1e-4, atol=2e-5)
-    torch.testing.assert_close(trainer.bank.experts.factors_NQ, factors.detach(), rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(trainer.bank.shared_p[:num_params], shared.detach(), rtol=1e-5, atol=5e-6)
+    torch.testing.assert_close(trainer.bank.experts.factors_NQ, factors.detach(), rtol=1e-5, atol=5e-6)
+
+
+def test_gradients_come_together_and_are_formed_once_a_step(monkeypatch):
+    calls = Counter()
+    for owner, name in ((Sharding, "gather"), (LowRankExperts, "_gradients_of")):
+        counted = getattr(owner, name)
+
+        def counting(*arguments, counted=counted):
+            calls[counted.__name__] += 1
+            return counted(*arguments)
+
+        monkeypatch.setattr(owner, name, counting)
+    trainer = make_trainer(expert_rank=R)
+    trainer.train_step(*make_batch(0))
+    assert calls == {"gather": 1, "_gradients_of": len(trainer.bank.experts.matrices)}
 
 
 def test_an_expert_is_small_and_expands_to_what_it_stands_for():

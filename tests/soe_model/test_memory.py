@@ -21,7 +21,7 @@ def status(name):
 def make(num_experts):
     backbone = gpt2_config(vocab_size=4096, sequence_length=8, embedding_size=128, num_layers=2, num_heads=4)
     soup = SoupConfig(backbone=backbone, num_experts=num_experts, num_domains=5)
-    training = TrainingConfig(steps=9, batch_size=2, sequence_length=8, optimizer=sys.argv[1])
+    training = TrainingConfig(steps=9, warmup_steps=0, batch_size=2, sequence_length=8, optimizer=sys.argv[1])
     return SoupTrainer(soup, training)
 
 compiling.WORTH_IT = 1 << 60

@@ -1,0 +1,24 @@
+"""Bounds of settings: what does not hold is refused by name, with its value and the bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def require(config: object, names: Sequence[str], holds: Callable[[Any], bool], bound: str) -> None:
+    """Raise ValueError for the first of the fields whose value does not hold."""
+    for name in names:
+        value = getattr(config, name)
+        if not holds(value):
+            raise ValueError(f"{name} is {value}; it must be {bound}.")
+
+
+def whole(value: Any) -> bool:
+    """A number of things, one at least."""
+    return isinstance(value, int) and value >= 1
+
+
+def finite_positive(value: float) -> bool:
+    return 0 < value < math.inf
