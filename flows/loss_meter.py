@@ -41,8 +41,8 @@ class LossMeter:
 
     @cached_property
     def generic_N(self) -> torch.Tensor:
-        """Coefficients of the generic mixture's instance."""
-        return self._coefficients(self.soup.tree.generic_weights)
+        """Coefficients of the instance of the mixture that the generic twin is trained on."""
+        return self._coefficients(self.soup.generic_weights)
 
     @property
     def length(self) -> int:

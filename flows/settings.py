@@ -265,7 +265,8 @@ class Specialize(Settings):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Of the same; none: 0.02 for coefficients, 3e-4 for fine-tuning.",
+        description="Of the same; none: a tenth of the size of the coefficients at the start, for "
+        "fine-tuning 3e-4.",
     )
     replay_store: str | None = Field(None, description="fine-tuned: the store whose text is replayed.")
     replay_share: float = Field(

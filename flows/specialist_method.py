@@ -20,7 +20,8 @@ OF_METHOD = {
     FINE_TUNED: ("learning_steps", "learning_rate", "replay_store", "replay_share"),
 }
 """The settings that each method reads besides those of all."""
-RATES = {LEARNED: 0.02, FINE_TUNED: 3e-4}
+RATES = {LEARNED: 0.1, FINE_TUNED: 3e-4}
+"""Where the settings give none: of coefficients per their size (0.02 for those of 0.2, as the `tiny` preset's are)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class Method:
         said["texts"] = content_digest(one.texts)
         if self.name in BY_LEARNING:
             said["learning"] = asdict(self.learning)
+            if not self.learning.relative:  # as recipes say that know no other rates
+                del said["learning"]["relative"]
         if self.name == FINE_TUNED and self.replay_share:
             said |= {"replay_share": self.replay_share}
         return said
@@ -68,6 +71,7 @@ def method_of(settings: Specialize) -> Method:
         learning=Learning(
             steps=settings.learning_steps,
             learning_rate=settings.learning_rate or RATES.get(settings.method, Learning.learning_rate),
+            relative=settings.learning_rate is None and settings.method == LEARNED,
         ),
         replay_store=settings.replay_store,
         replay_share=settings.replay_share,

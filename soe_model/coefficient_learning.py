@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from soe_model.backbone import token_losses
+from soe_model.bounds import finite_positive, require, whole
 from soe_model.evaluation import mean_loss
 from soe_model.flat import unflatten
 from soe_model.soup import SoupOfExperts
@@ -29,6 +30,8 @@ class Learning:
     """At most."""
     learning_rate: float = 0.02
     """Of Adam."""
+    relative: bool = False
+    """Of coefficients: the rate is per root mean square of those it begins with, whose size is each soup's own."""
     batch_size: int = 8
     """Windows a step."""
     check_every: int = 10
@@ -38,11 +41,8 @@ class Learning:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "check_every", "patience"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.learning_rate > 0:
-            raise UserError(f"learning_rate is {self.learning_rate}; it must be positive.")
+        require(self, ("steps", "batch_size", "check_every", "patience"), whole, "at least 1")
+        require(self, ("learning_rate",), finite_positive, "positive and finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,8 @@ def learn_coefficients(
     gradients = unflatten(gradient_P, soup.layout)
     for name, parameter in model.named_parameters():
         parameter.grad = gradients[name]
-    optimizer = torch.optim.Adam([coefficients_N], lr=learning.learning_rate)
+    size = start_N.square().mean().sqrt().item() if learning.relative else 1.0
+    optimizer = torch.optim.Adam([coefficients_N], lr=learning.learning_rate * (size or 1.0))
 
     def step(batch_BL1: torch.Tensor) -> None:
         gradient_P.zero_()

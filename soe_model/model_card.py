@@ -78,7 +78,7 @@ def _origin(name: str, soup: SoupOfExperts, how: dict[str, Any], report: dict[st
     ]
     learning = found if isinstance(found := how.get("learning"), dict) else {}
     for key in ("steps", "learning_rate"):
-        if key in learning:
+        if key in learning and not (key == "learning_rate" and learning.get("relative")):
             options += [f"--learning-{key.removeprefix('learning_')}", learning[key]]
     if "replay_share" in how:
         options += ["--replay-store", "STORE", "--replay-share", how["replay_share"]]

@@ -1,6 +1,6 @@
 """Sizes and hyper-parameters that belong together. A preset is a function; nothing else reads its name.
 
-The paper gives the sizes (Table 2; of the 335 M model of Figure 5 the experts' number alone), N = 128 (section 3), s = 4,
+The paper gives the sizes (Table 2; of the 335 M model of Figure 5 only the experts' number), N = 128 (section 3), s = 4
 and Table 3: batch, length, rates, warm-up steps, betas, clip. It is silent on the rest, which is ours: the rise of the
 rates and what comes after it, the router's width, how router and experts begin, Adam's epsilon, the 335 M model's shape
 (GPT-2 medium's), and that the clip is of one norm over shared, experts and router together.
@@ -82,7 +82,7 @@ class TrainingConfig:
     """Share of the peak rate left at the last step, by a cosine from the warm-up's end; 1 keeps it constant. The paper
     gives the warm-up (Table 3) and no schedule after it: constant is ours."""
     gradient_clip: float = 0.1
-    """Largest norm of the gradient (Table 3). Of which vector the paper does not say; here of shared, experts and router
+    """Largest norm of the gradient (Table 3). The paper does not say of which; here of shared, experts and router
     together, exactly."""
     adam: AdamConfig = field(default_factory=AdamConfig)
     optimizer: str = "adam"
@@ -115,8 +115,8 @@ class TrainingConfig:
         require(self, ("warmup_steps",), lambda steps: steps >= 0, "at least 0")
         if self.warmup_steps > self.steps:
             raise UserError(
-                f"warmup_steps is {self.warmup_steps} and the run has {self.steps} steps: it would end before its learning "
-                f"rate is reached. Give warmup_steps={self.steps // 10}, a tenth of the run, or more steps."
+                f"warmup_steps is {self.warmup_steps} and the run has {self.steps} steps: it would end before its "
+                f"learning rate is reached. Give warmup_steps={self.steps // 10}, a tenth of the run, or more steps."
             )
 
 

@@ -5,6 +5,7 @@
     expert-000.safetensors ...
     router.safetensors
     tree.arrow  tokenizer.json
+    domain-windows.json   what each domain has of the text that training drew
     domain-words.json   what sets each domain apart, where the store had an atlas
 
 Legend: W mixtures, K domains, N experts, P parameters of one model.
@@ -18,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,7 +32,7 @@ from soe_model.router import Router, check_domain_weights
 from soe_model.training import SoupTrainer
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_json
-from storage_schema.layout import DOMAIN_WORDS
+from storage_schema.layout import DOMAIN_WINDOWS, DOMAIN_WORDS
 from storage_schema.manifest import Manifest, StoreError, read_manifest
 from storage_schema.tree import Tree
 from storage_schema.verified import verify_once
@@ -45,9 +47,13 @@ def write_soup(
     *,
     tree: Tree,
     tokenizer: str | Path,
+    windows_K: np.ndarray | None = None,
     domain_words: list[list[str]] | None = None,
 ) -> None:
     """Write the trainer's bank and router into `folder` (a stage's work folder); collective over ranks.
+
+    Args:
+        windows_K: of each domain at the training's length, which the generic mixture is made of.
 
     Rank 0 writes; the other ranks send it their columns, one expert at a time. The manifest is written by
     whoever owns the stage.
@@ -66,6 +72,8 @@ def write_soup(
         save_file(router, folder / "router.safetensors")
         tree.write(folder / "tree.arrow")
         shutil.copyfile(tokenizer, folder / "tokenizer.json")
+        if windows_K is not None:
+            (folder / DOMAIN_WINDOWS).write_text(json.dumps(windows_K.tolist()), "utf-8")
         if domain_words:
             (folder / DOMAIN_WORDS).write_text(json.dumps(domain_words, ensure_ascii=False), "utf-8")
 
@@ -132,6 +140,23 @@ class SoupOfExperts:
                 f"{self.folder / 'tree.arrow'} has {tree.num_domains} domains; the soup has {self.config.num_domains}."
             )
         return tree
+
+    @cached_property
+    def generic_weights(self) -> np.ndarray:
+        """float64 [K]: the mixture that the generic twin is trained on, each domain by its windows; of a soup of an older
+        release, which has not kept them, by its passages.
+        """
+        path = self.folder / DOMAIN_WINDOWS
+        try:
+            found = read_json(path)
+        except FileNotFoundError:
+            return self.tree.generic_weights
+        numbers = isinstance(found, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in found)
+        if not numbers or len(found) != self.config.num_domains or not any(found):
+            raise StoreError(
+                f"{path} is not a number of windows for each of the {self.config.num_domains} domains. Rebuild the soup."
+            )
+        return np.array(found) / sum(found)
 
     @cached_property
     def domain_words(self) -> list[list[str]]:

@@ -9,6 +9,8 @@ from storage_schema.errors import UserError
 
 DOMAIN_WORDS = "domain-words.json"
 """In a store and in its soups: what sets each domain apart, a list of words for each; where an atlas was drawn."""
+DOMAIN_WINDOWS = "domain-windows.json"
+"""In a soup: how many windows of the training's length each domain has, a list of numbers."""
 
 MADE = "made.json"
 """In a folder of specialists: what the last run made there, and from what; the same request again is a skip."""

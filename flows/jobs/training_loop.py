@@ -74,6 +74,7 @@ def _train(config: dict[str, Any]) -> None:
         trainer,
         tree=tree,
         tokenizer=store.folder.parent / "tokenizer/tokenizer.json",
+        windows_K=store.windows_K(trainer.training.sequence_length),
         domain_words=_domain_words(store.folder.parent / DOMAIN_WORDS),
     )
     run.write_summary()

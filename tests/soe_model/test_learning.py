@@ -1,5 +1,7 @@
 """Coefficients learned on texts (section 2.7) beside plain autograd, and fine-tuning with replay (section 3.2)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.func import functional_call
@@ -50,6 +52,16 @@ class _Losses(torch.nn.Module):
 
     def forward(self, tokens):
         return token_losses(self.m, tokens)
+
+
+def test_a_relative_rate_is_per_size_of_the_coefficients(soup, windows):
+    start = soup.coefficients(WEIGHTS[:1])[0]
+    learning = Learning(steps=3, learning_rate=0.1, relative=True, batch_size=5, check_every=3)
+    absolute = replace(learning, relative=False, learning_rate=0.1 * start.square().mean().sqrt().item())
+    found, expected = (
+        learn_coefficients(soup, start, windows, windows[:4], one)[0] for one in (learning, absolute)
+    )
+    assert not torch.equal(found, start) and torch.equal(found, expected)
 
 
 def test_learning_stops_early_and_returns_the_best(soup, windows):

@@ -51,6 +51,16 @@ def command(card):
     return line, parser.parse_args(shlex.split(line))
 
 
+def test_a_relative_rate_is_the_commands_own(soup):
+    """`--learning-rate` is absolute."""
+    how = HOW | {
+        "method": "learned-coefficients",
+        "learning": LEARNING | {"learning_rate": 0.1, "relative": True},
+    }
+    given = command(model_card("notes", soup, recipe(soup, how), REPORT))[1]
+    assert (given.learning_steps, given.learning_rate) == (40, None)
+
+
 def test_the_card_has_tags_digests_domains_coefficients_and_losses(soup):
     one = recipe(soup)
     card = model_card("notes", soup, one, REPORT)

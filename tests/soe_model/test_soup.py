@@ -3,10 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from flows.loss_meter import LossMeter
+from pipeline.meta_distributions import generic_weights
 from soe_model.bank_files import expert_file
 from soe_model.evaluation import mean_loss
 from soe_model.flat import unflatten
@@ -64,6 +67,28 @@ def test_an_opened_soup_makes_the_trainers_instances(made):
         for name, tensor in unflatten(wanted, trainer.backbone.layout).items():
             torch.testing.assert_close(found.pop(name), tensor, rtol=1e-5, atol=1e-6)
         assert not found
+
+
+def test_the_generic_mixture_is_by_windows_as_training_draws(made, tmp_path):
+    """By passages only in a soup that has not kept the windows. Damage is named."""
+    folder, trainer = made
+    windows_K = np.array([30, 0, 20, 25, 25])
+    opened = SoupOfExperts.open(folder)
+    assert np.array_equal(opened.generic_weights, opened.tree.generic_weights)
+    shutil.copytree(folder, tmp_path / "soup")
+    tree, tokenizer = tmp_path / "soup/tree.arrow", folder / "tokenizer.json"
+    write_soup(tmp_path / "soup", trainer, tree=Tree.read(tree), tokenizer=tokenizer, windows_K=windows_K)
+    soup = SoupOfExperts.open(tmp_path / "soup", verify=False)
+    expected = generic_weights(windows_K)
+    assert np.array_equal(soup.generic_weights, expected)
+    of_instance = soup.coefficients(torch.from_numpy(expected).float()[None])[0]
+    assert torch.equal(LossMeter(soup).generic_N, of_instance)
+    for damage in ("[1, 2]", "[0, 0, 0, 0, 0]", "[1, 2, 3, 4, -5]", "[1, 2, 3, 4, 5.5]", "{}"):
+        (tmp_path / "soup/domain-windows.json").write_text(damage)
+        with pytest.raises(
+            StoreError, match="domain-windows.json is not a number of windows for each of the 5"
+        ):
+            SoupOfExperts.open(tmp_path / "soup", verify=False).generic_weights  # noqa: B018
 
 
 def test_experts_nobody_uses_are_not_read(made, tmp_path):
