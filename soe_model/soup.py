@@ -143,8 +143,8 @@ class SoupOfExperts:
 
     @cached_property
     def generic_weights(self) -> np.ndarray:
-        """float64 [K]: the mixture that the generic twin is trained on, each domain by its windows; of a soup of an older
-        release, which has not kept them, by its passages.
+        """float64 [K]: the mixture that the generic twin is trained on, each domain by its windows; in a soup that has
+        not kept them, as older releases wrote it, by its passages.
         """
         path = self.folder / DOMAIN_WINDOWS
         try:
@@ -154,7 +154,8 @@ class SoupOfExperts:
         numbers = isinstance(found, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in found)
         if not numbers or len(found) != self.config.num_domains or not any(found):
             raise StoreError(
-                f"{path} is not a number of windows for each of the {self.config.num_domains} domains. Rebuild the soup."
+                f"{path} is not a number of windows for each of the {self.config.num_domains} domains. Rebuild the "
+                "soup."
             )
         return np.array(found) / sum(found)
 

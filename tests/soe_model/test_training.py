@@ -14,7 +14,7 @@ from tests.extras import missing
 
 K, W, B, L = 5, 3, 6, 8
 ADAM = AdamConfig(epsilon=1e-4)
-"""Two computations are compared. With the usual epsilon a gradient that is nothing but rounding, another on each CPU, is
+"""Two computations are compared. With the usual epsilon a gradient that is nothing but rounding, other on each CPU, is
 divided by its own size and moves its parameter as far as any other."""
 BACKBONE = gpt2_config(vocab_size=40, sequence_length=L, embedding_size=8, num_layers=2, num_heads=2)
 
