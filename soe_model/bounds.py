@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from storage_schema.errors import UserError
+
 
 def require(config: object, names: Sequence[str], holds: Callable[[Any], bool], bound: str) -> None:
-    """Raise ValueError for the first of the fields whose value does not hold."""
+    """Raise UserError for the first of the fields whose value does not hold."""
     for name in names:
         value = getattr(config, name)
         if not holds(value):
-            raise ValueError(f"{name} is {value}; it must be {bound}.")
+            raise UserError(f"{name} is {value}; it must be {bound}.")
 
 
 def whole(value: Any) -> bool:

@@ -45,9 +45,7 @@ class SoupConfig:
             ("router_hidden", int),
         ):
             if not isinstance(getattr(self, name), kind):
-                raise UserError(
-                    f"{name} is {getattr(self, name)!r:.40}; it must be of type {kind.__name__}."
-                )
+                raise UserError(f"{name} is {getattr(self, name)!r:.40}; it must be of type {kind.__name__}.")
         require(self, ("num_experts",), lambda n: n >= 0, "0 (the generic twin) or more")
         require(self, ("num_domains", "router_hidden"), whole, "at least 1")
         require(self, ("router_input_scale",), finite_positive, "positive and finite")
