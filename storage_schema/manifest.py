@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from storage_schema.aside import written_aside
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
 from storage_schema.versions import SCHEMA_VERSION, WRITTEN_BY, version_problem
@@ -171,11 +171,6 @@ def write_atomically(path: str | Path, data: str | bytes | Iterable[str]) -> Non
 
     What is too much for memory is given piece by piece.
     """
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "wb") as file:
+    with written_aside(path) as aside, open(aside, "wb") as file:
         for piece in [data] if isinstance(data, str | bytes) else data:
             file.write(piece.encode() if isinstance(piece, str) else piece)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

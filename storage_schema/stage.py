@@ -2,7 +2,8 @@
 
 While a stage is being built it lives in ``<folder>.partial``; :meth:`Stage.finish` hashes its files, writes
 the manifest and renames the folder into place. So a folder without the suffix is finished, whatever
-crashed before, and a ``.partial`` one holds reusable work of exactly one configuration.
+crashed before, and a ``.partial`` one holds reusable work of exactly one configuration. What the steps of a build
+hand on to each other lies in its ``.scratch`` folder, which goes when the manifest is on disk.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import json
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from storage_schema.aside import flush, remove_asides
 from storage_schema.json_files import read_bounded
 from storage_schema.manifest import (
     FileEntry,
@@ -30,6 +33,7 @@ from storage_schema.manifest import (
 )
 
 PARTIAL_SUFFIX = ".partial"
+SCRATCH = ".scratch"
 _PLAN_NAME = "plan.json"
 
 
@@ -47,8 +51,14 @@ class Stage:
     """Why a stage that was finished is to be built again: a file of it is gone, or has another size."""
     _start: float = field(default_factory=time.monotonic)
 
+    @property
+    def scratch(self) -> Path:
+        """What is in this folder of ``work``, which is made by who needs it, is no part of the stage."""
+        return self.work / SCRATCH
+
     def finish(self, counts: dict[str, Any]) -> Manifest:
         """Hash the files in ``work``, write the manifest, and rename the folder into place."""
+        remove_asides(self.work)
         manifest = Manifest(
             kind=self.kind,
             configuration=self.configuration,
@@ -58,8 +68,7 @@ class Stage:
             seconds=round(time.monotonic() - self._start, 3),
         )
         write_atomically(self.work / manifest_name(self.kind), manifest.to_json())
-        (self.work / _PLAN_NAME).unlink(missing_ok=True)  # last: it says whose folder this is
-        _replace_folder(self.work, self.folder)
+        _publish(self.work, self.folder)
         self.finished = manifest
         return manifest
 
@@ -68,6 +77,7 @@ class Stage:
         self.finished = None
         plan = {"kind": self.kind, "configuration": self.configuration, "inputs": self.inputs}
         _prepare_work(self.work, canonical_json(plan))
+        (self.work / manifest_name(self.kind)).unlink(missing_ok=True)  # of a build that is done again
 
 
 def open_stage(
@@ -90,8 +100,10 @@ def open_stage(
     folder, configuration = Path(folder), json.loads(canonical_json(configuration))
     work = folder.with_name(folder.name + PARTIAL_SUFFIX)
     finished = damage = None
-    if not folder.exists() and (work / manifest_name(kind)).exists():
-        _replace_folder(work, folder)  # a crash came between the manifest and the rename
+    if (work / manifest_name(kind)).exists():  # a crash came between the manifest and the rename
+        done = read_manifest(work, kind)
+        if not folder.exists() or (rebuild and not _differences(done, configuration, inputs)):
+            _publish(work, folder)
     if folder.exists():
         finished = read_manifest(folder, kind)
         changes = _differences(finished, configuration, inputs)
@@ -127,12 +139,18 @@ def _damage(folder: Path, manifest: Manifest) -> str | None:
 
 
 def _entries(folder: Path) -> list[FileEntry]:
-    plan = folder / _PLAN_NAME
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p != plan)
-    return [
-        FileEntry(path=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=file_digest(p))
-        for p in files
-    ]
+    """Of each file of the stage, which is read once; and see that all names in the folder are on disk."""
+    apart = {folder / _PLAN_NAME, folder / SCRATCH}
+    paths = [path for path in folder.rglob("*") if apart.isdisjoint((path, *path.parents))]
+    files = sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
+
+    def entry(path: Path) -> FileEntry:
+        name = path.relative_to(folder).as_posix()
+        return FileEntry(path=name, bytes=path.stat().st_size, sha256=file_digest(path))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python to the others
+        list(pool.map(flush, [folder, *(path for path in paths if path.is_dir())]))
+        return list(pool.map(entry, files))
 
 
 def _differences(manifest: Manifest, configuration: dict, inputs: dict[str, str]) -> list[str]:
@@ -159,23 +177,18 @@ def _prepare_work(work: Path, plan: str) -> None:
     if work.exists() and not (record.exists() and read_bounded(record, len(plan.encode())) == plan.encode()):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
+    remove_asides(work)
     write_atomically(record, plan)
 
 
-def _replace_folder(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`; what was there stays until the new one is in place."""
+def _publish(work: Path, folder: Path) -> None:
+    """Make `work`, whose manifest is on disk, the stage; what was there stays until it is in place."""
+    shutil.rmtree(work / SCRATCH, ignore_errors=True)
     old = folder.with_name(f".{folder.name}.replaced")  # hidden: no name that a user gives a folder
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.rename(folder, old)
-    os.rename(new, folder)
-    _sync_folder(folder.parent)
+    os.rename(work, folder)
+    (folder / _PLAN_NAME).unlink(missing_ok=True)  # after that: it says whose folder `work` is
+    flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

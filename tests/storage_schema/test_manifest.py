@@ -2,9 +2,11 @@
 
 import json
 import os
+import threading
 
 import pytest
 
+from storage_schema import stage as stages
 from storage_schema.manifest import StoreError, read_manifest, verify_files
 from storage_schema.stage import open_stage
 
@@ -105,3 +107,48 @@ def test_a_crash_between_manifest_and_rename_loses_nothing(tmp_path, monkeypatch
     expected = {"n": 1} if renames_done == 0 else {"n": 2}
     assert build(tmp_path / "s", expected).finished.configuration == expected
     verify_files(tmp_path / "s", read_manifest(tmp_path / "s", "passages"))
+
+
+def test_scratch_is_no_part_of_the_stage_and_stays_until_the_manifest_is_on_disk(tmp_path, monkeypatch):
+    stage = open_stage(tmp_path / "s", kind="passages", configuration={}, inputs={})
+    stage.scratch.mkdir()
+    for path in (stage.scratch / "step.bin", stage.work / "a.bin"):
+        path.write_bytes(b"work of an hour")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("storage_schema.stage.write_atomically", killed)  # while the manifest is written
+    with pytest.raises(KeyboardInterrupt):
+        stage.finish({})
+    monkeypatch.undo()
+    stage = open_stage(tmp_path / "s", kind="passages", configuration={}, inputs={})
+    assert (stage.scratch / "step.bin").exists()
+    assert [file.path for file in stage.finish({}).files] == ["a.bin"]
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["a.bin", "manifest.json"]
+
+
+def test_a_rebuild_that_was_killed_before_the_rename_is_whole(tmp_path, monkeypatch):
+    build(tmp_path / "s")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "s", {"n": 2}, rebuild=True)
+    monkeypatch.undo()
+    again = open_stage(tmp_path / "s", kind="passages", configuration={"n": 2}, inputs={}, rebuild=True)
+    assert again.finished is not None and again.finished.configuration == {"n": 2}
+    verify_files(tmp_path / "s", again.finished)
+
+
+def test_files_are_hashed_side_by_side(tmp_path, monkeypatch):
+    stage = open_stage(tmp_path / "s", kind="passages", configuration={}, inputs={})
+    for number in range(2):
+        (stage.work / f"{number}.bin").write_bytes(bytes(100))
+    both = threading.Barrier(2)
+    real = stages.file_digest
+    monkeypatch.setattr(stages, "file_digest", lambda path: (both.wait(10), real(path))[1])
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert len(stage.finish({}).files) == 2
