@@ -37,7 +37,8 @@ def run_tasks(
         report: called as tasks finish, with the sum of their `weights` (default: their number).
 
     Raises:
-        Exception: the first task's own error (see :func:`unwrap`); the others are cancelled.
+        Exception: the first task's own error (see :func:`unwrap`). After that, as after whatever else ends the
+            wait (an interrupt, say), the others are cancelled.
     """
     weights = weights or [1] * len(arguments)
     task = ray.remote(function).options(num_cpus=num_cpus, num_gpus=num_gpus)
@@ -55,11 +56,24 @@ def run_tasks(
             results[number] = ray.get(ready[0])
             done += weights[number]
             report(done, sum(weights))
-    except ray.exceptions.RayError as error:
+    except BaseException as error:
         for reference in running:
             ray.cancel(reference, force=True)
-        raise unwrap(error) from error
+        if isinstance(error, ray.exceptions.RayError):
+            raise unwrap(error) from error
+        raise
     return results
+
+
+def share(value: Any) -> Any:
+    """Stand-in for a large argument of many tasks, which is then stored once and not with each of them."""
+    return ray.put(value)
+
+
+def free_cores() -> int:
+    """CPUs that a task may reserve to use them all: no more than are free now, so that it need not wait."""
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return max(1, min(available_cores(), int(ray.available_resources().get("CPU", 1)) // max(1, nodes)))
 
 
 def unwrap(error: BaseException) -> BaseException:

@@ -1,0 +1,43 @@
+"""Ray tasks: what ends the wait for them ends them too."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import ray
+
+from pipeline.tasks import free_cores, run_tasks, share
+
+
+def test_an_interrupt_cancels_the_others(ray_cluster, tmp_path):
+    def work(folder, number):
+        (folder / f"begun-{number}").touch()
+        if number:
+            time.sleep(3)
+            (folder / f"ended-{number}").touch()
+
+    def interrupted(done, total):
+        while len(list(tmp_path.glob("begun-*"))) < 2:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    before = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(work, [(tmp_path, number) for number in range(4)], report=interrupted)
+    while ray.available_resources().get("CPU") != 4:
+        assert time.monotonic() - before < 30
+        time.sleep(0.05)
+    assert not list(tmp_path.glob("ended-*"))
+
+
+def test_what_is_shared_arrives_as_itself(ray_cluster):
+    assert run_tasks(lambda numbers: max(numbers), [(share([1, 3]),), (share([2]),)]) == [3, 2]
+
+
+def test_a_task_reserves_no_more_than_is_free(ray_cluster):
+    everything = ray.remote(lambda: time.sleep(1)).options(num_cpus=4).remote()
+    while ray.available_resources().get("CPU", 0):
+        time.sleep(0.01)
+    assert free_cores() == 1
+    ray.get(everything)
