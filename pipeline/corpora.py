@@ -46,8 +46,19 @@ class BadDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a large file, which is read on its own (``large_files.py``)."""
+
+    begin: int
+    end: int
+    """In bytes of a file of lines, in row groups of a Parquet file."""
+    before: int
+    """Lines, or rows, of the file that come before it."""
+
+
+@dataclass(frozen=True, slots=True)
 class CorpusFile:
-    """One file of a corpus."""
+    """One file of a corpus, or a piece of one."""
 
     path: str
     """In the corpus's file system."""
@@ -59,8 +70,16 @@ class CorpusFile:
     """``text``, ``lines``, ``parquet``, ``arrow``, ``code`` or ``manual`` (the last two: ``environment.py``)."""
     compression: str | None
     bytes: int
+    """Of a piece, about its own."""
     modified: int
     """Nanoseconds since the epoch, 0 where that decides nothing."""
+    piece: Piece | None = None
+    """None: the whole file."""
+
+    @property
+    def before(self) -> int:
+        """Lines or rows before the first that is read."""
+        return self.piece.before if self.piece else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpora import BadDocument, Corpus, CorpusFile, read_documents
+from pipeline.corpora import BadDocument, Corpus, read_documents
 from pipeline.cutting import cut_passages, text_hash
+from storage_schema.aside import written_aside
 
 FLUSH_CHARACTERS = 8 << 20
 BAD_DOCUMENTS_NAMED = 10
@@ -26,10 +28,8 @@ EXTRACTED = pa.schema(
 _SUMMARY = b"summary"
 
 
-def extract_group(
-    corpus: Corpus, files: Sequence[CorpusFile], shard: str, passage_characters: int, max_bad_documents: int
-) -> dict:
-    """Read and cut `files` into `shard`, unless it is there already.
+def extract_group(corpus: Corpus, shard: str, passage_characters: int, max_bad_documents: int) -> dict:
+    """Read and cut the files of `corpus`, which are one group of a larger one, into `shard`, unless it is there.
 
     Returns:
         ``documents``, ``characters``, ``bad_documents`` and the first ``bad`` ones by file and line; it is
@@ -38,14 +38,11 @@ def extract_group(
     if os.path.exists(shard):
         return json.loads(pq.read_metadata(shard).metadata[_SUMMARY])
     summary: dict = {"documents": 0, "characters": 0, "bad_documents": 0, "bad": []}
-    aside = shard + ".aside"
-    with pq.ParquetWriter(aside, EXTRACTED, compression="zstd", compression_level=1) as writer:
-        for rows in _batches_of_passages(corpus, files, passage_characters, summary):
-            writer.write_table(_table(rows))
-            if too_many_bad(summary["bad_documents"], corpus, max_bad_documents):
-                return summary
-        writer.add_key_value_metadata({_SUMMARY: json.dumps(summary)})
-    os.replace(aside, shard)
+    with suppress(_TooManyBad), written_aside(shard) as aside:
+        with pq.ParquetWriter(aside, EXTRACTED, compression="zstd", compression_level=1) as writer:
+            for rows in _batches_of_passages(corpus, passage_characters, max_bad_documents, summary):
+                writer.write_table(_table(rows))
+            writer.add_key_value_metadata({_SUMMARY: json.dumps(summary)})
     return summary
 
 
@@ -54,17 +51,23 @@ def too_many_bad(bad_documents: int, corpus: Corpus, limit: int) -> bool:
     return corpus.bad_documents_are_errors and bad_documents > limit
 
 
+class _TooManyBad(Exception):
+    """The work is given up."""
+
+
 def _batches_of_passages(
-    corpus: Corpus, files: Sequence[CorpusFile], passage_characters: int, summary: dict
+    corpus: Corpus, passage_characters: int, max_bad_documents: int, summary: dict
 ) -> Iterator[list[tuple]]:
-    """Yield lists of rows of ``EXTRACTED``, counting in `summary`; a bad document ends a list early."""
+    """Yield lists of rows of ``EXTRACTED``, counting in `summary`."""
     rows: list[tuple] = []
     pending = 0
-    for document in (document for file in files for document in read_documents(corpus, file)):
+    for document in (document for file in corpus.files for document in read_documents(corpus, file)):
         if isinstance(document, BadDocument):
             summary["bad_documents"] += 1
             if len(summary["bad"]) < BAD_DOCUMENTS_NAMED:
                 summary["bad"].append(f"{document.where}: {document.problem}")
+            if too_many_bad(summary["bad_documents"], corpus, max_bad_documents):
+                raise _TooManyBad
         else:
             summary["documents"] += 1
             summary["characters"] += len(document.text)
@@ -73,7 +76,7 @@ def _batches_of_passages(
                 hashes = (document_hash, text_hash(passage))
                 rows.append((document.document_id, document.source, passage, *hashes))
                 pending += len(passage)
-        if pending >= FLUSH_CHARACTERS or isinstance(document, BadDocument):
+        if pending >= FLUSH_CHARACTERS:
             yield rows
             rows, pending = [], 0
     yield rows

@@ -9,9 +9,9 @@ Cut, dropped and kept passages are all counted in the manifest.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +21,18 @@ import pyarrow.parquet as pq
 
 from pipeline.corpora import Corpus
 from pipeline.extraction import BAD_DOCUMENTS_NAMED, extract_group, too_many_bad
+from pipeline.large_files import bounded_groups
 from pipeline.selection import Part, Selection, rows_of, select_passages
 from pipeline.tasks import Report, ignore_progress, run_tasks
-from storage_schema.arrow_files import read_parquet
+from storage_schema.arrow_files import read_parquet, take_parquet
+from storage_schema.aside import written_aside
 from storage_schema.corpus import PASSAGES, SPLITS, part_name
 from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest
 from storage_schema.stage import Stage
 
 GROUP_BYTES = 16 << 20
+_GATHERED = pa.schema(list(PASSAGES)[1:])
 
 
 def build_passages(
@@ -52,31 +55,30 @@ def build_passages(
         ValueError: more than `max_bad_documents` documents cannot be read, no document is left, or a
             held-out source is not in the corpus.
     """
-    scratch = _prepare(stage.work, corpus)
-    groups = corpus.groups(GROUP_BYTES)
+    scratch = _prepare(stage, corpus)
+    groups = bounded_groups(corpus, GROUP_BYTES, scratch / "pieces.json")
     shards = [scratch / f"shard-{number:05d}.parquet" for number in range(len(groups))]
     files = len(corpus.files)
     summaries = run_tasks(
         extract_group,
         [
-            (corpus, group, str(shard), passage_characters, max_bad_documents)
-            for group, shard in zip(groups, shards, strict=True)
+            (replace(corpus, files=group), str(shard), passage_characters, max_bad_documents)
+            for (_, group), shard in zip(groups, shards, strict=True)
         ],
-        weights=[len(group) for group in groups],
-        report=lambda done, _: report(done, 2 * files),
+        weights=[sum(file.bytes for file in group) for _, group in groups],
+        report=lambda done, total: report(files * done // total, 2 * files),
     )
     bad_documents_named = _check_bad_documents(summaries, corpus, max_bad_documents)
     plan = select_passages(shards, selection, scratch, present=present)
     characters = run_tasks(
         write_part,
         [
-            (part, plan.decisions, [shards[s] for s, _, _ in part.shards], _part_path(stage.work, part))
+            (part, plan.decisions, [(shards[s], groups[s][0]) for s, _, _ in part.shards], _path(stage, part))
             for part in plan.parts
         ],
         report=lambda done, parts: report(files + files * done // parts, 2 * files),
     )
     pq.write_table(plan.sources, stage.work / "sources.parquet")
-    shutil.rmtree(scratch)
     pairs = zip(plan.parts, characters, strict=True)
     counts = {
         **plan.counts,
@@ -92,21 +94,29 @@ def build_passages(
     return stage.finish(counts)
 
 
-def write_part(part: Part, decisions: Path, shards: Sequence[Path], path: Path) -> int:
-    """Gather one part's passages from its shards and write it, unless it is there; return its characters."""
-    if not path.exists():
-        columns = ["document_id", "source", "text", "text_hash"]
-        gathered = [
-            read_parquet(shard, columns=columns).take(pa.array(rows))
-            for shard, rows in zip(shards, rows_of(part, decisions), strict=True)
-        ]
-        table = pa.concat_tables(gathered)
-        ids = (np.int64(part.number) << 32) + np.arange(len(table), dtype=np.int64)
-        casted = [table[name].cast(PASSAGES.field(name).type) for name in columns]
-        table = pa.Table.from_arrays([pa.chunked_array([ids]), *casted], schema=PASSAGES)
-        pq.write_table(table, f"{path}.aside", compression="zstd", compression_level=1)
-        os.replace(f"{path}.aside", path)
-    return pc.sum(pc.utf8_length(read_parquet(path, columns=["text"])["text"])).as_py()
+def write_part(part: Part, decisions: Path, shards: Sequence[tuple[Path, int]], path: Path) -> int:
+    """Gather one part's passages from its shards and write it, unless it is there; return its characters.
+
+    Args:
+        shards: each with the number of its group of files. Parquet's bytes depend on where chunks end, which is where
+            groups do: so not on where a large file was cut.
+    """
+    if path.exists():
+        return _characters(read_parquet(path, columns=["text"]))
+    columns = ["document_id", "source", "text", "text_hash"]
+    gathered: dict[int, list[pa.Table]] = {}
+    for (shard, group), rows in zip(shards, rows_of(part, decisions), strict=True):
+        gathered.setdefault(group, []).append(take_parquet(shard, columns, rows).cast(_GATHERED))
+    table = pa.concat_tables(pa.concat_tables(tables).combine_chunks() for tables in gathered.values())
+    ids = (np.int64(part.number) << 32) + np.arange(len(table), dtype=np.int64)
+    table = pa.Table.from_arrays([pa.chunked_array([ids]), *table.columns], schema=PASSAGES)
+    with written_aside(path) as aside:
+        pq.write_table(table, aside, compression="zstd", compression_level=1)
+    return _characters(table)
+
+
+def _characters(table: pa.Table) -> int:
+    return pc.sum(pc.utf8_length(table["text"])).as_py()
 
 
 def part_files(folder: str | Path, split: str) -> list[Path]:
@@ -114,19 +124,21 @@ def part_files(folder: str | Path, split: str) -> list[Path]:
     return sorted((Path(folder) / split).glob("part-*.parquet"))
 
 
-def _prepare(work: Path, corpus: Corpus) -> Path:
+def _prepare(stage: Stage, corpus: Corpus) -> Path:
     """The scratch folder of this corpus; work on another one (the environment may have changed) goes."""
-    scratch = work / f"extracted-{corpus.digest[:16]}"
+    scratch = stage.scratch / f"extracted-{corpus.digest[:16]}"
+    splits = [stage.work / split for split in SPLITS]
     if not scratch.exists():
-        for old in [*work.glob("extracted-*"), *(work / split for split in SPLITS)]:
+        # Version 0.1.0 had it beside the splits.
+        for old in [stage.scratch, *stage.work.glob("extracted-*"), *splits]:
             shutil.rmtree(old, ignore_errors=True)
-    for folder in (scratch, *(work / split for split in SPLITS)):
-        folder.mkdir(exist_ok=True)
+    for folder in (scratch, *splits):
+        folder.mkdir(parents=True, exist_ok=True)
     return scratch
 
 
-def _part_path(work: Path, part: Part) -> Path:
-    return work / part.split / part_name(part.number, "parquet")
+def _path(stage: Stage, part: Part) -> Path:
+    return stage.work / part.split / part_name(part.number, "parquet")
 
 
 def _check_bad_documents(summaries: list[dict], corpus: Corpus, limit: int) -> list[str]:

@@ -57,10 +57,10 @@ def read_lines(
     filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus
 ) -> Iterator[Document | BadDocument]:
     """Each line is a JSON object with the text in ``corpus.text_field``."""
-    number = 0
+    number = file.before
     try:
         with _open_stream(filesystem, file) as stream:
-            for number, line in enumerate(_lines(stream), start=1):
+            for number, line in enumerate(_lines(stream), start=number + 1):
                 where = f"{file.name}:{number}"
                 if line is None:
                     yield BadDocument(where, _too_large("the line", LINE_BYTES))
@@ -113,7 +113,8 @@ def _parquet_batches(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus
     with filesystem.open_input_file(file.path) as stream, pq.ParquetFile(stream) as table:
         columns = _columns(table.schema_arrow, corpus)
         # Asked for all row groups at once, pyarrow would fetch them all before the first row.
-        for group in range(table.num_row_groups):
+        groups = range(table.num_row_groups)
+        for group in groups[file.piece.begin : file.piece.end] if file.piece else groups:
             yield from table.iter_batches(batch_size=ROWS, row_groups=[group], columns=columns)
 
 
@@ -142,7 +143,7 @@ def _columns(schema: pa.Schema, corpus: Corpus) -> list[str]:
 def _read_rows(
     batches: Iterator[pa.RecordBatch], file: CorpusFile, corpus: Corpus
 ) -> Iterator[Document | BadDocument]:
-    row = 0
+    row = file.before
     try:
         for batch in batches:
             # Without this, memory beyond the batch is read where a file claims longer strings than it holds.
@@ -195,6 +196,10 @@ def _document(record: dict, where: str, file: CorpusFile, corpus: Corpus) -> Ite
 
 def _open_stream(filesystem: fs.FileSystem, file: CorpusFile) -> pa.NativeFile:
     options = input_options(file.bytes)
+    if file.piece:
+        length = file.piece.end - file.piece.begin
+        stream = filesystem.open_input_file(file.path).get_stream(file.piece.begin, length)
+        return pa.BufferedInputStream(stream, **options)
     return filesystem.open_input_stream(file.path, compression=file.compression, **options)
 
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -64,12 +66,18 @@ def read_batch(path: str | Path, schema: pa.Schema, *, what: str, full: bool = F
 @contextmanager
 def _opened(path: str | Path, schema: pa.Schema | None, what: str) -> Iterator[pa.RecordBatchFileReader]:
     """The Arrow file of that schema, mapped; whatever goes wrong while it is read is a StoreError."""
+    # Closed at once: the mapping lives as long as the arrays, and holds no descriptor.
+    with _named(path), pa.memory_map(str(path)) as source:
+        file = pa.ipc.open_file(source)
+        check_schema(file.schema, schema, path, what=what)
+        yield file
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Whatever goes wrong in the block is a StoreError that names the file."""
     try:
-        # Closed at once: the mapping lives as long as the arrays, and holds no descriptor.
-        with pa.memory_map(str(path)) as source:
-            file = pa.ipc.open_file(source)
-            check_schema(file.schema, schema, path, what=what)
-            yield file
+        yield
     except StoreError:
         raise
     except Exception as error:  # a type that someone registered raises what it likes
@@ -97,15 +105,31 @@ def has_extension(kind: pa.DataType) -> bool:
 
 def read_parquet(path: str | Path, columns: list[str]) -> pa.Table:
     """Columns of a Parquet file. Raises :class:`StoreError` if it has not got them, or one has an extension type."""
-    try:
+    with _named(path):
         found = pq.read_schema(path)
         kinds = pa.schema([found.field(name) for name in columns])
         check_schema(kinds, None, path, what="a table of ours")
         return pq.read_table(path, columns=columns)
-    except StoreError:
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from error
+
+
+def take_parquet(path: str | Path, columns: list[str], rows: np.ndarray) -> pa.Table:
+    """Rows of a Parquet file, of ascending numbers: only the row groups that hold them are read, one at a time.
+
+    Raises :class:`StoreError` as :func:`read_parquet`.
+    """
+    with _named(path), pq.ParquetFile(path) as file:
+        kinds = pa.schema([file.schema_arrow.field(name) for name in columns])
+        check_schema(kinds, None, path, what="a table of ours")
+        edges = np.cumsum([0, *(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))])
+        cuts = np.searchsorted(rows, edges)
+        taken = [
+            file.read_row_group(group, columns=columns).take(pa.array(rows[begin:end] - edges[group]))
+            for group, (begin, end) in enumerate(pairwise(cuts.tolist()))
+            if begin < end
+        ]
+        if cuts[-1] < len(rows):
+            raise StoreError(f"{path} has {edges[-1]} rows; row {rows[-1]} is none.")
+        return pa.concat_tables([kinds.empty_table(), *taken])
 
 
 def check_no_nulls(found: pa.Table | pa.RecordBatch, path: str | Path) -> None:

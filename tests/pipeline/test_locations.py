@@ -34,7 +34,7 @@ def test_documents_are_the_same_on_s3_and_on_disk(s3, tmp_path, kind):
     assert [(f.name, f.bytes) for f in remote.files] == [(f.name, f.bytes) for f in local.files]
     assert remote.digest == open_corpus(uri).digest
     for name, corpus in (("local", local), ("remote", remote)):
-        extract_group(corpus, corpus.files, str(tmp_path / name), 100, 10)
+        extract_group(corpus, str(tmp_path / name), 100, 10)
     assert (tmp_path / "local").read_bytes() == (tmp_path / "remote").read_bytes()
 
 
