@@ -10,7 +10,6 @@ Legend: D embedding size.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from pipeline.runtimes import AUTO, RUNTIME_RECORD, Runtime, runtime_of_stage, w
 from pipeline.tasks import Report, available_cores, ignore_progress
 from pipeline.word_pieces import WordPieces, embed_word_pieces, tokenize, tokenizer_of
 from storage_schema.arrow_files import check_schema, read_arrow, read_parquet
+from storage_schema.aside import written_aside
 from storage_schema.corpus import embeddings_schema
 from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest
@@ -159,9 +159,8 @@ def write_embeddings(path: str, passage_ids: np.ndarray, vectors: np.ndarray) ->
     column = pa.FixedSizeListArray.from_arrays(
         pa.array(vectors.astype(np.float16).reshape(-1)), type=schema.field("embedding").type
     )
-    with pa.ipc.new_file(path + ".aside", schema) as writer:
+    with written_aside(path) as aside, pa.ipc.new_file(str(aside), schema) as writer:
         writer.write_batch(pa.record_batch([pa.array(passage_ids, pa.int64()), column], schema=schema))
-    os.replace(path + ".aside", path)
 
 
 def read_embeddings(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

@@ -42,14 +42,14 @@ def bounded_groups(
     groups = corpus.groups(bytes_per_group)
     large = [file for file in corpus.files if file.bytes > 2 * bytes_per_group]
     if large and not record.exists():
-        cuts = _cut_lines(corpus.uri, large, bytes_per_group) | _cut_parquet(corpus.uri, large, bytes_per_group)
+        cuts = _cut_lines(corpus.uri, large, bytes_per_group) | _cut_parquet(
+            corpus.uri, large, bytes_per_group
+        )
         write_atomically(record, canonical_json(cuts))
     cut = read_object(record) if large else {}
     pieces = {file.name: _pieces(file, cut[file.name]) for file in large if cut.get(file.name)}
     return [
-        (number, files)
-        for number, group in enumerate(groups)
-        for files in pieces.get(group[0].name, [group])
+        (number, files) for number, group in enumerate(groups) for files in pieces.get(group[0].name, [group])
     ]
 
 
@@ -117,10 +117,10 @@ def _between_lines(counts: Sequence[Any], size: int) -> list[Piece]:
 def _cut_parquet(uri: str, large: Sequence[CorpusFile], step: int) -> dict[str, list]:
     files = [file for file in large if file.format == "parquet"]
     cuts: dict[str, list] = {}
-    for file, groups in zip(
-        files, run_tasks(row_groups, [(uri, file.path) for file in files]), strict=True
-    ):
-        share = file.bytes / max(1, sum(size for size, _ in groups))  # of the file, packed, to what it unpacks to
+    for file, groups in zip(files, run_tasks(row_groups, [(uri, file.path) for file in files]), strict=True):
+        share = file.bytes / max(
+            1, sum(size for size, _ in groups)
+        )  # of the file, packed, to what it unpacks to
         pieces: list[list] = []
         row = 0
         for number, (size, rows) in enumerate(groups):

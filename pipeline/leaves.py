@@ -7,8 +7,12 @@ Legend: N rows, k leaves of the node, D embedding size.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +21,8 @@ import pyarrow as pa
 from pipeline.clustering import assign, node_seed, sample_rows, without_unreached
 from pipeline.embedding import embeddings_of
 from pipeline.kmeans import KMeansSettings, NodeFit, fit_node
-from pipeline.scatter import Folders, read_arrays, read_table, write_arrays, write_batch
+from pipeline.scatter import Folders, read_arrays, read_node, write_arrays, write_batch
 from storage_schema.domains import partition_path, partition_schema
-from storage_schema.tree import Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,28 +43,39 @@ class TreeSettings:
 
 
 def write_node(
-    folders: Folders, node: int, settings: TreeSettings, tree: Tree | None = None
+    folders: Folders,
+    node: int,
+    scattered: tuple[list[str], np.ndarray],
+    settings: TreeSettings,
+    leaves_kD: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Fit one coarse node's leaves, or take those of `tree`, and write its domains.
+    """Fit one coarse node's leaves, or take those given, and write its domains.
+
+    Args:
+        scattered: the names of the parts, in order, and how many rows of each node they have, ``[parts, C]``.
 
     Returns:
         ``leaves_kD``, ``counts_k``, ``distance_k`` and ``squared_k`` (sums over a leaf's rows), ``tokens_k``
         and ``splits`` (kept on disk too, for a resume); of a node without rows only ``counts_k``.
     """
-    kept = folders.node(node).with_suffix(".npz")
+    kept = folders.scratch / f"node-{node:05d}.npz"
     if kept.exists():
         return read_arrays(kept)
-    pieces = sorted(folders.node(node).glob("part-*.arrow"))
-    k = settings.leaf_clusters
-    if not pieces:
+    k, splits = settings.leaf_clusters, 0
+    rows = scattered[1][:, node]
+    if not rows.any():
         return {"counts_k": np.zeros(k, np.int64)}
-    if tree is None:
-        fit = _fit_leaves(pieces, node, settings)
+    # One at a time is mapped: a process may have 65,530 mappings, and a corpus more parts.
+    parts = (folders.scattered(name) for name, number in zip(scattered[0], rows, strict=True) if number)
+    tables = [partial(read_node, part, node) for part in parts]
+    rows = rows[rows > 0]
+    if leaves_kD is None:
+        fit = _fit_leaves(tables, rows, node, settings)
         leaves_kD, splits = fit.centroids_kD, fit.splits
-    else:
-        leaves_kD, splits = tree.leaves_KD[node * k : (node + 1) * k], 0
-    streams = [folders.node(node) / f"leaf-{leaf:04d}.arrows" for leaf in range(k)]
-    sums = _split(pieces, leaves_kD, streams)
+    room = folders.scratch / f"node-{node:05d}"
+    room.mkdir(exist_ok=True)
+    streams = [room / f"leaf-{leaf:04d}.arrows" for leaf in range(k)]
+    sums = _split(tables, leaves_kD, streams)
     for leaf in np.flatnonzero(sums["counts_k"]):
         path = Path(folders.work) / partition_path(node * k + int(leaf))
         path.parent.mkdir(exist_ok=True)
@@ -72,35 +86,39 @@ def write_node(
         "splits": np.array(splits),
     }
     write_arrays(kept, **result)
-    for stream in streams:
-        stream.unlink(missing_ok=True)
+    shutil.rmtree(room)
     return result
 
 
-def _fit_leaves(pieces: list[Path], node: int, settings: TreeSettings) -> NodeFit:
+def _fit_leaves(
+    tables: Sequence[Callable[[], pa.Table]], rows: np.ndarray, node: int, settings: TreeSettings
+) -> NodeFit:
     """Fit on a sample of the node's rows."""
-    tables = [read_table(piece) for piece in pieces]
-    edges = np.cumsum([0, *(len(table) for table in tables)])
+    edges = np.cumsum([0, *rows])
     seed = node_seed(settings.seed, node)
     wanted = sample_rows(int(edges[-1]), settings.sample, seed)
+    cuts = pairwise(np.searchsorted(wanted, edges).tolist())
     sample = [
-        embeddings_of(table)[wanted[(wanted >= first) & (wanted < first + len(table))] - first]
-        for table, first in zip(tables, edges, strict=False)
+        embeddings_of(table())[wanted[begin:end] - first]
+        for table, first, (begin, end) in zip(tables, edges, cuts, strict=False)
+        if begin < end
     ]
     return fit_node(
         np.concatenate(sample), settings.leaf_clusters, settings.kmeans, seed=seed, use_gpu=settings.use_gpu
     )
 
 
-def _split(pieces: list[Path], leaves_kD: np.ndarray, streams: list[Path]) -> dict[str, np.ndarray]:
+def _split(
+    tables: Sequence[Callable[[], pa.Table]], leaves_kD: np.ndarray, streams: list[Path]
+) -> dict[str, np.ndarray]:
     """Append every row to its leaf's stream; return the leaves' sums."""
     k = len(leaves_kD)
     sums = {name: np.zeros(k) for name in ("distance_k", "squared_k")}
     sums |= {name: np.zeros(k, np.int64) for name in ("counts_k", "tokens_k")}
     with ExitStack() as stack:
         writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
-        for piece in pieces:
-            table = read_table(piece)
+        for read in tables:
+            table = read()
             leaf_N, distance_N = assign(embeddings_of(table), leaves_kD)
             column = table.schema.get_field_index("embedding")
             table = table.set_column(column, "distance", pa.array(distance_N))

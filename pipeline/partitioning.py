@@ -1,7 +1,7 @@
 """Passages and their embeddings → the tree and the domain partitions.
 
 1. The root is fitted on a sample of all embeddings (or the tree is given, for documents added to a store).
-2. *Scatter* (``scatter.py``): each part of passages is tokenized and written to the nodes its rows go to.
+2. *Scatter* (``scatter.py``): each part of passages is tokenized and written in the order of the nodes its rows go to.
 3. *Leaves* (``leaves.py``): each coarse node fits its leaves, then writes its domains one after the other.
 
 So no task ever holds 4096 files open, memory does not grow with the corpus, and each part and node is resumed
@@ -26,10 +26,11 @@ from pipeline.kmeans import fit_node
 from pipeline.leaves import TreeSettings, write_node
 from pipeline.passages import part_files
 from pipeline.scatter import Folders, read_arrays, scatter_part, write_arrays
-from pipeline.tasks import Report, available_cores, ignore_progress, run_tasks
+from pipeline.tasks import Report, free_cores, ignore_progress, run_tasks, share
 from storage_schema.domains import INDEX
 from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest
+from storage_schema.manifest import Manifest, StoreError
 from storage_schema.stage import Stage
 from storage_schema.tree import Tree
 
@@ -69,24 +70,32 @@ def build_domains(
     """
     parts = part_files(folders.passages, "train")
     rows = [pq.read_metadata(part).num_rows for part in parts]
+    shutil.rmtree(Path(folders.work) / "scatter", ignore_errors=True)  # where version 0.1.0 had its scratch
     folders.scratch.mkdir(exist_ok=True)
     gpus = 1 if settings.use_gpu else 0
     if tree is None:
         check_enough_passages(sum(rows), settings)
-        [(coarse_CD, splits)] = run_tasks(fit_root, [(folders, rows, settings)], num_gpus=gpus)
+        threads = free_cores()
+        arguments = (folders, rows, settings, threads)
+        [(coarse_CD, splits)] = run_tasks(fit_root, [arguments], num_cpus=threads, num_gpus=gpus)
     else:
         coarse_CD, splits = tree.coarse_CD, 0
     total = 2 * sum(rows)
-    squared = run_tasks(
+    shared_CD = share(coarse_CD)
+    scattered = run_tasks(
         scatter_part,
-        [(folders, number, coarse_CD) for number in range(len(parts))],
+        [(folders, part, shared_CD) for part in parts],
         weights=rows,
         report=lambda done, _: report(done, total),
     )
     per_node = sum(rows) // settings.coarse_clusters
+    pieces = share(([part.stem for part in parts], np.stack([part["rows_C"] for part in scattered])))
     nodes = run_tasks(
         write_node,
-        [(folders, node, settings, tree) for node in range(settings.coarse_clusters)],
+        [
+            (folders, node, pieces, settings, _leaves(tree, node, settings))
+            for node in range(settings.coarse_clusters)
+        ],
         num_gpus=gpus,
         report=lambda done, _: report(sum(rows) + done * per_node, total),
     )
@@ -96,20 +105,31 @@ def build_domains(
     assembled.write(stage.work / "tree.arrow")
     with pa.ipc.new_file(str(stage.work / "index.arrow"), INDEX) as writer:
         writer.write_table(index)
-    shutil.rmtree(folders.scratch)
     report(total, total)
     counts = {
         "passages": int(assembled.counts_K.sum()),
         "tokens": int(sum(index["tokens"].to_pylist())),
         "domains": assembled.num_domains,
-        **_report_of(assembled, squared, nodes, splits),
+        **_report_of(assembled, scattered, nodes, splits),
         "clustered_on": "gpu" if settings.use_gpu else "cpu",
     }
-    assert counts["passages"] == sum(rows)
+    if counts["passages"] != sum(rows):
+        raise StoreError(
+            f"The domains would hold {counts['passages']} passages of {sum(rows)}: something changed {folders.work} "
+            "while they were written. Remove that folder and build again."
+        )
     return stage.finish(counts)
 
 
-def fit_root(folders: Folders, rows: list[int], settings: TreeSettings) -> tuple[np.ndarray, int]:
+def _leaves(tree: Tree | None, node: int, settings: TreeSettings) -> np.ndarray | None:
+    """A node's leaves in a tree that is given."""
+    k = settings.leaf_clusters
+    return None if tree is None else tree.leaves_KD[node * k : (node + 1) * k]
+
+
+def fit_root(
+    folders: Folders, rows: list[int], settings: TreeSettings, threads: int
+) -> tuple[np.ndarray, int]:
     """Coarse centroids float32 ``[C, D]`` and how many splits they took; kept on disk for a resume."""
     kept = folders.scratch / "root.npz"
     if kept.exists():
@@ -134,7 +154,7 @@ def fit_root(folders: Folders, rows: list[int], settings: TreeSettings) -> tuple
         settings.coarse_clusters,
         settings.kmeans,
         seed=seed,
-        threads=available_cores(),
+        threads=threads,
         use_gpu=settings.use_gpu,
     )
     write_arrays(kept, coarse_CD=fit.centroids_kD, splits=np.array(fit.splits))
@@ -162,12 +182,12 @@ def _assemble(coarse_CD: np.ndarray, nodes: list[dict[str, np.ndarray]]) -> tupl
     return tree, index.cast(INDEX)
 
 
-def _report_of(tree: Tree, squared: list[float], nodes: list[dict[str, np.ndarray]], splits: int) -> dict:
+def _report_of(tree: Tree, scattered: list[dict], nodes: list[dict[str, np.ndarray]], splits: int) -> dict:
     """The numbers by which a person judges a tree; inertia is a mean squared distance, of all passages."""
     passages, even = int(tree.counts_K.sum()), tree.counts_K.sum() / tree.num_domains
     leaf_squared = sum(float(node["squared_k"].sum()) for node in nodes if "squared_k" in node)
     return {
-        "coarse_inertia": round(sum(squared) / passages, 6),
+        "coarse_inertia": round(sum(float(part["squared"]) for part in scattered) / passages, 6),
         "leaf_inertia": round(leaf_squared / passages, 6),
         "imbalance": round(tree.imbalance, 6),
         "splits": splits + sum(int(node.get("splits", 0)) for node in nodes),

@@ -60,7 +60,7 @@ def read_lines(
     number = file.before
     try:
         with _open_stream(filesystem, file) as stream:
-            for number, line in enumerate(_lines(stream), start=number + 1):
+            for number, line in enumerate(_lines(stream), start=file.before + 1):
                 where = f"{file.name}:{number}"
                 if line is None:
                     yield BadDocument(where, _too_large("the line", LINE_BYTES))

@@ -5,8 +5,9 @@ Legend: N passages of the part, C coarse nodes, D embedding size.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ import pyarrow as pa
 
 from pipeline.clustering import assign
 from pipeline.embedding import read_embeddings
-from pipeline.passages import part_files
 from pipeline.tokenizer import load_tokenizer
 from storage_schema.arrow_files import read_parquet
+from storage_schema.aside import written_aside
 from storage_schema.domains import partition_schema
-from storage_schema.manifest import StoreError, write_atomically
+from storage_schema.manifest import StoreError
+from storage_schema.stage import SCRATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +34,26 @@ class Folders:
 
     @property
     def scratch(self) -> Path:
-        """What the steps hand on to each other; removed at the end."""
-        return Path(self.work) / "scatter"
+        """What the steps hand on to each other; no part of the stage."""
+        return Path(self.work) / SCRATCH
 
-    def node(self, node: int) -> Path:
-        """The scattered rows of one coarse node."""
-        return self.scratch / f"node-{node:05d}"
+    def scattered(self, part: str) -> Path:
+        """The rows of a part: one record batch for each coarse node, in order."""
+        return self.scratch / f"{part}.arrow"
 
 
-def scatter_part(folders: Folders, number: int, coarse_CD: np.ndarray) -> float:
-    """Tokenize one part and write its rows, with their embeddings, to their coarse nodes' folders.
+def scatter_part(folders: Folders, source: Path, coarse_CD: np.ndarray) -> dict[str, np.ndarray]:
+    """Tokenize one part of passages and write its rows, with their embeddings, in the order of their coarse nodes.
+
+    One file a part, not one for each of its nodes: those would be millions, each to be opened, mapped and flushed.
 
     Returns:
-        The sum of the rows' squared distances to their coarse centroid.
+        ``rows_C``, how many rows each node has, and ``squared``, the sum of the squared distances to the coarse
+        centroids (kept on disk too, for a resume).
     """
-    finished = folders.scratch / f"part-{number:05d}.finished"
-    if finished.exists():
-        return float(finished.read_text())
-    source = part_files(folders.passages, "train")[number]
+    kept = folders.scratch / f"{source.stem}.npz"
+    if kept.exists():
+        return read_arrays(kept)
     table = read_parquet(source, ["passage_id", "document_id", "source", "text"])
     ids, vectors_ND = read_embeddings(Path(folders.embeddings) / source.with_suffix(".arrow").name)
     if not np.array_equal(ids, table["passage_id"].to_numpy()):
@@ -58,22 +62,20 @@ def scatter_part(folders: Folders, number: int, coarse_CD: np.ndarray) -> float:
     tokens = tokenizer.encode(table["text"].to_pylist())
     schema = scatter_schema(tokenizer.vocab_size, vectors_ND.shape[1])
     coarse_N, distance_N = assign(vectors_ND, coarse_CD)
-    for node in np.unique(coarse_N):
-        rows = np.flatnonzero(coarse_N == node)
-        offsets = np.concatenate([[0], np.cumsum([len(tokens[row]) for row in rows])])
-        columns = [
-            *(table[name].take(rows).combine_chunks() for name in ("passage_id", "document_id", "source")),
-            pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND[rows].reshape(-1)), vectors_ND.shape[1]),
-            pa.LargeListArray.from_arrays(
-                pa.array(offsets), pa.array(np.concatenate([tokens[row] for row in rows]))
-            ),
-        ]
-        folder = folders.node(int(node))
-        folder.mkdir(exist_ok=True)
-        write_batch(folder / f"part-{number:05d}.arrow", pa.record_batch(columns, schema=schema))
-    squared = float(np.square(distance_N, dtype=np.float64).sum())
-    write_atomically(finished, repr(squared))
-    return squared
+    order = np.argsort(coarse_N, kind="stable")
+    rows_C = np.bincount(coarse_N, minlength=len(coarse_CD))
+    offsets = np.concatenate([[0], np.cumsum([len(tokens[row]) for row in order])])
+    columns = [
+        *(table[name].take(order).combine_chunks() for name in ("passage_id", "document_id", "source")),
+        pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND[order].reshape(-1)), vectors_ND.shape[1]),
+        pa.LargeListArray.from_arrays(
+            pa.array(offsets), pa.array(np.concatenate([tokens[row] for row in order]))
+        ),
+    ]
+    write_batch(folders.scattered(source.stem), pa.record_batch(columns, schema=schema), rows_C.tolist())
+    result = {"rows_C": rows_C, "squared": np.square(distance_N, dtype=np.float64).sum()}
+    write_arrays(kept, **result)
+    return result
 
 
 def scatter_schema(vocab_size: int, size: int) -> pa.Schema:
@@ -83,24 +85,23 @@ def scatter_schema(vocab_size: int, size: int) -> pa.Schema:
     return partition.set(partition.get_field_index("distance"), embedding)
 
 
-def write_batch(path: Path, batch: pa.RecordBatch) -> None:
-    """Write an Arrow file of one record batch, aside and then renamed."""
-    with pa.ipc.new_file(f"{path}.aside", batch.schema) as writer:
-        writer.write_batch(batch)
-    os.replace(f"{path}.aside", path)
+def write_batch(path: Path, batch: pa.RecordBatch, rows: Sequence[int] = ()) -> None:
+    """Write an Arrow file of one record batch, or cut into batches of so many `rows`, aside and then renamed."""
+    with written_aside(path) as aside, pa.ipc.new_file(str(aside), batch.schema) as writer:
+        for begin, end in pairwise([0, *np.cumsum(rows or [len(batch)]).tolist()]):
+            writer.write_batch(batch.slice(begin, end - begin))
 
 
-def read_table(path: Path) -> pa.Table:
-    """An Arrow file, memory-mapped."""
+def read_node(path: Path, node: int) -> pa.Table:
+    """A node's rows of a scattered part, mapped for as long as they are held."""
     with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
+        return pa.Table.from_batches([pa.ipc.open_file(source).get_batch(node)])
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Keep named arrays for a resume, written aside and then renamed."""
-    with open(f"{path}.aside", "wb") as file:
+    with written_aside(path) as aside, open(aside, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(f"{path}.aside", path)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -139,12 +139,13 @@ def _damage(folder: Path, manifest: Manifest) -> str | None:
 
 
 def _entries(folder: Path) -> list[FileEntry]:
-    """Of each file of the stage, which is read once; and see that all names in the folder are on disk."""
+    """Of each file of the stage, which is read once, when it and its name are on disk."""
     apart = {folder / _PLAN_NAME, folder / SCRATCH}
     paths = [path for path in folder.rglob("*") if apart.isdisjoint((path, *path.parents))]
     files = sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
 
     def entry(path: Path) -> FileEntry:
+        flush(path)
         name = path.relative_to(folder).as_posix()
         return FileEntry(path=name, bytes=path.stat().st_size, sha256=file_digest(path))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from flows.jobs import build_domains as job
-from flows.jobs import domain_stages
 from flows.settings import BuildDomains
+from pipeline import partitioning, scatter
 from storage_schema.manifest import StoreError
 
 TOPICS = {
@@ -52,21 +53,19 @@ def settings(corpus, tmp_path_factory):
 @pytest.fixture(scope="session")
 def interrupted(ray_cluster, settings):
     """The error of a first run whose disk fills up while it fits the tree."""
-    real = domain_stages.build_domains
 
-    def on_a_full_disk(stage, folders, *arguments, **options):
-        # The task, another process, will write the root here: /dev/full takes not one byte.
-        folders.scratch.mkdir()
-        (folders.scratch / "root.npz.aside").symlink_to("/dev/full")
-        return real(stage, folders, *arguments, **options)
+    def on_a_full_disk(*arguments):
+        # In the task, another process: /dev/full takes not one byte.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scatter, "written_aside", lambda path: nullcontext("/dev/full"))
+            return partitioning.fit_root(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(domain_stages, "build_domains", on_a_full_disk)
+        patch.setattr(partitioning, "fit_root", on_a_full_disk)
         with pytest.raises(StoreError) as raised:
             job.run(settings)
     folder = Path(settings.store)
     left = sorted(path.name for path in folder.iterdir())
-    (folder / "domains.partial" / "scatter" / "root.npz.aside").unlink()
     return str(raised.value), left
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +12,21 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from pipeline import leaves
 from pipeline.corpora import open_corpus
 from pipeline.domain_weights import place
 from pipeline.embedding import read_embeddings, write_embeddings
 from pipeline.kmeans import KMeansSettings
-from pipeline.leaves import TreeSettings
+from pipeline.leaves import TreeSettings, write_node
 from pipeline.partitioning import build_domains
 from pipeline.passages import build_passages, part_files
 from pipeline.planted import planted_languages, write_planted_corpus
-from pipeline.scatter import Folders
+from pipeline.scatter import Folders, scatter_part, scatter_schema, write_batch
 from pipeline.selection import Selection
 from pipeline.tokenizer import build_tokenizer, load_tokenizer
 from storage_schema.domains import DomainStore, partition_path, partition_schema
 from storage_schema.manifest import StoreError, verify_files
-from storage_schema.stage import open_stage
+from storage_schema.stage import SCRATCH, open_stage
 from storage_schema.tree import Tree
 
 LANGUAGES = 4
@@ -165,7 +167,12 @@ def test_tree_manifest_and_index_agree(store, prepared):
     assert counts["imbalance"] == pytest.approx(tree.imbalance, abs=1e-6)
     assert store.manifest.configuration["vocab_size"] == 300
     verify_files(store.folder, store.manifest)
-    assert not list(store.folder.glob("scatter*"))
+    assert {path.name for path in store.folder.iterdir()} == {
+        "tree.arrow",
+        "index.arrow",
+        "manifest.json",
+        *(f"domain={domain:04d}" for domain in np.flatnonzero(store.passages_K)),
+    }
 
 
 def test_the_histogram_of_the_corpus_is_its_domain_sizes(store, prepared):
@@ -190,6 +197,8 @@ def test_same_seed_gives_the_same_bytes_also_after_a_crash(store, prepared, tmp_
         partition(tmp_path)
     monkeypatch.undo()
     work = tmp_path / "domains.partial"
+    parts = len(part_files(prepared / "passages", "train"))
+    assert len([*(work / SCRATCH).glob("*.arrow")]) == parts  # whatever the number of nodes
     written = {path: path.stat().st_mtime_ns for path in work.glob("domain=*/*")}
     assert written and not (tmp_path / "domains").exists()
     again = partition(tmp_path)
@@ -235,4 +244,49 @@ def test_embeddings_of_other_passages_are_refused(prepared, tmp_path):
         ids, vectors = read_embeddings(source)
         write_embeddings(str(tmp_path / "embeddings" / source.name), ids + 1, vectors)
     with pytest.raises(StoreError, match="of other passages"):
+        partition(tmp_path)
+
+
+def test_a_node_of_many_parts_has_one_mapped_at_a_time(tmp_path, monkeypatch):
+    """A process may have 65,530 mappings; a corpus of 10^9 passages has more parts."""
+    folders = Folders(passages="", embeddings="", tokenizer="", work=str(tmp_path))
+    folders.scratch.mkdir()
+    schema, rows_PC = scatter_schema(300, 8), np.array([[2, 0, 3], [0, 0, 0], *[[1, 4, 0]] * 60], np.int64)
+    random, number = np.random.Generator(np.random.PCG64(0)), 0
+    names = [f"part-{part:05d}" for part in range(len(rows_PC))]
+    for name, rows_C in zip(names, rows_PC.tolist(), strict=True):
+        ids = range(number, number := number + sum(rows_C))
+        columns = [list(ids), ["d"] * len(ids), ["s"] * len(ids), random.normal(size=(len(ids), 8)).tolist()]
+        batch = pa.record_batch(dict(zip(schema.names, [*columns, [[n % 300, 0] for n in ids]], strict=True)))
+        write_batch(folders.scattered(name), batch.cast(schema), rows_C)
+    mapped = []
+
+    def look(real, *arguments, **options):
+        mapped.append(sum(str(tmp_path) in line for line in Path("/proc/self/maps").open()))
+        return real(*arguments, **options)
+
+    for name in ("fit_node", "assign"):
+        monkeypatch.setattr(leaves, name, partial(look, getattr(leaves, name)))
+    settings = replace(TREE, coarse_clusters=3, leaf_clusters=2)
+    found = [write_node(folders, node, (names, rows_PC), settings) for node in range(3)]
+    assert len(mapped) > 100 and max(mapped) <= 2
+    assert [int(node["counts_k"].sum()) for node in found] == rows_PC.sum(0).tolist()
+    ids = [
+        pa.ipc.open_file(str(path)).read_all()["passage_id"].to_pylist()
+        for path in tmp_path.glob("domain=*/*")
+    ]
+    assert sorted(sum(ids, [])) == list(range(number))
+    again = write_node(folders, 0, ([], np.zeros((0, 3))), settings)  # it is done
+    assert again["counts_k"].tolist() == found[0]["counts_k"].tolist()
+
+
+def test_passages_that_are_lost_between_the_steps_are_an_error(prepared, tmp_path, monkeypatch):
+    linked(prepared, tmp_path)
+
+    def forgetful(folders, source, coarse_CD):
+        found = scatter_part(folders, source, coarse_CD)
+        return found | {"rows_C": found["rows_C"] * (np.arange(len(coarse_CD)) > 0)}
+
+    monkeypatch.setattr("pipeline.partitioning.scatter_part", forgetful)
+    with pytest.raises(StoreError, match=r"hold \d+ passages of \d+.*domains.partial.*Remove that folder"):
         partition(tmp_path)
