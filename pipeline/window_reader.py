@@ -14,6 +14,8 @@ from storage_schema.domains import DomainStore, MappedPartition
 LOOKED_AFTER_SECONDS = 1.0
 """A file's state is asked for before and after a read, but at most so often: at thousands of domains a second that
 costs more than the tokens."""
+MOST_MAPPINGS = 24_576
+"""Of one reader. Linux allows a process 65,530 (``vm.max_map_count``), of which libraries and threads take some too."""
 
 
 def window_reader(store: DomainStore, sequence_length: int) -> MappedReader | RangeReader:
@@ -24,9 +26,9 @@ def window_reader(store: DomainStore, sequence_length: int) -> MappedReader | Ra
 
 
 class MappedReader:
-    """Reads windows of a store on this machine, of which every partition stays mapped once it was read.
+    """Reads windows of a store on this machine, whose partitions stay mapped once they were read, the last used ones.
 
-    That takes no file descriptors; Linux allows a process 65,530 mappings.
+    That takes no file descriptors.
 
     Thousands of domains a second would cost more than the bytes, were each an array of its own. So a window is known
     by its address, and one gather (``gather.py``) copies all: only addresses of mapped windows are read.
@@ -40,7 +42,8 @@ class MappedReader:
         self._address_PK = np.zeros(self._windows_PK.shape, np.int64)
         """Where row 0 of a domain would lie, if this part had it."""
         self._looked_PK = np.full(self._windows_PK.shape, -np.inf)
-        self._open: dict[tuple[int, int], MappedPartition] = {}
+        self._seen: dict[tuple[int, int], MappedPartition] = {}
+        self._mapped_PK = np.zeros(self._windows_PK.shape, bool)
         self._dtype = store.token_dtype
         self._step = sequence_length * self._dtype.itemsize
 
@@ -54,6 +57,10 @@ class MappedReader:
         if beyond.any():
             domain, row = domains[beyond][0], rows[beyond][0]
             raise IndexError(f"domain {domain} has {self._windows_K[domain]} windows; row {row} is none.")
+        if len(rows) > MOST_MAPPINGS // 2:  # so many may be in as many partitions
+            halves = zip(np.array_split(domains, 2), np.array_split(rows, 2), strict=True)
+            return np.concatenate([self.read(*half) for half in halves])
+        self._make_room(len(rows))
         looked: list[MappedPartition] = []
         if len(self._windows_PK) == 1:
             addresses = self._addresses(0, domains, rows, looked)
@@ -69,8 +76,8 @@ class MappedReader:
 
     def finish(self) -> None:
         """After the last read: see that no file was changed meanwhile. Raises StoreError as :meth:`read` does."""
-        for partition in self._open.values():
-            partition.check()
+        for number, domain in np.argwhere(self._mapped_PK).tolist():
+            self._seen[number, domain].check()
 
     def _addresses(
         self, number: int, domains: np.ndarray, rows: np.ndarray, looked: list[MappedPartition]
@@ -85,13 +92,29 @@ class MappedReader:
         used = np.flatnonzero(np.bincount(domains))
         due = used[now - self._looked_PK[number, used] > LOOKED_AFTER_SECONDS]
         for domain in due.tolist():
-            if (number, domain) not in self._open:
-                opened = self._open[number, domain] = MappedPartition(self.store.parts[number], domain)
-                first = self._first_PK[number, domain] * self._step
-                self._address_PK[number, domain] = opened.values.ctypes.data - first
-            self._open[number, domain].check()
+            if not self._mapped_PK[number, domain]:
+                self._map(number, domain)
+            self._seen[number, domain].check()
         self._looked_PK[number, due] = now
-        return [self._open[number, domain] for domain in due.tolist()]
+        return [self._seen[number, domain] for domain in due.tolist()]
+
+    def _map(self, number: int, domain: int) -> None:
+        if (number, domain) not in self._seen:
+            self._seen[number, domain] = MappedPartition(self.store.parts[number], domain)
+        address = self._seen[number, domain].map().ctypes.data
+        self._address_PK[number, domain] = address - self._first_PK[number, domain] * self._step
+        self._mapped_PK[number, domain] = True
+
+    def _make_room(self, wanted: int) -> None:
+        """Unmap what was used the longest ago, so that `wanted` partitions can be mapped; no address may be in use."""
+        too_many = int(np.count_nonzero(self._mapped_PK)) + wanted - MOST_MAPPINGS
+        if too_many <= 0:
+            return
+        oldest = np.argsort(self._looked_PK[self._mapped_PK])[:too_many]
+        for number, domain in np.argwhere(self._mapped_PK)[oldest].tolist():
+            self._seen[number, domain].unmap()
+            self._mapped_PK[number, domain] = False
+            self._looked_PK[number, domain] = -np.inf
 
 
 class RangeReader:

@@ -202,16 +202,28 @@ class DomainStore:
 
 
 class MappedPartition:
-    """One partition's tokens, memory-mapped, and what its file was like then.
+    """One partition's tokens, memory-mapped until :meth:`unmap`, and what its file was like at first.
 
     Raises:
         StoreError: as :meth:`DomainPart.tokens` does.
     """
 
     def __init__(self, part: DomainPart, domain: int):
-        self._path, self._domain = str(part.folder / partition_path(domain)), domain
+        self._path, self._part, self._domain = str(part.folder / partition_path(domain)), part, domain
         self._file = self._state()
-        self.values = part.tokens(domain)
+        self.values: np.ndarray | None = part.tokens(domain)
+
+    def map(self) -> np.ndarray:
+        """The tokens, mapped again if they are not. Raises :class:`StoreError` as :meth:`check` does."""
+        if self.values is None:
+            self.check()
+            self.values = self._part.tokens(self._domain)
+        return self.values
+
+    def unmap(self) -> None:
+        """Give the mapping back; who has the tokens keeps it."""
+        self.check()
+        self.values = None
 
     def check(self) -> None:
         """Raise :class:`StoreError` if the file is no longer the one that was opened."""

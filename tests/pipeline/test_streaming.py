@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import streaming
+from pipeline import window_reader as window_readers
 from pipeline.meta_distributions import Sparse
 from pipeline.mixtures import MixturePlan
 from pipeline.streaming import Fetch, MixtureStream, StreamError
@@ -70,6 +71,32 @@ def test_a_window_is_the_packed_stream(store):
     assert np.array_equal(read[0], values[55 * L : 55 * L + L + 1])
     assert np.array_equal(read[2], values[3 * L : 3 * L + L + 1])
     assert np.array_equal(read[1], opened.parts[0].tokens(0)[: L + 1])
+
+
+def mappings_below(folder):
+    with open("/proc/self/maps") as maps:
+        return sum(str(folder) in line for line in maps)
+
+
+def test_mappings_are_bounded_however_many_partitions_there_are(tmp_path, monkeypatch):
+    """Linux allows a process 65,530: 4096 domains of 16 parts."""
+    folder = make_store(tmp_path, [200 + domain for domain in range(40)])
+    monkeypatch.setattr(window_readers, "MOST_MAPPINGS", 12, raising=False)
+    opened = DomainStore(folder)
+    reader, random = window_reader(opened, L), np.random.Generator(np.random.PCG64(0))
+    for _ in range(20):
+        domains = random.integers(0, 40, 30)  # more than may be mapped at once, in one read
+        rows = random.integers(0, 12, 30)
+        found = reader.read(domains, rows)
+        for window, domain, row in zip(found, domains, rows, strict=True):
+            assert np.array_equal(window, opened.parts[0].tokens(domain)[row * L : row * L + L + 1])
+        assert mappings_below(folder) <= 12
+    path = opened.folder / partition_path(7)
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(StoreError, match="domain 7: .* was changed or replaced"):  # mapped again or still
+        for domain in range(40):
+            reader.read(np.array([domain]), np.array([0]))
+        reader.finish()
 
 
 def test_batches_are_what_the_plan_names(store):
