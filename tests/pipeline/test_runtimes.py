@@ -50,14 +50,14 @@ def speeds(monkeypatch):
 )
 def test_the_fastest_is_chosen_where_that_is_clear(model, speeds, tmp_path, measured, chosen):
     speeds |= measured
-    assert runtime_of_stage(tmp_path, "auto", model, passages=WORTHWHILE, use_gpu=False) == chosen
+    assert runtime_of_stage(tmp_path, "measured", model, passages=WORTHWHILE, use_gpu=False) == chosen
     assert str(next(model.parameters()).dtype) == "torch.float32"
 
 
 def test_a_stage_goes_on_with_what_it_was_begun_with(model, tmp_path, monkeypatch):
     for fastest in ("torch-bfloat16", "torch-float32"):
         monkeypatch.setattr(runtimes, "_fastest", lambda model, fastest=fastest: fastest)
-        found = runtime_of_stage(tmp_path, "auto", model, passages=WORTHWHILE, use_gpu=False)
+        found = runtime_of_stage(tmp_path, "measured", model, passages=WORTHWHILE, use_gpu=False)
         assert found == "torch-bfloat16"
 
 
@@ -65,7 +65,9 @@ def test_a_stage_goes_on_with_what_it_was_begun_with(model, tmp_path, monkeypatc
     ("asked", "passages", "use_gpu", "chosen"),
     [
         ("auto", 10**6, True, "torch-float16"),
+        ("measured", 10**6, True, "torch-float16"),
         ("auto", WORTHWHILE - 1, False, "torch-float32"),
+        ("measured", WORTHWHILE - 1, False, "torch-float32"),
         ("torch-bfloat16", 10, False, "torch-bfloat16"),
         ("torch-float32", 10**6, True, "torch-float32"),
     ],
@@ -73,6 +75,25 @@ def test_a_stage_goes_on_with_what_it_was_begun_with(model, tmp_path, monkeypatc
 def test_without_a_measurement(model, tmp_path, monkeypatch, asked, passages, use_gpu, chosen):
     monkeypatch.delattr(runtimes, "_fastest")
     assert runtime_of_stage(tmp_path, asked, model, passages=passages, use_gpu=use_gpu) == chosen
+
+
+@pytest.mark.parametrize(
+    ("flags", "openvino", "chosen"),
+    [
+        ({"avx512f", "amx_bf16", "amx_tile"}, True, "torch-bfloat16"),
+        ({"avx512f", "avx512_bf16"}, True, "torch-bfloat16"),
+        ({"avx512f", "avx512_vnni"}, True, "openvino"),
+        ({"avx2"}, False, "torch-float32"),
+        (set(), False, "torch-float32"),
+    ],
+)
+def test_the_default_goes_by_what_the_machine_has_and_not_by_its_load(
+    model, tmp_path, monkeypatch, flags, openvino, chosen
+):
+    monkeypatch.delattr(runtimes, "_seconds")
+    monkeypatch.setattr(runtimes, "_cpu_flags", lambda: flags, raising=False)
+    monkeypatch.setattr(runtimes, "_has_openvino", lambda model: openvino)
+    assert runtime_of_stage(tmp_path, "auto", model, passages=10**9, use_gpu=False) == chosen
 
 
 def test_openvino_where_it_cannot_run_is_refused(model, tmp_path, monkeypatch):
