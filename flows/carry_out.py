@@ -14,7 +14,7 @@ from prefect.states import Failed, State
 
 from flows import errors, ray_job
 from flows.console import survive_without_reader
-from flows.jobs.progress import parse_line
+from flows.jobs.progress import parse_card, parse_line
 from flows.progress_artifacts import Card, ProgressArtifacts
 from flows.settings import Settings
 from storage_schema import layout
@@ -96,6 +96,8 @@ def _follow(shown: ProgressArtifacts, client: Any, job_id: str, log: Any) -> dic
         progress = parse_line(line)
         if progress:
             shown.update(progress)
+        elif told := parse_card(line):
+            shown.show_card(told["name"], told["markdown"])
         elif line.strip() and not line.startswith(ray_job.SUMMARY_PREFIX):
             log.info(line)
 

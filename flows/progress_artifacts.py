@@ -50,6 +50,15 @@ class ProgressArtifacts:
         if self._card and time.monotonic() - self._card_at >= CARD_SECONDS:
             self._show_card(self._card)
 
+    def show_card(self, name: str, markdown: str) -> None:
+        """Show what a job says of itself once, such as how long it will take."""
+        key = artifact_key(self._flow_name, name)
+        self._show(
+            key,
+            lambda: create_markdown_artifact(markdown, key=key, description=f"The {name} of this run."),
+            ArtifactUpdate(data=markdown),
+        )
+
     def close(self) -> None:
         """Send what the throttle held back."""
         for stage in list(self._waiting):

@@ -23,6 +23,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from flows.errors import PREFIX as ERROR_PREFIX
 from flows.jobs.progress import ASKED_FOR_JSON, PREFIX
+from flows.jobs.progress import CARD_PREFIX, PREFIX
 from storage_schema.errors import UserError
 
 SUMMARY_PREFIX = "soe-summary "
@@ -252,7 +253,7 @@ class _Log:
 
     def take(self, line: str) -> None:
         self._note(line)
-        if PREFIX in line:
+        if PREFIX in line or line.startswith(CARD_PREFIX):
             return
         if line.startswith(ERROR_PREFIX):
             self._error = line.removeprefix(ERROR_PREFIX)

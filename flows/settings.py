@@ -85,9 +85,12 @@ class BuildDomains(Settings):
         None, description="Commit, tag or branch of a hub's model; none: the newest, or what the machine has."
     )
     max_seq_length: int = Field(256, ge=8, le=8192, description="Word pieces of a passage the embedder sees.")
-    embedder_runtime: Literal["auto", "torch-float32", "torch-bfloat16", "torch-float16", "openvino"] = Field(
+    embedder_runtime: Literal[
+        "auto", "measured", "torch-float32", "torch-bfloat16", "torch-float16", "openvino"
+    ] = Field(
         "auto",
-        description="What computes the embedder. auto: torch-float16 on GPUs, else the fastest on this machine.",
+        description="What computes the embedder. auto: torch-float16 on GPUs; torch-bfloat16 on CPUs with instructions "
+        "for it; else openvino where it is installed, or torch-float32. measured: the fastest on this CPU, now.",
     )
     coarse_clusters: int = Field(64, ge=1, le=1024)
     leaf_clusters: int = Field(64, ge=1, le=1024, description="Leaves of each coarse cluster.")

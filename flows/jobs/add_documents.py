@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.jobs import runner
+from flows.jobs.ahead import Ahead
 from flows.jobs.domain_stages import draw_atlas, embeddings_stage
 from flows.jobs.progress import progress
 from flows.jobs.stages import Stages, full_disk_named
@@ -109,7 +110,9 @@ class Addition:
     def embeddings(self, weights: EmbedderWeights, model: Any) -> None:
         base, use_gpu = self.base["embeddings"], self.settings.use_gpu
         made = base.configuration | {"runtime": base.counts["runtime"]}
-        embeddings_stage(self.stages, made, base.inputs["model"], weights, model, use_gpu=use_gpu)
+        embeddings_stage(
+            self.stages, made, base.inputs["model"], weights, model, use_gpu=use_gpu, ahead=Ahead()
+        )
 
     def domains(self) -> None:
         made = self.base["domains"].configuration

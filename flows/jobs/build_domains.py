@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.jobs import runner
+from flows.jobs.ahead import look_ahead
 from flows.jobs.domain_stages import StoreBuilder, draw_atlas
 from flows.jobs.stages import full_disk_named
 from flows.settings import BuildDomains
@@ -50,7 +51,9 @@ def run(settings: BuildDomains) -> dict[str, Any]:
         runner.connect()
         runner.require_gpus(settings.use_gpu)
         with only_writer(folder):
-            build = StoreBuilder(settings, folder)
+            ahead = look_ahead(settings, folder, corpus, model)
+            ahead.say()
+            build = StoreBuilder(settings, folder, ahead)
             build.passages(corpus)
             build.tokenizer()
             build.embeddings(weights, model)

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.atlas_page import FILE_NAME, MOST_DOMAINS, write_atlas
+from flows.atlas_page import MOST_DOMAINS, write_atlas
+from flows.jobs.ahead import Ahead
 from flows.jobs.progress import progress
 from flows.jobs.stages import Stages
 from flows.settings import BuildDomains
+from pipeline.build_estimate import CLUSTER, CUT, EMBED, TRAIN
 from pipeline.corpora import ENVIRONMENT, Corpus
 from pipeline.embedder import EmbedderWeights, weights_digest
 from pipeline.embedding import build_embeddings
@@ -28,8 +31,8 @@ from storage_schema.manifest import file_digest
 class StoreBuilder:
     """The stages in order, in the running Ray session; each reads the manifests of those before it."""
 
-    def __init__(self, settings: BuildDomains, folder: Path):
-        self.settings, self.folder = settings, folder
+    def __init__(self, settings: BuildDomains, folder: Path, ahead: Ahead):
+        self.settings, self.folder, self.ahead = settings, folder, ahead
         self.stages = Stages(folder, rebuild=settings.rebuild)
 
     def passages(self, corpus: Corpus) -> None:
@@ -53,7 +56,7 @@ class StoreBuilder:
             {} if is_environment else {"corpus": corpus.digest},
         )
         if stage.finished is None:
-            with progress("cut passages", "files") as report:
+            with self.ahead.progress(CUT, "files") as report:
                 build_passages(
                     stage,
                     corpus,
@@ -63,7 +66,9 @@ class StoreBuilder:
                     report=report,
                 )
         self.stages.close("passages", stage)
-        check_enough_passages(self.stages.manifests["passages"].counts["passages"], self._tree_settings())
+        passages = self.stages.manifests["passages"].counts["passages"]
+        check_enough_passages(passages, self._tree_settings())
+        self.ahead.know_passages(passages)
 
     def tokenizer(self) -> None:
         settings = self.settings
@@ -77,7 +82,7 @@ class StoreBuilder:
             configuration, inputs = {"trained": False}, {"tokenizer.json": file_digest(settings.tokenizer)}
         stage = self.stages.open("tokenizer", configuration, inputs)
         if stage.finished is None:
-            with progress("train tokenizer", "tokenizers") as report:
+            with self.ahead.progress(TRAIN, "tokenizers") as report:
                 report(0, 1)
                 build_tokenizer(
                     stage,
@@ -98,7 +103,9 @@ class StoreBuilder:
             "runtime": settings.embedder_runtime,
         }
         digest = weights_digest(model)
-        embeddings_stage(self.stages, configuration, digest, weights, model, use_gpu=settings.use_gpu)
+        embeddings_stage(
+            self.stages, configuration, digest, weights, model, use_gpu=settings.use_gpu, ahead=self.ahead
+        )
 
     def domains(self) -> None:
         tree = self._tree_settings()
@@ -120,7 +127,7 @@ class StoreBuilder:
                 tokenizer=str(self.folder / "tokenizer"),
                 work=str(stage.work),
             )
-            with progress("cluster and write domains", "rows") as report:
+            with self.ahead.progress(CLUSTER, "rows") as report:
                 build_domains(stage, folders, tree, report=report)
         self.stages.close("domains", stage)
 
@@ -141,12 +148,19 @@ class StoreBuilder:
 
 
 def embeddings_stage(
-    stages: Stages, configuration: dict, digest: str, weights: EmbedderWeights, model: Any, *, use_gpu: bool
+    stages: Stages,
+    configuration: dict,
+    digest: str,
+    weights: EmbedderWeights,
+    model: Any,
+    *,
+    use_gpu: bool,
+    ahead: Ahead,
 ) -> None:
     """The embeddings of the passages stage closed before; `digest` is that of the model's weights."""
     stage = stages.open("embeddings", configuration, stages.digests("passages") | {"model": digest})
     if stage.finished is None:
-        with progress("embed passages", "passages") as report:
+        with ahead.progress(EMBED, "passages") as report:
             build_embeddings(
                 stage,
                 stages.folder / "passages",

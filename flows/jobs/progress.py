@@ -24,13 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flows.progress_text import describe, percent_of
-
-ASKED_FOR_JSON = {"SOE_PROGRESS": "json"}
-"""The variable of a job whose progress a program reads."""
-PREFIX = "soe-progress "
-LINE_SECONDS = 10.0
-"""Between two plain lines; a stage that takes less than that has none."""
+PREFIX, CARD_PREFIX = "soe-progress ", "soe-card "
 Report = Callable[..., None]
 """``report(done, total, note="")``, to be called as often as one likes; the note is a few words on how it goes."""
 
@@ -110,6 +104,20 @@ class _Lines:
         now = time.monotonic()
         self._show(self._newest, (self._newest["done"] - before) / max(now - begun, 1e-9))
         self.shown, self._newest, self._next = True, None, now + self._every
+
+
+def print_card(name: str, markdown: str) -> None:
+    """Show `markdown` on the run's page, under `name`, if the job is run by a flow."""
+    if not sys.stderr.isatty():
+        print(CARD_PREFIX + json.dumps({"name": name, "markdown": markdown}), flush=True)
+
+
+def parse_card(line: str) -> dict | None:
+    """The ``name`` and ``markdown`` of a line of :func:`print_card`; None for any other line."""
+    try:
+        return json.loads(line.removeprefix(CARD_PREFIX)) if line.startswith(CARD_PREFIX) else None
+    except ValueError:
+        return None
 
 
 def parse_line(line: str) -> dict | None:

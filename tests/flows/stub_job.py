@@ -9,7 +9,7 @@ import json
 import sys
 import time
 
-from flows.jobs.progress import progress
+from flows.jobs.progress import print_card, progress
 
 
 def main() -> int:
@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--config", type=json.loads, default={})
     name = parser.parse_args().config.get("store", "")
     print(f"the stub's store is {name}")
+    print_card("estimate", "# A while")
     with progress("count sheep", "sheep") as report:
         for i in range(600 if name == "wait" else 3):
             report(i + 1, 600 if name == "wait" else 3)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from flows.jobs import build_domains as job
 from flows.jobs import domain_stages, runner
+from flows.jobs.progress import parse_card, parse_line
 from flows.settings import BuildDomains
 from pipeline.passages import part_files
 from pipeline.tokenizer import load_tokenizer
@@ -154,6 +156,29 @@ def test_what_cannot_work_is_said_before_anything_long(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=message):
         job.run(settings.model_copy(update={"store": str(tmp_path / "store"), **change}))
+
+
+def test_what_is_ahead_is_said_before_anything_long(ray_cluster, settings, tmp_path, monkeypatch, capsys):
+    class Stop(Exception):
+        pass
+
+    def cut_passages(*_, report, **__):
+        report(0, 2)
+        time.sleep(1.1)  # a line a second
+        report(1, 2)
+        raise Stop
+
+    monkeypatch.setattr(domain_stages, "build_passages", cut_passages)
+    with pytest.raises(Stop):
+        job.run(settings.model_copy(update={"store": str(tmp_path / "store")}))
+    lines = capsys.readouterr().out.splitlines()
+    [files, seconds, disk] = [line for line in lines if line.startswith("estimate: ")]
+    assert "1 files, " in files and "about 140 passages" in files and "passages a second here" in files
+    assert "cut passages" in seconds and "embed passages" in seconds and "GB" in disk
+    [card] = [card for line in lines if (card := parse_card(line))]
+    assert card["name"] == "estimate" and "| embed passages |" in card["markdown"]
+    reported = [found for line in lines if (found := parse_line(line)) and found["done"] == 1]
+    assert reported[0]["stage"] == "cut passages" and "left in all" in reported[0]["note"]
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_long(ray_cluster, settings, tmp_path, monkeypatch):

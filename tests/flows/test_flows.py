@@ -43,7 +43,9 @@ def test_the_jobs_log_is_the_runs_log_and_progress_is_an_artifact(running, follo
     while "the stub's store is fine" not in (lines := logs(running, run["id"])):
         assert time.monotonic() < deadline, lines
         time.sleep(0.5)
-    assert not any("soe-progress" in line or "soe-summary" in line for line in lines)
+    assert not any("soe-progress" in line or "soe-summary" in line or "soe-card" in line for line in lines)
+    query = {"artifacts": {"flow_run_id": {"any_": [run["id"]]}, "key": {"any_": ["stub-estimate"]}}}
+    assert [card["data"] for card in running.api.call("POST", "/artifacts/filter", query)] == ["# A while"]
     shown = running.api.progress(run["id"])
     assert [artifact["key"] for artifact in shown] == ["stub-count-sheep"]
     assert shown[0]["data"] == 100
