@@ -92,7 +92,7 @@ def write_kinds(folder):
     )
     (folder / "large.jsonl").write_text(lines)
     (folder / "large.txt").write_text("a line of a book\n" * 100_000)
-    (folder / "packed.jsonl.gz").write_bytes(gzip.compress(lines[:100_000].encode()))
+    (folder / "packed.jsonl.gz").write_bytes(gzip.compress("".join(lines.splitlines(True)[:100]).encode()))
     for number in range(200):
         (folder / f"{number:03d}.txt").write_text("a short note. " * number)
 
