@@ -49,9 +49,9 @@ def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict
             raise StoreError(f"{part} was added to another store than the one it lies in. Remove it.")
         files += [(part / stage, entry) for stage in stages for entry in manifests[stage].files]
     total = len(files) + store.num_domains
-    for number, (stage_folder, entry) in enumerate(files):
-        verify_file(stage_folder, entry)
-        report(number + 1, total)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python to the others
+        for number, _ in enumerate(pool.map(verify_file, *zip(*files, strict=True))):
+            report(number + 1, total)
     seen = _Seen(folders)
     for domain in range(store.num_domains):
         for part in store.parts:

@@ -70,7 +70,7 @@ def build_domains(
     """
     parts = part_files(folders.passages, "train")
     rows = [pq.read_metadata(part).num_rows for part in parts]
-    shutil.rmtree(Path(folders.work) / "scatter", ignore_errors=True)  # where version 0.1.0 had its scratch
+    shutil.rmtree(Path(folders.work) / "scatter", ignore_errors=True)  # where scratch once lay
     folders.scratch.mkdir(exist_ok=True)
     gpus = 1 if settings.use_gpu else 0
     if tree is None:

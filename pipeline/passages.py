@@ -129,7 +129,7 @@ def _prepare(stage: Stage, corpus: Corpus) -> Path:
     scratch = stage.scratch / f"extracted-{corpus.digest[:16]}"
     splits = [stage.work / split for split in SPLITS]
     if not scratch.exists():
-        # Version 0.1.0 had it beside the splits.
+        # Scratch once lay beside the splits.
         for old in [stage.scratch, *stage.work.glob("extracted-*"), *splits]:
             shutil.rmtree(old, ignore_errors=True)
     for folder in (scratch, *splits):

@@ -7,6 +7,7 @@ Every stage that is finished with the same settings and inputs is skipped.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,10 @@ def run(settings: BuildDomains) -> dict[str, Any]:
 
 
 def _check_writable(folder: Path) -> None:
-    probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder) as probe:  # of a name that no other build has
+            probe.write(b"x")
     except OSError as error:
         if is_disk_full(error):
             raise
