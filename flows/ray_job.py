@@ -22,8 +22,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from flows.errors import PREFIX as ERROR_PREFIX
-from flows.jobs.progress import ASKED_FOR_JSON, PREFIX
-from flows.jobs.progress import CARD_PREFIX, PREFIX
+from flows.jobs.progress import ASKED_FOR_JSON, CARD_PREFIX, PREFIX
 from storage_schema.errors import UserError
 
 SUMMARY_PREFIX = "soe-summary "

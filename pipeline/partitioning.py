@@ -29,7 +29,6 @@ from pipeline.scatter import Folders, read_arrays, scatter_part, write_arrays
 from pipeline.tasks import Report, free_cores, ignore_progress, run_tasks, share
 from storage_schema.domains import INDEX
 from storage_schema.errors import UserError
-from storage_schema.manifest import Manifest
 from storage_schema.manifest import Manifest, StoreError
 from storage_schema.stage import Stage
 from storage_schema.tree import Tree

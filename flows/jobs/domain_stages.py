@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from flows.atlas_page import FILE_NAME, MOST_DOMAINS, write_atlas
-from flows.atlas_page import MOST_DOMAINS, write_atlas
 from flows.jobs.ahead import Ahead
 from flows.jobs.progress import progress
 from flows.jobs.stages import Stages

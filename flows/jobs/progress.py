@@ -24,7 +24,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flows.progress_text import describe, percent_of
+
+ASKED_FOR_JSON = {"SOE_PROGRESS": "json"}
+"""The variable of a job whose progress a program reads."""
 PREFIX, CARD_PREFIX = "soe-progress ", "soe-card "
+LINE_SECONDS = 10.0
+"""Between two plain lines; a stage that takes less than that has none."""
 Report = Callable[..., None]
 """``report(done, total, note="")``, to be called as often as one likes; the note is a few words on how it goes."""
 
@@ -108,7 +114,7 @@ class _Lines:
 
 def print_card(name: str, markdown: str) -> None:
     """Show `markdown` on the run's page, under `name`, if the job is run by a flow."""
-    if not sys.stderr.isatty():
+    if os.environ.items() >= ASKED_FOR_JSON.items():
         print(CARD_PREFIX + json.dumps({"name": name, "markdown": markdown}), flush=True)
 
 
