@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 from rich.console import Console
 
+from flows.machine_memory import available_memory, memory_limit
+from pipeline.cores import available_cores
 from storage_schema import layout
 
 DISTRIBUTION = "soup-of-experts"
@@ -121,11 +122,9 @@ def compiler() -> Finding:
 
 
 def memory() -> Finding:
-    """The machine's memory, in GB of 10^9 bytes."""
-    lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
-    kilobytes = {line[0].rstrip(":"): int(line[1]) for line in lines}
-    total, free = 1024 * kilobytes["MemTotal"], 1024 * kilobytes["MemAvailable"]
-    text = f"{total / GB:.1f} GB, {free / GB:.1f} GB available; {os.cpu_count()} CPU cores"
+    """The memory of the machine or of our container, in GB of 10^9 bytes, and the cores we may use."""
+    total, free = memory_limit(), available_memory()
+    text = f"{total / GB:.1f} GB, {free / GB:.1f} GB available; {available_cores()} CPU cores"
     return _bounded("memory", text, total, LEAST_MEMORY, ENOUGH_MEMORY)
 
 
@@ -158,17 +157,19 @@ def environment() -> Finding:
 
 def stack() -> Finding:
     """Whether the local stack is up and answers."""
-    from flows import stack_health, stack_state
+    from flows import stack_health, stack_state, status_view
 
     try:
         known = stack_state.load()
     except stack_state.StackError as error:
         return Finding("wrong", "stack", str(error))
     if known is None or not stack_health.members(known):
-        return Finding("note", "stack", "is down: `soe up` starts it")
-    if stack_health.is_up(known):
-        return Finding("good", "stack", f"Prefect {known.prefect_url}, Ray {known.dashboard_url}")
-    return Finding("wrong", "stack", "runs in part: see `soe status`; `soe up` starts what is missing")
+        since = " since this machine was started anew" if known and known.of_an_earlier_boot else ""
+        return Finding("note", "stack", f"is down{since}: `soe up` starts it")
+    states = stack_health.states(known)
+    if problem := status_view.problem_of(states):
+        return Finding("wrong" if "down" in states.values() else "note", "stack", problem)
+    return Finding("good", "stack", f"Prefect {known.prefect_url}, Ray {known.dashboard_url}")
 
 
 def embedder() -> Finding:

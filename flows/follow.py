@@ -85,7 +85,7 @@ class _Lines:
 
 def _poll(api: PrefectApi, flow_run_id: str, view: _Bars | _Lines) -> dict:
     since, shown, hinted = time.monotonic(), None, False
-    ask = _patiently(SILENT_SECONDS)
+    ask = patiently(SILENT_SECONDS)
     while True:
         run = ask(lambda: api.flow_run(flow_run_id))
         for artifact in ask(lambda: api.progress(flow_run_id)):
@@ -103,9 +103,9 @@ def _poll(api: PrefectApi, flow_run_id: str, view: _Bars | _Lines) -> dict:
         time.sleep(POLL_SECONDS)
 
 
-def _patiently(seconds: float) -> Callable:
-    """A caller that repeats a question the server does not answer, or with a fault of its own (status 5xx, or 0 for no
-    answer), for so many seconds: neither says anything of the run.
+def patiently(seconds: float) -> Callable:
+    """A caller that repeats a question which the server does not answer, or answers with an error of its own (HTTP
+    status 0, or 500 and above), for so many seconds.
     """
 
     def ask(question: Callable[[], Any]) -> Any:

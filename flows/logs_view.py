@@ -6,12 +6,16 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flows import stack_state
+from flows.follow import SILENT_SECONDS, patiently
+from flows.local_time import local_time
 from flows.prefect_api import TERMINAL, ApiError, PrefectApi
-from flows.stack_state import StackError
+from flows.stack_state import COMPONENTS, PROMETHEUS, StackError
+from storage_schema import layout
 
 POLL_SECONDS = 1.0
 PAGE = 200
@@ -24,6 +28,8 @@ def show(what: str | None, *, lines: int, follow: bool) -> int:
     """
     try:
         known = stack_state.load()
+        if known is None and what in (*COMPONENTS, PROMETHEUS):
+            raise StackError(f"no stack was ever started for SOE_HOME={layout.home()}: `soe up` does.")
         if known is not None and what in known.components:
             source = _of_file(stack_state.logs_folder() / f"{what}.log", lines, follow)
         else:
@@ -52,17 +58,15 @@ def _of_file(path: Path, lines: int, follow: bool) -> Iterator[str]:
 def _of_run(api: PrefectApi, what: str | None, lines: int, follow: bool) -> Iterator[str]:
     run = _find(api, what)
     yield f"{run['name']} ({run['id']}): {run['state_name'].lower()}"
-    newest = _ask(api, run["id"], min(lines, PAGE), order="TIMESTAMP_DESC")[::-1]
+    newest = _newest(api, run["id"], lines)
     seen = {row["id"] for row in newest}
     yield from map(_line, newest)
     since = newest[-1]["timestamp"] if newest else None
+    ask = patiently(SILENT_SECONDS)
     while follow:
-        ended = api.flow_run(run["id"])["state_type"] in TERMINAL
-        fresh = [
-            row
-            for row in _ask(api, run["id"], PAGE, order="TIMESTAMP_ASC", since=since)
-            if row["id"] not in seen
-        ]
+        ended = ask(partial(api.flow_run, run["id"]))["state_type"] in TERMINAL
+        rows = ask(partial(_ask, api, run["id"], PAGE, order="TIMESTAMP_ASC", since=since))
+        fresh = [row for row in rows if row["id"] not in seen]
         yield from map(_line, fresh)
         seen |= {row["id"] for row in fresh}
         since = fresh[-1]["timestamp"] if fresh else since
@@ -91,12 +95,26 @@ def _is_id(text: str) -> bool:
         return False
 
 
-def _ask(api: PrefectApi, run_id: str, limit: int, *, order: str, since: str | None = None) -> list[dict]:
+def _newest(api: PrefectApi, run_id: str, lines: int) -> list[dict]:
+    """The last `lines` rows, oldest first. What is logged between two pages pushes known rows into the second."""
+    found: dict[str, dict] = {}
+    while len(found) < lines:
+        page = _ask(api, run_id, PAGE, order="TIMESTAMP_DESC", offset=len(found))
+        found |= {row["id"]: row for row in page if row["id"] not in found}
+        if len(page) < PAGE:
+            break
+    return list(found.values())[:lines][::-1]
+
+
+def _ask(
+    api: PrefectApi, run_id: str, limit: int, *, order: str, since: str | None = None, offset: int = 0
+) -> list[dict]:
     chosen: dict[str, Any] = {"flow_run_id": {"any_": [run_id]}}
     if since is not None:
         chosen["timestamp"] = {"after_": since}
-    return api.call("POST", "/logs/filter", {"logs": chosen, "limit": limit, "sort": order})
+    query = {"logs": chosen, "limit": limit, "offset": offset, "sort": order}
+    return api.call("POST", "/logs/filter", query)
 
 
 def _line(row: dict[str, Any]) -> str:
-    return f"{row['timestamp'][11:19]} {row['message']}"
+    return f"{local_time(row['timestamp'])} {row['message']}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from flows.prefect_api import ApiError
 from flows.processes import carrying
 from flows.stack_commands import WORK_POOL
@@ -10,24 +12,29 @@ from flows.stack_state import Stack
 _ACTIVE = ["PENDING", "RUNNING", "CANCELLING"]
 
 
-def close(stack: Stack, why: str) -> list[str]:
+def close(stack: Stack, why: str, *, patience: float = 30.0) -> list[str]:
     """Mark the active runs of the stack's pool that have no process as crashed, saying `why` and the way on.
 
-    To be called while no worker runs. Returns the runs' names.
+    To be called while no worker runs. Returns the runs' names. Raises :class:`ApiError` if the server does not answer
+    a question within `patience` seconds, or refuses it.
     """
+    ask = partial(stack.api.call, timeout=patience, patience=patience)
     query = {
         "flow_runs": {"state": {"type": {"any_": _ACTIVE}}},
         "work_pools": {"name": {"any_": [WORK_POOL]}},
         "limit": 200,
     }
     closed = []
-    for run in stack.api.call("POST", "/flow_runs/filter", query):
+    for run in ask("POST", "/flow_runs/filter", query):
         if carrying(f"PREFECT__FLOW_RUN_ID={run['id']}"):
             continue
         message = f"{why} To go on with it: prefect flow-run retry {run['id']}"
         state = {"type": "CRASHED", "name": "Crashed", "message": message}
         try:
-            stack.api.call("POST", f"/flow_runs/{run['id']}/set_state", {"state": state})
+            # Asked again: a process that is gone now may have reported its end since the first question.
+            if ask("GET", f"/flow_runs/{run['id']}")["state_type"] not in _ACTIVE:
+                continue
+            ask("POST", f"/flow_runs/{run['id']}/set_state", {"state": state})
         except ApiError as error:
             if error.status != 404:  # deleted meanwhile
                 raise

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 import uuid
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from storage_schema.errors import UserError
@@ -52,16 +53,20 @@ class PrefectApi:
             key=api.key.get_secret_value() if api.key else None,
         )
 
-    def call(self, method: str, path: str, body: Any = None, *, timeout: float = 60.0) -> Any:
+    def call(
+        self, method: str, path: str, body: Any = None, *, timeout: float = 60.0, patience: float = 32.0
+    ) -> Any:
         """One request; the answer's JSON (None if empty). Raises :class:`ApiError`.
 
-        A server that is too busy for its database says so (503, 429), and is asked again for half a minute.
+        A server that is too busy for its database says so (503, 429), and is asked again for `patience` seconds.
         """
-        for pause in (0.5, 1, 2, 4, 8, 16, None):
+        waited = 0.0
+        for pause in (0.5, 1, 2, 4, 8, 16, float("inf")):
             try:
                 return self._call_once(method, path, body, timeout)
             except ApiError as error:
-                if error.status not in (429, 503) or pause is None:
+                waited += pause
+                if error.status not in (429, 503) or waited > patience:
                     raise
                 time.sleep(pause)
 
@@ -77,18 +82,33 @@ class PrefectApi:
                 content = answer.read()
         except urllib.error.HTTPError as error:
             raise ApiError(_reason(error), error.code) from error
-        except OSError as error:
+        except (OSError, HTTPException) as error:
+            if isinstance(getattr(error, "reason", error), TimeoutError):
+                raise ApiError(
+                    f"the Prefect server at {self.url} has not answered within {timeout:.0f} s: it may be busy. "
+                    "`soe status` says whether it runs."
+                ) from error
             raise ApiError(
                 f"no Prefect server answers at {self.url} ({error}): start one with `soe up`."
             ) from error
-        return json.loads(content) if content else None
+        try:
+            return json.loads(content) if content else None
+        except ValueError as error:
+            raise ApiError(
+                f"what answers at {self.url} is not a Prefect server: it sends {content[:40]!r}, and no JSON."
+            ) from error
+
+    def health(self) -> str:
+        """``up``, ``answers STATUS`` or ``does not answer``, within five seconds."""
+        try:
+            well = self.call("GET", "/health", timeout=5.0, patience=0.0) is True
+        except ApiError as error:
+            return f"answers {error.status}" if error.status else "does not answer"
+        return "up" if well else "does not answer"
 
     def healthy(self) -> bool:
-        """Whether the server answers."""
-        try:
-            return self.call("GET", "/health", timeout=2.0) is True
-        except ApiError:
-            return False
+        """Whether the server answers, and well."""
+        return self.health() == "up"
 
     def create_flow_run(self, deployment: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """Schedule a run of the deployment ``FLOW/NAME`` for now; the server checks the parameters."""
@@ -116,6 +136,15 @@ class PrefectApi:
             "flow_runs": {"state": {"type": {"any_": states}}},
             "sort": "EXPECTED_START_TIME_ASC",
             "limit": 50,
+        }
+        return self.call("POST", "/flow_runs/filter", query)
+
+    def ended(self, limit: int) -> list[dict[str, Any]]:
+        """The `limit` flow runs that ended last; the last one first."""
+        query = {
+            "flow_runs": {"state": {"type": {"any_": sorted(TERMINAL)}}},
+            "sort": "END_TIME_DESC",
+            "limit": limit,
         }
         return self.call("POST", "/flow_runs/filter", query)
 

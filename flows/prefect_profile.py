@@ -6,13 +6,17 @@ its mode becomes 0600. What was there before is remembered and put back when the
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import toml
 
+from flows.stack_state import StackError
 from storage_schema.manifest import write_atomically
 
 NAME = "soe"
@@ -44,11 +48,12 @@ def activate(wanted: dict[str, str]) -> dict[str, Any]:
     the settings that a profile of the same name had (None if there was none).
     """
     file = path()
-    body = _read(file)
-    before = {"file": str(file), "active": body.get("active"), "settings": body["profiles"].get(NAME)}
-    body["active"] = NAME
-    body["profiles"][NAME] = wanted
-    _write(file, body)
+    with _lock(file):
+        body = _read(file)
+        before = {"file": str(file), "active": body.get("active"), "settings": body["profiles"].get(NAME)}
+        body["active"] = NAME
+        body["profiles"][NAME] = wanted
+        _write(file, body)
     return before
 
 
@@ -61,29 +66,46 @@ def is_active(api_url: str) -> bool:
 def restore(before: dict[str, Any], api_url: str) -> None:
     """Undo :func:`activate`, unless the profile has come to point at another server since."""
     file = Path(before["file"])
-    body = _read(file)
-    if body["profiles"].get(NAME, {}).get("PREFECT_API_URL") != api_url:
+    if not file.exists():
         return
-    if before["settings"] is None:
-        del body["profiles"][NAME]
-    else:
-        body["profiles"][NAME] = before["settings"]
-    if body.get("active") == NAME:
-        body["active"] = before["active"]
-    if body["profiles"] or body.get("active"):
-        _write(file, body)
-    else:
-        file.unlink()
+    with _lock(file):
+        body = _read(file)
+        if body["profiles"].get(NAME, {}).get("PREFECT_API_URL") != api_url:
+            return
+        if before["settings"] is None:
+            del body["profiles"][NAME]
+        else:
+            body["profiles"][NAME] = before["settings"]
+        if body.get("active") == NAME:
+            body["active"] = before["active"]
+        if body["profiles"] or body.get("active"):
+            _write(file, body)
+        else:
+            file.unlink()
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    """One stack at a time changes the profiles; what is locked is their folder, so that no file is left."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    body = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+    try:
+        body = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise StackError(f"{file} is not TOML ({error}): mend it, or move it away.") from error
     body.setdefault("profiles", {})
     return body
 
 
 def _write(file: Path, body: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     if body.get("active") is None:
         body.pop("active", None)
     before = os.umask(0o077)

@@ -3,7 +3,7 @@
 A component is started as the leader of its own session, with a mark in its environment. Its members are the
 processes of that session, their descendants, and whatever carries the mark (Ray starts job drivers in new
 sessions, and its workers overwrite the memory in which the kernel shows their environment: no single sign
-finds them all). Linux only: everything is read from ``/proc``.
+finds them all). Linux only: boot, environments and port ranges are read from ``/proc``.
 """
 
 from __future__ import annotations
@@ -18,35 +18,46 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 MARK = "SOE_STACK"
 """The environment variable that every process of a stack inherits: ``<stack's id>:<component>``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A process, told from a later one that was given the same number by the time it started."""
+    """A process, told from a later one that was given the same number by the time it started, and by the boot."""
 
     pid: int
     started: int
-    """Clock ticks since the machine started."""
+    """Clock ticks since the machine started: setting the clock does not change it."""
+    boot: str = ""
+    """:func:`boot_id` when it was started; empty in states of versions that did not keep it."""
+    mark: str = ""
+    """The value of :data:`MARK` that it was started with."""
+    folder: str = ""
+    """That it was started in."""
+
+    @property
+    def of_this_boot(self) -> bool:
+        """False: the machine was started anew since, and the number is another process's, if anybody's."""
+        return self.boot in ("", boot_id())
 
     @property
     def alive(self) -> bool:
-        found = _read_stat(self.pid)
-        return found is not None and found.started == self.started and not found.ended
+        return self.of_this_boot and _started(self.pid) == self.started
 
 
 @dataclass(frozen=True)
-class _Stat:
-    pid: int
+class _Row:
+    """What the process table says about a process."""
+
     parent: int
     session: int
-    started: int
-    ended: bool
 
 
 def start(command: list[str], *, environment: dict[str, str], log: Path, folder: Path) -> Process:
-    """Start `command` in a session of its own; its output is appended to `log` (mode 0600)."""
+    """Start `command` in `folder` and a session of its own; its output is appended to `log` (mode 0600)."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         child = subprocess.Popen(
@@ -60,30 +71,59 @@ def start(command: list[str], *, environment: dict[str, str], log: Path, folder:
         )
     finally:
         os.close(descriptor)
-    found = _read_stat(child.pid)
-    return Process(pid=child.pid, started=found.started if found else 0)
+    return Process(
+        pid=child.pid,
+        started=_started(child.pid) or 0,
+        boot=boot_id(),
+        mark=environment.get(MARK, ""),
+        folder=str(folder),
+    )
+
+
+def boot_id() -> str:
+    """The kernel's name for the time since the machine was last started."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def members(leaders: Iterable[Process], mark: str) -> set[int]:
     """Numbers of the living processes in the sessions of the `leaders` (which may have ended), of those whose
     mark begins with `mark`, and of the descendants of both. The calling process is never among them.
     """
-    table = {stat.pid: stat for stat in _all() if not stat.ended}
-    ours = {p.pid for p in leaders if p.pid not in table or table[p.pid].started == p.started}
-    found = {pid for pid, stat in table.items() if stat.session in ours}
-    found |= carrying(f"{MARK}={mark}") & table.keys()
+    table = _table()
+    marked = carrying(f"{MARK}={mark}") & table.keys()
+    found = set(marked)
+    for leader in leaders:
+        session = {pid for pid, row in table.items() if row.session == leader.pid}
+        if leader.alive or (leader.pid not in table and _is_left_of(leader, session, marked)):
+            found |= session
     grown = True
     while grown:
-        below = {pid for pid, stat in table.items() if stat.parent in found} - found
+        below = {pid for pid, row in table.items() if row.parent in found} - found
         found |= below
         grown = bool(below)
     return found - {os.getpid()}
 
 
+def _is_left_of(leader: Process, session: set[int], marked: set[int]) -> bool:
+    """Whether this is the session of the leader, which has ended, and not a later one of the same number: the
+    kernel keeps the number while anybody is in the session, so that one process of ours in it is enough.
+    """
+    return leader.of_this_boot and (
+        bool(session & marked) or any(_works_in(leader.folder, p) for p in session)
+    )
+
+
+def _works_in(folder: str, pid: int) -> bool:
+    try:
+        return bool(folder) and Path(psutil.Process(pid).cwd()).is_relative_to(Path(folder).resolve())
+    except psutil.Error:
+        return False
+
+
 def carrying(variable: str) -> set[int]:
     """Numbers of the processes with an environment variable that begins so: ``NAME=value``."""
     sign = b"\0" + variable.encode()
-    return {pid for pid in _numbers() if sign in b"\0" + _environment(pid)}
+    return {pid for pid in psutil.pids() if sign in b"\0" + _environment(pid)}
 
 
 def stop(find: Callable[[], set[int]], *, patience: float) -> set[int]:
@@ -143,30 +183,36 @@ def _signal(pids: Iterable[int], number: signal.Signals) -> None:
             pass
 
 
-def _all() -> list[_Stat]:
-    return [stat for pid in _numbers() if (stat := _read_stat(pid))]
+def _table() -> dict[int, _Row]:
+    """The processes that have not ended."""
+    table = {}
+    for process in psutil.process_iter():
+        try:
+            with process.oneshot():
+                if process.status() not in _ENDED:
+                    table[process.pid] = _Row(process.ppid(), os.getsid(process.pid))
+        except (psutil.Error, ProcessLookupError):  # it ended meanwhile
+            pass
+    return table
 
 
-def _numbers() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+_ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
-def _read_stat(pid: int) -> _Stat | None:
+def _started(pid: int) -> int | None:
+    """See :attr:`Process.started`; None if there is no such process, or it has ended."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+        process = psutil.Process(pid)
+        if process.status() in _ENDED:
+            return None
+        # psutil adds the time of the boot by the wall clock, which moves when that is set.
+        return round((process.create_time() - psutil.boot_time()) * os.sysconf("SC_CLK_TCK"))
+    except psutil.Error:
         return None
-    fields = text[text.rindex(")") + 2 :].split()  # the name, in parentheses, may hold anything
-    return _Stat(
-        pid=pid,
-        parent=int(fields[1]),
-        session=int(fields[3]),
-        started=int(fields[19]),
-        ended=fields[0] in "ZX",
-    )
 
 
 def _environment(pid: int) -> bytes:
+    """As the kernel shows it; psutil's reading ends at the first gap, and Ray's workers make gaps."""
     try:
         return Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:

@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 import bcrypt
@@ -109,7 +110,7 @@ def answers(stack: Stack) -> bool:
     try:
         with urllib.request.urlopen(request, timeout=5.0) as answer:
             return answer.status == 200
-    except OSError:
+    except (OSError, HTTPException):
         return False
 
 

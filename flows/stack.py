@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flows import automations, orphans, prefect_profile, processes, prometheus, stack_state
 from flows.prefect_api import ApiError
+from flows.processes import Process
 from flows.stack_commands import WORK_POOL, command
 from flows.stack_health import is_up, members, metrics_answer, ray_answers, worker_is_online
 from flows.stack_state import PROMETHEUS, Stack, StackError
@@ -26,7 +28,7 @@ METRICS_PORT = 9190
 START_SECONDS = 180.0
 """After so long a component that does not answer is given up."""
 Report = Callable[[str, str], None]
-"""``report(component, state)``: ``starting``, ``ready`` or ``stopping``, ``stopped``."""
+"""``report(component, state)``: ``starting`` or ``waiting``, ``ready``; ``stopping``, ``stopped``."""
 
 
 def up(
@@ -44,7 +46,7 @@ def up(
     9190 (Prometheus). `metrics` says whether Prometheus belongs to the stack; None: as last time, at first no. Raises
     :class:`StackError` on a port in use, or when a component ends instead of answering.
     """
-    with _lock():
+    with _lock(report):
         old = stack_state.load()
         stack = _with_ports(old, prefect_port, dashboard_port, ray_port)
         _choose_metrics(stack, metrics, metrics_port)
@@ -56,29 +58,31 @@ def up(
             prometheus.program()
             prometheus.prepare(stack)
         missing = [name for name in stack.components if not stack.alive(name)]
+        before = dict(stack.processes)
         try:
             _start_missing(stack, missing, report)
             _activate_profile(stack)
         except BaseException:
-            # Only what was started here: a cluster that was already up may be in the middle of a long job.
-            for name in missing:
-                _stop(stack, name, patience=5.0)
+            _stop_begun(stack, before)
             raise
         return stack
 
 
 def down(report: Report = lambda component, state: None) -> bool:
     """Stop everything and put the former Prefect profile back. Returns whether anything ran."""
-    stack = stack_state.load()
-    if stack is None:
+    if not stack_state.folder().exists():
         return False
-    with _lock():
+    with _lock(report):
+        stack = stack_state.load()
+        if stack is None:
+            return False
         ran = bool(members(stack))
+        _stop_all(stack, report)
+        stack.save()
         if stack.profile_before is not None:
             prefect_profile.restore(stack.profile_before, stack.api.url)
             stack.profile_before = None
-        _stop_all(stack, report)
-        stack.save()
+            stack.save()
         return ran
 
 
@@ -125,6 +129,8 @@ def _start_missing(stack: Stack, missing: list[str], report: Report) -> None:
     for name in ("ray-head", "prefect-server", PROMETHEUS):
         if name in missing:
             _start(stack, name, report)
+    if "prefect-server" not in missing:
+        report("prefect-server", "waiting")
     _wait(stack, "prefect-server", stack.api.healthy)
     report("prefect-server", "ready")
     report("deployments", "starting")
@@ -147,7 +153,7 @@ def _start_missing(stack: Stack, missing: list[str], report: Report) -> None:
 def _start(stack: Stack, name: str, report: Report) -> None:
     report(name, "starting")
     if name == "ray-head":
-        shutil.rmtree(stack_state.ray_folder(), ignore_errors=True)
+        _clear_ray_folder()
     log = stack_state.logs_folder() / f"{name}.log"
     if log.exists():
         log.replace(log.with_suffix(".log.1"))
@@ -159,6 +165,15 @@ def _start(stack: Stack, name: str, report: Report) -> None:
         folder=stack_state.folder(),
     )
     stack.save()
+
+
+def _clear_ray_folder() -> None:
+    """The logs of the session before say why it ended: they are kept, the rest is of no use."""
+    logs, kept = stack_state.ray_folder() / "session_latest/logs", stack_state.former_ray_logs()
+    if logs.is_dir():
+        shutil.rmtree(kept, ignore_errors=True)
+        logs.rename(kept)
+    shutil.rmtree(stack_state.ray_folder(), ignore_errors=True)
 
 
 def _check_ports(stack: Stack, component: str) -> None:
@@ -179,8 +194,9 @@ def _wait(stack: Stack, component: str, ready: Callable[[], bool]) -> None:
     while True:
         if not stack.alive(component):
             raise StackError(f"the {component} ended while starting. {_tail(component)}")
-        if ready():
-            return
+        with suppress(ApiError):
+            if ready():
+                return
         if time.monotonic() > deadline:
             raise StackError(
                 f"the {component} does not answer after {START_SECONDS:.0f} s. {_tail(component)}"
@@ -244,8 +260,9 @@ def _stop_all(stack: Stack, report: Report) -> None:
         patience = patience_of[name]
         report(name, "stopping")
         _stop(stack, name, patience)
-        if name == "prefect-worker" and stack.alive("prefect-server") and stack.api.healthy():
-            orphans.close(stack, "`soe down` stopped it.")
+        if name == "prefect-worker" and stack.alive("prefect-server"):
+            with suppress(ApiError):  # the next `soe up` closes them
+                orphans.close(stack, "`soe down` stopped it.", patience=5.0)
         report(name, "stopped")
 
 
@@ -257,10 +274,26 @@ def _stop(stack: Stack, name: str, patience: float) -> None:
         raise StackError(f"processes {sorted(left)} of the {name} do not end.")
 
 
+def _stop_begun(stack: Stack, before: dict[str, Process]) -> None:
+    """Stop what was started since these were the components' processes, and nothing else: a cluster that was up may be
+    in the middle of a long job, and a flow run outlives its worker.
+    """
+    for name, process in list(stack.processes.items()):
+        if process != before.get(name):
+            del stack.processes[name]
+            processes.stop(partial(processes.members, [process], process.mark), patience=5.0)
+            stack.save()
+
+
 @contextmanager
-def _lock() -> Iterator[None]:
-    """One ``soe up`` or ``soe down`` at a time for a ``SOE_HOME``."""
+def _lock(report: Report) -> Iterator[None]:
+    """One ``soe up`` or ``soe down`` at a time for a ``SOE_HOME``: the state is read and written under it."""
     stack_state.folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(stack_state.folder() / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("another soe", "waiting")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            report("another soe", "ready")
         yield

@@ -7,7 +7,9 @@ import shutil
 import sys
 
 from flows import processes, prometheus, stack_state
+from flows.machine_memory import memory_limit
 from flows.stack_state import Stack
+from pipeline.cores import available_cores
 
 WORK_POOL = "soe"
 
@@ -34,7 +36,7 @@ def _ray_head(stack: Stack) -> list[str]:
         "port": stack.ray_port,
         "dashboard-host": "127.0.0.1",
         "dashboard-port": stack.dashboard_port,
-        "num-cpus": max(4, os.cpu_count() or 1),
+        "num-cpus": max(4, available_cores()),
         "object-store-memory": _object_store_bytes(),
         "temp-dir": stack_state.ray_folder(),
         "dashboard-agent-listen-port": processes.free_port(),
@@ -58,7 +60,6 @@ _COMMANDS = {
 
 def _object_store_bytes() -> int:
     """30 % of the memory, at most 4 GB, and what a usable shared-memory file system has free."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    wanted = min(int(0.3 * memory), 4_000_000_000)
+    wanted = min(int(0.3 * memory_limit()), 4_000_000_000)
     shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
     return min(wanted, int(0.9 * shared)) if shared > 400_000_000 else wanted

@@ -5,18 +5,44 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 
 from flows import processes, prometheus, stack_state
 from flows.prefect_api import ApiError
 from flows.stack_commands import WORK_POOL
-from flows.stack_state import Stack
+from flows.stack_state import PROMETHEUS, Stack
 
 
 def is_up(stack: Stack) -> bool:
     """Whether every component runs and answers."""
     everything = all(stack.alive(name) for name in stack.components)
     return everything and stack.api.healthy() and ray_answers(stack) and metrics_answer(stack)
+
+
+def states(stack: Stack) -> dict[str, str]:
+    """How each component is: ``up``; ``down``, where its process is gone; ``does not answer`` or ``answers STATUS``,
+    where it lives; ``unknown`` for a worker that only a server which does not answer could tell of.
+    """
+    asked: dict[str, Callable[[], str]] = {
+        "prefect-server": stack.api.health,
+        "ray-head": lambda: _said(ray_answers(stack)),
+        "prefect-worker": lambda: _worker(stack),
+        PROMETHEUS: lambda: _said(metrics_answer(stack)),
+    }
+    return {name: asked[name]() if stack.alive(name) else "down" for name in stack.components}
+
+
+def _said(answers: bool) -> str:
+    return "up" if answers else "does not answer"
+
+
+def _worker(stack: Stack) -> str:
+    try:
+        return _said(worker_is_online(stack))
+    except ApiError:
+        return "unknown"
 
 
 def members(stack: Stack) -> set[int]:
@@ -30,17 +56,14 @@ def ray_answers(stack: Stack) -> bool:
         session = _ask_ray(stack, "/api/version")["session_name"]
         ours = Path(os.readlink(stack_state.ray_folder() / "session_latest")).name
         nodes = _ask_ray(stack, "/api/v0/nodes")["data"]["result"]["result"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return False
     return session == ours and any(node["state"] == "ALIVE" for node in nodes)
 
 
 def worker_is_online(stack: Stack) -> bool:
-    """Whether a worker polls our pool."""
-    try:
-        workers = stack.api.call("POST", f"/work_pools/{WORK_POOL}/workers/filter", {})
-    except ApiError:
-        return False
+    """Whether a worker polls our pool. Raises :class:`ApiError` if the server does not say."""
+    workers = stack.api.call("POST", f"/work_pools/{WORK_POOL}/workers/filter", {}, timeout=5.0, patience=0.0)
     return any(worker["status"] == "ONLINE" for worker in workers)
 
 

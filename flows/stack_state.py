@@ -7,6 +7,7 @@ $SOE_HOME/stack/             mode 0700
     logs/                    one file a component
     prefect/                 PREFECT_HOME of server and worker; the database
     ray/                     Ray's session (under the temporary folder where this path would be too long)
+    ray-logs.1/              the logs of the one before, beside it
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +78,11 @@ class Stack:
         """What belongs to this stack."""
         return COMPONENTS if self.metrics_port is None else (*COMPONENTS, PROMETHEUS)
 
+    @property
+    def of_an_earlier_boot(self) -> bool:
+        """Whether it ran when the machine was started anew: all its processes ended then."""
+        return any(not process.of_this_boot for process in self.processes.values())
+
     def alive(self, component: str) -> bool:
         process = self.processes.get(component)
         return process is not None and process.alive
@@ -116,6 +124,11 @@ def ray_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"soe-{os.getuid()}-{name}" / "ray"
 
 
+def former_ray_logs() -> Path:
+    """The logs of Ray's session before this one."""
+    return ray_folder().with_name("ray-logs.1")
+
+
 def load() -> Stack | None:
     """The stack of this ``SOE_HOME``, running or not; None if there never was one."""
     try:
@@ -134,11 +147,13 @@ def prepare_folders() -> None:
     """Make the folders (0700) and, once, the secrets (0600)."""
     layout.home().mkdir(parents=True, exist_ok=True)
     # Ray opens its own folder to everybody, so the one around it must be closed.
-    for path in (folder(), logs_folder(), folder() / "prefect", ray_folder().parent):
+    for path in (folder(), logs_folder(), folder() / "prefect"):
         path.mkdir(mode=0o700, exist_ok=True)
         if path.stat().st_uid != os.getuid():
             raise StackError(f"{path} belongs to another user. Set SOE_HOME to a folder of your own.")
         path.chmod(0o700)
+    if ray_folder().parent != folder():
+        _take(ray_folder().parent)
     for file, value in (
         (password_file(), f"soe:{secrets.token_hex(24)}"),
         (token_file(), secrets.token_hex(32)),
@@ -149,12 +164,29 @@ def prepare_folders() -> None:
                 opened.write(value)
 
 
+def _take(path: Path) -> None:
+    """Make the folder among everybody's temporary files. Another user knows its name, and may have made it, or a link
+    that leads into a folder of ours.
+    """
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise StackError(
+            f"{path} is not a folder of this user: somebody else made it. Delete it, set TMPDIR to another folder, or "
+            f"SOE_HOME to one of a short name (at most {LONGEST_RAY_FOLDER} characters with /stack/ray)."
+        )
+    path.chmod(0o700)
+
+
 def environment(stack: Stack, component: str) -> dict[str, str]:
-    """A component's environment: the caller's, less what would point it elsewhere, plus what it needs."""
+    """The environment of one start of a component: the caller's, less what would point it elsewhere, plus what it
+    needs. Its mark is told from that of other starts by its end.
+    """
     password = password_file().read_text().strip()
     inherited = without_pointers(os.environ)
     inherited |= {
-        MARK: stack.mark(component),
+        MARK: f"{stack.mark(component)}:{secrets.token_hex(4)}",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "SOE_HOME": str(layout.home()),
         "PYTHONUNBUFFERED": "1",

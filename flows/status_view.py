@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Console
@@ -12,12 +13,14 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from rich.table import Table
 
 from flows import prefect_profile, prometheus, stack, stack_health, stack_state
+from flows.local_time import local_time
 from flows.prefect_api import ApiError
 from flows.progress_text import amount, parse_description
-from flows.stack_state import PROMETHEUS, Stack, StackError
+from flows.stack_state import Stack, StackError
 from storage_schema import layout
 
 _CONSOLE = Console(highlight=False, soft_wrap=True)
+ENDED_RUNS = 5
 
 
 def up(**options: Any) -> int:
@@ -56,28 +59,41 @@ def status() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if known is None or not stack_health.members(known):
-        _CONSOLE.print(f"No stack runs for SOE_HOME={layout.home()}. Start it with `soe up`.")
+        since = " since this machine was started anew" if known and known.of_an_earlier_boot else ""
+        _CONSOLE.print(f"No stack runs for SOE_HOME={layout.home()}{since}. Start it with `soe up`.")
         return 1
-    answers = {
-        "prefect-server": known.api.healthy(),
-        "ray-head": stack_health.ray_answers(known),
-        "prefect-worker": stack_health.worker_is_online(known),
-        PROMETHEUS: stack_health.metrics_answer(known),
-    }
+    states = stack_health.states(known)
     table = Table("component", "state", "process", "log", box=None)
-    for name in known.components:
-        alive = known.alive(name)
-        state = "up" if alive and answers[name] else "does not answer" if alive else "down"
-        process = str(known.processes[name].pid) if alive else "-"
+    for name, state in states.items():
+        process = "-" if state == "down" else str(known.processes[name].pid)
         table.add_row(name, state, process, str(stack_state.logs_folder() / f"{name}.log"))
     _CONSOLE.print(table)
     print_places(known)
-    if answers["prefect-server"]:
-        _print_runs(known)
-    everything = all(known.alive(name) and answers[name] for name in known.components)
-    if not everything:
-        _CONSOLE.print("Something is down: `soe up` starts what is missing.")
-    return 0 if everything else 1
+    if states["prefect-server"] == "up":
+        runs_are_known = _print_runs(known)
+    else:
+        runs_are_known = False
+        _CONSOLE.print(f"Flow runs: unknown, for the Prefect server {_is(states['prefect-server'])}.")
+    if problem := problem_of(states):
+        _CONSOLE.print(problem)
+    return 0 if runs_are_known and not problem else 1
+
+
+def problem_of(states: dict[str, str]) -> str | None:
+    """What is wrong with components in these states (:func:`flows.stack_health.states`), and the way on; None if
+    nothing is.
+    """
+    down = [name for name, state in states.items() if state == "down"]
+    if down:
+        return f"{', '.join(down)}: down. `soe up` starts what is missing."
+    silent = [f"{name} {_is(state)}" for name, state in states.items() if state != "up"]
+    if silent:
+        return f"Runs, but {', '.join(silent)}: it may be busy, or still starting. Look again; its log says more."
+    return None
+
+
+def _is(state: str) -> str:
+    return state if " " in state else f"is {state}"
 
 
 def print_places(known: Stack) -> None:
@@ -93,23 +109,59 @@ def print_places(known: Stack) -> None:
         _CONSOLE.print(f"`prefect` commands go elsewhere until `prefect profile use {prefect_profile.NAME}`.")
 
 
-def _print_runs(known: Stack) -> None:
-    deployments: dict[str, str] = {}
+def _print_runs(known: Stack) -> bool:
+    """The flow runs under way, and below them those that ended last. False if the server does not say which."""
+    try:
+        running, ended = known.api.running(), known.api.ended(ENDED_RUNS)
+        deployments = _deployments(known, [*running, *ended])
+        progress = {run["id"]: known.api.progress(run["id"]) for run in running}
+    except ApiError as error:
+        _CONSOLE.print(f"Flow runs: unknown: {error}", markup=False)
+        return False
     table = Table("flow run", "of", "state", "stage", "progress", box=None)
-    for run in known.api.running():
-        identity = run["deployment_id"]
-        if identity and identity not in deployments:
-            deployments[identity] = known.api.call("GET", f"/deployments/{identity}")["name"]
-        artifacts = known.api.progress(run["id"])
-        progress = parse_description(artifacts[-1]["description"]) if artifacts else None
+    for run in running:
+        artifacts = progress[run["id"]]
+        stage = parse_description(artifacts[-1]["description"]) if artifacts else None
         table.add_row(
             run["name"],
-            deployments.get(identity, "-"),
+            deployments.get(run["deployment_id"], "-"),
             run["state_name"],
-            progress["stage"] if progress else "-",
-            amount(progress) if progress else "-",
+            stage["stage"] if stage else "-",
+            amount(stage) if stage else "-",
         )
-    _CONSOLE.print(table if table.row_count else "No flow runs.")
+    _CONSOLE.print(table if running else "No flow run is under way." if ended else "No flow runs yet.")
+    if ended:
+        table = Table("ended last", "of", "state", "when", "after", box=None)
+        for run in ended:
+            table.add_row(
+                run["name"],
+                deployments.get(run["deployment_id"], "-"),
+                run["state_name"],
+                local_time(run["end_time"]) if run["end_time"] else "-",
+                _took(run),
+            )
+        _CONSOLE.print(table)
+    return True
+
+
+def _deployments(known: Stack, runs: list[dict[str, Any]]) -> dict[str, str]:
+    """The deployments' names by their ids; one that was deleted has none."""
+    names = {}
+    for identity in {run["deployment_id"] for run in runs} - {None}:
+        try:
+            names[identity] = known.api.call("GET", f"/deployments/{identity}")["name"]
+        except ApiError as error:
+            if error.status != 404:
+                raise
+    return names
+
+
+def _took(run: dict[str, Any]) -> str:
+    """Hours, minutes and seconds from the run's start to its end."""
+    if not (run["start_time"] and run["end_time"]):
+        return "-"
+    took = datetime.fromisoformat(run["end_time"]) - datetime.fromisoformat(run["start_time"])
+    return str(timedelta(seconds=round(took.total_seconds())))
 
 
 @contextmanager

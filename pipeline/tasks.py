@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+
+from pipeline.cores import available_cores as available_cores
 
 Report = Callable[[int, int], None]
 """``report(done, total)``."""
@@ -15,11 +16,6 @@ Report = Callable[[int, int], None]
 
 def ignore_progress(done: int, total: int) -> None:
     """A :data:`Report` that shows nothing."""
-
-
-def available_cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_tasks(

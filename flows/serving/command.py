@@ -17,7 +17,7 @@ from flows.serving.access import LOOPBACK, Access, default_token_file, read_toke
 from flows.serving.app import create_app
 from flows.serving.limits import Limits
 from flows.serving.specialists import Specialists
-from pipeline.tasks import available_cores
+from pipeline.cores import available_cores
 from soe_model.soup import SoupOfExperts
 from storage_schema.errors import UserError
 from storage_schema.layout import soup_folder
@@ -94,10 +94,12 @@ def _say(arguments: argparse.Namespace, token: str, port: int) -> None:
             file=sys.stderr,
             flush=True,
         )
-    print(f"The page:  http://{named}:{port}/?token={token}")
-    print(
-        f"OpenAI:    base_url http://{named}:{port}/v1, api_key in {arguments.token_file or default_token_file()}"
-    )
+    file = arguments.token_file or default_token_file()
+    if sys.stdout.isatty():
+        print(f"The page:  http://{named}:{port}/?token={token}")
+    else:  # a log, which others may read
+        print(f"The page:  http://{named}:{port}/ (it asks for the token, which is in {file})")
+    print(f"OpenAI:    base_url http://{named}:{port}/v1, api_key in {file}")
     print("Ctrl-C stops it.", flush=True)
 
 

@@ -20,6 +20,7 @@ from flows import processes, stack_state
 from flows.prefect_api import TERMINAL, PrefectApi
 from flows.stack_state import Stack
 from tests.flows.built_store import built, corpus, interrupted, settings  # noqa: F401  (fixtures)
+from tests.flows.stand_ins import stand_ins  # noqa: F401  (a fixture)
 from tests.toy_store import make_store
 
 REPOSITORY = Path(__file__).parents[2]

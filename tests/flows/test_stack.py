@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from flows import processes, stack, stack_state
+from flows import prefect_profile, processes, stack, stack_commands, stack_state
+from flows.prefect_api import ApiError, PrefectApi
 from flows.stack_state import Stack, StackError
+from pipeline.cores import available_cores
+from tests.flows.stand_ins import start
 
 
 def test_training_workers_cannot_hold_every_core(running):
     nodes = running.ray("/nodes?view=summary")["data"]["summary"]
-    assert nodes[0]["raylet"]["resourcesTotal"]["CPU"] == max(4, os.cpu_count())
+    assert nodes[0]["raylet"]["resourcesTotal"]["CPU"] == max(4, available_cores())
+
+
+def test_a_container_gets_what_its_control_group_grants(monkeypatch):
+    """Not what the machine has: Ray would start a worker for each of its cores, and more than the memory holds."""
+    usage = namedtuple("usage", "free")(64 * 10**9)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr(stack_commands, "available_cores", lambda: 6)
+    monkeypatch.setattr(stack_commands, "memory_limit", lambda: 10**9)
+    words = stack_commands.command(Stack(prefect_port=1, dashboard_port=2, ray_port=3), "ray-head")
+    assert "--num-cpus=6" in words and "--object-store-memory=300000000" in words
 
 
 def test_up_again_changes_nothing(running):
@@ -105,6 +120,81 @@ def test_rays_sockets_fit_wherever_soe_home_is(monkeypatch, tmp_path):
         f"{stack_state.ray_folder()}/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
     )
     assert len(socket_path) <= 107
+
+
+@pytest.mark.parametrize("made", ["a link", "a dangling link", "a file", "a folder of theirs", "nothing"])
+def test_a_temporary_folder_of_somebody_else_is_refused(monkeypatch, tmp_path, made):
+    """Its name can be foretold, and a link there would have us close and clear a folder of ours."""
+    monkeypatch.setenv("SOE_HOME", str(tmp_path / ("deep" * 30)))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ours, folder = tmp_path / "ours", stack_state.ray_folder().parent
+    ours.mkdir(mode=0o755)
+    if made == "nothing":
+        stack_state.prepare_folders()
+        stack_state.prepare_folders()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        return
+    if made.endswith("link"):
+        folder.symlink_to(ours if made == "a link" else tmp_path / "nowhere")
+    elif made == "a file":
+        folder.write_text("")
+    else:
+        folder.mkdir()
+        monkeypatch.setattr("os.getuid", lambda: folder.stat().st_uid)
+        real = Path.lstat
+        theirs = namedtuple("theirs", "st_mode st_uid")(folder.stat().st_mode, folder.stat().st_uid + 1)
+        monkeypatch.setattr(Path, "lstat", lambda path: theirs if path == folder else real(path))
+    with pytest.raises(StackError, match=f"{folder}.*TMPDIR"):
+        stack_state.prepare_folders()
+    assert ours.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_logs_of_the_ray_session_that_ended_are_kept(stand_ins):
+    session = stack_state.ray_folder() / "session_1"
+    for number in (1, 2):
+        (session / "logs").mkdir(parents=True)
+        (session / "logs/raylet.err").write_text(f"why it ended: {number}")
+        (session / "sockets").mkdir()
+        (session.parent / "session_latest").symlink_to(session)
+        begun = start() if number == 1 else stand_ins.up()
+        assert (stack_state.former_ray_logs() / "raylet.err").read_text() == f"why it ended: {number}"
+        assert not session.exists()
+        os.kill(begun.processes["ray-head"].pid, signal.SIGKILL)
+        os.waitpid(begun.processes["ray-head"].pid, 0)
+    stand_ins.up()  # and this session left no logs
+    assert (stack_state.former_ray_logs() / "raylet.err").exists()
+
+
+def test_a_state_of_the_version_before_opens(stand_ins):
+    """It has neither boot nor mark nor folder of its processes."""
+    known = start()
+    file = stack_state.folder() / "state.json"
+    body = json.loads(file.read_text())
+    for process in body["processes"].values():
+        del process["boot"], process["mark"], process["folder"]
+    file.write_text(json.dumps(body))
+    assert all(map(stack_state.load().alive, known.components))
+    assert stand_ins.down() and not processes.members(known.processes.values(), known.mark())
+
+
+def test_down_stops_everything_though_the_server_refuses(stand_ins, monkeypatch):
+    """Runs that could not be closed are closed by the next `soe up`."""
+    known = start()
+
+    def refuses(api, method, path, *rest, **named):
+        raise ApiError("answers 500", 500)
+
+    monkeypatch.setattr(PrefectApi, "call", refuses)
+    assert stand_ins.down() and not processes.members((), known.mark())
+
+
+def test_profiles_that_cannot_be_read_are_named_and_the_stack_is_down_all_the_same(stand_ins):
+    known = start()
+    file = prefect_profile.path()
+    file.write_text("[profiles")
+    with pytest.raises(StackError, match=f"{file} .*TOML"):
+        stand_ins.down()
+    assert not processes.members((), known.mark())
 
 
 def test_the_environment_leads_nowhere_else(monkeypatch, tmp_path):

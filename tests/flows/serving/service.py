@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -58,9 +57,9 @@ class Service:
         deadline = time.monotonic() + 90
         while "Ctrl-C" not in self.said and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        self.page = re.search(r"http://\S+token=(\S+)", self.said)
-        assert self.page, self.said
-        self.url, self.token = f"http://127.0.0.1:{self.port}", self.page[1]
+        assert "Ctrl-C" in self.said, self.said
+        self.url, self.token = f"http://127.0.0.1:{self.port}", (home / "served/.token").read_text().strip()
+        self.page = f"{self.url}/?token={self.token}"
 
     def _listen(self) -> None:
         for line in self.process.stdout:

@@ -29,7 +29,7 @@ def opened(browser, service):
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(service.page[0])
+        page.goto(service.page)
         page.wait_for_selector("body[data-ready]")
         pages.append(page)
         return page

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 
+from flows.serving import command
 from flows.serving.command import listen
 from tests.flows.serving.service import CLIENTS
 
@@ -107,3 +109,13 @@ def test_small_answers_are_sent_at_once():
 
     asyncio.run(scenario())
     assert delays == [False]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_token_is_printed_to_a_terminal_only(monkeypatch, capsys, terminal):
+    """What is printed elsewhere lies in a log; there stands where the token is."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    command._say(Namespace(host="127.0.0.1", token_file="/keys/token"), "secret-of-the-test", 8300)
+    said = capsys.readouterr().out
+    assert ("secret-of-the-test" in said) is terminal
+    assert "http://127.0.0.1:8300/" in said and "/keys/token" in said

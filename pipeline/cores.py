@@ -1,0 +1,53 @@
+"""How many CPU cores this process may use, and the control groups that say so."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """The cores this process may run on, or the time its tightest control group grants, in whole cores, if less.
+
+    Args:
+        root: where ``proc`` and ``sys`` lie.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    granted = [time for folder in control_groups("cpu", root) if (time := _granted(folder)) is not None]
+    return max(1, math.ceil(min([cores, *granted])))
+
+
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
+    """Folders of this process's control groups, version 2 and 1 (``cpu``, ``memory``), up to the topmost.
+
+    In a container the topmost is often the container's, whatever the process's own path says.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / (controller if controllers else "")
+        group = top / path.lstrip("/")
+        yield from (folder for folder in (group, *group.parents) if folder == top or top in folder.parents)
+
+
+def _granted(folder: Path) -> float | None:
+    """Seconds of CPU a second; None where there is no limit."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    try:
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (ValueError, ZeroDivisionError):  # "max"
+        return None
