@@ -1,4 +1,4 @@
-"""How much memory this machine, or the container that we are in, has, and has left."""
+"""How much memory this machine, or the container that we are in, has and has left; and the nodes of the Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 import psutil
 
 from pipeline.cores import control_groups
+
+ANSWER_SECONDS = 60.0
+"""A node that does not say so long how much memory it has is not waited for."""
 
 
 def available_memory(root: Path = Path("/")) -> int:
@@ -25,6 +28,54 @@ def memory_limit(root: Path = Path("/")) -> int:
     groups = control_groups("memory", root)
     limits = [limit for folder in groups if (limit := _limit(folder)) is not None]
     return min([psutil.virtual_memory().total, *limits])
+
+
+def smallest_gpu() -> tuple[str, int] | None:
+    """Name and bytes of the smallest GPU that torch sees here; None if it sees none."""
+    import torch
+
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    smallest = min(gpus, key=lambda gpu: gpu.total_memory, default=None)
+    return smallest and (smallest.name, smallest.total_memory)
+
+
+def memory_of_nodes(use_gpu: bool) -> list[tuple[int, int]] | None:
+    """Bytes, and places for workers, of each node of a Ray cluster that workers may start on: of a GPU, or available.
+
+    Empty where workers can start on this machine only; None if a node does not say.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not ray.is_initialized():
+        return []
+    kind = "GPU" if use_gpu else "CPU"
+    places = {
+        node["NodeID"]: int(node["Resources"].get(kind, 0))
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get(kind, 0) >= 1
+    }
+    if places.keys() <= {ray.get_runtime_context().get_node_id()}:
+        return []
+    ask = ray.remote(num_cpus=0, num_gpus=0.01 if use_gpu else 0, max_retries=0)(_memory_here)
+    asked = [
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(use_gpu)
+        for node in places
+    ]
+    try:
+        found = ray.get(asked, timeout=ANSWER_SECONDS)
+    except ray.exceptions.RayError:
+        for one in asked:
+            ray.cancel(one, force=True)
+        return None
+    return None if None in found else list(zip(found, places.values(), strict=True))
+
+
+def _memory_here(use_gpu: bool) -> int | None:
+    if not use_gpu:
+        return available_memory()
+    gpu = smallest_gpu()
+    return gpu and gpu[1]
 
 
 def _limit(folder: Path) -> int | None:

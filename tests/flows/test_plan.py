@@ -11,7 +11,6 @@ import pytest
 
 from flows import cli, plan
 from flows.jobs import run_plan
-from flows.machine_memory import available_memory
 from flows.machine_memory import available_memory, memory_limit
 from flows.settings import Pretrain
 from pipeline.cores import available_cores
