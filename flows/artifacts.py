@@ -14,9 +14,11 @@ from flows import atlas_page, pictures
 from flows.jobs.run_log import read_log
 from flows.progress_text import artifact_key
 from flows.settings import Pretrain, Specialize
+from pipeline.accounts import account_lines
 from storage_schema.domains import DomainStore
 from storage_schema.json_files import read_object
 from storage_schema.layout import MADE, run_folder, soup_folder, specialist_folder, store_folder
+from storage_schema.layout import run_folder, soup_folder, specialist_folder, store_folder, store_parts
 from storage_schema.manifest import read_manifest
 
 LARGEST_DOMAINS = 64
@@ -90,6 +92,7 @@ def domains_card(store: DomainStore) -> str:
         ),
         _table(["sequence length", *(f"{length:,}" for length in LENGTHS)], _tails(store)),
         *_clustering(store),
+        *_account(store),
         f"Store `{store.folder.parent}`, digest `{store.digest}`.",
     ]
     atlas = store.folder.parent / atlas_page.FILE_NAME
@@ -118,6 +121,16 @@ def _clustering(store: DomainStore) -> list[str]:
         dropped = cut["train_duplicates_dropped"]
         rows.append(["exact duplicates dropped", f"{dropped / max(1, dropped + cut['passages']):.2%}"])
     return [_table(["clustering", ""], rows)] if rows else []
+
+
+def _account(store: DomainStore) -> list[str]:
+    """What became of the documents and passages that were read, for the store and each addition to it."""
+    lines = []
+    for part in store_parts(store.folder.parent):
+        if (passages := part / "passages").exists():
+            of = "" if part == store.folder.parent else f"Addition {part.name}: "
+            lines += [f"{of}{line}" for line in account_lines(read_manifest(passages, "passages").counts)]
+    return ["## What was read", *lines] if lines else []
 
 
 def atlas_text(path: Path) -> str:

@@ -52,7 +52,9 @@ class BuildDomains(Settings):
     )
     text_field: str = Field("text", description="JSON lines and Parquet: the field that holds the text.")
     source_field: str = Field(
-        "source", description="The field naming a document's source, where there is one."
+        "source",
+        description="The field naming a document's source, where there is one: a string, or a whole number, which is "
+        "taken as its digits. Null, empty and blank are none.",
     )
     held_out_sources: list[str] = Field([], description="Sources kept out of training altogether.")
     held_out_fraction: float = Field(
@@ -69,6 +71,12 @@ class BuildDomains(Settings):
     )
     max_bad_documents: int = Field(
         100, ge=0, description="Unreadable documents skipped before it is an error."
+    )
+    max_damaged_files: int = Field(
+        0,
+        ge=0,
+        description="Files that end early, or of which nothing can be read, before it is an error; what was read of "
+        "one is kept.",
     )
     passage_characters: int = Field(2000, ge=64, le=100_000, description="Longest passage.")
     tokenizer: str | None = Field(None, description="Path of a tokenizer.json; none trains a byte-level BPE.")
@@ -119,6 +127,12 @@ class AddDocuments(Settings):
     source_field: str = Field("source", description="The field naming a document's source.")
     max_bad_documents: int = Field(
         100, ge=0, description="Unreadable documents skipped before it is an error."
+    )
+    max_damaged_files: int = Field(
+        0,
+        ge=0,
+        description="Files that end early, or of which nothing can be read, before it is an error; what was read of "
+        "one is kept.",
     )
     use_gpu: bool = Field(False, description="Embed on GPUs; an error at once if there are none.")
 

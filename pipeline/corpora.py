@@ -1,27 +1,31 @@
 """Documents from any corpus: the installed environment, JSON lines, Parquet, text, or a folder of them.
 
 A corpus is first listed (:func:`open_corpus`), which is cheap and names every file, and then read file by
-file (``readers.py``), so that files can be read in parallel and a broken one is skipped without the rest. It
+file (``readers.py``), so that files can be read in parallel and a broken one is told apart from the rest. It
 may lie anywhere (``locations.py``): the documents are the same.
 """
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 from pyarrow import fs
 
+from pipeline.decoding import source_name
 from pipeline.locations import explain, files_below, missing, open_filesystem
+from pipeline.retries import with_retries
+from pipeline.saved_datasets import DATA_SUFFIX, METADATA, keep_data
 from pipeline.saved_datasets import DATA_SUFFIX, keep_data
 from storage_schema.errors import UserError
 from storage_schema.manifest import content_digest
 
 ENVIRONMENT = "environment"
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 LINE_SUFFIXES = {".jsonl", ".ndjson", ".json"}
 TEXT_SUFFIXES = {".txt", ".text", ".md", ".rst", ".py", ".pyi", ".tex", ".html", ".xml", ".csv", ".org"}
 
@@ -34,6 +38,8 @@ class Document:
     """Unique in the corpus and stable: the file's path, with ``:line`` (or ``:row``) where it holds many."""
     source: str
     text: str
+    left_out: str | None = None
+    """In a few words, why its reader keeps nothing of it, if so; it is counted under them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,16 @@ class BadDocument:
     where: str
     """The file, with ``:line`` where that is known."""
     problem: str
+    reason: str = "unreadable"
+    """The kind of problem in a few words: such documents are counted under it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DamagedFile(BadDocument):
+    """A file of which nothing, or from here on nothing more, can be read: it may hold any number of documents."""
+
+    lost: int = 0
+    """Documents that are known to be lost; how many there are beside them is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +107,8 @@ class Corpus:
     files: tuple[CorpusFile, ...]
     text_field: str = "text"
     source_field: str = "source"
+    not_read: dict[str, int] = field(default_factory=dict)
+    """Files that lie there too and are no part of it, by kind: an ending, ``empty``, or how their names begin."""
 
     @property
     def digest(self) -> str:
@@ -140,34 +158,61 @@ def open_corpus(uri: str, *, text_field: str = "text", source_field: str = "sour
         ValueError: nothing is there, it cannot be reached, refuses the credentials, or holds no file of a
             known kind or a saved dataset that cannot be read.
     """
+    not_read: Counter[str] = Counter()
     if uri == ENVIRONMENT:
         from pipeline.environment import list_environment
 
-        files: Sequence[CorpusFile] = list_environment()
+        listed: Sequence[CorpusFile] = list_environment()
     else:
-        files = _list(uri)
-    files = [file for file in files if file.bytes > 0]
+        listed, not_read = _list(uri)
+    files = tuple(file for file in listed if file.bytes > 0)
+    if empty := len(listed) - len(files):
+        not_read["empty"] = empty
     if not files:
         known = " ".join(sorted({*LINE_SUFFIXES, ".parquet", *TEXT_SUFFIXES}))
+        there = f" There are other files: {files_not_read(not_read)}." if not_read else ""
         raise UserError(
             f"The corpus {uri!r} is empty: it has no file with anything in it of the kinds {known} "
-            "(.gz and .zst too), nor a dataset saved with save_to_disk. Give the path of a file or folder "
-            "that has, or `environment`."
+            f"({', '.join(COMPRESSIONS)} too), nor a dataset saved with save_to_disk.{there} Give the path of a file "
+            "or folder that has, or `environment`."
         )
-    return Corpus(uri=uri, files=tuple(files), text_field=text_field, source_field=source_field)
+    return Corpus(
+        uri=uri, files=files, text_field=text_field, source_field=source_field, not_read=dict(not_read)
+    )
+
+
+def files_not_read(not_read: dict[str, int]) -> str:
+    """``3 .tsv, 1 empty``, the most first."""
+    return ", ".join(f"{number:,} {kind}" for kind, number in Counter(not_read).most_common())
 
 
 def read_documents(corpus: Corpus, file: CorpusFile) -> Iterator[Document | BadDocument]:
     """The documents of one file, in order; what cannot be read comes as a :class:`BadDocument`.
 
-    Raises ValueError if the corpus's place is no longer reached, or lets us read no longer.
-    """
-    from pipeline.readers import READERS
+    Where the corpus's place fails, the file is opened again, ever later, and read on from where it was.
 
-    try:
-        yield from READERS[file.format](open_filesystem(corpus.uri)[0], file, corpus)
-    except OSError as error:
-        raise explain(corpus.uri, error) from error
+    Raises ValueError if the place is not reached, or lets us read no longer, after some attempts.
+    """
+    from pipeline.readers import read_file
+
+    found: Iterator[Document | BadDocument] | None = None
+    done = 0
+
+    def following() -> Document | BadDocument | None:
+        nonlocal found
+        if found is None:
+            found = islice(read_file(open_filesystem(corpus.uri)[0], file, corpus), done, None)
+        return next(found, None)
+
+    def begin_again() -> None:
+        nonlocal found
+        found = None
+
+    while one := with_retries(
+        following, uri=file.name, store=corpus.uri, what="The corpus", failed=begin_again
+    ):
+        yield one
+        done += 1
 
 
 def split_suffix(name: str) -> tuple[str, str | None]:
@@ -177,7 +222,8 @@ def split_suffix(name: str) -> tuple[str, str | None]:
     return (path.with_suffix("").as_posix() if compression else name), compression
 
 
-def _list(uri: str) -> list[CorpusFile]:
+def _list(uri: str) -> tuple[list[CorpusFile], Counter[str]]:
+    """The files, and how many of which kinds are not read."""
     filesystem, root = open_filesystem(uri)
     folder = PurePosixPath(root).name
     try:
@@ -185,14 +231,31 @@ def _list(uri: str) -> list[CorpusFile]:
         if info.type == fs.FileType.NotFound:
             raise missing(uri, filesystem, root)
         if info.type == fs.FileType.File:
-            return [_single_file(uri, info)]
+            return [_single_file(uri, info)], Counter()
         named = files_below(filesystem, root)
-        visible = {name: info for name, info in named.items() if not re.search(r"(^|/)[._]", name)}
-        kept = keep_data(filesystem, visible)
+        hidden = {name: mark for name in named if (mark := _hidden(name))}
+        kept = keep_data(filesystem, {name: info for name, info in named.items() if name not in hidden})
     except (OSError, pa.ArrowInvalid) as error:
         raise explain(uri, error) from error
-    files = [_corpus_file(info, name, any_suffix=False, folder=folder) for name, info in sorted(kept.items())]
-    return [file for file in files if file is not None]
+    found = [_corpus_file(info, name, any_suffix=False, folder=folder) for name, info in sorted(kept.items())]
+    files = [file for file in found if file is not None]
+    others = named.keys() - {file.name for file in files} - _metadata(named, kept)
+    kinds = (
+        hidden.get(name) or PurePosixPath(name).suffix.lower() or "without an ending"
+        for name in sorted(others)
+    )
+    return files, Counter(kinds)
+
+
+def _hidden(name: str) -> str | None:
+    """How a file is named that is not for us: it, or a folder of it, begins with a dot or a low line."""
+    marks = [part[0] for part in PurePosixPath(name).parts if part[0] in "._"]
+    return f"named {marks[0]}*" if marks else None
+
+
+def _metadata(named: dict[str, fs.FileInfo], kept: dict[str, fs.FileInfo]) -> set[str]:
+    """What saved datasets say of themselves, which has been read."""
+    return {name for name in named if PurePosixPath(name).name in METADATA and name not in kept}
 
 
 def _single_file(uri: str, info: fs.FileInfo) -> CorpusFile:
@@ -221,7 +284,7 @@ def _corpus_file(info: fs.FileInfo, name: str, *, any_suffix: bool, folder: str)
     return CorpusFile(
         path=info.path,
         name=name,
-        source=path.parts[0] if len(path.parts) > 1 else default_source,
+        source=source_name(path.parts[0] if len(path.parts) > 1 else default_source, folder),
         format=kind,
         compression=compression,
         bytes=info.size,

@@ -10,12 +10,13 @@ from contextlib import suppress
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.accounts import Losses, Tally
 from pipeline.corpora import BadDocument, Corpus, read_documents
+from pipeline.corpora import Corpus, CorpusFile, read_documents
 from pipeline.cutting import cut_passages, text_hash
 from storage_schema.aside import written_aside
 
 FLUSH_CHARACTERS = 8 << 20
-BAD_DOCUMENTS_NAMED = 10
 EXTRACTED = pa.schema(
     [
         pa.field("document_id", pa.string()),
@@ -25,30 +26,29 @@ EXTRACTED = pa.schema(
         pa.field("text_hash", pa.uint64()),
     ]
 )
-_SUMMARY = b"summary"
+_TALLY = b"tally"
 
 
-def extract_group(corpus: Corpus, shard: str, passage_characters: int, max_bad_documents: int) -> dict:
-    """Read and cut the files of `corpus`, which are one group of a larger one, into `shard`, unless it is there.
+def extract_group(
+    corpus: Corpus, files: Sequence[CorpusFile], shard: str, passage_characters: int, losses: Losses
+) -> Tally:
+    """Read and cut `files` into `shard`, unless it is there already.
 
     Returns:
-        ``documents``, ``characters``, ``bad_documents`` and the first ``bad`` ones by file and line; it is
-        kept in the shard's own metadata. Beyond `max_bad_documents` the work is given up and no shard made.
+        What came out of the files; it is kept in the shard's own metadata. Where more is lost than `losses` allow, the
+        work is given up and no shard made.
     """
-    if os.path.exists(shard):
-        return json.loads(pq.read_metadata(shard).metadata[_SUMMARY])
-    summary: dict = {"documents": 0, "characters": 0, "bad_documents": 0, "bad": []}
-    with suppress(_TooManyBad), written_aside(shard) as aside:
-        with pq.ParquetWriter(aside, EXTRACTED, compression="zstd", compression_level=1) as writer:
-            for rows in _batches_of_passages(corpus, passage_characters, max_bad_documents, summary):
-                writer.write_table(_table(rows))
-            writer.add_key_value_metadata({_SUMMARY: json.dumps(summary)})
-    return summary
-
-
-def too_many_bad(bad_documents: int, corpus: Corpus, limit: int) -> bool:
-    """Whether so many unreadable documents are an error in this corpus."""
-    return corpus.bad_documents_are_errors and bad_documents > limit
+    if os.path.exists(shard) and _TALLY in (kept := pq.read_metadata(shard).metadata):
+        return Tally(**json.loads(kept[_TALLY]))
+    tally = Tally()
+    aside = shard + ".aside"
+    with pq.ParquetWriter(aside, EXTRACTED, compression="zstd", compression_level=1) as writer:
+        for rows in _batches_of_passages(corpus, files, passage_characters, tally, losses):
+            writer.write_table(_table(rows))
+        writer.add_key_value_metadata({_TALLY: json.dumps(tally.__dict__)})
+    if not losses.exceeded_by(tally):
+        os.replace(aside, shard)
+    return tally
 
 
 class _TooManyBad(Exception):
@@ -56,26 +56,21 @@ class _TooManyBad(Exception):
 
 
 def _batches_of_passages(
-    corpus: Corpus, passage_characters: int, max_bad_documents: int, summary: dict
+    corpus: Corpus, files: Sequence[CorpusFile], passage_characters: int, tally: Tally, losses: Losses
 ) -> Iterator[list[tuple]]:
-    """Yield lists of rows of ``EXTRACTED``, counting in `summary`."""
+    """Yield lists of rows of ``EXTRACTED``, counting in `tally`, up to the end or to where too much is lost."""
     rows: list[tuple] = []
     pending = 0
-    for document in (document for file in corpus.files for document in read_documents(corpus, file)):
-        if isinstance(document, BadDocument):
-            summary["bad_documents"] += 1
-            if len(summary["bad"]) < BAD_DOCUMENTS_NAMED:
-                summary["bad"].append(f"{document.where}: {document.problem}")
-            if too_many_bad(summary["bad_documents"], corpus, max_bad_documents):
-                raise _TooManyBad
-        else:
-            summary["documents"] += 1
-            summary["characters"] += len(document.text)
+    found = ((file.name, one) for file in files for one in read_documents(corpus, file))
+    for name, document in found:
+        if (text := tally.take(document, name)) is not None:
             document_hash = text_hash(document.document_id)
-            for passage in cut_passages(document.text, passage_characters):
+            for passage in tally.take_passages(cut_passages(text, passage_characters)):
                 hashes = (document_hash, text_hash(passage))
                 rows.append((document.document_id, document.source, passage, *hashes))
                 pending += len(passage)
+        elif losses.exceeded_by(tally):
+            return
         if pending >= FLUSH_CHARACTERS:
             yield rows
             rows, pending = [], 0

@@ -4,7 +4,7 @@
 2. *Select* (``selection.py``): which rows of which shards go to which part (one process, hashes only).
 3. *Write*: every part gathers its rows from the shards (parallel).
 
-Cut, dropped and kept passages are all counted in the manifest.
+What became of every document and passage is counted in the manifest (``accounts.py``).
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.accounts import Losses, Tally, account, account_lines
 from pipeline.corpora import Corpus
 from pipeline.extraction import BAD_DOCUMENTS_NAMED, extract_group, too_many_bad
+from pipeline.extraction import extract_group
 from pipeline.large_files import bounded_groups
+from pipeline.selection import NothingLeft, Part, Plan, Selection, rows_of, select_passages
 from pipeline.selection import Part, Selection, rows_of, select_passages
 from pipeline.tasks import Report, ignore_progress, run_tasks
 from storage_schema.arrow_files import read_parquet, take_parquet
@@ -42,6 +45,7 @@ def build_passages(
     *,
     passage_characters: int,
     max_bad_documents: int,
+    max_damaged_files: int = 0,
     present: Sequence[Path] = (),
     report: Report = ignore_progress,
 ) -> Manifest:
@@ -52,24 +56,29 @@ def build_passages(
         report: progress in files of the corpus, each counted once when cut and once when written.
 
     Raises:
-        ValueError: more than `max_bad_documents` documents cannot be read, no document is left, or a
-            held-out source is not in the corpus.
+        ValueError: more than `max_bad_documents` documents or `max_damaged_files` files cannot be read, no document
+            is left, or a held-out source is not in the corpus.
     """
     scratch = _prepare(stage, corpus)
     groups = bounded_groups(corpus, GROUP_BYTES, scratch / "pieces.json")
     shards = [scratch / f"shard-{number:05d}.parquet" for number in range(len(groups))]
     files = len(corpus.files)
-    summaries = run_tasks(
+    losses = Losses(max_bad_documents=max_bad_documents, max_damaged_files=max_damaged_files)
+    if not corpus.bad_documents_are_errors:
+        losses = Losses(max_bad_documents=None, max_damaged_files=None)
+    tallies = run_tasks(
         extract_group,
         [
-            (replace(corpus, files=group), str(shard), passage_characters, max_bad_documents)
-            for (_, group), shard in zip(groups, shards, strict=True)
+            (corpus, group, str(shard), passage_characters, losses)
+            for group, shard in zip(groups, shards, strict=True)
         ],
         weights=[sum(file.bytes for file in group) for _, group in groups],
         report=lambda done, total: report(files * done // total, 2 * files),
     )
-    bad_documents_named = _check_bad_documents(summaries, corpus, max_bad_documents)
-    plan = select_passages(shards, selection, scratch, present=present)
+    tally = Tally.total(tallies)
+    if error := losses.error(tally, corpus.uri):
+        raise error
+    plan = _select(tally, corpus, shards, selection, scratch, present)
     characters = run_tasks(
         write_part,
         [
@@ -85,11 +94,9 @@ def build_passages(
         "train_characters": sum(length for part, length in pairs if part.split == "train"),
         "corpus_files": files,
         "corpus_digest": corpus.digest,
-        **{
-            name: sum(summary[name] for summary in summaries)
-            for name in ("documents", "characters", "bad_documents")
-        },
-        "bad_documents_named": bad_documents_named,
+        "documents": tally.documents,
+        "characters": tally.characters,
+        **account(tally, plan.documents, plan.counts, corpus.not_read),
     }
     return stage.finish(counts)
 
@@ -141,14 +148,26 @@ def _path(stage: Stage, part: Part) -> Path:
     return stage.work / part.split / part_name(part.number, "parquet")
 
 
-def _check_bad_documents(summaries: list[dict], corpus: Corpus, limit: int) -> list[str]:
-    """The first unreadable documents; raises ValueError if there are too many."""
-    total = sum(summary["bad_documents"] for summary in summaries)
-    named = [where for summary in summaries for where in summary["bad"]]
-    if too_many_bad(total, corpus, limit):
-        raise UserError(
-            f"{total} documents or more of {corpus.uri} cannot be read; max_bad_documents is {limit}. First: "
-            f"{'; '.join(named[:3])}. Mend or remove them, name the field with text_field, or raise "
-            "max_bad_documents."
+def _select(
+    tally: Tally,
+    corpus: Corpus,
+    shards: Sequence[Path],
+    selection: Selection,
+    scratch: Path,
+    present: Sequence[Path],
+) -> Plan:
+    """:func:`select_passages`; where nothing is left to train on, the error says what became of the corpus."""
+    try:
+        if not tally.documents:
+            raise NothingLeft({})
+        return select_passages(shards, selection, scratch, present=present)
+    except NothingLeft as error:
+        counts = account(tally, {"with text": tally.documents}, error.counts, corpus.not_read)
+        held_out = error.counts.get("held_out_passages", 0) + error.counts.get(
+            "held_out_duplicates_dropped", 0
         )
-    return named[:BAD_DOCUMENTS_NAMED]
+        raise ValueError(
+            f"The corpus {corpus.uri} leaves no passage to train on. {'. '.join(account_lines(counts))}. Give "
+            f"{'other text, that the store has not already' if present else 'more text'}"
+            f"{', or hold out less (held_out_sources, held_out_fraction)' if held_out else ''}."
+        ) from error

@@ -19,12 +19,18 @@ T = TypeVar("T")
 
 
 def with_retries(
-    read: Callable[[], T], *, uri: str, store: str, label: str = "", failed: Callable[[], None] | None = None
+    read: Callable[[], T],
+    *,
+    uri: str,
+    store: str,
+    label: str = "",
+    what: str = "The store",
+    failed: Callable[[], None] | None = None,
 ) -> T:
     """The result of `read`, which is called again, ever later, when it raises OSError.
 
     Args:
-        uri: the file's name, and `store`: the name of the store it is of, for the error.
+        uri: the file's name, and `store`: the name of `what` it is of, for the error.
         failed: called after each failed attempt.
 
     Raises:
@@ -42,9 +48,8 @@ def with_retries(
             if failed:
                 failed()
             if attempt == ATTEMPTS:
-                reason = explain(store, error, what="The store")
-                raise UnavailableError(
-                    f"{label}cannot read {uri} after {attempt} attempts: {reason}"
+                raise StoreError(
+                    f"{label}cannot read {uri} after {attempt} attempts: {explain(store, error, what=what)}"
                 ) from error
         time.sleep(FIRST_DELAY * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")

@@ -14,6 +14,7 @@ from storage_schema.errors import UserError
 from storage_schema.json_files import JSON_BYTES, as_object, parse_json
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
+METADATA = {STATE, INFO, SPLITS}
 DATA_SUFFIX = ".arrow"
 Listing = dict[str, fs.FileInfo]
 """Name relative to the corpus → file."""

@@ -76,6 +76,17 @@ class Plan:
     """One byte a passage, shard after shard: 0, or 1 + the number of its split."""
     sources: pa.Table
     counts: dict[str, int]
+    """Passages, by what became of them."""
+    documents: dict[str, int]
+    """Documents, by what became of them."""
+
+
+class NothingLeft(ValueError):
+    """No passage is left to train on; `counts` says what became of those there were."""
+
+    def __init__(self, counts: dict[str, int]):
+        super().__init__("no passage is left to train on")
+        self.counts = counts
 
 
 def select_passages(
@@ -87,30 +98,30 @@ def select_passages(
         present: the parts of passages that the store has already, if these are documents to be added.
 
     Raises:
-        ValueError: a held-out source that is not there (documents to be added may have none of it), or
-            nothing to train on.
+        ValueError: a held-out source that is not there (documents to be added may have none of it).
+        NothingLeft: nothing to train on.
     """
     edges = np.cumsum([0, *(pq.read_metadata(shard).num_rows for shard in shards)])
     rows = int(edges[-1]) + sum(pq.read_metadata(part).num_rows for part in present)
     buckets = [scratch / f"bucket-{b:03d}.arrows" for b in range(_bucket_count(rows))]
-    sources = _deal_out(shards, selection, buckets, present)
+    sources, over = _deal_out(shards, selection, buckets, present)
     if not present:
         _check_sources(set(sources["source"]), selection.held_out_sources)
     decisions = scratch / "decisions.u8"
     decided = np.memmap(decisions, np.uint8, "w+", shape=max(1, int(edges[-1])))
     counts = _decide(buckets, selection, edges, decided)
+    counts["over_max_documents_per_source_dropped"] = over["passages"]
     if not counts["passages"]:
-        raise UserError(
-            "The corpus leaves no passage to train on: it has no readable document that is not held out, or "
-            "no text that the store has not already. Give more text, or hold out less (held_out_sources, "
-            "held_out_fraction)."
-        )
+        raise NothingLeft(counts)
     decided.flush()
     parts: list[Part] = []
     for split, code in zip(SPLITS, KEPT, strict=True):
         parts += _parts(split, code, decided, edges, len(present) + len(parts))
     table = _sources(shards, sources, decided, edges)
-    return Plan(parts=parts, decisions=decisions, sources=table, counts=counts)
+    documents = _documents_by_outcome(shards, decided, edges)
+    documents["no passage kept"] = sources["documents"].sum() - sum(documents.values())
+    documents["over max_documents_per_source"] = over["documents"]
+    return Plan(parts=parts, decisions=decisions, sources=table, counts=counts, documents=documents)
 
 
 def rows_of(part: Part, decisions: Path) -> Iterator[np.ndarray]:
@@ -131,8 +142,11 @@ def _bucket_count(rows: int) -> int:
 
 def _deal_out(
     shards: Sequence[Path], selection: Selection, buckets: list[Path], present: Sequence[Path]
-) -> pl.DataFrame:
-    """Write every passage's hash to its bucket; return the sources with their documents."""
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Write every passage's hash to its bucket; return the sources with their documents, and how many documents and
+    passages are over the limit.
+    """
+    over = {"documents": 0, "passages": 0}
     last_order = _last_orders(shards, selection.max_documents_per_source)
     unseen = pl.col("source").is_in(list(selection.held_out_sources))
     by_hash = pl.col("document_hash") < int(selection.held_out_fraction * 2**64)
@@ -145,13 +159,16 @@ def _deal_out(
         for number, shard in enumerate(shards):
             rows = _read_hashes(shard).with_columns(shard=pl.lit(number, pl.Int32))
             if last_order is not None:
+                every = rows
                 rows = rows.join(last_order, on="source").filter(pl.col("order") <= pl.col("last"))
+                over["documents"] += every["document_hash"].n_unique() - rows["document_hash"].n_unique()
+                over["passages"] += len(every) - len(rows)
             rows = rows.with_columns(unseen=unseen, held_out=unseen | by_hash).sort("row")
             found.append(_documents(rows))
             if len(found) > 64:
                 found = [_merge(found)]
             _write(rows, writers)
-    return _merge(found)
+    return _merge(found), over
 
 
 def _write(rows: pl.DataFrame, writers: list[pa.ipc.RecordBatchStreamWriter]) -> None:
@@ -255,6 +272,17 @@ def _parts(
             skip=start - int(before_S[first]),
             rows=stop - start,
         )
+
+
+def _documents_by_outcome(shards: Sequence[Path], decided: np.ndarray, edges: np.ndarray) -> dict[str, int]:
+    """Documents of which a passage is kept, by split; a document lies in one shard."""
+    names = ("trained on", "held out")
+    kept = dict.fromkeys(names, 0)
+    for number, shard in enumerate(shards):
+        hashes = read_parquet(shard, columns=["document_hash"])["document_hash"].to_numpy()
+        for name, code in zip(names, KEPT, strict=True):
+            kept[name] += len(np.unique(hashes[decided[edges[number] : edges[number + 1]] == code]))
+    return kept
 
 
 def _sources(

@@ -84,11 +84,6 @@ def _some_of_every_file(name: str, corpus: Corpus, wanted: int) -> list[list[str
             for document in read_documents(corpus, file):
                 if isinstance(document, BadDocument):
                     raise UserError(f"specialist set {name}: {document.where}: {document.problem}")
-                if "\0" in document.text:
-                    raise UserError(
-                        f"specialist set {name}: {document.document_id} holds zero bytes: it is binary, or UTF-16. "
-                        "Remove it, or save it as UTF-8."
-                    )
                 room = min(before + limit, wanted) - len(known)
                 cut = cut_passages(document.text, PASSAGE_CHARACTERS)
                 new = list(islice((text for text in cut if text.strip() and text not in known), max(0, room)))

@@ -97,6 +97,7 @@ class Addition:
                     selection,
                     passage_characters=made["passage_characters"],
                     max_bad_documents=self.settings.max_bad_documents,
+                    max_damaged_files=self.settings.max_damaged_files,
                     present=[
                         part
                         for folder in before

@@ -13,6 +13,7 @@ from flows.jobs.stages import Stages
 from flows.settings import BuildDomains
 from pipeline.build_estimate import CLUSTER, CUT, EMBED, TRAIN
 from pipeline.corpora import ENVIRONMENT, Corpus
+from pipeline.decoding import source_name
 from pipeline.embedder import EmbedderWeights, weights_digest
 from pipeline.embedding import build_embeddings
 from pipeline.kmeans import KMeansSettings
@@ -37,7 +38,7 @@ class StoreBuilder:
     def passages(self, corpus: Corpus) -> None:
         settings = self.settings
         selection = Selection(
-            held_out_sources=tuple(sorted(set(settings.held_out_sources))),
+            held_out_sources=tuple(sorted({source_name(name, name) for name in settings.held_out_sources})),
             held_out_fraction=settings.held_out_fraction,
             max_documents_per_source=settings.max_documents_per_source,
             max_passages=settings.max_passages,
@@ -62,6 +63,7 @@ class StoreBuilder:
                     selection,
                     passage_characters=settings.passage_characters,
                     max_bad_documents=settings.max_bad_documents,
+                    max_damaged_files=settings.max_damaged_files,
                     report=report,
                 )
         self.stages.close("passages", stage)

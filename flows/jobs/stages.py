@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.accounts import account_lines
 from pipeline.tasks import is_disk_full
 from storage_schema.layout import additions_folder
 from storage_schema.manifest import Manifest, StoreError
@@ -48,6 +49,8 @@ class Stages:
         skipped = self.summary[kind]["skipped"]
         state = "finished already, skipped" if skipped else f"finished in {manifest.seconds:.1f} s"
         print(f"{kind}: {state} ({_main_counts(manifest)})", flush=True)
+        for line in account_lines(manifest.counts):
+            print(f"{kind}: {line}", flush=True)
         self.manifests[kind] = manifest
         self.summary[kind] |= {
             "digest": manifest.digest,

@@ -51,6 +51,7 @@ def test_folder_is_listed_in_order_with_sources(tmp_path):
     assert read_all(folder) == [
         Document("a.md", "corpus", "at the top"),
         Document("b/x.txt", "b", "in b"),
+        Document("blank.txt", "corpus", "  \n"),
         Document("lines.jsonl:1", "lines", "no source"),
     ]
     assert read_all(folder.as_uri()) == read_all(folder)
@@ -60,7 +61,7 @@ def test_not_utf8_names_file_or_line_and_the_rest_is_read(tmp_path):
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
     (tmp_path / "lines.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n{"text": "c"}\n')
     bad, first, second, third = read_all(tmp_path)
-    assert bad == BadDocument("latin.txt", "not UTF-8: byte 0xef at 2")
+    assert bad == BadDocument("latin.txt", "not UTF-8: byte 0xef at 2", "not UTF-8")
     assert isinstance(second, BadDocument) and second.where == "lines.jsonl:2" and "UTF-8" in second.problem
     assert (first.text, third.text) == ("a", "c")
 
