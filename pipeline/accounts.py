@@ -152,20 +152,21 @@ def account(
 
 
 def account_lines(counts: Mapping[str, Any]) -> list[str]:
-    """An :func:`account` in words, a line for each thing that there is something to say of; none of older stages."""
+    """An :func:`account` in words, a sentence for each thing there is something to say of; none of older stages."""
     lines = []
     for what, total in (("documents", "documents_read"), ("passages", "passages_cut")):
         if total in counts:
-            lines.append(f"{counts[total]:,} {what}: {_list(counts[f'{what}_by_outcome'])}")
+            lines.append(f"{counts[total]:,} {what}: {_list(counts[f'{what}_by_outcome'])}.")
     if counts.get("bad_documents"):
         lines.append(f"{counts['bad_documents']:,} bad documents. {_first(counts['bad_documents_named'])}")
     if counts.get("damaged_files"):
         lines.append(
-            f"{counts['damaged_files']:,} damaged files, of which only a part was read. "
+            f"{counts['damaged_files']:,} damaged files, of which no more was read than came before the damage "
+            f"({counts['documents_known_lost']:,} documents are known to be lost). "
             f"{_first(counts['damaged_files_named'])}"
         )
     if counts.get("files_not_read"):
-        lines.append(f"files that were not read: {files_not_read(counts['files_not_read'])}")
+        lines.append(f"Files that were not read: {files_not_read(counts['files_not_read'])}.")
     return lines
 
 

@@ -166,8 +166,10 @@ def _select(
         held_out = error.counts.get("held_out_passages", 0) + error.counts.get(
             "held_out_duplicates_dropped", 0
         )
+        known = (
+            ": it has no text that the store has not already" if error.counts.get("present_dropped") else ""
+        )
         raise ValueError(
-            f"The corpus {corpus.uri} leaves no passage to train on. {'. '.join(account_lines(counts))}. Give "
-            f"{'other text, that the store has not already' if present else 'more text'}"
-            f"{', or hold out less (held_out_sources, held_out_fraction)' if held_out else ''}."
+            f"The corpus {corpus.uri} leaves no passage to train on{known}. {' '.join(account_lines(counts))} "
+            f"Give other text{', or hold out less (held_out_sources, held_out_fraction)' if held_out else ''}."
         ) from error

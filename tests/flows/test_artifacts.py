@@ -14,7 +14,9 @@ from flows.atlas_page import write_atlas
 from flows.jobs import domain_stages
 from flows.jobs.domain_stages import draw_atlas
 from flows.progress_text import artifact_key, describe, parse_description, percent_of
+from flows.settings import Pretrain
 from flows.settings import Pretrain, Specialize
+from pipeline.accounts import Tally, account
 from storage_schema.domains import DomainStore
 from storage_schema.layout import DOMAIN_WORDS, run_folder, soup_folder
 from storage_schema.stage import open_stage
@@ -58,10 +60,26 @@ def test_the_domains_card_and_table(tmp_path):
     # Windows of 128: 2, 0, 7 and 5 of them; of 512: 0, 0, 1 and 1.
     assert "| tokens lost to tails | 10.40% | 48.80% | 100.00% | 100.00% |" in card
     assert "| domains without a window | 1 | 2 | 4 | 4 |" in card
+    assert "What was read" not in card  # a store made before there were accounts
     rows = artifacts.domains_table(store)
     assert [row["domain"] for row in rows] == [2, 3, 0]
     assert rows[0]["tokens"] == 1000 and rows[0]["share"] == "50.00 %" and rows[0]["mostly"] == "toy (100%)"
     json.dumps(rows)
+
+
+def test_the_domains_card_says_what_was_lost(tmp_path):
+    folder = make_store(tmp_path / "store", [300])
+    bad = Tally(
+        documents_read=9, documents=7, passages_cut=8, bad={"not JSON": 2}, bad_named=["a.jsonl:3: why"]
+    )
+    passages = {"passages": 7, "train_duplicates_dropped": 1}
+    counts = account(bad, {"trained on": 7}, passages, {".tsv": 3}) | passages
+    stage = open_stage(folder / "passages", kind="passages", configuration={}, inputs={}, rebuild=True)
+    stage.finish(counts)
+    card = artifacts.domains_card(DomainStore(folder))
+    assert "9 documents: 7 trained on, 2 bad: not JSON." in card
+    assert "8 passages: 7 trained on, 1 train duplicates." in card
+    assert "2 bad documents. First: a.jsonl:3: why." in card and "Files that were not read: 3 .tsv." in card
 
 
 def test_the_atlas_is_linked_and_its_path_is_said(tmp_path, monkeypatch):

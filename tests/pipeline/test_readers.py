@@ -275,22 +275,16 @@ def test_lost_access_is_no_content(tmp_path, monkeypatch, name, error):
     expected = read_all(tmp_path / name)
     monkeypatch.setattr(retries, "FIRST_DELAY", 0)
     monkeypatch.setattr(raw_files, "input_options", lambda size: {"buffer_size": 4096})
+    corpus = open_corpus(str(tmp_path / name))
+    [file] = corpus.files
     for times in (2, 999):
         place = Failing(error, times)
-        monkeypatch.setattr(
-            corpora,
-            "open_filesystem",
-            lambda uri, place=place: (place if times and opened else fs.LocalFileSystem(), uri),
-        )
-        opened = False
-        corpus = open_corpus(str(tmp_path / name))
-        opened = True
+        monkeypatch.setattr(corpora, "open_filesystem", lambda uri, place=place: (place, uri))
         if times == 2:
-            assert list(corpora.read_documents(corpus, corpus.files[0])) == expected
-            assert place.left == 0
+            assert list(corpora.read_documents(corpus, file)) == expected and place.left == 0
         else:
             with pytest.raises(ValueError, match=f"cannot read .* after 5 attempts: .*{tmp_path}"):
-                list(corpora.read_documents(corpus, corpus.files[0]))
+                list(corpora.read_documents(corpus, file))
 
 
 def test_a_file_that_went_or_shrank_is_a_damaged_file(tmp_path):
