@@ -17,8 +17,7 @@ from flows.settings import Pretrain, Specialize
 from pipeline.accounts import account_lines
 from storage_schema.domains import DomainStore
 from storage_schema.json_files import read_object
-from storage_schema.layout import MADE, run_folder, soup_folder, specialist_folder, store_folder
-from storage_schema.layout import run_folder, soup_folder, specialist_folder, store_folder, store_parts
+from storage_schema.layout import MADE, run_folder, soup_folder, specialist_folder, store_folder, store_parts
 from storage_schema.manifest import read_manifest
 
 LARGEST_DOMAINS = 64

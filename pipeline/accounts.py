@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.corpora import BadDocument, DamagedFile, Document, files_not_read
+from storage_schema.errors import UserError
 
 PASSAGES = {
     "passages": "trained on",
@@ -101,18 +102,18 @@ class Losses:
     def exceeded_by(self, tally: Tally) -> bool:
         return self.error(tally, "") is not None
 
-    def error(self, tally: Tally, uri: str) -> ValueError | None:
+    def error(self, tally: Tally, uri: str) -> UserError | None:
         """What to say of the corpus at `uri` if too much of it is lost."""
         most = self.max_damaged_files
         if most is not None and len(tally.damaged) > most:
-            return ValueError(
+            return UserError(
                 f"{len(tally.damaged)} files or more of {uri} are damaged, or of another shape than their names say; "
                 f"max_damaged_files is {most}. {_first(list(tally.damaged.values()))} Mend or remove them, or raise "
                 "max_damaged_files: what was read of them is then kept."
             )
         most = self.max_bad_documents
         if most is not None and tally.bad_documents > most:
-            return ValueError(
+            return UserError(
                 f"{tally.bad_documents} documents or more of {uri} cannot be read ({_list(tally.bad)}); "
                 f"max_bad_documents is {most}. {_first(tally.bad_named)} Mend or remove them, name the field with "
                 "text_field, or raise max_bad_documents."

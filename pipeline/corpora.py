@@ -20,7 +20,6 @@ from pipeline.decoding import source_name
 from pipeline.locations import explain, files_below, missing, open_filesystem
 from pipeline.retries import with_retries
 from pipeline.saved_datasets import DATA_SUFFIX, METADATA, keep_data
-from pipeline.saved_datasets import DATA_SUFFIX, keep_data
 from storage_schema.errors import UserError
 from storage_schema.manifest import content_digest
 

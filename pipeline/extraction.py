@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.accounts import Losses, Tally
-from pipeline.corpora import BadDocument, Corpus, read_documents
-from pipeline.corpora import Corpus, CorpusFile, read_documents
+from pipeline.corpora import Corpus, read_documents
 from pipeline.cutting import cut_passages, text_hash
 from storage_schema.aside import written_aside
 
@@ -29,10 +28,8 @@ EXTRACTED = pa.schema(
 _TALLY = b"tally"
 
 
-def extract_group(
-    corpus: Corpus, files: Sequence[CorpusFile], shard: str, passage_characters: int, losses: Losses
-) -> Tally:
-    """Read and cut `files` into `shard`, unless it is there already.
+def extract_group(corpus: Corpus, shard: str, passage_characters: int, losses: Losses) -> Tally:
+    """Read and cut the files of `corpus`, which are one group of a larger one, into `shard`, unless it is there.
 
     Returns:
         What came out of the files; it is kept in the shard's own metadata. Where more is lost than `losses` allow, the
@@ -41,27 +38,25 @@ def extract_group(
     if os.path.exists(shard) and _TALLY in (kept := pq.read_metadata(shard).metadata):
         return Tally(**json.loads(kept[_TALLY]))
     tally = Tally()
-    aside = shard + ".aside"
-    with pq.ParquetWriter(aside, EXTRACTED, compression="zstd", compression_level=1) as writer:
-        for rows in _batches_of_passages(corpus, files, passage_characters, tally, losses):
-            writer.write_table(_table(rows))
-        writer.add_key_value_metadata({_TALLY: json.dumps(tally.__dict__)})
-    if not losses.exceeded_by(tally):
-        os.replace(aside, shard)
+    with suppress(_TooMuchLost), written_aside(shard) as aside:
+        with pq.ParquetWriter(aside, EXTRACTED, compression="zstd", compression_level=1) as writer:
+            for rows in _batches_of_passages(corpus, passage_characters, tally, losses):
+                writer.write_table(_table(rows))
+            writer.add_key_value_metadata({_TALLY: json.dumps(tally.__dict__)})
     return tally
 
 
-class _TooManyBad(Exception):
+class _TooMuchLost(Exception):
     """The work is given up."""
 
 
 def _batches_of_passages(
-    corpus: Corpus, files: Sequence[CorpusFile], passage_characters: int, tally: Tally, losses: Losses
+    corpus: Corpus, passage_characters: int, tally: Tally, losses: Losses
 ) -> Iterator[list[tuple]]:
-    """Yield lists of rows of ``EXTRACTED``, counting in `tally`, up to the end or to where too much is lost."""
+    """Yield lists of rows of ``EXTRACTED``, counting in `tally`."""
     rows: list[tuple] = []
     pending = 0
-    found = ((file.name, one) for file in files for one in read_documents(corpus, file))
+    found = ((file.name, one) for file in corpus.files for one in read_documents(corpus, file))
     for name, document in found:
         if (text := tally.take(document, name)) is not None:
             document_hash = text_hash(document.document_id)
@@ -70,7 +65,7 @@ def _batches_of_passages(
                 rows.append((document.document_id, document.source, passage, *hashes))
                 pending += len(passage)
         elif losses.exceeded_by(tally):
-            return
+            raise _TooMuchLost
         if pending >= FLUSH_CHARACTERS:
             yield rows
             rows, pending = [], 0

@@ -95,7 +95,7 @@ def input_options(size: int) -> dict[str, int]:
     return {"buffer_size": max(1, min(size, 8 << 20))}
 
 
-def missing(uri: str, filesystem: fs.FileSystem, path: str) -> ValueError:
+def missing(uri: str, filesystem: fs.FileSystem, path: str) -> UserError:
     """The error of a corpus of which nothing is there. Raises OSError if its bucket cannot be asked for."""
     bucket = path.partition("/")[0]
     if uri.startswith(S3) and filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
@@ -112,7 +112,7 @@ def explain(uri: str, error: Exception, *, what: str = "The corpus") -> UserErro
     """What a file system's error means to the one who named `uri`, and the way out."""
     reason = " ".join(str(error).split()).rstrip(".")
     if not uri.startswith(S3):
-        return ValueError(f"{what} {uri!r} cannot be read: {reason}. Mend that and run again.")
+        return UserError(f"{what} {uri!r} cannot be read: {reason}. Mend that and run again.")
     if _ELSEWHERE.search(reason):
         return UserError(
             f"{what} {uri!r} lies in another region: {reason}. Set AWS_REGION to the bucket's, on every "

@@ -21,11 +21,9 @@ import pyarrow.parquet as pq
 
 from pipeline.accounts import Losses, Tally, account, account_lines
 from pipeline.corpora import Corpus
-from pipeline.extraction import BAD_DOCUMENTS_NAMED, extract_group, too_many_bad
 from pipeline.extraction import extract_group
 from pipeline.large_files import bounded_groups
 from pipeline.selection import NothingLeft, Part, Plan, Selection, rows_of, select_passages
-from pipeline.selection import Part, Selection, rows_of, select_passages
 from pipeline.tasks import Report, ignore_progress, run_tasks
 from storage_schema.arrow_files import read_parquet, take_parquet
 from storage_schema.aside import written_aside
@@ -69,8 +67,8 @@ def build_passages(
     tallies = run_tasks(
         extract_group,
         [
-            (corpus, group, str(shard), passage_characters, losses)
-            for group, shard in zip(groups, shards, strict=True)
+            (replace(corpus, files=group), str(shard), passage_characters, losses)
+            for (_, group), shard in zip(groups, shards, strict=True)
         ],
         weights=[sum(file.bytes for file in group) for _, group in groups],
         report=lambda done, total: report(files * done // total, 2 * files),
@@ -169,7 +167,7 @@ def _select(
         known = (
             ": it has no text that the store has not already" if error.counts.get("present_dropped") else ""
         )
-        raise ValueError(
+        raise UserError(
             f"The corpus {corpus.uri} leaves no passage to train on{known}. {' '.join(account_lines(counts))} "
             f"Give other text{', or hold out less (held_out_sources, held_out_fraction)' if held_out else ''}."
         ) from error

@@ -41,7 +41,7 @@ class LostAccess(OSError):
 
 
 class RawFile(io.RawIOBase):
-    """The bytes of a file, anywhere in it.
+    """The bytes of a file, or of a piece of a file of lines, anywhere in it.
 
     Raises FileNotFoundError if it is gone, :class:`LostAccess` if its place fails, EOFError if it is shorter than when
     it was listed.
@@ -52,13 +52,17 @@ class RawFile(io.RawIOBase):
         self._at = 0
         try:
             self._stream = filesystem.open_input_file(file.path)
-            self.size: int = self._stream.size()
+            size: int = self._stream.size()
         except FileNotFoundError:
             raise
         except OSError as error:
             raise LostAccess(str(error)) from error
-        if self.size < file.bytes:
-            raise EOFError(f"it has {self.size:,} bytes, and had {file.bytes:,} when it was listed")
+        piece = file.piece if file.format == "lines" else None
+        self._begin, end = (piece.begin, piece.end) if piece else (0, size)
+        self.size = end - self._begin
+        listed = end if file.piece else file.bytes
+        if size < listed:
+            raise EOFError(f"it has {size:,} bytes, and had {listed:,} when it was listed")
 
     def readable(self) -> bool:
         return True
@@ -81,7 +85,7 @@ class RawFile(io.RawIOBase):
         if wanted <= 0:
             return 0
         try:
-            data = self._stream.read_at(wanted, self._at)
+            data = self._stream.read_at(wanted, self._begin + self._at)
             if not data:
                 raise OSError(f"no byte came after the first {self._at:,} of {self.size:,}")
         except Exception as error:  # whatever a file system raises

@@ -101,7 +101,7 @@ def read_lines(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> F
     number = file.before
     try:
         with open_unpacked(filesystem, file) as stream:
-            for number, line in enumerate(_lines(_of_utf8(stream)), start=1):
+            for number, line in enumerate(_lines(_of_utf8(stream, file)), start=file.before + 1):
                 where = f"{file.name}:{number}"
                 if line is None:
                     yield BadDocument(where, _too_large("the line", LINE_BYTES), "too large")
@@ -113,8 +113,10 @@ def read_lines(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> F
         yield _damaged(file, error, None if isinstance(error, OtherShape) else number + 1)
 
 
-def _of_utf8(stream: io.BufferedReader) -> io.BufferedReader:
-    """The lines' stream as UTF-8. Raises :class:`OtherShape` where its beginning shows that it holds no lines."""
+def _of_utf8(stream: io.BufferedReader, file: CorpusFile) -> io.BufferedReader:
+    """The lines' stream as UTF-8. Raises :class:`OtherShape` where its beginning shows that it holds none."""
+    if file.before:
+        return stream
     head = stream.peek(4)
     encoding = encoding_of(head)
     if encoding in ("utf-16", "utf-32"):
@@ -168,9 +170,10 @@ def read_parquet(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) ->
     try:
         with open_raw(filesystem, file) as raw, pq.ParquetFile(pa.PythonFile(raw, mode="r")) as table:
             columns = _columns(table.schema_arrow, corpus)
-            end = 0
+            end = file.before
             # Asked for all row groups at once, pyarrow would fetch them all before the first row.
-            for group in range(table.num_row_groups):
+            groups = range(table.num_row_groups)
+            for group in groups[file.piece.begin : file.piece.end] if file.piece else groups:
                 row, end = end, end + table.metadata.row_group(group).num_rows
                 try:
                     for batch in table.iter_batches(batch_size=ROWS, row_groups=[group], columns=columns):

@@ -48,7 +48,7 @@ def with_retries(
             if failed:
                 failed()
             if attempt == ATTEMPTS:
-                raise StoreError(
+                raise UnavailableError(
                     f"{label}cannot read {uri} after {attempt} attempts: {explain(store, error, what=what)}"
                 ) from error
         time.sleep(FIRST_DELAY * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))

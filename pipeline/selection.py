@@ -81,7 +81,7 @@ class Plan:
     """Documents, by what became of them."""
 
 
-class NothingLeft(ValueError):
+class NothingLeft(UserError):
     """No passage is left to train on; `counts` says what became of those there were."""
 
     def __init__(self, counts: dict[str, int]):

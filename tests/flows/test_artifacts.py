@@ -14,7 +14,6 @@ from flows.atlas_page import write_atlas
 from flows.jobs import domain_stages
 from flows.jobs.domain_stages import draw_atlas
 from flows.progress_text import artifact_key, describe, parse_description, percent_of
-from flows.settings import Pretrain
 from flows.settings import Pretrain, Specialize
 from pipeline.accounts import Tally, account
 from storage_schema.domains import DomainStore

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import large_files, passages
+from pipeline.accounts import Losses
 from pipeline.corpora import open_corpus, read_documents
 from pipeline.extraction import EXTRACTED
 from pipeline.passages import build_passages, part_files, write_part
@@ -158,7 +159,17 @@ def test_bad_documents_do_not_end_a_row_group(sizes, tmp_path):
     lines = [f'{{"text": "{number}"}}\n{{broken\n' for number in range(50)]
     (tmp_path / "c.jsonl").write_text("".join(lines))
     shard = tmp_path / "shard.parquet"
-    summary = passages.extract_group(open_corpus(str(tmp_path / "c.jsonl")), str(shard), 100, 50)
-    assert summary["bad_documents"] == 50 and pq.read_metadata(shard).num_row_groups == 1
-    given_up = passages.extract_group(open_corpus(str(tmp_path / "c.jsonl")), str(tmp_path / "no"), 100, 5)
-    assert given_up["bad_documents"] == 6 and not (tmp_path / "no").exists()
+    summary = passages.extract_group(
+        open_corpus(str(tmp_path / "c.jsonl")),
+        str(shard),
+        100,
+        Losses(max_bad_documents=50, max_damaged_files=0),
+    )
+    assert summary.bad_documents == 50 and pq.read_metadata(shard).num_row_groups == 1
+    given_up = passages.extract_group(
+        open_corpus(str(tmp_path / "c.jsonl")),
+        str(tmp_path / "no"),
+        100,
+        Losses(max_bad_documents=5, max_damaged_files=0),
+    )
+    assert given_up.bad_documents == 6 and not (tmp_path / "no").exists()

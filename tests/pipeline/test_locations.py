@@ -36,7 +36,7 @@ def test_documents_are_the_same_on_s3_and_on_disk(s3, tmp_path, kind):
     assert remote.digest == open_corpus(uri).digest
     for name, corpus in (("local", local), ("remote", remote)):
         losses = Losses(max_bad_documents=10, max_damaged_files=0)
-        extract_group(corpus, corpus.files, str(tmp_path / name), 100, losses)
+        extract_group(corpus, str(tmp_path / name), 100, losses)
     assert (tmp_path / "local").read_bytes() == (tmp_path / "remote").read_bytes()
 
 
