@@ -121,7 +121,7 @@ def test_a_recipe_that_is_put_while_the_folder_is_listed_is_kept(made, specialis
     monkeypatch.setenv("SOE_HOME", str(tmp_path))
     recipe = specialists.box.recipe(made["id"])
     box = RecipeBox(recipe.soup, "topics")
-    putting = threading.Thread(target=lambda: box.put(recipe, {}))
+    putting = threading.Thread(target=lambda: box.put(recipe, {"tensors": recipe.tensors}))
 
     class Folder(type(box.folder)):
         def glob(self, pattern):
@@ -141,7 +141,7 @@ def test_what_another_service_of_the_soup_made_is_found(made, specialists, tmp_p
     monkeypatch.setenv("SOE_HOME", str(tmp_path))
     recipe = specialists.box.recipe(made["id"])
     box, other = RecipeBox(recipe.soup, "topics"), RecipeBox("0" * 64, "topics")
-    RecipeBox(recipe.soup, "topics").put(recipe, {})
+    RecipeBox(recipe.soup, "topics").put(recipe, {"tensors": recipe.tensors})
     assert box.recipe(made["id"]) == recipe
     with pytest.raises(Refused, match="no specialist"):
         other.recipe(made["id"])
