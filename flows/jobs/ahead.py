@@ -69,11 +69,10 @@ def look_ahead(settings: BuildDomains, folder: Path, corpus: Corpus, model: Any)
     if not settings.use_gpu:
         rate = encoder_rate(
             model,
-            sample.texts,
+            sample,
             runtime=settings.embedder_runtime,
             max_seq_length=settings.max_seq_length,
-            passages=settings.max_passages
-            or int(sample.passages_per_byte * sum(f.bytes for f in corpus.files)),
+            max_passages=settings.max_passages,
         )
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     size = model.get_embedding_dimension() or 0

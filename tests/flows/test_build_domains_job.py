@@ -18,7 +18,7 @@ import pytest
 
 from flows.jobs import build_domains as job
 from flows.jobs import domain_stages, runner
-from flows.jobs.progress import parse_card, parse_line
+from flows.jobs.progress import ASKED_FOR_JSON, parse_card, parse_line
 from flows.settings import BuildDomains
 from pipeline.passages import part_files
 from pipeline.tokenizer import load_tokenizer
@@ -169,6 +169,8 @@ def test_what_is_ahead_is_said_before_anything_long(ray_cluster, settings, tmp_p
         raise Stop
 
     monkeypatch.setattr(domain_stages, "build_passages", cut_passages)
+    for name, value in ASKED_FOR_JSON.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(Stop):
         job.run(settings.model_copy(update={"store": str(tmp_path / "store")}))
     lines = capsys.readouterr().out.splitlines()
