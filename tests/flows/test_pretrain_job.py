@@ -16,7 +16,7 @@ import ray
 import torch
 
 from flows.cli import main
-from flows.jobs import pretrain_soe, run_plan
+from flows.jobs import pretrain_soe, run_plan, runner
 from flows.settings import Pretrain
 from pipeline.ratios import write_fixed
 from pipeline.tasks import available_cores
@@ -204,7 +204,7 @@ def test_an_unfinished_run_is_not_resumed_on_another_plan(home, monkeypatch, cha
         pretrain_soe.run(Pretrain(name=name, **SETTINGS | change))
 
 
-def test_a_partition_that_cannot_be_read_ends_the_job_with_its_name(home):
+def test_a_partition_that_cannot_be_read_ends_the_job_with_its_name(home, monkeypatch, capsys):
     """It is met by a fetcher, in the middle of the run, and the job's last line says so."""
     store = make_store(home / "stores" / "cut", [400, 400])
     asked = SETTINGS | dict(store="cut", mixtures_per_step=1, support_size=1, window_steps=1)
@@ -213,17 +213,12 @@ def test_a_partition_that_cannot_be_read_ends_the_job_with_its_name(home):
     plan = run_plan.make_stream(settings, opened, run_plan.resolve(settings, opened)[1]).plan
     other = 1 - int(plan.steps(0, 1).domain_TB[0, 0])
     os.truncate(store / "domains" / partition_path(other), 500)
-    job = subprocess.run(
-        [sys.executable, "-m", "flows.jobs.pretrain_soe", "--config", settings.model_dump_json()],
-        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    [said] = [line for line in (job.stdout + job.stderr).splitlines() if line.startswith("error: ")]
-    assert (
-        job.returncode == 2 and said.startswith(f"error: domain {other}: ") and partition_path(other) in said
-    )
+    monkeypatch.setattr(sys, "argv", ["pretrain_soe", "--config", settings.model_dump_json()])
+    with pytest.raises(SystemExit) as exit_:
+        runner.main(Pretrain, pretrain_soe.run)
+    [said] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
+    assert exit_.value.code == 2
+    assert said.startswith(f"error: domain {other}: ") and partition_path(other) in said
 
 
 def test_a_store_is_verified_where_that_is_asked_for(home):
