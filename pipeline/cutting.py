@@ -24,9 +24,14 @@ def cut_passages(text: str, limit: int) -> list[str]:
     return [*passages, text[start:]] if start < len(text) else passages
 
 
-def text_hash(text: str) -> int:
-    """64 bits that stand for a text; equal on every machine and version."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+def text_hash(text: str, *, purpose: str = "") -> int:
+    """64 bits that stand for a text; equal on every machine and version.
+
+    Args:
+        purpose: of a draw by hash, at most 16 bytes. Hashes of different purposes are independent, so what one draw
+            leaves out says nothing of another.
+    """
+    return int.from_bytes(blake2b(text.encode(), digest_size=8, person=purpose.encode()).digest(), "little")
 
 
 def _break(text: str, earliest: int, latest: int) -> int:

@@ -29,6 +29,20 @@ END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|
 FILE_NAME = "tokenizer.json"
 DOCUMENT_CHARACTERS = 20_000
 BATCH_TEXTS = 256
+PURPOSE = "tokenizer sample"
+"""Of the hash by which documents are drawn; that of the held-out documents is another."""
+LEAST_SHARE = 0.001
+"""Of the text asked for, below which a sample is refused: it says next to nothing of the corpus."""
+PROBES = (
+    "Hello W\N{LATIN SMALL LETTER O WITH DIAERESIS}rld, it's 3.14!",
+    " one blank,  two,   three ",
+    "\n\nlines\r\nand\ttabs\n    indented\n",
+    "e\N{COMBINING ACUTE ACCENT} is not \N{LATIN SMALL LETTER E WITH ACUTE}; \N{LATIN SMALL LIGATURE FI}, \N{SUPERSCRIPT TWO}",
+    "\N{CJK UNIFIED IDEOGRAPH-65E5}\N{CJK UNIFIED IDEOGRAPH-672C} \N{CYRILLIC CAPITAL LETTER ZHE}, \N{PARTY POPPER}",
+    "a\N{NO-BREAK SPACE}b\N{ZERO WIDTH JOINER}c\x7f",
+    f"the text {END_OF_TEXT} stays text",
+)
+"""What a given tokenizer must give back as it is."""
 TOKENIZER_BYTES = 256 << 20
 """The largest vocabularies there are, of 260,000 tokens, take 35 MB."""
 
@@ -78,13 +92,12 @@ class TextTokenizer:
 
 
 def load_tokenizer(path: str | Path) -> TextTokenizer:
-    """Load a ``tokenizer.json`` (or the one in the folder `path`).
+    """Load a ``tokenizer.json``, or the one in the folder `path`.
 
     Raises:
         StoreError: it is missing, cannot be read, or has no known end-of-text token.
     """
-    path = Path(path)
-    path = path / FILE_NAME if path.is_dir() else path
+    path = tokenizer_file(path)
     if not path.is_file():
         raise StoreError(f"There is no tokenizer at {path}. Give the path of a tokenizer.json.")
     try:
@@ -107,6 +120,24 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
     return TextTokenizer(tokenizer, vocabulary[names[0]], max(vocabulary.values()) + 1)
 
 
+def tokenizer_file(path: str | Path) -> Path:
+    """The file that a user means by the path of a tokenizer, or of the folder it lies in."""
+    return Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+
+
+def check_lossless(tokenizer: TextTokenizer, path: str | Path) -> None:
+    """Raise UserError unless decoding gives back every one of :data:`PROBES` to the character: what a tokenizer loses
+    of the training text, no model can write.
+    """
+    for probe, ids in zip(PROBES, tokenizer.encode(PROBES), strict=True):
+        back = tokenizer.decode(ids[:-1])
+        if back != probe:
+            raise UserError(
+                f"the tokenizer {path} loses text: {probe!r} comes back as {back!r}. Give a byte-level one, whose "
+                "normalizer changes nothing, or leave `tokenizer` out to have one trained."
+            )
+
+
 def build_tokenizer(
     stage: Stage, passages: str | Path, *, vocab_size: int, sample_characters: int, given: str | None = None
 ) -> Manifest:
@@ -122,11 +153,12 @@ def build_tokenizer(
         total = read_manifest(passages, "passages").counts["train_characters"]
         sample = _Sample(Path(passages), sample_characters, total)
         tokenizer = train_tokenizer(iter(sample), vocab_size=vocab_size)
+        sample.check()
         counts["sample_characters"] = sample.characters
         write_atomically(path, tokenizer.to_str(pretty=False))
     else:
-        load_tokenizer(given)
-        write_atomically(path, Path(given).read_bytes())
+        check_lossless(load_tokenizer(given), given)
+        write_atomically(path, tokenizer_file(given).read_bytes())
     loaded = load_tokenizer(path)
     return stage.finish(counts | {"vocab_size": loaded.vocab_size, "end_of_text": loaded.end_of_text})
 
@@ -155,9 +187,18 @@ class _Sample:
     """Batches of texts: documents by hash, of each at most ``DOCUMENT_CHARACTERS``."""
 
     def __init__(self, passages: Path, limit: int, total: int):
-        self.passages, self.limit = passages, limit
+        self.passages, self.limit, self.total = passages, limit, total
         self.threshold = int(min(1.0, limit / max(total, 1)) * 2**64)
         self.characters = 0
+
+    def check(self) -> None:
+        """Raise UserError if the sample came out far smaller than what was asked for."""
+        wanted = min(self.limit, self.total)
+        if self.characters < LEAST_SHARE * wanted:
+            raise UserError(
+                f"the tokenizer's sample has {self.characters:,} characters, where {wanted:,} of the {self.total:,} were "
+                "asked for. Raise tokenizer_sample_characters, or give a tokenizer."
+            )
 
     def __iter__(self) -> Iterator[list[str]]:
         document, taken = None, 0
@@ -166,7 +207,7 @@ class _Sample:
             table = read_parquet(part, columns=["document_id", "text"])
             for name, text in zip(table["document_id"].to_pylist(), table["text"].to_pylist(), strict=True):
                 if name != document:
-                    document, taken, kept = name, 0, text_hash(name) < self.threshold
+                    document, taken, kept = name, 0, text_hash(name, purpose=PURPOSE) < self.threshold
                 text = text[: DOCUMENT_CHARACTERS - taken] if kept else ""
                 taken += len(text)
                 if text and self.characters < self.limit:

@@ -19,7 +19,7 @@ from flows.settings import BuildDomains
 from pipeline.corpora import Corpus, open_corpus
 from pipeline.embedder import find_embedder, load_embedder
 from pipeline.tasks import is_disk_full
-from pipeline.tokenizer import load_tokenizer
+from pipeline.tokenizer import check_lossless, load_tokenizer
 from storage_schema.errors import UserError
 from storage_schema.layout import store_folder
 from storage_schema.lock import only_writer
@@ -47,7 +47,7 @@ def run(settings: BuildDomains) -> dict[str, Any]:
         weights = find_embedder(settings.embedder, settings.embedder_revision)
         model = load_embedder(weights, max_seq_length=settings.max_seq_length)
         if settings.tokenizer is not None:
-            load_tokenizer(settings.tokenizer)
+            check_lossless(load_tokenizer(settings.tokenizer), settings.tokenizer)
         _check_room(settings, folder, corpus, model)
         runner.connect()
         runner.require_gpus(settings.use_gpu)

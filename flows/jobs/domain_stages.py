@@ -22,7 +22,7 @@ from pipeline.partitioning import build_domains, check_enough_passages
 from pipeline.passages import build_passages
 from pipeline.scatter import Folders
 from pipeline.selection import Selection
-from pipeline.tokenizer import build_tokenizer
+from pipeline.tokenizer import build_tokenizer, tokenizer_file
 from storage_schema.domains import DomainStore
 from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import file_digest
@@ -80,7 +80,10 @@ class StoreBuilder:
             }
             inputs = self.stages.digests("passages")
         else:
-            configuration, inputs = {"trained": False}, {"tokenizer.json": file_digest(settings.tokenizer)}
+            configuration, inputs = (
+                {"trained": False},
+                {"tokenizer.json": file_digest(tokenizer_file(settings.tokenizer))},
+            )
         stage = self.stages.open("tokenizer", configuration, inputs)
         if stage.finished is None:
             with self.ahead.progress(TRAIN, "tokenizers") as report:

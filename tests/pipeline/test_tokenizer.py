@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from pipeline import tokenizer as tokenizer_module
 from pipeline.cutting import text_hash
-from pipeline.tokenizer import END_OF_TEXT, build_tokenizer, load_tokenizer, train_tokenizer
+from pipeline.tokenizer import END_OF_TEXT, build_tokenizer, check_lossless, load_tokenizer, train_tokenizer
 from storage_schema.corpus import PASSAGES
 from storage_schema.manifest import StoreError, file_digest
 from storage_schema.stage import open_stage
@@ -117,3 +117,48 @@ def test_what_is_not_a_usable_tokenizer_is_named(tmp_path):
     Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "endless.json"))
     with pytest.raises(StoreError, match="none of the end-of-text tokens"):
         load_tokenizer(tmp_path / "endless.json")
+
+
+@pytest.mark.parametrize("share", [0.5, 0.02, 0.005])
+def test_the_sample_does_not_depend_on_what_is_held_out(tmp_path, share):
+    """The documents with the lowest hashes are held out, so the sample must not be drawn by the same hash."""
+    names = [f"document {number}" for number in range(20_000)]
+    documents = {name: ["a document of forty characters, no more "] for name in names}
+    left = {name: texts for name, texts in documents.items() if text_hash(name) >= 0.02 * 2**64}
+    passages = write_passages(tmp_path, left)
+    stage = open_stage(tmp_path / "some", kind="tokenizer", configuration={}, inputs={})
+    wanted = int(share * 40 * len(left))
+    found = build_tokenizer(stage, passages, vocab_size=300, sample_characters=wanted).counts[
+        "sample_characters"
+    ]
+    assert 0.7 * wanted < found <= wanted + 40
+
+
+def test_a_sample_of_next_to_nothing_is_refused(tmp_path):
+    documents = {f"d{number}": ["x" * 900_000 if number else "y" * 100] for number in range(2)}
+    passages = write_passages(tmp_path, documents)
+    stage = open_stage(tmp_path / "none", kind="tokenizer", configuration={}, inputs={})
+    with pytest.raises(
+        ValueError, match=r"sample has 0 characters, where 1 of the 900,100 .* Raise tokenizer_sample"
+    ):
+        build_tokenizer(stage, passages, vocab_size=300, sample_characters=1)
+
+
+def test_a_given_tokenizer_may_be_named_by_its_folder(path, tmp_path):
+    stage = open_stage(tmp_path / "given", kind="tokenizer", configuration={}, inputs={})
+    build_tokenizer(stage, tmp_path, vocab_size=300, sample_characters=10_000, given=str(path.parent))
+    assert file_digest(tmp_path / "given" / "tokenizer.json") == file_digest(path)
+
+
+def test_a_given_tokenizer_that_loses_text_is_refused(path, tmp_path):
+    check_lossless(load_tokenizer(path), path)
+    lossy = Tokenizer.from_file(str(path))
+    lossy.normalizer = normalizers.Lowercase()
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "hello": 1, END_OF_TEXT: 2}, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    for number, tokenizer in enumerate([lossy, words]):
+        file = tmp_path / f"{number}.json"
+        tokenizer.save(str(file))
+        stage = open_stage(tmp_path / f"given-{number}", kind="tokenizer", configuration={}, inputs={})
+        with pytest.raises(ValueError, match=r"loses text: .* comes back as .* Give a byte-level one"):
+            build_tokenizer(stage, tmp_path, vocab_size=300, sample_characters=10_000, given=str(file))
