@@ -37,7 +37,8 @@ PROBES = (
     "Hello W\N{LATIN SMALL LETTER O WITH DIAERESIS}rld, it's 3.14!",
     " one blank,  two,   three ",
     "\n\nlines\r\nand\ttabs\n    indented\n",
-    "e\N{COMBINING ACUTE ACCENT} is not \N{LATIN SMALL LETTER E WITH ACUTE}; \N{LATIN SMALL LIGATURE FI}, \N{SUPERSCRIPT TWO}",
+    "e\N{COMBINING ACUTE ACCENT} is not \N{LATIN SMALL LETTER E WITH ACUTE}",
+    "\N{LATIN SMALL LIGATURE FI}, \N{SUPERSCRIPT TWO}",
     "\N{CJK UNIFIED IDEOGRAPH-65E5}\N{CJK UNIFIED IDEOGRAPH-672C} \N{CYRILLIC CAPITAL LETTER ZHE}, \N{PARTY POPPER}",
     "a\N{NO-BREAK SPACE}b\N{ZERO WIDTH JOINER}c\x7f",
     f"the text {END_OF_TEXT} stays text",
@@ -196,8 +197,8 @@ class _Sample:
         wanted = min(self.limit, self.total)
         if self.characters < LEAST_SHARE * wanted:
             raise UserError(
-                f"the tokenizer's sample has {self.characters:,} characters, where {wanted:,} of the {self.total:,} were "
-                "asked for. Raise tokenizer_sample_characters, or give a tokenizer."
+                f"the tokenizer's sample has {self.characters:,} characters, where {wanted:,} of the "
+                f"{self.total:,} were asked for. Raise tokenizer_sample_characters, or give a tokenizer."
             )
 
     def __iter__(self) -> Iterator[list[str]]:
