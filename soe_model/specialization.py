@@ -153,6 +153,7 @@ def write_model(soup: SoupOfExperts, instance_P: torch.Tensor, folder: str | Pat
         eos_token=end_of_text,
         pad_token=end_of_text,
         clean_up_tokenization_spaces=False,
+        split_special_tokens=True,  # as in training, text that spells the end-of-text token is text
         **({} if length is None else {"model_max_length": length}),
     )
     tokenizer.save_pretrained(folder)
@@ -233,6 +234,9 @@ def _same_json(one: Path, other: Path) -> bool:
         return False
     for content in found:
         content.pop("transformers_version", None)
+    wanted, there = found
+    if "split_special_tokens" in wanted:  # folders of earlier versions do not have it
+        there.setdefault("split_special_tokens", wanted["split_special_tokens"])
     return found[0] == found[1]
 
 

@@ -124,6 +124,18 @@ def test_parameters_learned_from_other_texts_are_another_specialist(soup, tmp_pa
     assert torch.equal(found[name], unflatten(instance_P + 1, soup.layout)[name])
 
 
+def test_a_tokenizer_setting_that_earlier_folders_lack_is_no_difference(soup, tmp_path):
+    write(soup, tmp_path / "a")
+    path = tmp_path / "a/tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    for content, problems in (({}, 0), ({"split_special_tokens": False}, 1)):
+        path.write_text(
+            json.dumps({k: v for k, v in settings.items() if k != "split_special_tokens"} | content)
+        )
+        found = verify_specialist(tmp_path / "a", soup).problems
+        assert sum("tokenizer_config.json is not what" in problem for problem in found) == problems
+
+
 def test_neighbours_of_a_specialists_folder_are_the_users(soup, tmp_path):
     """Folders named as ours were while it is put together, or replaced."""
     for name in ("a.old", "b.partial"):

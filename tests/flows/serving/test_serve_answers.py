@@ -80,6 +80,9 @@ def test_the_zip_is_a_model_that_writes_the_same(made, client, home, tmp_path):
         archive.extractall(tmp_path)
     folder = tmp_path / f"specialist-{made['id']}"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    spelt = "the text <|endoftext|> stays text"
+    [trained_on] = load_tokenizer(folder).encode([spelt])
+    assert tokenizer(spelt).input_ids == trained_on[:-1].tolist()
     prompt = "simmer the onion"
     ids = tokenizer(prompt, return_tensors="pt")
     with torch.no_grad():
