@@ -31,7 +31,13 @@ ROWS = 64
 
 
 def score_mixtures(
-    soup: str, mixtures: str | Path, texts: Mapping[str, str], out: Path, *, max_texts: int = 200
+    soup: str,
+    mixtures: str | Path,
+    texts: Mapping[str, str],
+    out: Path,
+    *,
+    max_texts: int = 200,
+    **fields: str,
 ) -> pl.DataFrame:
     """Write ``ratios.csv`` and ``metrics.csv`` to `out`; returns the latter.
 
@@ -39,6 +45,7 @@ def score_mixtures(
         soup: name or path.
         mixtures: a ratios.csv, one mixture a row; its columns are those of :func:`pipeline.ratios.read_table`.
         texts: name → file or folder.
+        fields: ``text_field`` and ``source_field`` of the texts.
 
     Raises:
         ValueError: a table that is none, a row that is no distribution over the soup's domains, runs without a name of
@@ -54,7 +61,7 @@ def score_mixtures(
     names = ratios[RUN].to_list()
     meter = LossMeter(opened)
     sets = {
-        name: set_of_texts(name, path, max_texts=max_texts, evaluation_passages=0)
+        name: set_of_texts(name, path, max_texts=max_texts, evaluation_passages=0, **fields)
         for name, path in texts.items()
     }
     windows = {name: meter.windows(one.texts) for name, one in sets.items()}

@@ -254,6 +254,8 @@ class Specialize(Settings):
     texts: dict[str, str] = Field(
         {}, description="Specialist's name → texts: a path or URI, as build-domains' `corpus`."
     )
+    text_field: str = Field("text", description="Of `texts`: the field that holds the text.")
+    source_field: str = Field("source", description="Of `texts`: the field that holds the source.")
     held_out_of: str | None = Field(
         None, description="A store: every held-out source with enough passages becomes a specialist set."
     )

@@ -22,7 +22,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     weights.add_argument("store", help="name or path of the store")
     weights.add_argument("--texts", required=True, metavar="PATH", help="a file or folder of texts")
     weights.add_argument("--rule", choices=("flat", "tree"), default="flat")
-    weights.add_argument("--max-texts", type=int, default=200, help="passages that are read (200)")
+    weights.add_argument("--max-texts", type=int, default=200, help="passages that are taken (200)")
+    _add_fields(weights)
     weights.add_argument("--out", metavar="FILE", default="ratios.csv")
     weights.set_defaults(command=_weights)
 
@@ -32,7 +33,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     make.add_argument("--out", required=True, metavar="DIR", help="the model's folder")
     make.add_argument("--method", choices=METHODS, default=METHODS[0])
     make.add_argument("--rule", choices=("flat", "tree"), default="flat")
-    make.add_argument("--max-texts", type=int, default=200, help="passages that are read (200)")
+    make.add_argument("--max-texts", type=int, default=200, help="passages that are taken (200)")
+    _add_fields(make)
     make.add_argument("--evaluation-passages", type=int, help="kept apart to measure on; 0: none")
     make.add_argument("--compare-with", metavar="TWIN", help="a generic twin, to measure beside")
     make.add_argument("--learning-steps", type=int, default=100)
@@ -73,6 +75,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     score.add_argument("--mixtures", required=True, metavar="CSV", help="a ratios.csv, a mixture a row")
     score.add_argument("--texts", required=True, action="append", metavar="NAME=PATH", help="may be repeated")
     score.add_argument("--max-texts", type=int, default=200)
+    _add_fields(score)
     score.add_argument("--out", required=True, metavar="DIR", help="receives ratios.csv and metrics.csv")
     score.set_defaults(command=_score)
 
@@ -95,12 +98,28 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     serve.set_defaults(command=_serve)
 
 
+def _add_fields(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--text-field", default="text", help="JSON lines and Parquet: the field of the text")
+    command.add_argument("--source-field", default="source", help="and that of the source")
+
+
+def _fields(arguments: argparse.Namespace) -> dict[str, str]:
+    return {"text_field": arguments.text_field, "source_field": arguments.source_field}
+
+
 def _weights(arguments: argparse.Namespace) -> int:
     from flows.weighing import write_domain_weights
 
     found = write_domain_weights(
-        arguments.store, arguments.texts, arguments.out, rule=arguments.rule, max_texts=arguments.max_texts
+        arguments.store,
+        arguments.texts,
+        arguments.out,
+        rule=arguments.rule,
+        max_texts=arguments.max_texts,
+        **_fields(arguments),
     )
+    for note in found.pop("notes"):
+        print(note, file=sys.stderr)
     for warning in found.pop("warnings", []):
         print(warning, file=sys.stderr)
     print(f"{arguments.out}: {found['count']} passages in {found['domains']} domains.")
@@ -125,6 +144,7 @@ def _specialize(arguments: argparse.Namespace) -> int:
         method=arguments.method,
         rule=arguments.rule,
         max_texts=arguments.max_texts,
+        **_fields(arguments),
         evaluation_passages=arguments.evaluation_passages,
         compare_with=arguments.compare_with,
         learning_steps=arguments.learning_steps,
@@ -187,7 +207,12 @@ def _score(arguments: argparse.Namespace) -> int:
             raise UserError(f"--texts is {given!r}; give NAME=PATH, such as notes=/data/notes.")
         sets[name] = path
     table = score_mixtures(
-        arguments.soup, arguments.mixtures, sets, Path(arguments.out), max_texts=arguments.max_texts
+        arguments.soup,
+        arguments.mixtures,
+        sets,
+        Path(arguments.out),
+        max_texts=arguments.max_texts,
+        **_fields(arguments),
     )
     print(f"{arguments.out}: losses of {len(table)} mixtures on {len(sets)} sets of texts.")
     return 0

@@ -111,6 +111,8 @@ class SpecialistMaker:
         check: Check,
     ) -> Made:
         coefficients_N, report = nearest_N, {"texts": placement.describe()}
+        if one.notes:
+            report["texts"]["notes"] = one.notes
         if method.name in BY_LEARNING:
             coefficients_N, instance_P, report["learned"] = self._learn(one, nearest_N, instance_P, method)
         if one.evaluation:

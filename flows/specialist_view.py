@@ -40,6 +40,8 @@ def show(folder: Path, manifest: Manifest, console: Console | None = None) -> No
         console.print(
             f"With other passages of the same kind Algorithm 3's loss would lie in {low:.4f} to {high:.4f} (90%)."
         )
+    for note in sure.get("notes", []):
+        console.print(note)
     for warning in sure.get("warnings", []):
         console.print(f"warning: {warning}", style="yellow")
     console.print(f"The model is in {folder}; AutoModelForCausalLM and AutoTokenizer load it.", style="bold")

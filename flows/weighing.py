@@ -19,13 +19,14 @@ from storage_schema.manifest import read_manifest
 
 
 def write_domain_weights(
-    store: str, texts: str, out: str | Path, *, rule: Rule = "flat", max_texts: int = 200
+    store: str, texts: str, out: str | Path, *, rule: Rule = "flat", max_texts: int = 200, **fields: str
 ) -> dict[str, Any]:
     """Algorithm 3's domain weights of some texts, written as a ratios.csv of one row.
 
     Args:
         store: name or path, on this machine.
         texts: file or folder.
+        fields: ``text_field`` and ``source_field`` of the texts.
 
     Returns:
         How sure they are (:meth:`pipeline.domain_weights.Placement.describe`).
@@ -36,9 +37,9 @@ def write_domain_weights(
     """
     opened = DomainStore(store_folder(store))
     name = Path(out).stem
-    passages = set_of_texts(name, texts, max_texts=max_texts, evaluation_passages=0).texts
+    one = set_of_texts(name, texts, max_texts=max_texts, evaluation_passages=0, **fields)
     embeddings = read_manifest(opened.folder.parent / "embeddings", "embeddings")
     _, embedder = reload_embedder(embeddings.configuration, embeddings.inputs["model"])
-    placement = place(embed_texts(embedder, passages), opened.tree, rule=rule)
+    placement = place(embed_texts(embedder, one.texts), opened.tree, rule=rule)
     write_fixed(placement.domain_weights, out, run=name)
-    return placement.describe()
+    return placement.describe() | {"notes": one.notes}

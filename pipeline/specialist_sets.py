@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from itertools import islice
+from heapq import heappush, heappushpop
 from pathlib import Path
 
 import polars as pl
 
-from pipeline.corpora import BadDocument, Corpus, open_corpus, read_documents
+from pipeline.accounts import Losses, Tally
+from pipeline.corpora import Corpus, open_corpus, read_documents
 from pipeline.cutting import cut_passages
 from pipeline.passages import part_files
 from storage_schema.arrow_files import read_parquet
@@ -26,6 +27,10 @@ LEAST_TEXTS = 20
 EVALUATION, LEAST_TO_SPLIT = 50, 10
 FEW_DOCUMENTS = 10
 PASSAGE_CHARACTERS = 2000
+MAX_BAD_DOCUMENTS = 100
+"""As a build allows, unless it is told otherwise."""
+_Drawn = tuple[int, list[str]]
+"""A document's place in the draw, the greater the earlier, and its passages."""
 _FOLDER = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,200}")
 
 
@@ -40,26 +45,58 @@ class SpecialistSet:
     """Other passages; empty if none were asked for."""
     unseen_source: bool = False
     """No document of this source was trained on."""
+    available: int | None = None
+    """Passages there are, of which these are a sample; None: not known."""
+    unreadable: int = 0
+    """Documents that could not be read."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how the texts were taken."""
+        used = len(self.texts) + len(self.evaluation)
+        notes = []
+        if self.available is not None and used < self.available:
+            notes.append(
+                f"{used:,} of {self.available:,} passages were taken, spread over all of the texts by hash."
+            )
+        if self.unreadable:
+            notes.append(f"{self.unreadable:,} documents of the texts could not be read.")
+        return notes
 
 
-def set_of_texts(name: str, path: str, *, max_texts: int, evaluation_passages: int | None) -> SpecialistSet:
-    """The specialist set in a file or folder of texts: a bounded number of passages, some of every file.
+def set_of_texts(
+    name: str,
+    path: str,
+    *,
+    max_texts: int,
+    evaluation_passages: int | None,
+    text_field: str = "text",
+    source_field: str = "source",
+) -> SpecialistSet:
+    """The specialist set in a file or folder of texts: a bounded sample of its passages, some of every file.
+
+    All of the files are read. Documents are drawn by the hashes of their texts, so their order changes nothing.
 
     Args:
-        path: whatever :func:`pipeline.corpora.open_corpus` reads.
+        path: whatever :func:`pipeline.corpora.open_corpus` reads, with the same fields.
         evaluation_passages: so many passages, of other documents where there are several, are for evaluation; None: a
             fifth, ``EVALUATION`` at most, and none of fewer than ``LEAST_TO_SPLIT``.
 
     Raises:
-        ValueError: a name that names no folder, unreadable texts, or too few passages.
+        ValueError: a name that names no folder, unreadable texts (as :func:`pipeline.passages.build_passages`), or too
+            few passages.
     """
     if not _FOLDER.fullmatch(name):
         raise UserError(f"{name!r} cannot name a specialist; use letters, digits, '_', '-' and '.'.")
     wanted = max_texts + (EVALUATION if evaluation_passages is None else evaluation_passages)
-    documents = _some_of_every_file(name, open_corpus(path), wanted)
+    corpus = open_corpus(path, text_field=text_field, source_field=source_field)
+    sample = _Sample(wanted, files=len(corpus.files))
+    tally = sample.read(name, corpus)
+    documents = sample.documents()
     passages = sum(map(len, documents))
     if not passages:
-        raise UserError(f"specialist set {name}: no text in {path}. Give a file or folder with some.")
+        bad = f" First: {tally.bad_named[0]}" if tally.bad_named else ""
+        raise UserError(f"specialist set {name}: no text in {path}. Give a file or folder with some.{bad}")
     needed = evaluation_passages
     if needed is None:
         needed = min(EVALUATION, passages // 5) if passages >= LEAST_TO_SPLIT else 0
@@ -69,43 +106,76 @@ def set_of_texts(name: str, path: str, *, max_texts: int, evaluation_passages: i
             "Give more text, or lower evaluation_passages."
         )
     evaluation = _taken(documents, needed)
-    texts = [text for document in documents for text in document]
-    return SpecialistSet(name=name, texts=texts[:max_texts], evaluation=evaluation)
+    texts = [text for document in documents for text in document][:max_texts]
+    return SpecialistSet(
+        name=name,
+        texts=texts,
+        evaluation=evaluation,
+        available=tally.passages_cut - tally.blank_passages,
+        unreadable=tally.bad_documents,
+    )
 
 
-def _some_of_every_file(name: str, corpus: Corpus, wanted: int) -> list[list[str]]:
-    """The passages of each document, no text twice, about `wanted` of them in all however large the corpus is."""
-    share = -(-wanted // max(1, len(corpus.files)))
-    documents: dict[str, list[str]] = {}
-    known: set[str] = set()
-    for limit in (share, wanted):  # a second time, for more of each, where the files were small
+class _Sample:
+    """The documents of a corpus with the lowest hashes: at least some of every file, about `wanted` passages in all."""
+
+    def __init__(self, wanted: int, *, files: int):
+        self.wanted, self.share = wanted, -(-wanted // max(1, files))
+        self.of_files: list[list[_Drawn]] = []
+        self.of_all: list[_Drawn] = []
+
+    def read(self, name: str, corpus: Corpus) -> Tally:
+        """Read all files. Raises UserError where more is lost than a build allows."""
+        losses = Losses(max_bad_documents=MAX_BAD_DOCUMENTS, max_damaged_files=0)
+        tally = Tally()
         for file in corpus.files:
-            before = len(known)
+            self.of_files.append([])
             for document in read_documents(corpus, file):
-                if isinstance(document, BadDocument):
-                    raise UserError(f"specialist set {name}: {document.where}: {document.problem}")
-                room = min(before + limit, wanted) - len(known)
-                cut = cut_passages(document.text, PASSAGE_CHARACTERS)
-                new = list(islice((text for text in cut if text.strip() and text not in known), max(0, room)))
+                if (text := tally.take(document, file.name)) is not None:
+                    self._add(text, tally.take_passages(cut_passages(text, PASSAGE_CHARACTERS)))
+                elif error := losses.error(tally, corpus.uri):
+                    raise UserError(f"specialist set {name}: {error}")
+        return tally
+
+    def _add(self, text: str, passages: list[str]) -> None:
+        drawn = (-int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]), passages[: self.wanted])
+        for kept, size in ((self.of_files[-1], self.share), (self.of_all, self.wanted)):
+            if drawn not in kept:  # a text that is there twice
+                (heappush if len(kept) < size else heappushpop)(kept, drawn)
+
+    def documents(self) -> list[list[str]]:
+        """The passages of the documents that were drawn, no passage twice."""
+        known: set[str] = set()
+        documents: dict[int, list[str]] = {}
+        for drawn, most in (
+            *((of_file, self.share) for of_file in self.of_files),
+            (self.of_all, self.wanted),
+        ):
+            room = min(most, self.wanted - len(known))
+            for number, passages in sorted(drawn, reverse=True):
+                new = [text for text in dict.fromkeys(passages) if text not in known][:room]
+                room -= len(new)
                 known.update(new)
-                documents.setdefault(document.document_id, []).extend(new)
-                if len(new) >= room:
-                    break
-    return [list(dict.fromkeys(passages)) for passages in documents.values() if passages]
+                documents.setdefault(number, []).extend(new)
+        return [documents[number] for number in sorted(documents, reverse=True) if documents[number]]
 
 
 def _taken(documents: list[list[str]], needed: int) -> list[str]:
     """Take `needed` passages out of the documents, the ends of those that come first by their hashes.
 
-    What is left of a document of which some was taken is left out, unless there are so few that it would be missed.
+    What is left of a document of which some was taken is left out, unless there are so few documents, or it is so much
+    of what is left, that it would be missed.
     """
     taken: list[str] = []
+    left = sum(map(len, documents))
     for document in sorted(documents, key=lambda document: hashlib.sha256(document[0].encode()).digest()):
         missing = needed - len(taken)
         if not missing:
             break
+        left -= len(document)
         taken += document[-missing:]
-        document[:] = document[:-missing] if len(documents) < FEW_DOCUMENTS else []
+        missed = len(documents) < FEW_DOCUMENTS or left < LEAST_TEXTS
+        document[:] = document[:-missing] if missed else []
     return taken
 
 

@@ -92,7 +92,14 @@ def read_sets(settings: Specialize) -> list[SpecialistSet]:
     """
     wanted = settings.evaluation_passages
     sets = [
-        set_of_texts(name, path, max_texts=settings.max_texts, evaluation_passages=wanted)
+        set_of_texts(
+            name,
+            path,
+            max_texts=settings.max_texts,
+            evaluation_passages=wanted,
+            text_field=settings.text_field,
+            source_field=settings.source_field,
+        )
         for name, path in settings.texts.items()
     ]
     if settings.held_out_of is not None:
