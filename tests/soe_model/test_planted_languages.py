@@ -18,7 +18,7 @@ from soe_model.training import SoupTrainer
 from storage_schema.domains import DomainStore
 from tests.toy_store import write_store
 
-LANGUAGES, WORDS, L, STEPS = 8, 40, 32, 200
+LANGUAGES, WORDS, L, STEPS = 8, 40, 32, 400
 
 
 def text(language, count, generator):
