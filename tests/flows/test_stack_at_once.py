@@ -78,8 +78,8 @@ def test_two_stacks_at_once_keep_each_others_profiles(stand_ins, monkeypatch, tm
         return prefect_profile.activate(prefect_profile.settings(url, "soe:x"))
 
     with ThreadPoolExecutor(2) as pool:
-        befores = list(pool.map(activate, ["http://one/api", "http://two/api"]))
-    assert sorted(before["settings"] is None for before in befores) == [False, True]
+        earlier = list(pool.map(activate, ["http://one/api", "http://two/api"]))
+    assert sorted(before["settings"] is None for before in earlier) == [False, True]
 
 
 def run_of_the_dead_worker(known) -> subprocess.Popen:
