@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.accounts import Losses, Tally
-from pipeline.corpora import Corpus, read_documents
+from pipeline.corpora import Corpus, Document, read_documents
 from pipeline.cutting import cut_passages, text_hash
 from storage_schema.aside import written_aside
 
@@ -58,7 +58,8 @@ def _batches_of_passages(
     pending = 0
     found = ((file.name, one) for file in corpus.files for one in read_documents(corpus, file))
     for name, document in found:
-        if (text := tally.take(document, name)) is not None:
+        text = tally.take(document, name)
+        if text is not None and isinstance(document, Document):
             document_hash = text_hash(document.document_id)
             for passage in tally.take_passages(cut_passages(text, passage_characters)):
                 hashes = (document_hash, text_hash(passage))

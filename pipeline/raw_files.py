@@ -112,7 +112,7 @@ def open_raw(filesystem: fs.FileSystem, file: CorpusFile) -> Iterator[RawFile]:
 def open_unpacked(filesystem: fs.FileSystem, file: CorpusFile) -> Iterator[io.BufferedReader]:
     """The file's bytes in order, decompressed."""
     with open_raw(filesystem, file) as raw:
-        packed = io.BufferedReader(raw, input_options(file.bytes)["buffer_size"])
+        packed: io.BufferedReader[Any] = io.BufferedReader(raw, input_options(file.bytes)["buffer_size"])
         if file.compression is None:
             yield packed
         else:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -181,7 +182,7 @@ def make_machine(root, group, folder, files):
 @pytest.fixture()
 def memory(monkeypatch):
     """Of the machine: 9 MB, of which 8,192,000 bytes are available."""
-    found = namedtuple("memory", "total available")(9_000_000, 8_192_000)
+    found = SimpleNamespace(total=9_000_000, available=8_192_000)
     monkeypatch.setattr("psutil.virtual_memory", lambda: found)
 
 

@@ -8,8 +8,8 @@ import signal
 import socket
 import sys
 import time
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_training_workers_cannot_hold_every_core(running):
 
 def test_a_container_gets_what_its_control_group_grants(monkeypatch):
     """Not what the machine has: Ray would start a worker for each of its cores, and more than the memory holds."""
-    usage = namedtuple("usage", "free")(64 * 10**9)
+    usage = SimpleNamespace(free=64 * 10**9)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     monkeypatch.setattr(stack_commands, "available_cores", lambda: 6)
     monkeypatch.setattr(stack_commands, "memory_limit", lambda: 10**9)
@@ -142,7 +142,7 @@ def test_a_temporary_folder_of_somebody_else_is_refused(monkeypatch, tmp_path, m
         folder.mkdir()
         monkeypatch.setattr("os.getuid", lambda: folder.stat().st_uid)
         real = Path.lstat
-        theirs = namedtuple("theirs", "st_mode st_uid")(folder.stat().st_mode, folder.stat().st_uid + 1)
+        theirs = SimpleNamespace(st_mode=folder.stat().st_mode, st_uid=folder.stat().st_uid + 1)
         monkeypatch.setattr(Path, "lstat", lambda path: theirs if path == folder else real(path))
     with pytest.raises(StackError, match=f"{folder}.*TMPDIR"):
         stack_state.prepare_folders()
