@@ -23,7 +23,7 @@ class WordPieces:
     ids: np.ndarray
     """int32"""
     lengths_N: np.ndarray
-    """int32, at least 1 each (the model's own marks)."""
+    """int32; 0 for a blank text where the tokenizer adds no marks of its own."""
 
     def batches(self, device_type: str, padding: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Rows, padded ids ``[rows, L]`` and mask, the longest texts first, so that little is padded."""
@@ -31,11 +31,12 @@ class WordPieces:
         starts = np.cumsum(self.lengths_N) - self.lengths_N
         first = 0
         while first < len(order):
-            longest = int(self.lengths_N[order[first]])
+            longest = max(1, int(self.lengths_N[order[first]]))  # a text without a piece is a row of padding
             rows = order[first : first + max(1, BATCH_WORD_PIECES[device_type] // longest)]
             mask = np.arange(longest) < self.lengths_N[rows, None]
-            at = np.where(mask, starts[rows, None] + np.arange(longest), 0)
-            yield rows, np.where(mask, self.ids[at], padding), mask
+            ids = np.full(mask.shape, padding, self.ids.dtype)
+            ids[mask] = self.ids[(starts[rows, None] + np.arange(longest))[mask]]
+            yield rows, ids, mask
             first += len(rows)
 
 

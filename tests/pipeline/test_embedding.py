@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipeline import embedder, embedding, word_pieces
 from pipeline.embedder import find_embedder, load_embedder, weights_digest
@@ -51,6 +52,19 @@ def test_tokenizing_apart_gives_the_same_vectors(model, monkeypatch):
     assert pieces.lengths_N.max() == 32 and len(pieces.ids) == pieces.lengths_N.sum()
     vectors = unit_vectors(embed_word_pieces(model, pieces), texts)
     np.testing.assert_allclose(vectors, embed_texts(model, texts), atol=1e-5)
+
+
+def test_texts_without_a_word_piece_are_padding_alone():
+    """A tokenizer that adds no marks makes nothing of a blank text; the model must still be given a row of it."""
+    plain = Tokenizer(models.WordLevel({"[UNK]": 0, "cat": 1}, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    for texts in ([" ", "\n"], [" ", "cat cat", ""]):
+        pieces = tokenize(plain.to_str(), texts, 32)
+        batches = list(pieces.batches("cpu", padding=9))
+        assert sorted(row for rows, _, _ in batches for row in rows) == list(range(len(texts)))
+        for rows, ids, mask in batches:
+            assert mask.sum(1).tolist() == pieces.lengths_N[rows].tolist()
+            assert ids.shape[1] >= 1 and (ids[~mask] == 9).all()
 
 
 def test_a_model_with_more_than_a_tokenizer_tokenizes_for_itself(model):
