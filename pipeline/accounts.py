@@ -15,6 +15,8 @@ PASSAGES = {
     "held_out_passages": "held out",
     "train_passages_over_the_limit": "over max_passages",
     "present_dropped": "that the store has already",
+    "near_held_out_dropped": "mostly text that the store holds out",
+    "held_out_near_training_dropped": "held out, but mostly in training text",
     "over_max_documents_per_source_dropped": "over max_documents_per_source",
 }
 """In words, where the name of a count is not enough."""

@@ -1,10 +1,10 @@
-"""Which passages are kept, and which part of which split each goes to. Works on hashes only.
+"""Which passages are kept, and which part of which split each goes to. Works on hashes; text is compared in tasks.
 
 Held out are all documents of the named sources and, of every other source, the documents whose hash falls
 below `held_out_fraction`; so a document's split does not depend on what else is in the corpus. A passage is
 kept once (unless duplicates are wanted); a held-out passage whose text occurs in a training document is
 dropped, because it was seen, and so is, when documents are added to a store, every passage whose text that
-has already.
+has already. What is cut otherwise is recognised by its runs of words (``overlap.py``).
 
 Equal passages have equal hashes, so the hashes are dealt out to buckets on disk by their first bits and each
 bucket is decided on its own: memory holds one bucket, and what is decided is one byte a passage, on disk.
@@ -23,6 +23,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.overlap import Passages, RunTasks, drop_seen, known_runs, rows_mostly_in
+from pipeline.tasks import run_tasks
 from storage_schema.arrow_files import read_parquet
 from storage_schema.corpus import SOURCES, SPLITS
 from storage_schema.errors import UserError
@@ -90,12 +92,18 @@ class NothingLeft(UserError):
 
 
 def select_passages(
-    shards: Sequence[Path], selection: Selection, scratch: Path, *, present: Sequence[Path] = ()
+    shards: Sequence[Path],
+    selection: Selection,
+    scratch: Path,
+    *,
+    present: Sequence[Path] = (),
+    run: RunTasks = run_tasks,
 ) -> Plan:
     """Decide on every passage of the extracted `shards`; `scratch` is a folder to work in.
 
     Args:
         present: the parts of passages that the store has already, if these are documents to be added.
+        run: carries out the tasks that read the text.
 
     Raises:
         ValueError: a held-out source that is not there (documents to be added may have none of it).
@@ -114,6 +122,11 @@ def select_passages(
     if not counts["passages"]:
         raise NothingLeft(counts)
     decided.flush()
+    counts |= _drop_overlap(shards, present, decided, edges, scratch, run)
+    counts["passages"] -= counts["near_held_out_dropped"]
+    counts["held_out_passages"] -= counts["held_out_near_training_dropped"]
+    if not counts["passages"]:
+        raise NothingLeft(counts)
     parts: list[Part] = []
     for split, code in zip(SPLITS, KEPT, strict=True):
         parts += _parts(split, code, decided, edges, len(present) + len(parts))
@@ -122,6 +135,42 @@ def select_passages(
     documents["no passage kept"] = sources["documents"].sum() - sum(documents.values())
     documents["over max_documents_per_source"] = over["documents"]
     return Plan(parts=parts, decisions=decisions, sources=table, counts=counts, documents=documents)
+
+
+def _drop_overlap(
+    shards: Sequence[Path],
+    present: Sequence[Path],
+    decided: np.memmap,
+    edges: np.ndarray,
+    scratch: Path,
+    run: RunTasks,
+) -> dict[str, int]:
+    """Undo the decision for passages that are, though not equal, mostly in those of the other split."""
+    training, held_out = (
+        [
+            Passages(path=shard, decisions=Path(str(decided.filename)), begin=int(begin), code=code)
+            for shard, begin in zip(shards, edges, strict=False)
+        ]
+        for code in KEPT
+    )
+    there = {
+        split: [Passages(path=part) for part in present if part.parent.name == split] for split in SPLITS
+    }
+    counts = {"near_held_out_dropped": 0, "held_out_near_training_dropped": 0}
+    known = known_runs(there["held_out"], scratch, run)
+    if known is not None:
+        rows = run(rows_mostly_in, [(some, known) for some in training])
+        counts["near_held_out_dropped"] = _undo(rows, edges, decided)
+    rows = drop_seen(held_out, training + there["train"], scratch, run)
+    counts["held_out_near_training_dropped"] = _undo(rows, edges, decided)
+    return counts
+
+
+def _undo(rows_S: Sequence[np.ndarray], edges: np.ndarray, decided: np.memmap) -> int:
+    for begin, rows in zip(edges, rows_S, strict=False):
+        decided[begin + rows] = DROPPED
+    decided.flush()
+    return sum(map(len, rows_S))
 
 
 def rows_of(part: Part, decisions: Path) -> Iterator[np.ndarray]:

@@ -75,7 +75,7 @@ def test_the_rules_hold_whatever_the_number_of_buckets(corpus, chosen, bucket_ro
     monkeypatch.setattr(selection, "BUCKET_ROWS", bucket_rows)
     monkeypatch.setattr(selection, "LEAST_PART_ROWS", 11)
     shards, rows = corpus
-    plan = select_passages(shards, chosen, tmp_path)
+    plan = select_passages(shards, chosen, tmp_path, run=lambda f, given: [f(*some) for some in given])
     assert [part.number for part in plan.parts] == list(range(len(plan.parts)))
     found = {"train": [], "held_out": []}
     for part in plan.parts:

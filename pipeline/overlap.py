@@ -1,0 +1,221 @@
+"""Held-out text that stands in training text too, however either was cut.
+
+Equal passages have equal hashes, but one line more at the head of a document moves all its cuts. So text is also
+compared by its runs of ``RUN_WORDS`` words (letters without case, digits and underscores, whatever stands between
+them). A passage is *mostly* in other text if that has at least ``SHARE`` of its runs; one of fewer words has no run,
+and is only compared as a whole.
+
+What goes is what goes of equal passages: held-out text that training text has, because it was seen. So boilerplate
+that all documents begin with cannot empty the training text. Only the held-out text that a store has already stays as
+it is: of documents added to the store, those training passages are dropped that are mostly such text.
+
+Legend: N texts, R runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+RUN_WORDS = 13
+"""As GPT-3's training data were compared with what it was tested on (Brown et al. 2020, appendix C)."""
+SHARE = 0.5
+"""Of the text of a machine's packages (3,684 held-out passages of 2%), 366 are mostly in 218,263 training passages by
+this share, 542 by 0.3 and 226 by 0.7: copied modules, generated code, licences."""
+BATCH = 1024
+"""Texts whose words are found at once: of so many, what is computed stays in a processor's cache."""
+MOST_RUNS = 1 << 26
+"""Held in memory, half a gigabyte: of more, those whose 64 bits are lowest stand for all."""
+RunTasks = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]
+"""As :func:`pipeline.tasks.run_tasks`."""
+_MIX = np.uint64(0xD6E8FEB86659FD93)
+_FOLD = np.uint64(29)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passages:
+    """A file of passages, and which of them are meant: those of one decision, or all."""
+
+    path: Path
+    decisions: Path | None = None
+    """A byte for each passage of many files."""
+    begin: int = 0
+    """Where this file's are among them."""
+    code: int = 0
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, pa.LargeStringArray, np.ndarray]]:
+        """Some at a time: the rows of the file ``[N]``, their texts, and whether a text goes on from none."""
+        begin = 0
+        with pq.ParquetFile(self.path) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=["document_id", "text"])
+                rows = np.arange(len(table))
+                if self.decisions is not None:
+                    decided = np.fromfile(self.decisions, np.uint8, len(table), offset=self.begin + begin)
+                    rows = np.flatnonzero(decided == self.code)
+                if len(rows):
+                    taken = table.take(pa.array(rows)).combine_chunks()
+                    names, texts = (taken[name].chunk(0) for name in ("document_id", "text"))
+                    first = np.ones(len(rows), bool)
+                    first[1:] = pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
+                    first[1:] |= np.diff(rows) != 1
+                    for start in range(0, len(rows), BATCH):
+                        some = slice(start, start + BATCH)
+                        yield begin + rows[some], texts[some], first[some]
+                begin += len(table)
+
+
+def drop_seen(
+    held_out: Sequence[Passages], training: Sequence[Passages], scratch: Path, run: RunTasks
+) -> list:
+    """Of each file of held-out passages, the rows of those that are mostly in the training passages.
+
+    Args:
+        scratch: a folder to work in.
+        run: calls a function with each tuple of arguments.
+    """
+    known = known_runs(held_out, scratch, run)
+    if known is None:
+        return [np.empty(0, np.int64) for _ in held_out]
+    seen = np.zeros(len(np.load(known, mmap_mode="r")), bool)
+    found = [scratch / f"seen-{number:05d}.npy" for number in range(len(training))]
+    run(_write_seen, [(some, known, path) for some, path in zip(training, found, strict=True)])
+    for path in found:
+        seen[np.load(path)] = True
+        path.unlink()
+    marks = scratch / "seen.npy"
+    np.save(marks, seen)
+    return run(rows_mostly_in, [(some, known, marks) for some in held_out])
+
+
+def known_runs(passages: Sequence[Passages], scratch: Path, run: RunTasks) -> Path | None:
+    """A file of the runs that are in passages: sorted uint64; None if there are none."""
+    found = [scratch / f"runs-{number:05d}.npy" for number in range(len(passages))]
+    run(_write_runs, [(some, path) for some, path in zip(passages, found, strict=True)])
+    known = np.empty(0, np.uint64)
+    for path in found:
+        known = np.union1d(known, np.load(path))[:MOST_RUNS]
+        path.unlink()
+    np.save(scratch / "known.npy", known)
+    return scratch / "known.npy" if len(known) else None
+
+
+def rows_mostly_in(passages: Passages, known: Path, seen: Path | None = None) -> np.ndarray:
+    """The rows of the passages that are mostly in text whose runs are known, or are those of them `seen`."""
+    runs = _KnownRuns(np.load(known, mmap_mode="r"))
+    marks = None if seen is None else np.load(seen, mmap_mode="r")
+    rows = [np.empty(0, np.int64)]
+    for numbers, texts, _ in passages:
+        hashes, texts_R = runs_of(texts, np.ones(len(texts), bool))
+        comparable = hashes <= runs.last  # others may be in the text, but are not held
+        hashes, texts_R = hashes[comparable], texts_R[comparable]
+        which, where = runs.find(hashes)
+        if marks is not None:
+            which = which[marks[where]]
+        all_N, found_N = (np.bincount(some, minlength=len(texts)) for some in (texts_R, texts_R[which]))
+        rows.append(numbers[(found_N > 0) & (found_N >= SHARE * all_N)])
+    return np.concatenate(rows)
+
+
+def runs_of(texts: pa.LargeStringArray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The runs of words in texts, in order.
+
+    Args:
+        texts: ``[N]``.
+        first: bool ``[N]``; a run goes on from a text into the next one, unless that is a first one.
+
+    Returns:
+        uint64 ``[R]``, and of each the text that it begins in, int64 ``[R]``.
+    """
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
+    offsets = offsets - offsets[0]
+    letters = _LETTERS[data]
+    begins = letters != 0
+    begins[1:] &= (letters[:-1] == 0) | ((letters[1:] >= 0xE3) & (letters[1:] <= 0xED))
+    # A word is the sum of 64 random bits for each letter with the one before it: so "act" is not "cat".
+    pairs = letters.astype(np.uint16)
+    pairs[1:] |= pairs[:-1] << np.uint16(8)
+    edges = offsets[:-1][first & (np.diff(offsets) > 0)]
+    begins[edges], pairs[edges] = letters[edges] != 0, letters[edges]
+    starts = np.flatnonzero(begins)
+    if len(starts) < RUN_WORDS:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    words = np.add.reduceat(_PAIRS[pairs], starts)
+    words = (words ^ (words >> _FOLD)) * _MIX
+    runs = np.zeros(len(words) - RUN_WORDS + 1, np.uint64)
+    for word in range(RUN_WORDS):
+        runs = runs * _MIX + words[word : word + len(runs)]
+    runs = (runs ^ (runs >> _FOLD)) * _MIX
+    text_of = np.repeat(np.arange(len(texts)), np.diff(np.searchsorted(starts, offsets)))
+    document_of = np.cumsum(first)[text_of]
+    whole = document_of[: len(runs)] == document_of[RUN_WORDS - 1 :]
+    return runs[whole], text_of[: len(runs)][whole]
+
+
+def _write_runs(passages: Passages, path: Path) -> None:
+    found = (runs_of(texts, first)[0] for _, texts, first in passages)
+    np.save(path, _distinct(found, np.uint64)[:MOST_RUNS])
+
+
+def _write_seen(passages: Passages, known: Path, path: Path) -> None:
+    """The places of the known runs that the passages have."""
+    runs = _KnownRuns(np.load(known, mmap_mode="r"))
+    found = (runs.find(runs_of(texts, first)[0])[1] for _, texts, first in passages)
+    np.save(path, _distinct(found, np.int64))
+
+
+def _distinct(arrays: Iterable[np.ndarray], dtype: type) -> np.ndarray:
+    """The values, sorted; of what is equal, little is held at once."""
+    found, held = [np.empty(0, dtype)], 0
+    for array in arrays:
+        found.append(array)
+        held += len(array)
+        if held > max(1 << 20, len(found[0])):
+            found, held = [np.unique(np.concatenate(found))], 0
+    return np.unique(np.concatenate(found))
+
+
+class _KnownRuns:
+    """Sorted runs to find others among."""
+
+    def __init__(self, runs: np.ndarray):
+        self.runs = runs
+        self.last = runs[-1] if len(runs) == MOST_RUNS else np.uint64(2**64 - 1)
+        """Of the runs up to this one, all are here."""
+        bits = min(26, len(runs).bit_length() + 3)
+        self._shift = np.uint64(64 - bits)
+        self._beginnings = np.zeros(1 << bits, bool)  # most others are told by their first bits
+        self._beginnings[runs >> self._shift] = True
+
+    def find(self, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of `runs` are known, and where they are: two arrays of int64."""
+        maybe = np.flatnonzero(self._beginnings[runs >> self._shift])
+        where = np.minimum(np.searchsorted(self.runs, runs[maybe]), len(self.runs) - 1)
+        same = self.runs[where] == runs[maybe]
+        return maybe[same], where[same]
+
+
+def _tables() -> tuple[np.ndarray, np.ndarray]:
+    """Of each byte the letter it is, uint8, 0 for what parts words; and of each two of them 64 random bits.
+
+    Bytes beyond ASCII are letters. Chinese and Japanese characters and Hangul begin with 0xE3 to 0xED, and are words.
+    """
+    letters = np.arange(256, dtype=np.uint8)
+    for byte in range(128):
+        letters[byte] = ord(chr(byte).lower()) if chr(byte).isalnum() or chr(byte) == "_" else 0
+    pairs = (
+        np.frombuffer(np.random.PCG64(13).random_raw(1 << 16).tobytes(), np.uint64).reshape(256, 256).copy()
+    )
+    pairs[:, 0] = 0
+    return letters, pairs.reshape(-1)
+
+
+_LETTERS, _PAIRS = _tables()
