@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.cutting import text_hash
@@ -31,8 +32,7 @@ DOCUMENT_CHARACTERS = 20_000
 BATCH_TEXTS = 256
 PURPOSE = "tokenizer sample"
 """Of the hash by which documents are drawn; that of the held-out documents is another."""
-LEAST_SHARE = 0.001
-"""Of the text asked for, below which a sample is refused: it says next to nothing of the corpus."""
+LEAST_SHARE = 0.01
 PROBES = (
     "Hello W\N{LATIN SMALL LETTER O WITH DIAERESIS}rld, it's 3.14!",
     " one blank,  two,   three ",
@@ -130,12 +130,14 @@ def check_lossless(tokenizer: TextTokenizer, path: str | Path) -> None:
     """Raise UserError unless decoding gives back every one of :data:`PROBES` to the character: what a tokenizer loses
     of the training text, no model can write.
     """
-    for probe, ids in zip(PROBES, tokenizer.encode(PROBES), strict=True):
+    probes = [*PROBES, f"a {tokenizer.tokenizer.id_to_token(tokenizer.end_of_text)} within a text"]
+    for probe, ids in zip(probes, tokenizer.encode(probes), strict=True):
         back = tokenizer.decode(ids[:-1])
         if back != probe:
             raise UserError(
                 f"the tokenizer {path} loses text: {probe!r} comes back as {back!r}. Give a byte-level one, whose "
-                "normalizer changes nothing, or leave `tokenizer` out to have one trained."
+                "normalizer changes nothing and whose end-of-text token is a special one, or leave `tokenizer` out to "
+                "have one trained."
             )
 
 
@@ -154,7 +156,6 @@ def build_tokenizer(
         total = read_manifest(passages, "passages").counts["train_characters"]
         sample = _Sample(Path(passages), sample_characters, total)
         tokenizer = train_tokenizer(iter(sample), vocab_size=vocab_size)
-        sample.check()
         counts["sample_characters"] = sample.characters
         write_atomically(path, tokenizer.to_str(pretty=False))
     else:
@@ -185,35 +186,56 @@ def train_tokenizer(batches: Iterator[list[str]], *, vocab_size: int) -> Tokeniz
 
 
 class _Sample:
-    """Batches of texts: documents by hash, of each at most ``DOCUMENT_CHARACTERS``."""
+    """Batches of texts: of the documents that come first by a hash of their own, ``DOCUMENT_CHARACTERS`` at most each.
+
+    Where that is less than ``LEAST_SHARE`` of what is asked for, as of a few books, each may give an even share of it.
+    """
 
     def __init__(self, passages: Path, limit: int, total: int):
-        self.passages, self.limit, self.total = passages, limit, total
-        self.threshold = int(min(1.0, limit / max(total, 1)) * 2**64)
-        self.characters = 0
-
-    def check(self) -> None:
-        """Raise UserError if the sample came out far smaller than what was asked for."""
-        wanted = min(self.limit, self.total)
+        self.parts, self.limit = part_files(passages, "train"), limit
+        self.document_characters = DOCUMENT_CHARACTERS
+        documents = self._choose()
+        wanted = min(limit, total)
         if self.characters < LEAST_SHARE * wanted:
+            self.document_characters = max(DOCUMENT_CHARACTERS, wanted // max(1, documents))
+            self._choose()
+        if not self.characters:
             raise UserError(
-                f"the tokenizer's sample has {self.characters:,} characters, where {wanted:,} of the "
-                f"{self.total:,} were asked for. Raise tokenizer_sample_characters, or give a tokenizer."
+                f"the tokenizer's sample is empty: {passages} has no training text. Hold out less, or give a tokenizer."
             )
 
     def __iter__(self) -> Iterator[list[str]]:
         document, taken = None, 0
-        batch: list[str] = []
-        for part in part_files(self.passages, "train"):
-            table = read_parquet(part, columns=["document_id", "text"])
-            for name, text in zip(table["document_id"].to_pylist(), table["text"].to_pylist(), strict=True):
+        for part in self.parts:
+            rows = pl.from_arrow(read_parquet(part, columns=["document_id", "text"]))
+            names = rows["document_id"].unique()
+            chosen = [name for name in names if text_hash(name, purpose=PURPOSE) <= self.last]
+            batch: list[str] = []
+            for name, text in rows.filter(pl.col("document_id").is_in(chosen)).iter_rows():
                 if name != document:
-                    document, taken, kept = name, 0, text_hash(name, purpose=PURPOSE) < self.threshold
-                text = text[: DOCUMENT_CHARACTERS - taken] if kept else ""
+                    document, taken = name, 0
+                text = text[: self.document_characters - taken]
                 taken += len(text)
-                if text and self.characters < self.limit:
+                if text:
                     batch.append(text)
-                    self.characters += len(text)
             if batch:
                 yield batch
-                batch = []
+
+    def _choose(self) -> int:
+        """Set the last key of the sample and its characters; the number of documents there are."""
+        kept = pl.DataFrame(schema={"key": pl.UInt64, "length": pl.Int64})
+        bounded = pl.col("length").clip(upper_bound=self.document_characters)
+        documents = 0
+        for part in self.parts:
+            rows = pl.from_arrow(read_parquet(part, columns=["document_id", "text"]))
+            length = pl.col("text").str.len_chars().cast(pl.Int64).sum()
+            found = rows.group_by("document_id").agg(length=length)
+            keys = pl.Series(
+                "key", [text_hash(name, purpose=PURPOSE) for name in found["document_id"]], pl.UInt64
+            )
+            kept = pl.concat([kept, found.select(keys, "length")]).group_by("key").sum().sort("key")
+            kept = kept.filter(bounded.cum_sum() - bounded < self.limit)
+            documents += len(found)
+        self.last = kept["key"].max() or 0
+        self.characters = int(kept.select(bounded.sum()).item())
+        return documents

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from pipeline import tokenizer as tokenizer_module
 from pipeline.cutting import text_hash
-from pipeline.tokenizer import END_OF_TEXT, build_tokenizer, check_lossless, load_tokenizer, train_tokenizer
+from pipeline.tokenizer import (
+    END_OF_TEXT,
+    _Sample,
+    build_tokenizer,
+    check_lossless,
+    load_tokenizer,
+    train_tokenizer,
+)
 from storage_schema.corpus import PASSAGES
 from storage_schema.manifest import StoreError, file_digest
 from storage_schema.stage import open_stage
@@ -119,29 +128,29 @@ def test_what_is_not_a_usable_tokenizer_is_named(tmp_path):
         load_tokenizer(tmp_path / "endless.json")
 
 
-@pytest.mark.parametrize("share", [0.5, 0.05, 0.02])
-def test_the_sample_does_not_depend_on_what_is_held_out(tmp_path, share):
-    """The documents with the lowest hashes are held out, so the sample must not be drawn by the same hash."""
-    names = [f"document {number}" for number in range(6000)]
-    documents = {name: ["a document of forty characters, no more "] for name in names}
-    left = {name: texts for name, texts in documents.items() if text_hash(name) >= 0.02 * 2**64}
-    passages = write_passages(tmp_path, left)
-    stage = open_stage(tmp_path / "some", kind="tokenizer", configuration={}, inputs={})
-    wanted = int(share * 40 * len(left))
-    found = build_tokenizer(stage, passages, vocab_size=300, sample_characters=wanted).counts[
-        "sample_characters"
-    ]
-    assert 0.5 * wanted < found <= wanted + 40
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.03, 0.02, 0.01])
+def test_the_sample_is_as_large_as_asked_of_whatever_is_left_for_training(tmp_path, share):
+    """The documents with the smallest hashes are held out; they were the ones that the sample was to be of."""
+    names = [f"d{i}" for i in range(3000)]
+    names = [name for name in names if text_hash(name) >= int(0.02 * 2**64)]
+    passages = write_passages(tmp_path, {name: [f"{name:>10}" * 10] for name in names})
+    total = 100 * len(names)
+    sample = _Sample(passages, int(share * total), total)
+    texts = [text for batch in sample for text in batch]
+    assert share * total <= sum(map(len, texts)) == sample.characters <= share * total + 100
+    # Spread over all documents: of each quarter about as many.
+    at = np.array([names.index(text[:10].strip()) for text in texts]) * 4 // len(names)
+    assert np.bincount(at, minlength=4).min() > len(texts) / 4 - 3 * (3 * len(texts) / 16) ** 0.5
 
 
-def test_a_sample_of_next_to_nothing_is_refused(tmp_path):
-    documents = {f"d{number}": ["x" * 900_000 if number else "y" * 100] for number in range(2)}
-    passages = write_passages(tmp_path, documents)
-    stage = open_stage(tmp_path / "none", kind="tokenizer", configuration={}, inputs={})
-    with pytest.raises(
-        ValueError, match=r"sample has 0 characters, where 1 of the 900,100 .* Raise tokenizer_sample"
-    ):
-        build_tokenizer(stage, passages, vocab_size=300, sample_characters=1)
+def test_of_one_long_text_the_sample_is_no_scrap(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "DOCUMENT_CHARACTERS", 100)
+    passages = write_passages(tmp_path, {"book": ["chapter text " * 10] * 400})
+    assert _Sample(passages, 10**6, 52_000).characters == 52_000
+    assert _Sample(passages, 20_000, 52_000).characters == 20_000
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="sample is empty: .*no training text"):
+        _Sample(tmp_path / "none", 10_000, 0)
 
 
 def test_a_given_tokenizer_may_be_named_by_its_folder(path, tmp_path):
@@ -162,3 +171,12 @@ def test_a_given_tokenizer_that_loses_text_is_refused(path, tmp_path):
         stage = open_stage(tmp_path / f"given-{number}", kind="tokenizer", configuration={}, inputs={})
         with pytest.raises(ValueError, match=r"loses text: .* comes back as .* Give a byte-level one"):
             build_tokenizer(stage, tmp_path, vocab_size=300, sample_characters=10_000, given=str(file))
+
+
+def test_a_given_tokenizer_whose_end_of_text_is_an_ordinary_token_is_refused(path, tmp_path):
+    """A document about tokenizers would end in its middle."""
+    body = json.loads(path.read_text().replace(END_OF_TEXT, "</s>"))
+    body["added_tokens"][0]["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(body))
+    with pytest.raises(ValueError, match="loses text: 'a </s> within a text'.*is a special one"):
+        check_lossless(load_tokenizer(tmp_path), tmp_path)
