@@ -169,8 +169,13 @@ def shortened(text: str) -> str:
 def write_atomically(path: str | Path, data: str | bytes | Iterable[str]) -> None:
     """Write aside, flush to disk, rename: `path` holds the old or the new content, never a part.
 
-    What is too much for memory is given piece by piece.
+    What is too much for memory is given piece by piece. Raises :class:`StoreError` where its folder is missing.
     """
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise StoreError(
+            f"{path} cannot be written: there is no folder {folder}. Make it, or choose another place."
+        )
     with written_aside(path) as aside, open(aside, "wb") as file:
         for piece in [data] if isinstance(data, str | bytes) else data:
             file.write(piece.encode() if isinstance(piece, str) else piece)
