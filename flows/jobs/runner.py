@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from flows.errors import PREFIX, user_error
 from flows.settings import Settings
+from pipeline.cores import available_cores
 from storage_schema.errors import UserError
 
 SUMMARY_PREFIX = "soe-summary "
@@ -53,7 +54,7 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
     else:
-        ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), _node_ip_address="127.0.0.1")
+        ray.init(address="local", num_cpus=max(4, available_cores()), _node_ip_address="127.0.0.1")
 
 
 def require_gpus(use_gpu: bool) -> None:
