@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage_schema.aside import written_aside
+
 RUN_WORDS = 13
 """As GPT-3's training data were compared with what it was tested on (Brown et al. 2020, appendix C)."""
 SHARE = 0.5
@@ -162,19 +164,25 @@ def runs_of(texts: pa.LargeStringArray, first: np.ndarray) -> tuple[np.ndarray, 
 
 def _write_runs(passages: Passages, path: Path) -> None:
     found = (runs_of(texts, first)[0] for _, texts, first in passages)
-    np.save(path, _distinct(found, np.uint64)[:MOST_RUNS])
+    _save(path, _distinct(found, np.uint64)[:MOST_RUNS])
 
 
 def _write_seen(passages: Passages, known: Path, path: Path) -> None:
     """The places of the known runs that the passages have."""
     runs = _KnownRuns(np.load(known, mmap_mode="r"))
     found = (runs.find(runs_of(texts, first)[0])[1] for _, texts, first in passages)
-    np.save(path, _distinct(found, np.int64))
+    _save(path, _distinct(found, np.int64))
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with written_aside(path) as aside, open(aside, "wb") as file:
+        np.save(file, array)
 
 
 def _distinct(arrays: Iterable[np.ndarray], dtype: type) -> np.ndarray:
     """The values, sorted; of what is equal, little is held at once."""
-    found, held = [np.empty(0, dtype)], 0
+    found: list[np.ndarray] = [np.empty(0, dtype)]
+    held = 0
     for array in arrays:
         found.append(array)
         held += len(array)

@@ -52,7 +52,7 @@ def test_cutting_never_loses_text_and_prefers_paragraphs():
 
 
 def test_passages_rebuild_the_documents(ray_cluster, tmp_path):
-    records = [{"text": f"{i}: " + "some words here. " * 30, "source": "s"} for i in range(20)]
+    records = [{"text": f"{i}: " + f"some words of {i}. " * 30, "source": "s"} for i in range(20)]
     write_lines(tmp_path / "c.jsonl", records)
     manifest = build(tmp_path, tmp_path / "c.jsonl", characters=100, held_out_fraction=0.3)
     train, held_out = read(tmp_path, "train"), read(tmp_path, "held_out")
