@@ -24,6 +24,7 @@ from soe_model.bank_files import MappedTensors
 from soe_model.checkpoint import is_whole, save_checkpoint
 from soe_model.recipe import Recipe, read_recipe, recipe_of
 from storage_schema.domains import DomainStore, partition_path
+from storage_schema.errors import UserError
 from storage_schema.json_files import parse_json
 from storage_schema.manifest import Manifest, StoreError, content_digest, read_manifest
 from storage_schema.tree import Tree
@@ -111,7 +112,7 @@ def _stays_true(read, promised: type[Exception], path: Path) -> None:
     try:
         read()
     except promised as error:
-        assert type(error) in (promised, StoreError, ValueError, pa.ArrowInvalid) or isinstance(
+        assert type(error) in (promised, UserError, StoreError, ValueError, pa.ArrowInvalid) or isinstance(
             error, StoreError
         )
         assert path.name in str(error) or path.parent.name in str(error)
