@@ -240,13 +240,20 @@ def _held_out(store: str | Path) -> pl.DataFrame:
 def _split(
     source: str, frame: pl.DataFrame, max_texts: int, evaluation_passages: int, *, unseen_source: bool
 ) -> SpecialistSet | None:
-    """Deal whole documents, in the order of their hashes, to evaluation until it has enough, then to texts."""
+    """Deal whole documents, in the order of their hashes, to evaluation until it has enough, then to texts.
+
+    Where too little is left for texts, as when one document is most of the source, they are shared as a user's are.
+    """
     documents = frame.group_by("document_id").agg("text")
     ranked = sorted(documents.iter_rows(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
     texts: list[str] = []
     evaluation: list[str] = []
     for _, document in ranked:
         (evaluation if len(evaluation) < evaluation_passages else texts).extend(document)
+    if len(texts) < LEAST_TEXTS:
+        shared = [list(document) for _, document in ranked]
+        evaluation = _taken(shared, evaluation_passages)
+        texts = [text for document in shared for text in document]
     if len(evaluation) < evaluation_passages or len(texts) < LEAST_TEXTS:
         return None
     return SpecialistSet(
