@@ -158,7 +158,7 @@ def _select(
     try:
         if not tally.documents:
             raise NothingLeft({})
-        return select_passages(shards, selection, scratch, present=present)
+        return select_passages(shards, selection, scratch, present=present, run=run_tasks)
     except NothingLeft as error:
         counts = account(tally, {"with text": tally.documents}, error.counts, corpus.not_read)
         held_out = error.counts.get("held_out_passages", 0) + error.counts.get(
