@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Check = Callable[[], None]
-"""Raises where nobody waits any more for what is computed."""
+"""Raises when the request was cancelled or timed out."""
 TOGETHER_BYTES = 64 << 20
 """Of instances made in one pass over the bank; larger models are made one by one, and never held together."""
 

@@ -23,4 +23,5 @@ def whole(value: Any) -> bool:
 
 
 def finite_positive(value: float) -> bool:
+    """A number above 0 and below infinity; NaN is none."""
     return 0 < value < math.inf

@@ -42,7 +42,7 @@ class Diverged(RuntimeError):
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """The function Ray Train runs on every worker. What would only fail again is said, not tried again."""
+    """The function Ray Train runs on every worker. Errors that would recur are recorded, so that Ray stops."""
     folder = Path(config["run_folder"])
     if endings.stopped(folder) is not None:
         return

@@ -1,4 +1,4 @@
-"""Files appear whole under their names, whoever else writes them and whenever the writer dies."""
+"""A file is whole under its name, even if two write it at once or a writer dies."""
 
 import os
 import threading
