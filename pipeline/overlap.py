@@ -86,11 +86,11 @@ def drop_seen(
     known = known_runs(held_out, scratch, run)
     if known is None:
         return [np.empty(0, np.int64) for _ in held_out]
-    seen = np.zeros(len(np.load(known, mmap_mode="r")), bool)
+    seen = np.zeros(len(np.load(known, mmap_mode="r", allow_pickle=False)), bool)
     found = [scratch / f"seen-{number:05d}.npy" for number in range(len(training))]
     run(_write_seen, [(some, known, path) for some, path in zip(training, found, strict=True)])
     for path in found:
-        seen[np.load(path)] = True
+        seen[np.load(path, allow_pickle=False)] = True
         path.unlink()
     marks = scratch / "seen.npy"
     np.save(marks, seen)
@@ -103,7 +103,7 @@ def known_runs(passages: Sequence[Passages], scratch: Path, run: RunTasks) -> Pa
     run(_write_runs, [(some, path) for some, path in zip(passages, found, strict=True)])
     known = np.empty(0, np.uint64)
     for path in found:
-        known = np.union1d(known, np.load(path))[:MOST_RUNS]
+        known = np.union1d(known, np.load(path, allow_pickle=False))[:MOST_RUNS]
         path.unlink()
     np.save(scratch / "known.npy", known)
     return scratch / "known.npy" if len(known) else None
@@ -111,8 +111,8 @@ def known_runs(passages: Sequence[Passages], scratch: Path, run: RunTasks) -> Pa
 
 def rows_mostly_in(passages: Passages, known: Path, seen: Path | None = None) -> np.ndarray:
     """The rows of the passages that are mostly in text whose runs are known, or are those of them `seen`."""
-    runs = _KnownRuns(np.load(known, mmap_mode="r"))
-    marks = None if seen is None else np.load(seen, mmap_mode="r")
+    runs = _KnownRuns(np.load(known, mmap_mode="r", allow_pickle=False))
+    marks = None if seen is None else np.load(seen, mmap_mode="r", allow_pickle=False)
     rows = [np.empty(0, np.int64)]
     for numbers, texts, _ in passages:
         hashes, texts_R = runs_of(texts, np.ones(len(texts), bool))
@@ -169,7 +169,7 @@ def _write_runs(passages: Passages, path: Path) -> None:
 
 def _write_seen(passages: Passages, known: Path, path: Path) -> None:
     """The places of the known runs that the passages have."""
-    runs = _KnownRuns(np.load(known, mmap_mode="r"))
+    runs = _KnownRuns(np.load(known, mmap_mode="r", allow_pickle=False))
     found = (runs.find(runs_of(texts, first)[0])[1] for _, texts, first in passages)
     _save(path, _distinct(found, np.int64))
 
