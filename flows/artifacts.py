@@ -14,7 +14,7 @@ from flows import atlas_page, pictures
 from flows.jobs.run_log import read_log
 from flows.progress_text import artifact_key
 from flows.settings import Pretrain, Specialize
-from pipeline.accounts import account_lines
+from pipeline.corpus.accounts import account_lines
 from storage_schema.domains import DomainStore
 from storage_schema.json_files import read_object
 from storage_schema.layout import MADE, run_folder, soup_folder, specialist_folder, store_folder, store_parts

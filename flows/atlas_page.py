@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.atlas import Atlas, DomainPortrait, collect_atlas
+from pipeline.reports.atlas import Atlas, DomainPortrait, collect_atlas
 from pipeline.tasks import Report, ignore_progress
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError

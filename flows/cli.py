@@ -226,7 +226,7 @@ def _atlas(arguments: argparse.Namespace) -> int:
 
 def _audit(arguments: argparse.Namespace) -> int:
     from flows.jobs.progress import progress
-    from pipeline.audit import audit_store
+    from pipeline.reports.audit import audit_store
     from storage_schema.layout import store_folder
 
     with progress("audit", "files and domains") as report:
@@ -237,7 +237,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 def _ratios(arguments: argparse.Namespace) -> int:
     from flows.jobs.run_plan import stream_of_run
-    from pipeline.ratios import write_ratios
+    from pipeline.mixtures.ratios import write_ratios
 
     stream, steps = stream_of_run(arguments.run)
     first, stop = arguments.steps or (0, steps)

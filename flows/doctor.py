@@ -174,7 +174,7 @@ def stack() -> Finding:
 
 def embedder() -> Finding:
     """Whether the default embedder can be had without a network."""
-    from pipeline.embedder import DEFAULT, find_embedder
+    from pipeline.embeddings.embedder import DEFAULT, find_embedder
 
     try:
         weights = find_embedder(DEFAULT)

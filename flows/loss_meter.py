@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.domain_weights import Placement
+from pipeline.specialists.domain_weights import Placement
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from soe_model.evaluation import bootstrap_interval, normal_interval, window_losses
 from soe_model.flat import empty_instances

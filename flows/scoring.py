@@ -18,9 +18,9 @@ import torch
 
 from flows.jobs.progress import progress
 from flows.loss_meter import LossMeter
-from pipeline.domain_weights import check_domain_weights
-from pipeline.ratios import RUN, RUN_ID, UNREAD, columns_of, read_table, spread
-from pipeline.specialist_sets import set_of_texts
+from pipeline.mixtures.ratios import RUN, RUN_ID, UNREAD, columns_of, read_table, spread
+from pipeline.specialists.domain_weights import check_domain_weights
+from pipeline.specialists.sets import set_of_texts
 from soe_model.soup import SoupOfExperts
 from storage_schema.errors import UserError
 from storage_schema.layout import soup_folder
@@ -43,7 +43,7 @@ def score_mixtures(
 
     Args:
         soup: name or path.
-        mixtures: a ratios.csv, one mixture a row; its columns are those of :func:`pipeline.ratios.read_table`.
+        mixtures: a ratios.csv, one mixture a row; its columns are those of :func:`pipeline.mixtures.ratios.read_table`.
         texts: name → file or folder.
         fields: ``text_field`` and ``source_field`` of the texts.
 

@@ -16,11 +16,11 @@ import torch
 from flows.jobs.progress import progress
 from flows.loss_meter import Check, LossMeter
 from flows.specialist_method import BY_LEARNING, LEARNED, NEAREST, Method
-from pipeline.domain_weights import Placement, Rule, place
-from pipeline.embedder import reload_embedder
-from pipeline.embedding import embed_texts
-from pipeline.replay import generic_windows
-from pipeline.specialist_sets import SpecialistSet
+from pipeline.embeddings.build import embed_texts
+from pipeline.embeddings.embedder import reload_embedder
+from pipeline.specialists.domain_weights import Placement, Rule, place
+from pipeline.specialists.sets import SpecialistSet
+from pipeline.stream.replay import generic_windows
 from soe_model.coefficient_learning import learn_coefficients
 from soe_model.fine_tuning import fine_tune
 from soe_model.recipe import Recipe, make_recipe

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from flows.settings import SpecialistMethod, Specialize, refuse_unused
-from pipeline.domain_weights import Rule
-from pipeline.specialist_sets import SpecialistSet
+from pipeline.specialists.domain_weights import Rule
+from pipeline.specialists.sets import SpecialistSet
 from soe_model.coefficient_learning import Learning
 from soe_model.recipe import FINE_TUNED
 from storage_schema.errors import UserError

@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.domain_weights import Rule, place
-from pipeline.embedder import reload_embedder
-from pipeline.embedding import embed_texts
-from pipeline.ratios import write_fixed
-from pipeline.specialist_sets import set_of_texts
+from pipeline.embeddings.build import embed_texts
+from pipeline.embeddings.embedder import reload_embedder
+from pipeline.mixtures.ratios import write_fixed
+from pipeline.specialists.domain_weights import Rule, place
+from pipeline.specialists.sets import set_of_texts
 from storage_schema.domains import DomainStore
 from storage_schema.layout import store_folder
 from storage_schema.manifest import read_manifest
@@ -29,7 +29,7 @@ def write_domain_weights(
         fields: ``text_field`` and ``source_field`` of the texts.
 
     Returns:
-        How sure they are (:meth:`pipeline.domain_weights.Placement.describe`).
+        How sure they are (:meth:`pipeline.specialists.domain_weights.Placement.describe`).
 
     Raises:
         ValueError: no text there, or an embedder that is not to be had.

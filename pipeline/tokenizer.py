@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.cutting import text_hash
-from pipeline.passages import part_files
+from pipeline.passages.build import part_files
+from pipeline.passages.cutting import text_hash
 from storage_schema.arrow_files import read_parquet
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_bounded

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.embedder import DEFAULT, find_embedder, load_embedder
-from pipeline.embedding import embed_texts
+from pipeline.embeddings.build import embed_texts
+from pipeline.embeddings.embedder import DEFAULT, find_embedder, load_embedder
 from pipeline.tokenizer import train_tokenizer
 from soe_model.backbone import gpt2_config
 from soe_model.presets import SoupConfig, TrainingConfig

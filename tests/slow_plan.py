@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from pipeline.mixtures import MixturePlan
+from pipeline.mixtures.plan import MixturePlan
 
 LATE = 1.5
 

@@ -170,7 +170,7 @@ def test_training_needs_neither_arrow_nor_ray():
     ("path", "source"),
     [
         ("storage_schema/a.py", "import torch"),
-        ("storage_schema/a.py", "from pipeline.mixtures import MixturePlan"),
+        ("storage_schema/a.py", "from pipeline.mixtures.plan import MixturePlan"),
         ("storage_schema/a.py", "def f():\n    import polars"),
         ("pipeline/a.py", "from soe_model.bank import Bank"),
         ("pipeline/a.py", "import prefect.runtime"),

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pipeline.corpora import BadDocument, Document
-from pipeline.embedding import read_embeddings, write_embeddings
-from pipeline.ratios import read_table
+from pipeline.corpus.listing import BadDocument, Document
+from pipeline.embeddings.build import read_embeddings, write_embeddings
+from pipeline.mixtures.ratios import read_table
 from pipeline.tokenizer import load_tokenizer
 from soe_model.bank_files import MappedTensors
 from soe_model.checkpoint import is_whole, save_checkpoint

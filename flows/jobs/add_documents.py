@@ -18,15 +18,15 @@ from flows.jobs.domain_stages import draw_atlas, embeddings_stage
 from flows.jobs.progress import progress
 from flows.jobs.stages import Stages, full_disk_named
 from flows.settings import AddDocuments
-from pipeline.audit import STAGES
-from pipeline.corpora import Corpus, open_corpus
-from pipeline.embedder import EmbedderWeights, reload_embedder
-from pipeline.kmeans import KMeansSettings
-from pipeline.leaves import TreeSettings
-from pipeline.partitioning import build_domains
-from pipeline.passages import build_passages, part_files
-from pipeline.scatter import Folders
-from pipeline.selection import Selection
+from pipeline.corpus.listing import Corpus, open_corpus
+from pipeline.domains.build import build_domains
+from pipeline.domains.leaves import TreeSettings
+from pipeline.domains.scatter import Folders
+from pipeline.embeddings.embedder import EmbedderWeights, reload_embedder
+from pipeline.passages.build import build_passages, part_files
+from pipeline.passages.selection import Selection
+from pipeline.reports.audit import STAGES
+from pipeline.tree.kmeans import KMeansSettings
 from storage_schema.corpus import SPLITS
 from storage_schema.domains import DomainStore
 from storage_schema.layout import additions_folder, store_folder, store_parts

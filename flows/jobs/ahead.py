@@ -10,9 +10,9 @@ from typing import Any
 
 from flows.jobs.progress import Report, print_card, progress
 from flows.settings import BuildDomains
-from pipeline.build_estimate import CLUSTER, CUT, EMBED, TRAIN, BuildEstimate, estimate_build, in_words
-from pipeline.build_trial import encoder_rate, sample_corpus
-from pipeline.corpora import Corpus
+from pipeline.corpus.listing import Corpus
+from pipeline.planning.estimate import CLUSTER, CUT, EMBED, TRAIN, BuildEstimate, estimate_build, in_words
+from pipeline.planning.trial import encoder_rate, sample_corpus
 
 _STAGES = {"passages": CUT, "tokenizer": TRAIN, "embeddings": EMBED, "domains": CLUSTER}
 

@@ -16,8 +16,8 @@ from flows.jobs.ahead import look_ahead
 from flows.jobs.domain_stages import StoreBuilder, draw_atlas
 from flows.jobs.stages import full_disk_named
 from flows.settings import BuildDomains
-from pipeline.corpora import Corpus, open_corpus
-from pipeline.embedder import find_embedder, load_embedder
+from pipeline.corpus.listing import Corpus, open_corpus
+from pipeline.embeddings.embedder import find_embedder, load_embedder
 from pipeline.tasks import is_disk_full
 from pipeline.tokenizer import check_lossless, load_tokenizer
 from storage_schema.errors import UserError

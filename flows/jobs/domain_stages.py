@@ -11,18 +11,18 @@ from flows.jobs.ahead import Ahead
 from flows.jobs.progress import progress
 from flows.jobs.stages import Stages
 from flows.settings import BuildDomains
-from pipeline.build_estimate import CLUSTER, CUT, EMBED, TRAIN
-from pipeline.corpora import ENVIRONMENT, Corpus
-from pipeline.decoding import source_name
-from pipeline.embedder import EmbedderWeights, weights_digest
-from pipeline.embedding import build_embeddings
-from pipeline.kmeans import KMeansSettings
-from pipeline.leaves import TreeSettings
-from pipeline.partitioning import build_domains, check_enough_passages
-from pipeline.passages import build_passages
-from pipeline.scatter import Folders
-from pipeline.selection import Selection
+from pipeline.corpus.decoding import source_name
+from pipeline.corpus.listing import ENVIRONMENT, Corpus
+from pipeline.domains.build import build_domains, check_enough_passages
+from pipeline.domains.leaves import TreeSettings
+from pipeline.domains.scatter import Folders
+from pipeline.embeddings.build import build_embeddings
+from pipeline.embeddings.embedder import EmbedderWeights, weights_digest
+from pipeline.passages.build import build_passages
+from pipeline.passages.selection import Selection
+from pipeline.planning.estimate import CLUSTER, CUT, EMBED, TRAIN
 from pipeline.tokenizer import build_tokenizer, tokenizer_file
+from pipeline.tree.kmeans import KMeansSettings
 from storage_schema.domains import DomainStore
 from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import file_digest

@@ -18,9 +18,9 @@ from flows.jobs.run_plan import SETTINGS, make_stream, resolve
 from flows.jobs.run_record import claim_run, claimed
 from flows.plan import check_disk, check_fits
 from flows.settings import Pretrain
-from pipeline.audit import verify_domains
-from pipeline.remote_store import open_store
-from pipeline.streaming import MixtureStream
+from pipeline.remote.store import open_store
+from pipeline.reports.audit import verify_domains
+from pipeline.stream.batches import MixtureStream
 from soe_model.presets import SoupConfig, TrainingConfig
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError

@@ -10,11 +10,11 @@ import numpy as np
 from flows.jobs.own_backbone import own_backbone
 from flows.jobs.run_record import claimed
 from flows.settings import Pretrain, refuse_unused
-from pipeline.meta_distributions import Dirichlet, Fixed, MetaDistribution, Sparse, generic_weights
-from pipeline.mixtures import MixturePlan
-from pipeline.ratios import read_fixed, read_ratios
-from pipeline.remote_store import open_store
-from pipeline.streaming import MixtureStream
+from pipeline.mixtures.meta_distributions import Dirichlet, Fixed, MetaDistribution, Sparse, generic_weights
+from pipeline.mixtures.plan import MixturePlan
+from pipeline.mixtures.ratios import read_fixed, read_ratios
+from pipeline.remote.store import open_store
+from pipeline.stream.batches import MixtureStream
 from soe_model.presets import Preset, SoupConfig, TrainingConfig, preset
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError

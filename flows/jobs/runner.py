@@ -63,8 +63,8 @@ def require_gpus(use_gpu: bool) -> None:
         return
     import ray
 
-    from pipeline.clustering import check_gpu
     from pipeline.tasks import run_tasks
+    from pipeline.tree.nearest import check_gpu
 
     if not ray.cluster_resources().get("GPU"):
         raise UserError(

@@ -22,7 +22,7 @@ from flows.jobs.progress import progress
 from flows.settings import Specialize
 from flows.specialist_maker import SpecialistMaker
 from flows.specialist_method import method_of
-from pipeline.specialist_sets import SpecialistSet, generic_evaluation, held_out_sets, set_of_texts
+from pipeline.specialists.sets import SpecialistSet, generic_evaluation, held_out_sets, set_of_texts
 from pipeline.tasks import available_cores
 from soe_model.evaluation import mean_loss
 from soe_model.soup import SoupOfExperts

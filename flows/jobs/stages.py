@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.accounts import account_lines
+from pipeline.corpus.accounts import account_lines
 from pipeline.tasks import is_disk_full
 from storage_schema.layout import additions_folder
 from storage_schema.manifest import Manifest, StoreError

@@ -16,7 +16,7 @@ from ray.train import CheckpointUploadMode, DataConfig
 from flows.jobs import endings
 from flows.jobs.checkpoints import Checkpoints
 from flows.jobs.watch import Watch
-from pipeline.streaming import Batch, MixtureStream
+from pipeline.stream.batches import Batch, MixtureStream
 from pipeline.tasks import available_cores
 from soe_model.soup import write_soup
 from soe_model.training import NonFiniteLoss, SoupTrainer, StepResult

@@ -10,8 +10,8 @@ from flows.jobs.checkpoints import Checkpoints
 from flows.jobs.progress import progress
 from flows.jobs.run_log import RunLog
 from flows.jobs.run_metrics import PARTS, RunMetrics
-from pipeline.mixture_tally import MixtureTally
-from pipeline.streaming import MixtureStream
+from pipeline.mixtures.tally import MixtureTally
+from pipeline.stream.batches import MixtureStream
 from soe_model.training import SoupTrainer, StepResult, learning_rate_factor
 
 LOG_EVERY = 10

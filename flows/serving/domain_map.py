@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.domain_plane import centre, positions
+from pipeline.reports.domain_plane import centre, positions
 from soe_model.soup import SoupOfExperts
 
 WORDS = 8

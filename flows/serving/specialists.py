@@ -22,7 +22,7 @@ from flows.serving.limits import Limits, Refused
 from flows.serving.recipe_box import RecipeBox
 from flows.specialist_maker import Made, SpecialistMaker
 from flows.specialist_method import Method
-from pipeline.specialist_sets import LEAST_TO_SPLIT, SpecialistSet, set_of_texts
+from pipeline.specialists.sets import LEAST_TO_SPLIT, SpecialistSet, set_of_texts
 from soe_model.flat import unflatten
 from soe_model.recipe import instance_of, recipe_of, tensors_digest
 from soe_model.soup import SoupOfExperts

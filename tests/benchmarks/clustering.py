@@ -22,14 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.clustering import Blocks, node_seed, sample_rows
-from pipeline.corpora import BadDocument, open_corpus, read_documents
-from pipeline.cutting import cut_passages, text_hash
-from pipeline.embedder import DEFAULT, find_embedder, load_embedder
-from pipeline.embedding import read_embeddings
-from pipeline.kmeans import KMeansSettings, fit_node
+from pipeline.corpus.listing import BadDocument, open_corpus, read_documents
+from pipeline.embeddings.build import read_embeddings
+from pipeline.embeddings.embedder import DEFAULT, find_embedder, load_embedder
+from pipeline.embeddings.word_pieces import tokenize, tokenizer_of
+from pipeline.passages.cutting import cut_passages, text_hash
 from pipeline.tasks import available_cores
-from pipeline.word_pieces import tokenize, tokenizer_of
+from pipeline.tree.kmeans import KMeansSettings, fit_node
+from pipeline.tree.nearest import Blocks, node_seed, sample_rows
 from storage_schema.layout import home, store_folder
 
 C = 64

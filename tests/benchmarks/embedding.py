@@ -24,16 +24,16 @@ import polars as pl
 import torch
 
 from flows.jobs import runner
-from pipeline.clustering import assign
-from pipeline.corpora import open_corpus
-from pipeline.embedder import DEFAULT, find_embedder, load_embedder
-from pipeline.embedding import BATCH_SIZE, build_embeddings, read_embeddings, unit_vectors
-from pipeline.kmeans import KMeansSettings, fit_node
-from pipeline.passages import build_passages, part_files
-from pipeline.runtimes import with_runtime
-from pipeline.selection import Selection
+from pipeline.corpus.listing import open_corpus
+from pipeline.embeddings.build import BATCH_SIZE, build_embeddings, read_embeddings, unit_vectors
+from pipeline.embeddings.embedder import DEFAULT, find_embedder, load_embedder
+from pipeline.embeddings.runtimes import with_runtime
+from pipeline.embeddings.word_pieces import embed_word_pieces, tokenize, tokenizer_of
+from pipeline.passages.build import build_passages, part_files
+from pipeline.passages.selection import Selection
 from pipeline.tasks import available_cores
-from pipeline.word_pieces import embed_word_pieces, tokenize, tokenizer_of
+from pipeline.tree.kmeans import KMeansSettings, fit_node
+from pipeline.tree.nearest import assign
 from storage_schema.stage import open_stage
 
 

@@ -20,9 +20,9 @@ import torch
 
 from flows.jobs import run_plan
 from flows.settings import Pretrain
-from pipeline.domain_weights import estimate_domain_weights
-from pipeline.embedder import find_embedder, load_embedder
-from pipeline.specialist_sets import generic_evaluation, held_out_sets
+from pipeline.embeddings.embedder import find_embedder, load_embedder
+from pipeline.specialists.domain_weights import estimate_domain_weights
+from pipeline.specialists.sets import generic_evaluation, held_out_sets
 from pipeline.tokenizer import load_tokenizer
 from soe_model.evaluation import mean_loss
 from soe_model.training import SoupTrainer

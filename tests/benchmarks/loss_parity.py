@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.meta_distributions import Sparse
-from pipeline.mixtures import MixturePlan
-from pipeline.streaming import Batch, MixtureStream
+from pipeline.mixtures.meta_distributions import Sparse
+from pipeline.mixtures.plan import MixturePlan
+from pipeline.stream.batches import Batch, MixtureStream
 from soe_model.backbone import token_losses
 from soe_model.optimizers import OPTIMIZERS, compiling
 from soe_model.presets import SoupConfig, preset

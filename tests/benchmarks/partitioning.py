@@ -22,17 +22,17 @@ from pathlib import Path
 import numpy as np
 
 from flows.jobs import runner
-from pipeline.clustering import node_seed
-from pipeline.corpora import open_corpus
-from pipeline.embedding import write_embeddings
-from pipeline.kmeans import KMeansSettings
-from pipeline.leaves import TreeSettings
-from pipeline.partitioning import build_domains
-from pipeline.passages import build_passages, part_files
-from pipeline.scatter import Folders
-from pipeline.selection import Selection
+from pipeline.corpus.listing import open_corpus
+from pipeline.domains.build import build_domains
+from pipeline.domains.leaves import TreeSettings
+from pipeline.domains.scatter import Folders
+from pipeline.embeddings.build import write_embeddings
+from pipeline.passages.build import build_passages, part_files
+from pipeline.passages.selection import Selection
 from pipeline.tasks import available_cores, run_tasks
 from pipeline.tokenizer import build_tokenizer
+from pipeline.tree.kmeans import KMeansSettings
+from pipeline.tree.nearest import node_seed
 from storage_schema.stage import open_stage
 from tests.benchmarks.memory import Sampler
 

@@ -62,7 +62,7 @@ def in_process(name: str) -> dict[str, float]:
     """Specialists a second: embedding included (one by one, of `TEXTS` texts), and the instances alone."""
     from flows.specialist_maker import SpecialistMaker
     from flows.specialist_method import Method
-    from pipeline.specialist_sets import SpecialistSet
+    from pipeline.specialists.sets import SpecialistSet
     from soe_model.soup import SoupOfExperts
     from storage_schema.layout import soup_folder
 

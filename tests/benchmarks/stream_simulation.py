@@ -8,7 +8,7 @@ takes a random time (log-normal around the median given, spread 0.5 in logarithm
 and fetches one window of steps after the other, and a step needs all ranks. The model takes no time, so how far ahead
 a rank may read does not matter: steps a second are the storage's own limit. Where the model makes fewer, storage is
 not the bottleneck. Of an object store every file that a window was read from is asked afterwards whether it is still
-the same, all at once (``pipeline/remote_files.py``); that is one request more for each of the window's domains.
+the same, all at once (``pipeline/remote/files.py``); that is one request more for each of the window's domains.
 
 On paper: a store of T tokens holds T / L windows, so of a cache of C bytes a read finds C / (2 T) of them; what is
 left goes to the store. Requests a second are steps a second times sequences a step, and those asked afterwards.
@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.meta_distributions import Sparse
-from pipeline.mixtures import MixturePlan
-from pipeline.streaming import MixtureStream
+from pipeline.mixtures.meta_distributions import Sparse
+from pipeline.mixtures.plan import MixturePlan
+from pipeline.stream.batches import MixtureStream
 
 TOKENS, K, L, S = 10**13, 4096, 1024, 4
 SPREAD = 0.5

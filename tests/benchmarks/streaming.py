@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 
 from flows.jobs import runner
-from pipeline.meta_distributions import Sparse
-from pipeline.mixtures import MixturePlan
-from pipeline.streaming import Fetch, MixtureStream
+from pipeline.mixtures.meta_distributions import Sparse
+from pipeline.mixtures.plan import MixturePlan
+from pipeline.stream.batches import Fetch, MixtureStream
 from pipeline.tasks import available_cores
 from storage_schema.domains import DomainStore
 from storage_schema.layout import home

@@ -11,7 +11,8 @@ import pytest
 
 from flows.jobs import build_domains as job
 from flows.settings import BuildDomains
-from pipeline import partitioning, scatter
+from pipeline.domains import build as partitioning
+from pipeline.domains import scatter
 from storage_schema.manifest import StoreError
 
 TOPICS = {

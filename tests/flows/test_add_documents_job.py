@@ -12,14 +12,14 @@ import pytest
 from flows.jobs import add_documents as job
 from flows.jobs import build_domains, domain_stages, pretrain_soe, run_plan
 from flows.settings import AddDocuments, Pretrain
-from pipeline import embedder
-from pipeline.atlas import collect_atlas
-from pipeline.audit import audit_store
-from pipeline.domain_weights import nearest_domains
-from pipeline.embedding import read_embeddings
-from pipeline.passages import part_files
-from pipeline.specialist_sets import generic_evaluation
-from pipeline.window_reader import window_reader
+from pipeline.embeddings import embedder
+from pipeline.embeddings.build import read_embeddings
+from pipeline.passages.build import part_files
+from pipeline.reports.atlas import collect_atlas
+from pipeline.reports.audit import audit_store
+from pipeline.specialists.domain_weights import nearest_domains
+from pipeline.specialists.sets import generic_evaluation
+from pipeline.stream.window_reader import window_reader
 from storage_schema.domains import DomainStore
 from storage_schema.manifest import StoreError, file_digest, read_manifest
 from tests.flows.built_store import write_corpus

@@ -15,7 +15,7 @@ from flows.jobs import domain_stages
 from flows.jobs.domain_stages import draw_atlas
 from flows.progress_text import artifact_key, describe, parse_description, percent_of
 from flows.settings import Pretrain, Specialize
-from pipeline.accounts import Tally, account
+from pipeline.corpus.accounts import Tally, account
 from storage_schema.domains import DomainStore
 from storage_schema.layout import DOMAIN_WORDS, run_folder, soup_folder
 from storage_schema.stage import open_stage

@@ -11,12 +11,12 @@ import pytest
 
 from flows import atlas_page, cli
 from flows.atlas_page import write_atlas
-from pipeline.planted import planted_languages
 from storage_schema.domains import DomainStore
 from storage_schema.layout import soup_folder
 from storage_schema.manifest import StoreError
 from storage_schema.stage import open_stage
 from tests.extras import chromium
+from tests.planted import planted_languages
 from tests.toy_store import make_store, write_texts
 
 HOSTILE = (

@@ -20,7 +20,7 @@ from flows.jobs import build_domains as job
 from flows.jobs import domain_stages, runner
 from flows.jobs.progress import ASKED_FOR_JSON, parse_card, parse_line
 from flows.settings import BuildDomains
-from pipeline.passages import part_files
+from pipeline.passages.build import part_files
 from pipeline.tokenizer import load_tokenizer
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.lock import only_writer

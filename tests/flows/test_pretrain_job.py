@@ -18,7 +18,7 @@ import torch
 from flows.cli import main
 from flows.jobs import pretrain_soe, run_plan, runner
 from flows.settings import Pretrain
-from pipeline.ratios import write_fixed
+from pipeline.mixtures.ratios import write_fixed
 from pipeline.tasks import available_cores
 from soe_model.flat import unflatten
 from soe_model.presets import Preset, TrainingConfig

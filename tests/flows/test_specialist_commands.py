@@ -17,10 +17,10 @@ from flows.loss_meter import LossMeter
 from flows.settings import Specialize
 from flows.specialist_maker import SpecialistMaker
 from flows.specialist_method import Method
-from pipeline import embedder
-from pipeline.domain_weights import estimate_domain_weights
-from pipeline.replay import generic_windows
-from pipeline.specialist_sets import SpecialistSet
+from pipeline.embeddings import embedder
+from pipeline.specialists.domain_weights import estimate_domain_weights
+from pipeline.specialists.sets import SpecialistSet
+from pipeline.stream.replay import generic_windows
 from soe_model.evaluation import window_losses
 from soe_model.soup import SoupOfExperts
 from storage_schema.manifest import StoreError, content_digest, read_manifest

@@ -4,7 +4,7 @@ import pytest
 
 from flows.settings import Specialize
 from flows.specialist_method import method_of
-from pipeline.specialist_sets import SpecialistSet
+from pipeline.specialists.sets import SpecialistSet
 
 
 def test_by_itself_the_rate_of_coefficients_is_relative_and_a_given_one_is_not():

@@ -9,7 +9,7 @@ from ray.train.torch import TorchTrainer
 
 from flows.jobs.training_loop import MixtureDataConfig
 from tests.mortal_consumer import consume, of_slot
-from tests.pipeline.test_streaming import make_stream
+from tests.pipeline.stream.test_batches import make_stream
 from tests.toy_store import make_store
 
 

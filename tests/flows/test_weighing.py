@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flows.cli import main
-from pipeline.ratios import read_fixed
+from pipeline.mixtures.ratios import read_fixed
 from storage_schema.domains import DomainStore
 from tests.flows.built_store import TOPICS
 

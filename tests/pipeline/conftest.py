@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from pipeline import locations, retries
+from pipeline.places import locations, retries
 from storage_schema.stage import open_stage
 from tests.flaky_proxy import proxy_to
 from tests.remote_stores import MORE, SIZES, VOCAB, upload_once, write_part

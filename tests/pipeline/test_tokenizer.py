@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from pipeline import tokenizer as tokenizer_module
-from pipeline.cutting import text_hash
+from pipeline.passages.cutting import text_hash
 from pipeline.tokenizer import (
     END_OF_TEXT,
     _Sample,

@@ -7,15 +7,15 @@ transition tables at once; a soup gives each mixture its own instance, so its sp
 import numpy as np
 import torch
 
-from pipeline.meta_distributions import Fixed, Sparse, generic_weights
-from pipeline.mixtures import MixturePlan
-from pipeline.planted import planted_languages
-from pipeline.streaming import MixtureStream
+from pipeline.mixtures.meta_distributions import Fixed, Sparse, generic_weights
+from pipeline.mixtures.plan import MixturePlan
+from pipeline.stream.batches import MixtureStream
 from soe_model.backbone import gpt2_config
 from soe_model.evaluation import mean_loss
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.training import SoupTrainer
 from storage_schema.domains import DomainStore
+from tests.planted import planted_languages
 from tests.toy_store import write_store
 
 LANGUAGES, WORDS, L, STEPS = 8, 40, 32, 400

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.loss_meter import LossMeter
-from pipeline.meta_distributions import generic_weights
+from pipeline.mixtures.meta_distributions import generic_weights
 from soe_model.bank_files import expert_file
 from soe_model.evaluation import mean_loss
 from soe_model.flat import unflatten

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from flows.specialist_maker import SpecialistMaker
 from flows.specialist_method import Method
-from pipeline.specialist_sets import SpecialistSet
+from pipeline.specialists.sets import SpecialistSet
 from soe_model.soup import SoupOfExperts
 from soe_model.specialization import write_specialist
 from tests.soe_model.wide_soup import write_wide_soup

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.meta_distributions import Fixed, Sparse
-from pipeline.mixtures import MixturePlan
-from pipeline.streaming import MixtureStream
+from pipeline.mixtures.meta_distributions import Fixed, Sparse
+from pipeline.mixtures.plan import MixturePlan
+from pipeline.stream.batches import MixtureStream
 from tests.benchmarks.peers.harness import B, Cell, Contestant, L, S, run
 from tests.benchmarks.peers.ray_session import start_ray
 from tests.toy_store import write_store

@@ -1,0 +1,1 @@
+"""Documents from any corpus: listed, then read file by file."""

@@ -1,0 +1,133 @@
+"""Large files of a corpus, cut into pieces, so that no task has more than a bounded share of the work.
+
+A file of JSON lines that is not compressed is cut where a line begins, a Parquet file between two row groups. A
+document's id holds the number of its line or row in the whole file, so each piece knows how many come before it: where
+a file is cut changes no document and no order. For that, the ends of lines are counted first, at the disk's speed.
+
+In compressed files and in saved datasets no place is known at which one can begin; they stay whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import astuple, replace
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.corpus.listing import Corpus, CorpusFile, Piece
+from pipeline.places.locations import open_filesystem
+from pipeline.tasks import run_tasks
+from storage_schema.json_files import read_object
+from storage_schema.manifest import canonical_json, write_atomically
+
+_BLOCK = 1 << 20
+_OBJECTS = re.compile(rb"(\xef\xbb\xbf)?\s*\{[^\S\n]*\S")
+"""How lines of objects begin in UTF-8; anything else that calls itself JSON lines is left to its reader as a whole."""
+
+
+def bounded_groups(
+    corpus: Corpus, bytes_per_group: int, record: Path
+) -> list[tuple[int, tuple[CorpusFile, ...]]]:
+    """The groups of the corpus (:meth:`Corpus.groups`), numbered; one that is a large file comes as its pieces, each
+    under the group's number.
+
+    Args:
+        record: where the cuts are kept for a resume, whose work is of the same pieces.
+    """
+    groups = corpus.groups(bytes_per_group)
+    large = [file for file in corpus.files if file.bytes > 2 * bytes_per_group]
+    if large and not record.exists():
+        cuts = _cut_lines(corpus.uri, large, bytes_per_group) | _cut_parquet(
+            corpus.uri, large, bytes_per_group
+        )
+        write_atomically(record, canonical_json(cuts))
+    cut = read_object(record) if large else {}
+    pieces = {file.name: _pieces(file, cut[file.name]) for file in large if cut.get(file.name)}
+    return [
+        (number, files) for number, group in enumerate(groups) for files in pieces.get(group[0].name, [group])
+    ]
+
+
+def count_line_ends(uri: str, path: str, begin: int, end: int) -> tuple[int, int] | None:
+    """How many lines end in these bytes of a file, and where the first line begins after one that does.
+
+    None: they cannot be read, or the file does not begin as lines of objects do.
+    """
+    count, first = 0, -1
+    try:
+        with open_filesystem(uri)[0].open_input_file(path) as file:
+            if begin == 0 and not _OBJECTS.match(file.read_at(_BLOCK, 0)):
+                return None
+            for start in range(begin, end, _BLOCK):
+                block = file.read_at(min(_BLOCK, end - start), start)
+                if first < 0 and b"\n" in block:
+                    first = start + block.index(b"\n") + 1
+                count += block.count(b"\n")
+    except OSError:
+        return None  # its reader will say so
+    return count, first
+
+
+def row_groups(uri: str, path: str) -> list[tuple[int, int]]:
+    """Bytes and rows of each row group of a Parquet file; none if it cannot be read."""
+    try:
+        with open_filesystem(uri)[0].open_input_file(path) as file:
+            metadata = pq.read_metadata(file)
+            groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+            return [(group.total_byte_size, group.num_rows) for group in groups]
+    except (OSError, pa.ArrowException):
+        return []
+
+
+def _pieces(file: CorpusFile, cuts: Sequence[Sequence[int]]) -> list[tuple[CorpusFile]]:
+    return [(replace(file, bytes=size, piece=Piece(*ends)),) for size, *ends in cuts]
+
+
+def _cut_lines(uri: str, large: Sequence[CorpusFile], step: int) -> dict[str, list]:
+    """Of each file of lines, its pieces: bytes, and a :class:`Piece`'s numbers."""
+    files = [file for file in large if file.format == "lines" and file.compression is None]
+    spans = [(file, start) for file in files for start in range(0, file.bytes, step)]
+    asked = [(uri, file.path, start, min(start + step, file.bytes)) for file, start in spans]
+    counted = zip(spans, run_tasks(count_line_ends, asked), strict=True)
+    cuts: dict[str, list] = {}
+    for name, of_file in groupby(counted, key=lambda one: one[0][0].name):
+        found = list(of_file)
+        if all(counts is not None for _, counts in found):
+            size = found[0][0][0].bytes
+            cuts[name] = [[p.end - p.begin, *astuple(p)] for p in _between_lines([c for _, c in found], size)]
+    return cuts
+
+
+def _between_lines(counts: Sequence[Any], size: int) -> list[Piece]:
+    """Each piece begins at the first line that begins in its span, except the file's first."""
+    starts, before = [(0, 0)], 0
+    for span, (count, first) in enumerate(counts):
+        if span and 0 <= first < size:
+            starts.append((first, before + 1))
+        before += count
+    ends = [*starts, (size, 0)]
+    return [Piece(begin, end, lines) for (begin, lines), (end, _) in pairwise(ends)]
+
+
+def _cut_parquet(uri: str, large: Sequence[CorpusFile], step: int) -> dict[str, list]:
+    files = [file for file in large if file.format == "parquet"]
+    cuts: dict[str, list] = {}
+    for file, groups in zip(files, run_tasks(row_groups, [(uri, file.path) for file in files]), strict=True):
+        share = file.bytes / max(
+            1, sum(size for size, _ in groups)
+        )  # of the file, packed, to what it unpacks to
+        pieces: list[list] = []
+        row = 0
+        for number, (size, rows) in enumerate(groups):
+            if not pieces or pieces[-1][0] + share * size > step:
+                pieces.append([0, number, number, row])
+            pieces[-1][0] += int(share * size)
+            pieces[-1][2] = number + 1
+            row += rows
+        cuts[file.name] = pieces
+    return cuts

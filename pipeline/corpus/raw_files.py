@@ -1,0 +1,246 @@
+"""A corpus file's bytes, unpacked: an error that is its place's is told apart from one of what it holds.
+
+All bytes come through :class:`RawFile`. What fails there is the place (a disk, a network, a permission), whatever the
+file system calls it; what fails in a decompressor or a decoder behind it is the file.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import zstandard
+from pyarrow import fs
+
+from pipeline.corpus.listing import CorpusFile
+from pipeline.places.locations import input_options
+
+BUFFER_BYTES = 1 << 16
+XZ_BYTES = 256 << 20
+"""The most memory that unpacking an .xz may take; a file can ask for gigabytes."""
+ZSTD_WINDOW_BYTES = 128 << 20
+"""The same of a .zst."""
+ZSTD_BLOCK_BYTES = 1 << 10
+"""So much of a .zst is unpacked at a time, to 32 MiB at most: zstandard bounds no output itself."""
+BROKEN = (
+    *(OSError, EOFError, UnicodeDecodeError, pa.ArrowException),
+    *(zlib.error, lzma.LZMAError, zstandard.ZstdError),
+)
+"""What is raised where the bytes come, and are not what they should be."""
+
+
+class LostAccess(OSError):
+    """A file's place failed, not the file. The place's own error is the cause."""
+
+
+class RawFile(io.RawIOBase):
+    """The bytes of a file, or of a piece of a file of lines, anywhere in it.
+
+    Raises FileNotFoundError if it is gone, :class:`LostAccess` if its place fails, EOFError if it is shorter than when
+    it was listed.
+    """
+
+    def __init__(self, filesystem: fs.FileSystem, file: CorpusFile):
+        self.failed: Exception | None = None
+        self._at = 0
+        try:
+            self._stream = filesystem.open_input_file(file.path)
+            size: int = self._stream.size()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise LostAccess(str(error)) from error
+        piece = file.piece if file.format == "lines" else None
+        self._begin, end = (piece.begin, piece.end) if piece else (0, size)
+        self.size = end - self._begin
+        listed = end if file.piece else file.bytes
+        if size < listed:
+            raise EOFError(f"it has {size:,} bytes, and had {listed:,} when it was listed")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        at = offset + (0, self._at, self.size)[whence]
+        if at < 0:
+            raise ValueError(f"there is no byte {at}")
+        self._at = at
+        return at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self.size - self._at)
+        if wanted <= 0:
+            return 0
+        try:
+            data = self._stream.read_at(wanted, self._begin + self._at)
+            if not data:
+                raise OSError(f"no byte came after the first {self._at:,} of {self.size:,}")
+        except Exception as error:  # whatever a file system raises
+            self.failed = error
+            raise
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+@contextmanager
+def open_raw(filesystem: fs.FileSystem, file: CorpusFile) -> Iterator[RawFile]:
+    """The file as it lies there. Raises :class:`LostAccess` where reading it failed, whatever was made of that."""
+    with RawFile(filesystem, file) as raw:
+        try:
+            yield raw
+        except Exception as error:
+            if raw.failed is not None:
+                raise LostAccess(str(raw.failed)) from raw.failed
+            raise error
+
+
+@contextmanager
+def open_unpacked(filesystem: fs.FileSystem, file: CorpusFile) -> Iterator[io.BufferedReader]:
+    """The file's bytes in order, decompressed."""
+    with open_raw(filesystem, file) as raw:
+        packed: io.BufferedReader[Any] = io.BufferedReader(raw, input_options(file.bytes)["buffer_size"])
+        if file.compression is None:
+            yield packed
+        else:
+            yield io.BufferedReader(_Unpacked(packed, file.compression), BUFFER_BYTES)
+
+
+class _Readable(io.RawIOBase):
+    def readable(self) -> bool:
+        return True
+
+
+class _Gzip:
+    """zlib's decompressor with the methods of the others."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(31)  # with gzip's header, and the sum at its end
+
+    def decompress(self, block: bytes, most: int) -> bytes:
+        return self._zlib.decompress(self._zlib.unconsumed_tail + block, most)
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._zlib.unconsumed_tail
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+
+class _Zstandard:
+    """zstandard's decompressor with the methods of the others."""
+
+    def __init__(self) -> None:
+        self._zstd = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).decompressobj()
+        self._ready, self._left = io.BytesIO(), 0
+
+    def decompress(self, block: bytes, most: int) -> bytes:
+        if block:
+            data = self._zstd.decompress(block)
+            self._ready, self._left = io.BytesIO(data), len(data)
+        data = self._ready.read(most)
+        self._left -= len(data)
+        return data
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._left
+
+    @property
+    def eof(self) -> bool:
+        return self._zstd.eof and not self._left
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zstd.unused_data
+
+
+_UNPACKERS: dict[str, tuple[Callable[[], Any], int]] = {
+    "gzip": (_Gzip, BUFFER_BYTES),
+    "zstd": (_Zstandard, ZSTD_BLOCK_BYTES),
+    "bz2": (bz2.BZ2Decompressor, BUFFER_BYTES),
+    "xz": (lambda: lzma.LZMADecompressor(memlimit=XZ_BYTES), BUFFER_BYTES),
+}
+"""What unpacks a stream, and how much of it at a time."""
+
+
+class _Unpacked(_Readable):
+    """What is packed in one stream after the other, up to where they break off, and never more than is asked for.
+
+    pyarrow's own stream gives nothing of the last 64 kB before a fault.
+    """
+
+    def __init__(self, packed: io.BufferedReader, compression: str):
+        self._make, self._block = _UNPACKERS[compression]
+        self._packed, self._unpacker = packed, self._make()
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            block, ended = b"", False
+            if self._unpacker.eof:
+                # Between streams, and after the last, there may be zeros.
+                block = self._unpacker.unused_data.lstrip(b"\0")
+                while not block and not ended:
+                    block = self._packed.read(self._block)
+                    ended = not block
+                    block = block.lstrip(b"\0")
+                if ended:
+                    return 0
+                self._unpacker = self._make()
+            elif self._unpacker.needs_input:
+                block = self._packed.read(self._block)
+                ended = not block
+            data = self._unpacker.decompress(block, len(buffer))
+            if ended and not data and not self._unpacker.eof:
+                raise EOFError("Truncated compressed stream")
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class AsUtf8(_Readable):
+    """A stream of UTF-16 or UTF-32 with a byte-order mark, as UTF-8 without."""
+
+    def __init__(self, stream: io.BufferedReader, encoding: str):
+        self._stream, self._decoder = stream, codecs.getincrementaldecoder(encoding)()
+        self._ready, self._ended = b"", False
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and not self._ended:
+            block = self._stream.read(BUFFER_BYTES)
+            self._ended = not block
+            self._ready = self._decoder.decode(block, self._ended).encode("utf-8")
+        data, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class Watched(_Readable):
+    """A stream that remembers whether more was asked of it than it has."""
+
+    def __init__(self, stream: io.BufferedReader):
+        self._stream, self.ran_out = stream, False
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self.ran_out |= len(data) < size
+        return data

@@ -1,0 +1,1 @@
+"""Passages, embeddings and tree → the domain partitions."""

@@ -1,0 +1,1 @@
+"""Passages → unit vectors."""

@@ -1,0 +1,214 @@
+"""Passages → unit vectors, with any sentence-transformers model.
+
+The embeddings have one part for each part of training passages, same rows, same order, so each part is
+made, and made again after a crash, on its own. Ray Data tokenizes the parts in tasks and runs them through
+actors that load the model once. An encoder reads only the first ``max_seq_length`` word pieces of a passage;
+that and what computes it, in which precision, are settings and are written in the manifest.
+
+Legend: D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.embeddings.embedder import EmbedderWeights, load_embedder
+from pipeline.embeddings.runtimes import AUTO, RUNTIME_RECORD, Runtime, runtime_of_stage, with_runtime
+from pipeline.embeddings.word_pieces import WordPieces, embed_word_pieces, tokenize, tokenizer_of
+from pipeline.passages.build import part_files
+from pipeline.tasks import Report, available_cores, ignore_progress
+from storage_schema.arrow_files import check_schema, read_arrow, read_parquet
+from storage_schema.aside import written_aside
+from storage_schema.corpus import embeddings_schema
+from storage_schema.errors import UserError
+from storage_schema.manifest import Manifest
+from storage_schema.stage import Stage
+
+BATCH_SIZE = {"cpu": 32, "cuda": 256}
+
+
+def embed_texts(model: Any, texts: Sequence[str]) -> np.ndarray:
+    """Embed texts in this process.
+
+    Args:
+        model: from :func:`pipeline.embeddings.embedder.load_embedder`.
+
+    Returns:
+        float32 ``[len(texts), D]`` of unit norm.
+
+    Raises:
+        ValueError: a text whose vector is zero or not finite, named by its number.
+    """
+    vectors = model.encode(
+        list(texts), batch_size=BATCH_SIZE[model.device.type], convert_to_numpy=True, show_progress_bar=False
+    )
+    return unit_vectors(np.asarray(vectors, np.float32).reshape(len(texts), -1), texts)
+
+
+def unit_vectors(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """The vectors of `texts` divided by their norms; raises ValueError as :func:`embed_texts` does."""
+    norms = np.linalg.norm(vectors, axis=1)
+    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    if len(bad):
+        raise UserError(
+            f"The embedder gives text {bad[0]} a vector of norm {norms[bad[0]]}: {texts[bad[0]][:80]!r}. "
+            "Use another embedder, or remove the text."
+        )
+    return vectors / norms[:, None]
+
+
+def build_embeddings(
+    stage: Stage,
+    passages: str | Path,
+    weights: EmbedderWeights,
+    model: Any,
+    *,
+    max_seq_length: int,
+    runtime: str = AUTO,
+    use_gpu: bool = False,
+    report: Report = ignore_progress,
+) -> Manifest:
+    """Build the ``embeddings`` stage from a finished ``passages`` folder, in the running Ray session.
+
+    Args:
+        model: `weights`, loaded on the CPU; it is asked for its tokenizer, and tried in several runtimes.
+        runtime: ``auto``, or a :data:`pipeline.embeddings.runtimes.Runtime`.
+    """
+    parts = part_files(passages, "train")
+    rows = [pq.read_metadata(part).num_rows for part in parts]
+    chosen = runtime_of_stage(stage.work, runtime, model, passages=sum(rows), use_gpu=use_gpu)
+    targets = [stage.work / part.with_suffix(".arrow").name for part in parts]
+    missing = [number for number, target in enumerate(targets) if not target.exists()]
+    done = sum(rows) - sum(rows[number] for number in missing)
+    report(done, sum(rows))
+    if missing:
+        items = [{"passages": str(parts[number]), "target": str(targets[number])} for number in missing]
+        for embedded in _through_actors(
+            items, weights, TokenizePart(tokenizer_of(model), max_seq_length), chosen, use_gpu
+        ):
+            done += embedded
+            report(done, sum(rows))
+    counts = {
+        "passages": sum(rows),
+        "size": pa.ipc.open_file(str(targets[0])).schema.field("embedding").type.list_size,
+        "embedder_origin": weights.origin,
+        "embedded_on": "gpu" if use_gpu else "cpu",
+        "runtime": chosen,
+    }
+    (stage.work / RUNTIME_RECORD).unlink()
+    return stage.finish(counts)
+
+
+class TokenizePart:
+    """The Ray Data task: reads a part of passages and, where it can be done apart, tokenizes it."""
+
+    def __init__(self, tokenizer_json: str | None, max_seq_length: int):
+        self.tokenizer_json, self.max_seq_length = tokenizer_json, max_seq_length
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        if self.tokenizer_json is None:
+            return batch | {"ids": [np.empty(0, np.int32)], "lengths": [np.empty(0, np.int32)]}
+        table = read_parquet(str(batch["passages"][0]), columns=["text"])
+        pieces = tokenize(self.tokenizer_json, table["text"].to_pylist(), self.max_seq_length)
+        return batch | {"ids": [pieces.ids], "lengths": [pieces.lengths_N]}
+
+
+class EmbedPart:
+    """The Ray Data actor: embeds a part and writes its part of embeddings."""
+
+    def __init__(self, weights: EmbedderWeights, max_seq_length: int, runtime: Runtime, device: str):
+        import torch
+
+        if device == "cpu":
+            torch.set_num_threads(available_cores())
+        self.model = load_embedder(weights, max_seq_length=max_seq_length, device=device)
+        self.model = with_runtime(self.model, runtime)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+        source, target = str(batch["passages"][0]), str(batch["target"][0])
+        # Ray Data passes on no more than the text of an exception, so the user's errors return as rows.
+        try:
+            pieces = WordPieces(np.asarray(batch["ids"][0]), np.asarray(batch["lengths"][0]))
+            return {"rows": [self._embed(source, target, pieces)], "errno": [0], "error": [""]}
+        except (OSError, ValueError) as error:
+            return {"rows": [0], "errno": [getattr(error, "errno", None) or -1], "error": [str(error)]}
+
+    def _embed(self, source: str, target: str, pieces: WordPieces) -> int:
+        table = read_parquet(source, columns=["passage_id", "document_id", "text"])
+        texts = table["text"].to_pylist()
+        try:
+            if len(pieces.lengths_N):
+                vectors = unit_vectors(embed_word_pieces(self.model, pieces), texts)
+            else:
+                vectors = embed_texts(self.model, texts)
+        except ValueError as error:
+            raise UserError(f"{source}: {error}") from error
+        write_embeddings(target, table["passage_id"].to_numpy(), vectors)
+        return len(table)
+
+
+def write_embeddings(path: str, passage_ids: np.ndarray, vectors: np.ndarray) -> None:
+    """Write one part, aside and then renamed; `vectors` is float ``[rows, D]``."""
+    schema = embeddings_schema(vectors.shape[1])
+    column = pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors.astype(np.float16).reshape(-1)), type=schema.field("embedding").type
+    )
+    with written_aside(path) as aside, pa.ipc.new_file(str(aside), schema) as writer:
+        writer.write_batch(pa.record_batch([pa.array(passage_ids, pa.int64()), column], schema=schema))
+
+
+def read_embeddings(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """One part: passage ids int64 ``[rows]`` and vectors float16 ``[rows, D]``, memory-mapped.
+
+    Raises :class:`StoreError` if it is missing, damaged, or something else.
+    """
+    table = read_arrow(path, what="embeddings")
+    found = table.schema.field("embedding").type if "embedding" in table.schema.names else None
+    size = found.list_size if isinstance(found, pa.FixedSizeListType) else 1
+    check_schema(table.schema, embeddings_schema(size), path, what="embeddings")
+    return table["passage_id"].to_numpy(), embeddings_of(table)
+
+
+def embeddings_of(table: pa.Table) -> np.ndarray:
+    """The column ``embedding``, float16 ``[rows, D]``, not copied where the table is one batch."""
+    column = table["embedding"].combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
+
+
+def _through_actors(
+    items: list[dict],
+    weights: EmbedderWeights,
+    tokenizing: TokenizePart,
+    runtime: Runtime,
+    use_gpu: bool,
+) -> Iterator[int]:
+    """Yield the rows of each part as its embeddings are written."""
+    import ray.data  # slow, and other stages' tasks import this module
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # One actor uses a whole machine's cores, or one GPU.
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    actors = int(ray.cluster_resources().get("GPU", 1)) if use_gpu else nodes
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset = dataset.map_batches(tokenizing.__call__, batch_size=1, num_cpus=1).map_batches(
+        EmbedPart,
+        fn_constructor_args=(weights, tokenizing.max_seq_length, runtime, "cuda" if use_gpu else "cpu"),
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=1 if use_gpu else 0,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
+    )
+    for row in dataset.iter_rows():
+        if row["errno"] > 0:
+            raise OSError(row["errno"], row["error"])
+        if row["error"]:
+            raise UserError(row["error"])
+        yield row["rows"]

@@ -1,0 +1,173 @@
+"""What computes the embedder's forward pass, in which precision: given, or by what this machine has, or by measurement.
+
+bfloat16 is two to three times as fast as float32 on CPUs with instructions for it, and many times slower on others;
+OpenVINO is 1.2 to 1.7 times as fast as torch on two idle cores, twice on busy ones. ``auto`` goes by that, so that it
+is the same however busy the machine is; ``measured`` tries them all here and now. Precisions differ in the vectors'
+last bits, so which was chosen stands in the manifest; an interrupted stage goes on with it, and so does what is added
+to a store.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from pipeline.embeddings.word_pieces import WordPieces, embed_word_pieces, tokenizer_of
+from storage_schema.errors import UserError
+from storage_schema.manifest import write_atomically
+
+Runtime = Literal["torch-float32", "torch-bfloat16", "torch-float16", "openvino"]
+AUTO, MEASURED = "auto", "measured"
+RUNTIME_RECORD = "runtime.txt"
+"""Lies in an unfinished stage."""
+WORTHWHILE = 2000
+"""Passages below which the seconds of compiling or measuring are more than the fastest runtime can save."""
+BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
+"""Instructions for bfloat16, as Linux names them; with the second alone it was 3.0 times as fast as float32."""
+CLEARLY = 1.3
+"""A runtime must be so much faster than torch's float32 to be chosen; near that, the choice would be the noise's."""
+TRIALS = ((2, 16), (32, 64))
+"""Passages and word pieces of each; the second, a usual batch, is not tried of what is hopeless in the first."""
+HOPELESS = 0.25
+"""bfloat16 without units for it is a hundred times slower, and a usual batch of it takes minutes."""
+
+
+def runtime_of_stage(work: Path, asked: str, model: Any, *, passages: int, use_gpu: bool) -> Runtime:
+    """The runtime of a stage in `work`: the one it was begun with, else what is `asked`, or auto or measured.
+
+    Raises:
+        ValueError: OpenVINO is asked for and is not installed, or cannot run this model or on a GPU.
+    """
+    record = work / RUNTIME_RECORD
+    if not record.exists():
+        if asked == "openvino" and (use_gpu or not _has_openvino(model)):
+            raise UserError(
+                "embedder_runtime is openvino, which needs the `openvino` extra, a CPU (use_gpu=false), and a model "
+                "whose text goes through one fast tokenizer. Mend that, or set embedder_runtime=auto."
+            )
+        write_atomically(record, choose_runtime(asked, model, passages=passages, use_gpu=use_gpu))
+    return as_runtime(record.read_text())
+
+
+def choose_runtime(asked: str, model: Any, *, passages: int, use_gpu: bool) -> str:
+    """What is asked, or what ``auto`` or ``measured`` comes to for so many passages."""
+    if asked not in (AUTO, MEASURED):
+        return asked
+    if use_gpu:
+        return "torch-float16"
+    if passages < WORTHWHILE:
+        return "torch-float32"
+    return _fastest(model) if asked == MEASURED else _usual(model)
+
+
+def as_runtime(name: str) -> Runtime:
+    """The runtime of that name. Raises ValueError for one that is none."""
+    for runtime in get_args(Runtime):
+        if runtime == name:
+            return runtime
+    raise UserError(f"no runtime {name!r}; there are {', '.join(get_args(Runtime))}.")
+
+
+def with_runtime(model: Any, runtime: Runtime) -> Any:
+    """The model as :func:`pipeline.embeddings.word_pieces.embed_word_pieces` takes it, computing in `runtime`."""
+    if as_runtime(runtime) == "openvino":
+        return OpenVinoEncoder(model)
+    import torch
+
+    return model.to(getattr(torch, runtime.removeprefix("torch-")))
+
+
+class OpenVinoEncoder:
+    """A sentence-transformers model, from word pieces to sentence vectors, compiled by OpenVINO for the CPU.
+
+    In float32 also where the machine has units for less, so that domains do not depend on the machine.
+    """
+
+    def __init__(self, model: Any) -> None:
+        import torch
+
+        # Without it OpenVINO reports to nobody.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+        import openvino  # deptry: ignore[DEP004]
+
+        class Sentence(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
+
+            def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None) -> Any:
+                features = {"input_ids": input_ids, "attention_mask": attention_mask}
+                if token_type_ids is not None:
+                    features["token_type_ids"] = token_type_ids
+                return self.model(features)["sentence_embedding"]
+
+        self.tokenizer, self.device = model.tokenizer, model.device
+        names = ["input_ids", "attention_mask"]
+        names += [name for name in model.tokenizer.model_input_names if name == "token_type_ids"]
+        example = {name: torch.ones(2, 5, dtype=torch.long) for name in names}
+        converted = openvino.convert_model(Sentence().eval(), example_input=example)
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        self._compiled = openvino.Core().compile_model(converted, "CPU", options)
+
+    def __call__(self, features: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        found = self._compiled({name: ids.numpy() for name, ids in features.items()})[0]
+        return {"sentence_embedding": torch.from_numpy(found)}
+
+
+def _usual(model: Any) -> Runtime:
+    """What is fastest on CPUs such as this one."""
+    if BFLOAT16_FLAGS & _cpu_flags():
+        return "torch-bfloat16"
+    return "openvino" if _has_openvino(model) else "torch-float32"
+
+
+def _cpu_flags() -> set[str]:
+    """The instructions that Linux names of this CPU; none elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
+
+
+def _fastest(model: Any) -> Runtime:
+    """torch in float32, or what this machine is clearly faster with; `model` is on the CPU."""
+    candidates: list[Runtime] = ["torch-bfloat16"]
+    if _has_openvino(model):
+        candidates.append("openvino")
+    speeds = {name: _speed(model, name) for name in candidates}
+    best = max(speeds, key=speeds.__getitem__)
+    return best if speeds[best] > CLEARLY else "torch-float32"
+
+
+def _speed(model: Any, runtime: Runtime) -> float:
+    """How many times as fast as torch in float32."""
+    other = with_runtime(copy.deepcopy(model), runtime)
+    for rows, length in TRIALS:
+        pieces = WordPieces(np.full(rows * length, 7, np.int32), np.full(rows, length, np.int32))
+        ratio = _seconds(model, pieces) / _seconds(other, pieces)
+        if ratio < HOPELESS:
+            break
+    return ratio
+
+
+def _seconds(model: Any, pieces: WordPieces) -> float:
+    """The best of three, after one to warm up."""
+    taken = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        embed_word_pieces(model, pieces)
+        taken.append(time.perf_counter() - begun)
+    return min(taken[1:])
+
+
+def _has_openvino(model: Any) -> bool:
+    return importlib.util.find_spec("openvino") is not None and tokenizer_of(model) is not None

@@ -1,0 +1,1 @@
+"""Which mixture, domain and window fills each slot of a step."""

@@ -1,0 +1,184 @@
+"""The plan is the dataset: which mixture, domain and window fills each slot of each step.
+
+``plan.steps(start, stop)`` is a pure function of the seed and the step. Every draw is made by our own
+arithmetic from the raw bits of a counter-based generator (Philox), because the distributions of random
+libraries change between versions. Step t owns words [t*R, (t+1)*R) of each of two streams, one for mixtures and
+one for slots: any step costs the same, a run resumes from one integer, and mixtures that were recorded give the
+same slots again.
+
+A mixture comes from the meta-distribution (``meta_distributions.py``). A slot (Algorithm 1): a domain by its
+mixture's weights, then one of its windows uniformly.
+
+Legend: T steps, W mixtures a step, s domains in a mixture, B slots (sequences) a step, K domains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pipeline.mixtures.meta_distributions import MetaDistribution
+from pipeline.mixtures.supports import Domains
+from storage_schema.errors import UserError
+from storage_schema.manifest import content_digest
+
+PLAN_VERSION = 2
+MIXTURES, SLOTS = 0, 1
+"""The streams of a seed."""
+WIDE = 32
+"""A slot's domain is found by comparing with all s weights up to so many, else by bisection, mixture by mixture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """T consecutive steps of a plan."""
+
+    start: int
+    support_TWs: np.ndarray
+    """int64; the domains of each mixture, ascending; padded with the last one where a mixture has fewer."""
+    weights_TWs: np.ndarray
+    """float64; their weights, summing to one; zero where padded."""
+    domain_TB: np.ndarray
+    """int64; the domain of each slot that was asked for. Slots [w*B/W, (w+1)*B/W) belong to mixture w."""
+    row_TB: np.ndarray
+    """int64; the window of that domain."""
+
+    @property
+    def constant(self) -> bool:
+        """Whether all steps have the same mixtures, as one array says."""
+        return self.support_TWs.strides[0] == self.weights_TWs.strides[0] == 0
+
+    def domain_weights(self, step: int, num_domains: int) -> np.ndarray:
+        """The W domain weights of one step, dense float64 [W, K]."""
+        t = step - self.start
+        pairs = zip(self.support_TWs[t], self.weights_TWs[t], strict=True)
+        return np.stack([np.bincount(support, weights, num_domains) for support, weights in pairs])
+
+
+class MixturePlan:
+    """The plan of one run.
+
+    Args:
+        windows_K: int64, windows of each domain at the run's sequence length; empty domains are never drawn.
+        meta_distribution: the law that mixtures are drawn from.
+        batch_size: B, a multiple of `mixtures_per_step`.
+        store_digest: of the domains the plan was made for; part of the plan's own digest.
+        sequence_length: tokens in a window; part of the digest.
+
+    Raises:
+        ValueError: a batch that the mixtures do not divide, no domain with a window, or a law that does not fit
+            these domains.
+    """
+
+    def __init__(
+        self,
+        windows_K: np.ndarray,
+        meta_distribution: MetaDistribution,
+        *,
+        seed: int,
+        batch_size: int,
+        mixtures_per_step: int = 1,
+        store_digest: str = "",
+        sequence_length: int = 0,
+    ):
+        self.domains = Domains(np.asarray(windows_K, dtype=np.int64))
+        self.meta_distribution = meta_distribution
+        self.seed, self.batch_size, self.mixtures_per_step = seed, batch_size, mixtures_per_step
+        if batch_size < 1 or mixtures_per_step < 1 or batch_size % mixtures_per_step:
+            raise UserError(
+                f"batch_size {batch_size} is not a positive multiple of mixtures_per_step {mixtures_per_step}. Change "
+                "one of them."
+            )
+        if not 0 <= seed < 1 << 64:
+            raise UserError(f"seed is {seed}; it must be from 0 to 2^64 - 1.")
+        if not len(self.domains.numbers):
+            raise UserError("every domain is empty at this sequence length; use a shorter one or more text.")
+        meta_distribution.check(self.domains)
+        self.facts: dict[str, Any] = {
+            "plan_version": PLAN_VERSION,
+            "seed": seed,
+            "batch_size": batch_size,
+            "mixtures_per_step": mixtures_per_step,
+            "meta_distribution": meta_distribution.description,
+            "store": store_digest,
+            "sequence_length": sequence_length,
+        }
+        """All that decides the batches: what a resumed run compares."""
+        self.digest = content_digest(self.facts)
+
+    @property
+    def num_domains(self) -> int:
+        return len(self.domains.windows_K)
+
+    def steps(self, start: int, stop: int, slots: slice = slice(None)) -> Steps:
+        """The steps [start, stop), vectorised over them; of all slots, or of some, which cost less."""
+        if not 0 <= start < stop:
+            raise UserError(f"steps [{start}, {stop}) is not a range of steps.")
+        count, width = stop - start, self.mixtures_per_step
+        needed = width * self.meta_distribution.uniforms(self.domains)
+        [uniform_TWu] = self._uniform(MIXTURES, start, count, (1, needed), slice(None))
+        support_TWs, weights_TWs = self.meta_distribution.draw(
+            self.domains, start * width, uniform_TWu.reshape(count, width, -1)
+        )
+        for_domain, for_row = self._uniform(SLOTS, start, count, (2, self.batch_size), slots)
+        domain_TB = _domains(support_TWs, weights_TWs, for_domain, self.mixture_of_slot()[slots])
+        row_TB = (for_row * self.domains.windows_K[domain_TB]).astype(np.int64)
+        return Steps(
+            start=start, support_TWs=support_TWs, weights_TWs=weights_TWs, domain_TB=domain_TB, row_TB=row_TB
+        )
+
+    def mixture_of_slot(self) -> np.ndarray:
+        """int64[B]: the mixture each slot belongs to."""
+        return np.arange(self.batch_size) // (self.batch_size // self.mixtures_per_step)
+
+    def _uniform(
+        self, stream: int, start: int, count: int, shape: tuple[int, int], columns: slice
+    ) -> np.ndarray:
+        """`shape[0]` arrays of uniform numbers, float64 [count, columns of shape[1]] in [0, 1): 53 bits of words of
+        a stream, of which each step has its own.
+        """
+        if not range(shape[1])[columns]:
+            return np.empty((shape[0], count, 0))
+        needed = shape[0] * shape[1]
+        words = -(-needed // 4) * 4
+        generator = np.random.Philox(key=np.array([self.seed, stream], np.uint64))
+        generator.advance(start * words // 4)
+        raw = generator.random_raw(count * words).reshape(count, words)[:, :needed]
+        chosen = raw.reshape(count, *shape)[:, :, columns].swapaxes(0, 1)
+        return (chosen >> np.uint64(11)) * 2.0**-53
+
+
+def _domains(
+    support_TWs: np.ndarray, weights_TWs: np.ndarray, uniform_TB: np.ndarray, mixture_B: np.ndarray
+) -> np.ndarray:
+    """A domain for each slot, int64 [T, B]: where its uniform number falls among its mixture's summed weights."""
+    if not len(mixture_B):
+        return np.empty(uniform_TB.shape, np.int64)
+    if weights_TWs.strides[0] == 0:  # one mixture for all steps: summed once
+        weights_TWs = weights_TWs[:1]
+    ends_TWs = np.cumsum(weights_TWs, axis=-1)
+    point_TB = uniform_TB * ends_TWs[:, mixture_B, -1]
+    if ends_TWs.shape[-1] <= WIDE:
+        picked_TB = (point_TB[..., None] >= ends_TWs[:, mixture_B]).sum(-1)
+    else:
+        picked_TB = np.empty(point_TB.shape, np.int64)
+        together = len(point_TB) if len(ends_TWs) == 1 else 1
+        for begin, end in pairwise(np.flatnonzero(np.diff(mixture_B, prepend=-1, append=-1))):
+            for t, ends_s in enumerate(ends_TWs[:, mixture_B[begin]]):
+                at = slice(t, t + together), slice(begin, end)
+                picked_TB[at] = _bisected(ends_s, point_TB[at])
+    # Rounding may put a point on the very end: it belongs to the last domain that has a weight.
+    last_TW = weights_TWs.shape[-1] - 1 - (weights_TWs[..., ::-1] > 0).argmax(-1)
+    picked_TB = np.minimum(picked_TB, last_TW[:, mixture_B])
+    return support_TWs[np.arange(len(support_TWs))[:, None], mixture_B, picked_TB]
+
+
+def _bisected(ends_s: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """How many of the ascending ends are at or before each point; ascending points take a third of the time."""
+    order = np.argsort(points, axis=None)
+    picked = np.empty(points.size, np.int64)
+    picked[order] = np.searchsorted(ends_s, points.reshape(-1)[order], side="right")
+    return picked.reshape(points.shape)

@@ -1,0 +1,173 @@
+"""Documents → passages on disk, in three steps that each can be resumed.
+
+1. *Extract* (``extraction.py``): every group of corpus files becomes a shard of passages (parallel).
+2. *Select* (``selection.py``): which rows of which shards go to which part (one process, hashes only).
+3. *Write*: every part gathers its rows from the shards (parallel).
+
+What became of every document and passage is counted in the manifest (``pipeline/corpus/accounts.py``).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.corpus.accounts import Losses, Tally, account, account_lines
+from pipeline.corpus.large_files import bounded_groups
+from pipeline.corpus.listing import Corpus
+from pipeline.passages.extraction import extract_group
+from pipeline.passages.selection import NothingLeft, Part, Plan, Selection, rows_of, select_passages
+from pipeline.tasks import Report, ignore_progress, run_tasks
+from storage_schema.arrow_files import read_parquet, take_parquet
+from storage_schema.aside import written_aside
+from storage_schema.corpus import PASSAGES, SPLITS, part_name
+from storage_schema.errors import UserError
+from storage_schema.manifest import Manifest
+from storage_schema.stage import Stage
+
+GROUP_BYTES = 16 << 20
+_GATHERED = pa.schema(list(PASSAGES)[1:])
+
+
+def build_passages(
+    stage: Stage,
+    corpus: Corpus,
+    selection: Selection,
+    *,
+    passage_characters: int,
+    max_bad_documents: int,
+    max_damaged_files: int = 0,
+    present: Sequence[Path] = (),
+    report: Report = ignore_progress,
+) -> Manifest:
+    """Build the ``passages`` stage, in the running Ray session.
+
+    Args:
+        present: the parts that the store has already, if these are documents to be added to it.
+        report: progress in files of the corpus, each counted once when cut and once when written.
+
+    Raises:
+        ValueError: more than `max_bad_documents` documents or `max_damaged_files` files cannot be read, no document
+            is left, or a held-out source is not in the corpus.
+    """
+    scratch = _prepare(stage, corpus)
+    groups = bounded_groups(corpus, GROUP_BYTES, scratch / "pieces.json")
+    shards = [scratch / f"shard-{number:05d}.parquet" for number in range(len(groups))]
+    files = len(corpus.files)
+    losses = Losses(max_bad_documents=max_bad_documents, max_damaged_files=max_damaged_files)
+    if not corpus.bad_documents_are_errors:
+        losses = Losses(max_bad_documents=None, max_damaged_files=None)
+    tallies = run_tasks(
+        extract_group,
+        [
+            (replace(corpus, files=group), str(shard), passage_characters, losses)
+            for (_, group), shard in zip(groups, shards, strict=True)
+        ],
+        weights=[sum(file.bytes for file in group) for _, group in groups],
+        report=lambda done, total: report(files * done // total, 2 * files),
+    )
+    tally = Tally.total(tallies)
+    if error := losses.error(tally, corpus.uri):
+        raise error
+    plan = _select(tally, corpus, shards, selection, scratch, present)
+    characters = run_tasks(
+        write_part,
+        [
+            (part, plan.decisions, [(shards[s], groups[s][0]) for s, _, _ in part.shards], _path(stage, part))
+            for part in plan.parts
+        ],
+        report=lambda done, parts: report(files + files * done // parts, 2 * files),
+    )
+    pq.write_table(plan.sources, stage.work / "sources.parquet")
+    pairs = zip(plan.parts, characters, strict=True)
+    counts = {
+        **plan.counts,
+        "train_characters": sum(length for part, length in pairs if part.split == "train"),
+        "corpus_files": files,
+        "corpus_digest": corpus.digest,
+        "documents": tally.documents,
+        "characters": tally.characters,
+        **account(tally, plan.documents, plan.counts, corpus.not_read),
+    }
+    return stage.finish(counts)
+
+
+def write_part(part: Part, decisions: Path, shards: Sequence[tuple[Path, int]], path: Path) -> int:
+    """Gather one part's passages from its shards and write it, unless it is there; return its characters.
+
+    Args:
+        shards: each with the number of its group of files. Parquet's bytes depend on where chunks end, which is where
+            groups do: so not on where a large file was cut.
+    """
+    if path.exists():
+        return _characters(read_parquet(path, columns=["text"]))
+    columns = ["document_id", "source", "text", "text_hash"]
+    gathered: dict[int, list[pa.Table]] = {}
+    for (shard, group), rows in zip(shards, rows_of(part, decisions), strict=True):
+        gathered.setdefault(group, []).append(take_parquet(shard, columns, rows).cast(_GATHERED))
+    table = pa.concat_tables(pa.concat_tables(tables).combine_chunks() for tables in gathered.values())
+    ids = (np.int64(part.number) << 32) + np.arange(len(table), dtype=np.int64)
+    table = pa.Table.from_arrays([pa.chunked_array([ids]), *table.columns], schema=PASSAGES)
+    with written_aside(path) as aside:
+        pq.write_table(table, aside, compression="zstd", compression_level=1)
+    return _characters(table)
+
+
+def _characters(table: pa.Table) -> int:
+    return pc.sum(pc.utf8_length(table["text"])).as_py()
+
+
+def part_files(folder: str | Path, split: str) -> list[Path]:
+    """The part files of one split of a finished ``passages`` folder, in order."""
+    return sorted((Path(folder) / split).glob("part-*.parquet"))
+
+
+def _prepare(stage: Stage, corpus: Corpus) -> Path:
+    """The scratch folder of this corpus; work on another one (the environment may have changed) goes."""
+    scratch = stage.scratch / f"extracted-{corpus.digest[:16]}"
+    splits = [stage.work / split for split in SPLITS]
+    if not scratch.exists():
+        # Scratch once lay beside the splits.
+        for old in [stage.scratch, *stage.work.glob("extracted-*"), *splits]:
+            shutil.rmtree(old, ignore_errors=True)
+    for folder in (scratch, *splits):
+        folder.mkdir(parents=True, exist_ok=True)
+    return scratch
+
+
+def _path(stage: Stage, part: Part) -> Path:
+    return stage.work / part.split / part_name(part.number, "parquet")
+
+
+def _select(
+    tally: Tally,
+    corpus: Corpus,
+    shards: Sequence[Path],
+    selection: Selection,
+    scratch: Path,
+    present: Sequence[Path],
+) -> Plan:
+    """:func:`select_passages`; where nothing is left to train on, the error says what became of the corpus."""
+    try:
+        if not tally.documents:
+            raise NothingLeft({})
+        return select_passages(shards, selection, scratch, present=present, run=run_tasks)
+    except NothingLeft as error:
+        counts = account(tally, {"with text": tally.documents}, error.counts, corpus.not_read)
+        held_out = error.counts.get("held_out_passages", 0) + error.counts.get(
+            "held_out_duplicates_dropped", 0
+        )
+        known = (
+            ": it has no text that the store has not already" if error.counts.get("present_dropped") else ""
+        )
+        raise UserError(
+            f"The corpus {corpus.uri} leaves no passage to train on{known}. {' '.join(account_lines(counts))} "
+            f"Give other text{', or hold out less (held_out_sources, held_out_fraction)' if held_out else ''}."
+        ) from error

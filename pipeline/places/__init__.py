@@ -1,0 +1,1 @@
+"""Where a corpus or a store lies: a path, or s3://."""

@@ -1,0 +1,1 @@
+"""How long a build will take, before it starts."""

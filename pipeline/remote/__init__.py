@@ -1,0 +1,1 @@
+"""A store elsewhere, read by range."""

@@ -1,0 +1,127 @@
+"""The small files of a store that lies elsewhere, copied to this machine and checked.
+
+    <SOE_HOME>/cache/<hash of the URI>/<hash of the manifests>/   as the store's folder, without partitions
+
+A mirror is never changed: a store that changed has another one beside it. All of ``cache`` may be removed while
+nothing runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from pyarrow import fs
+
+from pipeline.places.retries import all_of, with_retries
+from storage_schema.json_files import JSON_BYTES
+from storage_schema.layout import home
+from storage_schema.manifest import FileEntry, StoreError, read_manifest
+
+_OTHERS = ("tokenizer", "embeddings", "passages")
+"""Stages beside the domains: of the tokenizer all files are mirrored, of the others their manifests."""
+_REQUIRED = ("tokenizer", "embeddings")
+"""Of a store's first part."""
+
+
+def mirror_store(uri: str, filesystem: fs.FileSystem, path: str) -> Path:
+    """The folder of the mirror of the store as it is now, which is made unless this machine has it.
+
+    Any number of processes may ask for it at once; one copies, the others wait.
+
+    Args:
+        path: the store's, in `filesystem`.
+
+    Raises:
+        StoreError: there is no whole store, or a file cannot be read or is not what its manifest says.
+    """
+    source = _Source(uri, filesystem, path)
+    manifests = source.manifests()
+    room = home() / "cache" / hashlib.sha256(uri.encode()).hexdigest()[:20]
+    version = hashlib.sha256(b"".join(hashlib.sha256(text).digest() for text in manifests.values()))
+    folder = room / version.hexdigest()[:20]
+    if folder.exists():
+        return folder
+    room.mkdir(parents=True, exist_ok=True)
+    with open(room / ".lock", "a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            aside = room / ".partial"
+            shutil.rmtree(aside, ignore_errors=True)
+            for part, text in manifests.items():
+                source.copy_part(part, text, aside)
+            os.rename(aside, folder)
+    return folder
+
+
+class _Source:
+    """A store elsewhere."""
+
+    def __init__(self, uri: str, filesystem: fs.FileSystem, path: str):
+        self.uri, self.filesystem, self.path = uri, filesystem, path
+
+    def manifests(self) -> dict[str, bytes]:
+        """The manifest of each part's domains, by the part's place below the store (``""`` is the first)."""
+        found = {"": self.read("domains/manifest.json")}
+        for name in sorted(name for name in self._names("additions") if name[:1].isdigit()):
+            # As on a disk, an addition without domains is not finished; domains without a manifest are half a copy.
+            if "domains" in self._names(f"additions/{name}"):
+                found[f"additions/{name}/"] = self.read(f"additions/{name}/domains/manifest.json")
+        return found
+
+    def read(self, name: str, at_most: int = JSON_BYTES) -> bytes:
+        """A small file's bytes. Raises :class:`StoreError` as :func:`with_retries` does, and for a larger file."""
+        path, uri = f"{self.path}/{name}", f"{self.uri}/{name}"
+
+        def attempt() -> bytes:
+            with self.filesystem.open_input_file(path) as file:
+                if file.size() > at_most:
+                    raise StoreError(
+                        f"{uri} has {file.size():,} bytes; at most {at_most:,} were expected. Copy the store there "
+                        "again."
+                    )
+                return all_of(file.read_at(file.size(), 0), file.size())
+
+        return with_retries(attempt, uri=uri, store=self.uri)
+
+    def copy_part(self, part: str, domains: bytes, folder: Path) -> None:
+        """Copy one part's small files below `folder`."""
+        self._copy_stage(f"{part}domains", "domains", domains, folder)
+        there = self._names(part.rstrip("/"))
+        for stage in _OTHERS:
+            if stage in there or (not part and stage in _REQUIRED):
+                text = self.read(f"{part}{stage}/manifest.json")
+                self._copy_stage(f"{part}{stage}", stage, text, folder)
+
+    def _copy_stage(self, name: str, kind: str, text: bytes, folder: Path) -> None:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "manifest.json").write_bytes(text)
+        try:
+            manifest = read_manifest(folder / name, kind)
+        except StoreError as error:
+            raise StoreError(str(error).replace(str(folder), self.uri)) from error
+        for entry in manifest.files:
+            if kind == "tokenizer" or (kind == "domains" and not entry.path.startswith("domain=")):
+                target = folder / name / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(self._checked(name, entry))
+
+    def _checked(self, name: str, entry: FileEntry) -> bytes:
+        data = self.read(f"{name}/{entry.path}", max(entry.bytes, JSON_BYTES))
+        if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise StoreError(
+                f"{self.uri}/{name}/{entry.path} is not the file of its manifest ({len(data)} bytes, there "
+                f"{entry.bytes}). Copy the store there again."
+            )
+        return data
+
+    def _names(self, below: str) -> set[str]:
+        """What lies directly in a folder of the store; nothing if it does not exist."""
+        selector = fs.FileSelector(f"{self.path}/{below}".rstrip("/"), allow_not_found=True)
+        infos = with_retries(
+            lambda: self.filesystem.get_file_info(selector), uri=f"{self.uri}/{below}", store=self.uri
+        )
+        return {info.base_name for info in infos}

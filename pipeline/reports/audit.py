@@ -1,0 +1,160 @@
+"""Reading a whole store again: is every passage in exactly one domain, and every byte what was written?
+
+Legend: K domains.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.passages.build import part_files
+from pipeline.remote import files as remote_files
+from pipeline.remote.store import RemoteStore
+from pipeline.tasks import Report, ignore_progress
+from storage_schema.domains import DomainPart, DomainStore, partition_path
+from storage_schema.layout import store_parts
+from storage_schema.manifest import FileEntry, StoreError, read_manifest, verify_file
+
+STAGES = ("passages", "tokenizer", "embeddings", "domains")
+STAGES_ADDED = ("passages", "embeddings", "domains")
+"""Of an addition, which has the store's tokenizer."""
+
+
+def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict[str, int]:
+    """Check everything a finished store promises; one byte of memory a passage.
+
+    Args:
+        report: progress in files and domains.
+
+    Returns:
+        How many ``files``, ``bytes``, ``passages``, ``tokens`` and ``domains`` were checked.
+
+    Raises:
+        StoreError: the first thing that does not hold, naming the file or the domain.
+    """
+    store = DomainStore(folder)
+    folders = store_parts(folder)
+    files = []
+    tokenizer = read_manifest(folders[0] / "tokenizer", "tokenizer")
+    for number, part in enumerate(folders):
+        stages = STAGES if part == folders[0] else STAGES_ADDED
+        manifests = {stage: read_manifest(part / stage, stage) for stage in stages}
+        _check_chain(part, manifests, {"tokenizer": tokenizer} | manifests)
+        if number and manifests["passages"].inputs["store"] != store.digests[number - 1]:
+            raise StoreError(f"{part} was added to another store than the one it lies in. Remove it.")
+        files += [(part / stage, entry) for stage in stages for entry in manifests[stage].files]
+    total = len(files) + store.num_domains
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python to the others
+        for number, _ in enumerate(pool.map(verify_file, *zip(*files, strict=True))):
+            report(number + 1, total)
+    seen = _Seen(folders)
+    for domain in range(store.num_domains):
+        for part in store.parts:
+            _check_domain(store, part, domain, seen)
+        report(len(files) + domain + 1, total)
+    seen.check_all()
+    return {
+        "files": len(files),
+        "bytes": sum(entry.bytes for _, entry in files),
+        "passages": int(store.passages_K.sum()),
+        "tokens": int(store.tokens_K.sum()),
+        "domains": store.num_domains,
+    }
+
+
+def verify_domains(store: DomainStore, *, report: Report = ignore_progress) -> None:
+    """Compare every file of the store's domains, wherever it lies, with the sha256 it was written with; progress in
+    files.
+
+    Raises :class:`StoreError` naming the first that differs.
+    """
+    files = [(number, entry) for number, part in enumerate(store.parts) for entry in part.manifest.files]
+    domains = {partition_path(domain): domain for domain in range(store.num_domains)}
+
+    def verify(number: int, entry: FileEntry) -> None:
+        if not isinstance(store, RemoteStore) or entry.path not in domains:  # the others are mirrored here
+            verify_file(store.parts[number].folder, entry)
+            return
+        file = store.partition_file(number, domains[entry.path])
+        if store.files.digest(file) != entry.sha256:
+            raise StoreError(
+                f"{file.label}{file.uri} was altered: its sha256 differs from the manifest. Copy the store there again."
+            )
+
+    with ThreadPoolExecutor(
+        remote_files.THREADS if isinstance(store, RemoteStore) else os.cpu_count()
+    ) as pool:
+        for done, _ in enumerate(pool.map(verify, *zip(*files, strict=True))):
+            report(done + 1, len(files))
+
+
+class _Seen:
+    """How often each training passage was met; a passage's id is the number of its file and its row."""
+
+    def __init__(self, folders: list[Path]):
+        files = [file for folder in folders for file in part_files(folder / "passages", "train")]
+        numbers = [int(file.stem.rpartition("-")[2]) for file in files]
+        self.rows = np.zeros(max(numbers) + 1, np.int64)  # held-out files have numbers too, and no domain
+        self.rows[numbers] = [pq.read_metadata(file).num_rows for file in files]
+        self.edges = np.cumsum([0, *self.rows])
+        self.times = np.zeros(int(self.edges[-1]), np.uint8)
+
+    def add(self, domain: int, ids: np.ndarray) -> None:
+        file, row = ids >> 32, ids & 0xFFFFFFFF
+        unknown = (file < 0) | (file >= len(self.rows))
+        unknown |= row >= self.rows[np.where(unknown, 0, file)]
+        if unknown.any():
+            raise StoreError(
+                f"domain {domain} holds passage {ids[np.argmax(unknown)]}, which does not exist."
+            )
+        at = self.edges[file] + row
+        if len(np.unique(at)) < len(at) or self.times[at].any():
+            twice = ids[np.argmax(self.times[at])] if self.times[at].any() else ids[0]
+            raise StoreError(
+                f"domain {domain} holds a passage twice, or one of another domain, such as {twice}."
+            )
+        self.times[at] = 1
+
+    def check_all(self) -> None:
+        if not self.times.all():
+            at = int(np.argmin(self.times))
+            file = int(np.searchsorted(self.edges, at, side="right")) - 1
+            raise StoreError(
+                f"{np.count_nonzero(self.times == 0)} passages are in no domain; the first is row "
+                f"{at - self.edges[file]} of part {file}. Rebuild the store."
+            )
+
+
+def _check_chain(folder: Path, manifests: dict, upstream: dict) -> None:
+    """Each stage was made from the others as they are now."""
+    for stage, manifest in manifests.items():
+        for name, digest in manifest.inputs.items():
+            if name in upstream and upstream[name].digest != digest:
+                raise StoreError(
+                    f"{folder / stage} was made from other {name} than those beside it. Rebuild it."
+                )
+
+
+def _check_domain(store: DomainStore, part: DomainPart, domain: int, seen: _Seen) -> None:
+    path = part.folder / partition_path(domain)
+    if not part.passages_K[domain]:
+        if path.exists():
+            raise StoreError(f"domain {domain} is empty in the index, but {path} exists.")
+        return
+    batch = part.batch(domain, full=True)
+    tokens = batch.column("tokens")
+    offsets = tokens.offsets.to_numpy()
+    stream = part.tokens(domain)
+    ends = stream[offsets[1:] - 1] if len(offsets) > 1 else stream
+    whole = offsets[0] == 0 and offsets[-1] == len(stream) and (np.diff(offsets) > 0).all()
+    if not whole or batch.num_rows != part.passages_K[domain] or (ends != store.end_of_text).any():
+        raise StoreError(
+            f"{path} does not hold {part.passages_K[domain]} passages, each ending in end-of-text, "
+            "one after the other. Rebuild the store."
+        )
+    seen.add(domain, batch.column("passage_id").to_numpy())

@@ -1,0 +1,1 @@
+"""A few texts → specialist sets and domain weights."""

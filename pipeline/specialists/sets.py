@@ -1,0 +1,278 @@
+"""Specialist sets: a few texts that say what a specialist is for, and others to measure it on.
+
+A user's are files of texts. From a store, every held-out source with enough passages is one. Whole documents go to
+one side or the other, so nothing a specialist is measured on comes from a document that chose its domain weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from heapq import heappush, heappushpop
+from pathlib import Path
+
+import polars as pl
+
+from pipeline.corpus.accounts import Losses, Tally
+from pipeline.corpus.listing import Corpus, open_corpus, read_documents
+from pipeline.passages.build import part_files
+from pipeline.passages.cutting import cut_passages
+from storage_schema.arrow_files import read_parquet
+from storage_schema.errors import UserError
+from storage_schema.layout import store_parts
+from storage_schema.manifest import read_manifest
+
+LEAST_TEXTS = 20
+EVALUATION, LEAST_TO_SPLIT = 50, 10
+FEW_DOCUMENTS = 10
+PASSAGE_CHARACTERS = 2000
+MAX_BAD_DOCUMENTS = 100
+"""As a build allows, unless it is told otherwise."""
+_Drawn = tuple[int, list[str]]
+"""A document's place in the draw, the greater the earlier, and its passages."""
+_FOLDER = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,200}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialistSet:
+    """One specialist set."""
+
+    name: str
+    texts: list[str]
+    """Passages that estimate the domain weights."""
+    evaluation: list[str]
+    """Other passages; empty if none were asked for."""
+    unseen_source: bool = False
+    """No document of this source was trained on."""
+    available: int | None = None
+    """Passages there are, of which these are a sample; None: not known."""
+    unreadable: int = 0
+    """Documents that could not be read."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how the texts were taken."""
+        used = len(self.texts) + len(self.evaluation)
+        notes = []
+        if self.available is not None and used < self.available:
+            notes.append(
+                f"{used:,} of {self.available:,} passages were taken, spread over all of the texts by hash."
+            )
+        if self.unreadable:
+            notes.append(f"{self.unreadable:,} documents of the texts could not be read.")
+        return notes
+
+
+def set_of_texts(
+    name: str,
+    path: str,
+    *,
+    max_texts: int,
+    evaluation_passages: int | None,
+    text_field: str = "text",
+    source_field: str = "source",
+) -> SpecialistSet:
+    """The specialist set in a file or folder of texts: a bounded sample of its passages, some of every file.
+
+    All of the files are read. Documents are drawn by the hashes of their texts, so their order changes nothing.
+
+    Args:
+        path: whatever :func:`pipeline.corpus.listing.open_corpus` reads, with the same fields.
+        evaluation_passages: so many passages, of other documents where there are several, are for evaluation; None: a
+            fifth, ``EVALUATION`` at most, and none of fewer than ``LEAST_TO_SPLIT``.
+
+    Raises:
+        ValueError: a name that names no folder, unreadable texts (as :func:`pipeline.passages.build.build_passages`),
+        or too
+            few passages.
+    """
+    if not _FOLDER.fullmatch(name):
+        raise UserError(f"{name!r} cannot name a specialist; use letters, digits, '_', '-' and '.'.")
+    wanted = max_texts + (EVALUATION if evaluation_passages is None else evaluation_passages)
+    corpus = open_corpus(path, text_field=text_field, source_field=source_field)
+    sample = _Sample(wanted, files=len(corpus.files))
+    tally = sample.read(name, corpus)
+    documents = sample.documents()
+    passages = sum(map(len, documents))
+    if not passages:
+        bad = f" First: {tally.bad_named[0]}" if tally.bad_named else ""
+        raise UserError(f"specialist set {name}: no text in {path}. Give a file or folder with some.{bad}")
+    needed = evaluation_passages
+    if needed is None:
+        needed = min(EVALUATION, passages // 5) if passages >= LEAST_TO_SPLIT else 0
+    if passages <= needed:
+        raise UserError(
+            f"specialist set {name} has {passages} passages; it needs at least one, and {needed} more to evaluate on. "
+            "Give more text, or lower evaluation_passages."
+        )
+    evaluation = _taken(documents, needed)
+    texts = [text for document in documents for text in document][:max_texts]
+    return SpecialistSet(
+        name=name,
+        texts=texts,
+        evaluation=evaluation,
+        available=tally.passages_cut - tally.blank_passages,
+        unreadable=tally.bad_documents,
+    )
+
+
+class _Sample:
+    """The documents of a corpus with the lowest hashes: at least some of every file, about `wanted` passages in all."""
+
+    def __init__(self, wanted: int, *, files: int):
+        self.wanted, self.share = wanted, -(-wanted // max(1, files))
+        self.of_files: list[list[_Drawn]] = []
+        self.of_all: list[_Drawn] = []
+
+    def read(self, name: str, corpus: Corpus) -> Tally:
+        """Read all files. Raises UserError where more is lost than a build allows."""
+        losses = Losses(max_bad_documents=MAX_BAD_DOCUMENTS, max_damaged_files=0)
+        tally = Tally()
+        for file in corpus.files:
+            self.of_files.append([])
+            for document in read_documents(corpus, file):
+                if (text := tally.take(document, file.name)) is not None:
+                    self._add(text, tally.take_passages(cut_passages(text, PASSAGE_CHARACTERS)))
+                elif error := losses.error(tally, corpus.uri):
+                    raise UserError(f"specialist set {name}: {error}")
+        return tally
+
+    def _add(self, text: str, passages: list[str]) -> None:
+        drawn = (-int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]), passages[: self.wanted])
+        for kept, size in ((self.of_files[-1], self.share), (self.of_all, self.wanted)):
+            if drawn not in kept:  # a text that is there twice
+                (heappush if len(kept) < size else heappushpop)(kept, drawn)
+
+    def documents(self) -> list[list[str]]:
+        """The passages of the documents that were drawn, no passage twice."""
+        known: set[str] = set()
+        documents: dict[int, list[str]] = {}
+        for drawn, most in (
+            *((of_file, self.share) for of_file in self.of_files),
+            (self.of_all, self.wanted),
+        ):
+            room = min(most, self.wanted - len(known))
+            for number, passages in sorted(drawn, reverse=True):
+                new = [text for text in dict.fromkeys(passages) if text not in known][:room]
+                room -= len(new)
+                known.update(new)
+                documents.setdefault(number, []).extend(new)
+        return [documents[number] for number in sorted(documents, reverse=True) if documents[number]]
+
+
+def _taken(documents: list[list[str]], needed: int) -> list[str]:
+    """Take `needed` passages out of the documents, the ends of those that come first by their hashes.
+
+    What is left of a document of which some was taken is left out, unless there are so few documents, or it is so much
+    of what is left, that it would be missed.
+    """
+    taken: list[str] = []
+    left = sum(map(len, documents))
+    for document in sorted(documents, key=lambda document: hashlib.sha256(document[0].encode()).digest()):
+        missing = needed - len(taken)
+        if not missing:
+            break
+        left -= len(document)
+        taken += document[-missing:]
+        missed = len(documents) < FEW_DOCUMENTS or left < LEAST_TEXTS
+        document[:] = document[:-missing] if missed else []
+    return taken
+
+
+def held_out_sets(
+    store: str | Path, *, max_texts: int, evaluation_passages: int, max_sets: int
+) -> list[SpecialistSet]:
+    """The held-out sources of a store that have enough passages: wholly unseen ones first, then by size.
+
+    Args:
+        store: the store's folder.
+        evaluation_passages: a set has at least so many passages to evaluate on.
+
+    Raises:
+        ValueError: if no source has enough.
+    """
+    passages = _held_out(store)
+    sources = _sources(store)
+    unseen = set(sources.filter("unseen")["source"])
+    found = []
+    for (source,), frame in passages.group_by("source", maintain_order=True):
+        made = _split(source, frame, max_texts, evaluation_passages, unseen_source=source in unseen)
+        if made is not None:
+            found.append((not made.unseen_source, -len(frame), source, made))
+    if not found:
+        raise UserError(
+            f"no held-out source of {store} has {LEAST_TEXTS} passages and {evaluation_passages} more to evaluate "
+            "on. Hold out more when building the store, or lower evaluation_passages."
+        )
+    chosen = sorted(found, key=lambda row: row[:3])
+    # Unseen and seen sources alternate, so that max_sets keeps both kinds.
+    kinds = [[row[3] for row in chosen if row[0] is seen] for seen in (False, True)]
+    mixed = [made for pair in zip(*_padded(kinds), strict=True) for made in pair if made is not None]
+    return mixed[:max_sets]
+
+
+def generic_evaluation(store: str | Path, *, passages: int) -> list[str]:
+    """Held-out passages of the sources that were trained on, at most so many, chosen by hash: the generic
+    mixture as the training never saw it.
+    """
+    sources = _sources(store)
+    seen = sources.filter(~pl.col("unseen"))["source"]
+    frame = _held_out(store).filter(pl.col("source").is_in(seen.implode()))
+    ranked = sorted(frame["text"], key=lambda text: hashlib.sha256(text.encode()).digest())
+    return ranked[:passages]
+
+
+def _sources(store: str | Path) -> pl.DataFrame:
+    """The sources of a store and its additions, and whether they are unseen."""
+    files = [part / "passages" / "sources.parquet" for part in store_parts(store)]
+    tables = [pl.from_arrow(read_parquet(file, ["source", "unseen"])) for file in files]
+    return pl.concat(tables).unique(maintain_order=True)
+
+
+def _held_out(store: str | Path) -> pl.DataFrame:
+    read_manifest(Path(store) / "passages", "passages")
+    files = [file for part in store_parts(store) for file in part_files(part / "passages", "held_out")]
+    if not files:
+        raise UserError(f"{store} holds out no text. Build it with held_out_sources or held_out_fraction.")
+    return pl.concat([pl.from_arrow(read_parquet(file, ["document_id", "source", "text"])) for file in files])
+
+
+def _split(
+    source: str, frame: pl.DataFrame, max_texts: int, evaluation_passages: int, *, unseen_source: bool
+) -> SpecialistSet | None:
+    """Deal whole documents, in the order of their hashes, to evaluation until it has enough, then to texts.
+
+    Where too little is left for texts, as when one document is most of the source, they are shared as a user's are.
+    """
+    documents = frame.group_by("document_id").agg("text")
+    ranked = sorted(documents.iter_rows(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
+    texts: list[str] = []
+    evaluation: list[str] = []
+    for _, document in ranked:
+        (evaluation if len(evaluation) < evaluation_passages else texts).extend(document)
+    if len(texts) < LEAST_TEXTS:
+        shared = [list(document) for _, document in ranked]
+        evaluation = _taken(shared, evaluation_passages)
+        texts = [text for document in shared for text in document]
+    if len(evaluation) < evaluation_passages or len(texts) < LEAST_TEXTS:
+        return None
+    return SpecialistSet(
+        name=_folder_name(source),
+        texts=texts[:max_texts],
+        evaluation=evaluation[:evaluation_passages],
+        unseen_source=unseen_source,
+    )
+
+
+def _folder_name(source: str) -> str:
+    """A source's name, if it can be that of a folder; it comes from the documents, and may be a path or anything."""
+    if _FOLDER.fullmatch(source):
+        return source
+    digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', source)[:60].strip('-')}-{digest}".lstrip("-")
+
+
+def _padded(columns: list[list]) -> list[list]:
+    longest = max(map(len, columns))
+    return [[*column, *[None] * (longest - len(column))] for column in columns]

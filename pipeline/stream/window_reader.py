@@ -1,0 +1,152 @@
+"""Reading the windows that a plan names from a store's partitions, many at a time."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import numpy as np
+
+from pipeline.remote.store import RemoteStore
+from pipeline.stream.gather import gather
+from storage_schema.domains import DomainStore, MappedPartition
+
+LOOKED_AFTER_SECONDS = 1.0
+"""A file's state is asked for before and after a read, but at most so often: at thousands of domains a second that
+costs more than the tokens."""
+MOST_MAPPINGS = 24_576
+"""Of one reader. Linux allows a process 65,530 (``vm.max_map_count``), of which libraries and threads take some too."""
+
+
+def window_reader(store: DomainStore, sequence_length: int) -> MappedReader | RangeReader:
+    """What reads this store's windows."""
+    if isinstance(store, RemoteStore):
+        return RangeReader(store, sequence_length)
+    return MappedReader(store, sequence_length)
+
+
+class MappedReader:
+    """Reads windows of a store on this machine, whose partitions stay mapped once they were read, the last used ones.
+
+    That takes no file descriptors.
+
+    Thousands of domains a second would cost more than the bytes, were each an array of its own. So a window is known
+    by its address, and one gather (``gather.py``) copies all: only addresses of mapped windows are read.
+    """
+
+    def __init__(self, store: DomainStore, sequence_length: int):
+        self.store, self.sequence_length = store, sequence_length
+        self._windows_PK = np.stack([part.windows_K(sequence_length) for part in store.parts])
+        self._windows_K = self._windows_PK.sum(0)
+        self._first_PK = np.cumsum(self._windows_PK, axis=0) - self._windows_PK
+        self._address_PK = np.zeros(self._windows_PK.shape, np.int64)
+        """Where row 0 of a domain would lie, if this part had it."""
+        self._looked_PK = np.full(self._windows_PK.shape, -np.inf)
+        self._seen: dict[tuple[int, int], MappedPartition] = {}
+        self._mapped_PK = np.zeros(self._windows_PK.shape, bool)
+        self._dtype = store.token_dtype
+        self._step = sequence_length * self._dtype.itemsize
+
+    def read(self, domains: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Windows `rows` of `domains`: [len(rows), L + 1] of the store's token type.
+
+        Raises:
+            StoreError: a partition is missing, damaged, or was changed while it was read; it is named.
+        """
+        beyond = rows.astype(np.uint64) >= self._windows_K[domains]  # no address is made of these
+        if beyond.any():
+            domain, row = domains[beyond][0], rows[beyond][0]
+            raise IndexError(f"domain {domain} has {self._windows_K[domain]} windows; row {row} is none.")
+        if len(rows) > MOST_MAPPINGS // 2:  # so many may be in as many partitions
+            halves = zip(np.array_split(domains, 2), np.array_split(rows, 2), strict=True)
+            return np.concatenate([self.read(*half) for half in halves])
+        self._make_room(len(rows))
+        looked: list[MappedPartition] = []
+        if len(self._windows_PK) == 1:
+            addresses = self._addresses(0, domains, rows, looked)
+        else:
+            addresses = np.empty(len(rows), np.int64)
+            for number, first_K in enumerate(self._first_PK):
+                inside = (rows - first_K[domains]).astype(np.uint64) < self._windows_PK[number][domains]
+                addresses[inside] = self._addresses(number, domains[inside], rows[inside], looked)
+        windows = gather(addresses, self.sequence_length + 1, self._dtype)
+        for partition in looked:
+            partition.check()
+        return windows
+
+    def finish(self) -> None:
+        """After the last read: see that no file was changed meanwhile. Raises StoreError as :meth:`read` does."""
+        for number, domain in np.argwhere(self._mapped_PK).tolist():
+            self._seen[number, domain].check()
+
+    def _addresses(
+        self, number: int, domains: np.ndarray, rows: np.ndarray, looked: list[MappedPartition]
+    ) -> np.ndarray:
+        """Of windows that lie in one part, in bytes; the files that were looked at for it are added to `looked`."""
+        looked += self._look_after(number, domains)
+        return self._address_PK[number][domains] + rows * self._step
+
+    def _look_after(self, number: int, domains: np.ndarray) -> list[MappedPartition]:
+        """Map what is not, and see that no file was changed: past a file's end lie zeros, or the process's death."""
+        now = time.monotonic()
+        used = np.flatnonzero(np.bincount(domains))
+        due = used[now - self._looked_PK[number, used] > LOOKED_AFTER_SECONDS]
+        for domain in due.tolist():
+            if not self._mapped_PK[number, domain]:
+                self._map(number, domain)
+            self._seen[number, domain].check()
+        self._looked_PK[number, due] = now
+        return [self._seen[number, domain] for domain in due.tolist()]
+
+    def _map(self, number: int, domain: int) -> None:
+        if (number, domain) not in self._seen:
+            self._seen[number, domain] = MappedPartition(self.store.parts[number], domain)
+        address = self._seen[number, domain].map().ctypes.data
+        self._address_PK[number, domain] = address - self._first_PK[number, domain] * self._step
+        self._mapped_PK[number, domain] = True
+
+    def _make_room(self, wanted: int) -> None:
+        """Unmap what was used the longest ago, so that `wanted` partitions can be mapped; no address may be in use."""
+        too_many = int(np.count_nonzero(self._mapped_PK)) + wanted - MOST_MAPPINGS
+        if too_many <= 0:
+            return
+        oldest = np.argsort(self._looked_PK[self._mapped_PK])[:too_many]
+        for number, domain in np.argwhere(self._mapped_PK)[oldest].tolist():
+            self._seen[number, domain].unmap()
+            self._mapped_PK[number, domain] = False
+            self._looked_PK[number, domain] = -np.inf
+
+
+class RangeReader:
+    """Reads windows of a store elsewhere, by range."""
+
+    def __init__(self, store: RemoteStore, sequence_length: int):
+        self.store, self.sequence_length = store, sequence_length
+
+    def read(self, domains: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """As :meth:`MappedReader.read`; a read that fails is tried again before it is an error."""
+        order = np.lexsort((rows, domains))
+        out = np.empty((len(rows), self.sequence_length + 1), self.store.token_dtype)
+        room = self.store.windows_in_cache(self.sequence_length)
+        for start in range(0, len(order), room):  # so many as are fetched at once
+            some = order[start : start + room]
+            self.store.prefetch(domains[some], rows[some], self.sequence_length)
+            edges = np.flatnonzero(np.diff(domains[some], prepend=-1, append=-1))
+            for begin, end in pairwise(edges.tolist()):
+                places = some[begin:end]
+                out[places] = self._of_domain(int(domains[places[0]]), rows[places])
+        return out
+
+    def finish(self) -> None:
+        """Nothing: each read looks after its files."""
+
+    def _of_domain(self, domain: int, rows: np.ndarray) -> np.ndarray:
+        """Windows `rows`, ascending, of one domain: those of its first part come first."""
+        taken, first = [], 0
+        for windows in self.store.windows(domain, self.sequence_length):
+            begin, end = np.searchsorted(rows, (first, first + len(windows)))
+            taken.append(windows.take(rows[begin:end] - first))
+            first += len(windows)
+        if rows[-1] >= first:
+            raise IndexError(f"domain {domain} has {first} windows; row {rows[-1]} is none.")
+        return np.concatenate(taken)

@@ -1,0 +1,1 @@
+"""The tree of centroids: fitted, and asked for the nearest."""

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from pipeline.corpus.listing import BadDocument, Document, open_corpus
+from tests.toy_corpora import read_all
+
+RECORDS = [{"text": f"text {i}", "source": f"s{i % 2}"} for i in range(5)]
+LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
+
+
+def test_json_lines_plain_gz_and_zst_hold_the_same_documents(tmp_path):
+    packings = {"a.jsonl": LINES, "a.jsonl.gz": gzip.compress(LINES), "a.json.zst": zstandard.compress(LINES)}
+    for name, content in packings.items():
+        (tmp_path / name).write_bytes(content)
+        found = read_all(tmp_path / name)
+        assert [(document.text, document.source) for document in found] == [
+            tuple(r.values()) for r in RECORDS
+        ]
+        assert [document.document_id for document in found] == [f"{name}:{line}" for line in range(1, 6)]
+
+
+def test_parquet_and_other_field_names(tmp_path):
+    pq.write_table(
+        pa.table({"body": ["a", "b"], "site": ["x", None], "other": [1, 2]}), tmp_path / "p.parquet"
+    )
+    assert read_all(tmp_path / "p.parquet", text_field="body", source_field="site") == [
+        Document("p.parquet:0", "x", "a"),
+        Document("p.parquet:1", "p", "b"),
+    ]
+    [bad] = read_all(tmp_path / "p.parquet")
+    assert bad.where == "p.parquet" and "'text'" in bad.problem and "body" in bad.problem
+
+
+def test_folder_is_listed_in_order_with_sources(tmp_path):
+    (tmp_path / "corpus" / "b").mkdir(parents=True)
+    folder = tmp_path / "corpus"
+    (folder / "b" / "x.txt").write_text("in b")
+    (folder / "a.md").write_text("at the top")
+    (folder / "lines.jsonl").write_text('{"text": "no source"}\n')
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    (folder / ".hidden.txt").write_text("hidden")
+    (folder / "blank.txt").write_text("  \n")
+    assert read_all(folder) == [
+        Document("a.md", "corpus", "at the top"),
+        Document("b/x.txt", "b", "in b"),
+        Document("blank.txt", "corpus", "  \n"),
+        Document("lines.jsonl:1", "lines", "no source"),
+    ]
+    assert read_all(folder.as_uri()) == read_all(folder)
+
+
+def test_not_utf8_names_file_or_line_and_the_rest_is_read(tmp_path):
+    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    (tmp_path / "lines.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n{"text": "c"}\n')
+    bad, first, second, third = read_all(tmp_path)
+    assert bad == BadDocument("latin.txt", "not UTF-8: byte 0xef at 2", "not UTF-8")
+    assert isinstance(second, BadDocument) and second.where == "lines.jsonl:2" and "UTF-8" in second.problem
+    assert (first.text, third.text) == ("a", "c")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_truncated_file_gives_what_comes_before_and_names_the_line(tmp_path, suffix):
+    content = "".join(json.dumps({"text": os.urandom(300).hex()}) + "\n" for _ in range(2000)).encode()
+    packed = gzip.compress(content) if suffix == ".gz" else zstandard.compress(content)
+    (tmp_path / f"cut.jsonl{suffix}").write_bytes(packed[: len(packed) // 2])
+    *documents, bad = read_all(tmp_path / f"cut.jsonl{suffix}")
+    assert 0 < len(documents) < 2000
+    assert isinstance(bad, BadDocument)
+    assert bad.where == f"cut.jsonl{suffix}:{len(documents) + 1}" and "runcated" in bad.problem
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"txt": "misspelt"}', "'text' holds no text; fields: txt"),
+        ('{"text": 7}', "holds a int"),
+        ("[1, 2]", "a JSON list"),
+        ('{"text": "broken', "not JSON"),
+        ('{"text": "\\ud800"}', "surrogate"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, problem):
+    (tmp_path / "l.jsonl").write_text('{"text": "good"}\n\n' + line + "\n")
+    good, bad = read_all(tmp_path / "l.jsonl")
+    assert good.text == "good"
+    assert bad.where == "l.jsonl:3" and problem in bad.problem
+
+
+def test_empty_corpora_are_errors(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "nothing.txt").touch()
+    for uri in (tmp_path / "empty", tmp_path / "empty" / "nothing.txt"):
+        with pytest.raises(ValueError, match="is empty.*\\.jsonl.*environment"):
+            open_corpus(str(uri))
+    with pytest.raises(ValueError, match="does not exist"):
+        open_corpus(str(tmp_path / "absent"))
+    with pytest.raises(ValueError, match="cannot be opened"):
+        open_corpus("nosuchscheme://bucket/x")
+
+
+def test_digest_follows_names_sizes_times_and_fields(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    os.utime(path, ns=(0, 1_000))
+    before = open_corpus(str(tmp_path)).digest
+    assert open_corpus(str(tmp_path)).digest == before
+    assert open_corpus(str(tmp_path), text_field="body").digest != before
+    os.utime(path, ns=(0, 2_000))
+    assert open_corpus(str(tmp_path)).digest != before
+
+
+def test_groups_keep_order_and_bound(tmp_path):
+    for number, size in enumerate([40, 40, 40, 500, 10]):
+        (tmp_path / f"{number}.txt").write_text("x" * size)
+    groups = open_corpus(str(tmp_path)).groups(100)
+    assert [[file.bytes for file in group] for group in groups] == [[40, 40], [40], [500], [10]]

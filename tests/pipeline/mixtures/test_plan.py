@@ -1,0 +1,262 @@
+"""The plan: pure, random-access, world-size-free arithmetic. Its distribution: test_statistics.py."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.mixtures.meta_distributions import Dirichlet, Fixed, Given, Sparse, generic_weights
+from pipeline.mixtures.plan import MixturePlan, _domains
+from tests.extras import missing
+
+K = 4096
+GOLDEN_SUPPORT = [[[3, 4], [3, 4]], [[2, 3], [0, 3]]]
+GOLDEN_DOMAIN = [[3, 3, 4, 3], [2, 2, 3, 0]]
+GOLDEN_ROW = [[1, 1, 6, 0], [3, 2, 0, 1]]
+GOLDEN_DIGESTS = {
+    "sparse": "20c6d2bdf469dce49775f55e1131338b8ceedc4a1087b26aba64fe6bda30c3d7",
+    "by size": "56d6f2d79d1a9524e9b6226318b64cc4ec643f4c007938451a67550b74f605b8",
+    "uniform": "2c76efad1a2bab060d464f6112d4a1005d9f1b70562f44ddb771c815a4116112",
+    "dirichlet": "23f3b21193fed945667182746a585494b03adcda743fe65563c137bcaf459eaa",
+    "around the generic one": "3f20dd92ca5925201c4952d1108da4ce8df6bf34ac8d59596ecf67f40a6673d6",
+    "fixed": "53b0eae4c1416a07db42ff5ef7e5fe35c8574c6f6ecfc86dfdd17dea31ba9194",
+    "given": "a504586f29ff9eea19a17208501f604ff4b6fb5b3d633eb0fc57c781bacaa096",
+}
+
+
+def windows(seed=0):
+    sizes = np.random.Generator(np.random.PCG64(seed)).integers(1, 1000, K)
+    sizes[::7] = 0
+    return sizes
+
+
+def plan(law=None, **settings):
+    defaults = dict(seed=5, batch_size=32, mixtures_per_step=4)
+    return MixturePlan(windows(), law or Sparse(support_size=4), **defaults | settings)
+
+
+LAWS = {
+    "sparse": Sparse(support_size=4),
+    "by size": Sparse(support_size=4, by_size=True),
+    "uniform": Sparse(support_size=int((windows() > 0).sum())),
+    "dirichlet": Dirichlet(concentration=0.3, support_size=6),
+    "around the generic one": Dirichlet(concentration=0.05, by_size=True),
+    "fixed": Fixed(generic_weights(windows())),
+    "given": Given(lambda number: (np.array([9 + number % 3, 1]), np.array([0.75, 0.25])), name="test"),
+}
+
+
+def digest(steps):
+    found = hashlib.sha256()
+    for array in (steps.support_TWs, steps.weights_TWs, steps.domain_TB, steps.row_TB):
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def chi_square(found, expected):
+    return ((found - expected) ** 2 / expected).sum()
+
+
+def test_golden_vectors():
+    """Frozen: a change of NumPy or of the arithmetic would silently give a resumed run other data."""
+    small = MixturePlan(
+        np.array([3, 0, 5, 2, 9]), Sparse(support_size=2), seed=11, batch_size=4, mixtures_per_step=2
+    ).steps(7, 9)
+    assert small.support_TWs.tolist() == GOLDEN_SUPPORT
+    assert small.domain_TB.tolist() == GOLDEN_DOMAIN
+    assert small.row_TB.tolist() == GOLDEN_ROW
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_golden_digest_of_each_law(law):
+    assert digest(plan(LAWS[law]).steps(10**6, 10**6 + 3)) == GOLDEN_DIGESTS[law]
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_window_of_steps_is_the_same_as_each_step_alone(law):
+    made = plan(LAWS[law])
+    whole = made.steps(90, 120)
+    for step in (90, 101, 119):
+        one = made.steps(step, step + 1)
+        assert np.array_equal(one.domain_TB[0], whole.domain_TB[step - 90])
+        assert np.array_equal(one.row_TB[0], whole.row_TB[step - 90])
+        assert np.array_equal(one.domain_weights(step, K), whole.domain_weights(step, K))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_some_slots_alone_are_those_of_the_whole_step(law):
+    made = plan(LAWS[law])
+    whole = made.steps(5, 8)
+    for slots in (slice(0, 4), slice(6, 19), slice(31, 32)):
+        some = made.steps(5, 8, slots)
+        assert np.array_equal(some.domain_TB, whole.domain_TB[:, slots])
+        assert np.array_equal(some.row_TB, whole.row_TB[:, slots])
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_every_law_gives_weights_and_draws_only_what_has_some(law):
+    steps = plan(LAWS[law]).steps(0, 50)
+    mixture = plan().mixture_of_slot()
+    for step in range(50):
+        dense_WK = steps.domain_weights(step, K)
+        assert (dense_WK >= 0).all() and (windows()[dense_WK.any(0)] > 0).all()
+        np.testing.assert_allclose(dense_WK.sum(1), 1, atol=1e-12)
+        assert (dense_WK[mixture, steps.domain_TB[step]] > 0).all()
+    assert ((steps.row_TB >= 0) & (steps.row_TB < windows()[steps.domain_TB])).all()
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_support_is_exact_and_distinct(by_size):
+    steps = plan(Sparse(support_size=16, by_size=by_size)).steps(0, 200)
+    assert (np.diff(steps.support_TWs, axis=-1) > 0).all()
+    assert ((steps.domain_weights(3, K) > 0).sum(1) == 16).all()
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_dirichlet_moments(by_size):
+    """Mean and variance of Dirichlet weights are known."""
+    sizes = np.array([1, 2, 3, 6])
+    alpha = 0.7 * (4 * sizes / 12 if by_size else np.ones(4))
+    law = Dirichlet(concentration=0.7, by_size=by_size)
+    weights = MixturePlan(sizes, law, seed=4, batch_size=1).steps(0, 40_000).weights_TWs[:, 0]
+    mean = alpha / alpha.sum()
+    np.testing.assert_allclose(weights.mean(0), mean, atol=0.01)
+    np.testing.assert_allclose(weights.var(0), mean * (1 - mean) / (alpha.sum() + 1), rtol=0.05)
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_the_smallest_concentration_gives_the_sparsest_mixtures(by_size):
+    """Nearly all of a mixture is one domain, whose gamma variate is mostly too small to be a number."""
+    law = Dirichlet(concentration=1e-3, support_size=4, by_size=by_size)
+    weights = MixturePlan(np.full(64, 5), law, seed=4, batch_size=1).steps(0, 4000).weights_TWs[:, 0]
+    largest = weights.max(1)
+    assert abs(largest.mean() - 0.998) < 0.001 and (largest < 0.9).mean() < 0.01
+    assert chi_square(np.bincount(weights.argmax(1), minlength=4), np.full(4, 1000)) < 16.3
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
+
+
+def test_generic_mixture_draws_windows_equally():
+    sizes = np.array([10, 0, 30, 60])
+    generic = MixturePlan(sizes, Fixed(generic_weights(sizes)), seed=0, batch_size=10_000)
+    steps = generic.steps(4, 5)
+    found = np.bincount(steps.domain_TB[0], minlength=4)
+    assert found[1] == 0
+    assert chi_square(found[[0, 2, 3]], np.array([1000, 3000, 6000])) < 13.8
+    np.testing.assert_allclose(steps.domain_weights(4, 4), [[0.1, 0, 0.3, 0.6]])
+
+
+def test_whole_support_is_the_uniform_meta_distribution():
+    every = MixturePlan(np.array([4, 4, 0, 4]), Sparse(support_size=3), seed=0, batch_size=2).steps(0, 5)
+    assert (every.support_TWs == [0, 1, 3]).all()
+
+
+def test_given_mixtures_may_differ_in_size():
+    def function(number):
+        return (np.array([2]), np.ones(1)) if number % 2 else (np.array([3, 0, 1]), np.array([0.5, 0.5, 0]))
+
+    steps = MixturePlan(
+        np.full(4, 9), Given(function, "x"), seed=0, batch_size=200, mixtures_per_step=2
+    ).steps(3, 5)
+    for step in (3, 4):
+        assert steps.domain_weights(step, 4).tolist() == [[0.5, 0, 0, 0.5], [0, 0, 1, 0]]
+        assert set(steps.domain_TB[step - 3, :100]) == {0, 3} and set(steps.domain_TB[step - 3, 100:]) == {2}
+
+
+def test_a_point_on_the_very_end_is_no_domain_without_weight():
+    """The largest uniform number there is, times a sum just above or below 1, rounds onto the sum."""
+    support, mixture = np.array([[[4, 7, 7]]]), np.zeros(2, int)
+    for total in np.nextafter(1, [0, 2]).tolist() + [1 / 3]:
+        weights = np.array([[[total / 2, total / 2, 0]]])
+        assert _domains(support, weights, np.full((1, 2), 1 - 2**-53), mixture).tolist() == [[7, 7]]
+        assert _domains(support[..., ::-1], weights[..., ::-1], np.zeros((1, 2)), mixture).tolist() == [
+            [7, 7]
+        ]
+
+
+def test_digest_names_the_data():
+    assert plan().digest == plan().digest
+    for change in (
+        {"seed": 6},
+        {"batch_size": 64},
+        {"law": Sparse(support_size=5)},
+        {"law": Sparse(support_size=4, by_size=True)},
+        {"law": Dirichlet(support_size=4)},
+        {"store_digest": "x"},
+        {"sequence_length": 9},
+    ):
+        assert plan(**change).digest != plan().digest
+
+
+def given(support, weights):
+    return Given(lambda number: (np.array(support), np.array(weights)), name="f")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 30}, "batch_size 30 is not a positive multiple of mixtures_per_step 4"),
+        ({"law": Sparse(support_size=0)}, "support_size is 0"),
+        ({"law": Sparse(support_size=4096)}, "between 1 and the 3510 domains"),
+        ({"law": Dirichlet(support_size=4096)}, "between 1 and the 3510 domains"),
+        ({"law": Sparse(support_size=300)}, "at most 256, or all 3510"),
+        ({"law": Fixed(np.ones(3) / 3)}, "3 domain weights for 4096 domains"),
+        ({"law": Fixed(np.eye(K)[0])}, "domain 0 has weight 1 but no whole window"),
+        ({"law": Fixed([0.5, 0.5])}, "2 domain weights for 4096 domains"),
+        ({"seed": -1}, r"seed is -1; it must be from 0 to 2\^64 - 1"),
+        ({"seed": 1 << 64}, "seed is 18446744073709551616"),
+        ({"law": Fixed(np.full(K, np.nan))}, "domain 0 has weight nan"),
+        ({"law": Fixed(np.eye(K)[1] * 2 - np.eye(K)[2])}, "domain 2 has weight -1"),
+        ({"law": Fixed(np.eye(K)[1] * 0.9)}, "sum to 0.9, not to 1"),
+        ({"law": given([1, 2], [1.0])}, r"mixture 0 of f: \(2,\) domains and \(1,\) weights"),
+        ({"law": given([1, 1], [0.5, 0.5])}, "domain 1 occurs twice"),
+        ({"law": given([1, 5000], [0.5, 0.5])}, "numbers from 0 to 4095"),
+        ({"law": given([1, 2], [0.5, np.inf])}, "domain 2 has weight inf"),
+        ({"law": given([], [])}, "give one for each"),
+    ],
+)
+def test_impossible_plans_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**settings).steps(0, 1)
+
+
+@pytest.mark.parametrize("weights", [["a", "b"], [1j, 0], [None, 1.0]])
+def test_fixed_weights_are_numbers(weights):
+    with pytest.raises(ValueError, match="domain weights must be real numbers"):
+        Fixed(weights)
+
+
+def test_a_concentration_out_of_bounds_is_refused():
+    with pytest.raises(ValueError, match="concentration is 0; it must be between"):
+        Dirichlet(concentration=0)
+
+
+def test_a_store_without_a_whole_window_is_refused():
+    with pytest.raises(ValueError, match="every domain is empty"):
+        MixturePlan(np.zeros(4, int), Sparse(support_size=1), seed=0, batch_size=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", ["2.0.2", "2.2.6"])
+def test_golden_vectors_on_another_numpy(tmp_path, version):
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary", "numpy"]
+    pip += ["--target", str(tmp_path), f"numpy=={version}"]
+    installed = subprocess.run(pip, capture_output=True, text=True)
+    if installed.returncode:
+        missing(
+            f"NumPy {version}", f"a package index that has it ({installed.stderr.strip().splitlines()[-1]})"
+        )
+    test = f"import numpy; assert numpy.__version__ == '{version}'; import pytest; "
+    test += f"raise SystemExit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'golden', {__file__!r}]))"
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, "-c", test],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and f"{1 + len(LAWS)} passed" in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,96 @@
+"""What is decided from hashes, against the same rules written plainly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.passages import selection
+from pipeline.passages.cutting import text_hash
+from pipeline.passages.extraction import EXTRACTED
+from pipeline.passages.selection import Selection, rows_of, select_passages
+
+SOURCES = ("ant", "bee", "cow", "dog")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Shards of documents of one to five passages, many of them duplicates, and their rows."""
+    folder = tmp_path_factory.mktemp("shards")
+    generator = np.random.default_rng(0)
+    shards, rows, document = [], [], 0
+    for number in range(7):
+        here = []
+        for _ in range(generator.integers(0, 90)):
+            name, source = f"document {document}", SOURCES[generator.integers(4)]
+            document += 1
+            for _ in range(generator.integers(1, 6)):
+                text = f"passage {generator.integers(600)}"
+                here.append((name, source, text, text_hash(name), text_hash(text)))
+        columns = list(zip(*here, strict=True)) or [()] * 5
+        table = pa.table([pa.array(c, f.type) for c, f in zip(columns, EXTRACTED, strict=True)], EXTRACTED)
+        shards.append(folder / f"shard-{number}.parquet")
+        pq.write_table(table, shards[-1])
+        rows.append(here)
+    return shards, rows
+
+
+def plainly(rows, chosen):
+    """(train, held out) as lists of (shard, row)."""
+    mixed = {r[0]: (r[3] * int(selection._MIX)) % 2**64 for here in rows for r in here}
+    allowed = set(mixed)
+    if chosen.max_documents_per_source is not None:
+        of = {source: {r[0] for here in rows for r in here if r[1] == source} for source in SOURCES}
+        limit = chosen.max_documents_per_source
+        allowed = {name for names in of.values() for name in sorted(names, key=mixed.get)[:limit]}
+    first = [{}, {}]
+    for s, here in enumerate(rows):
+        for i, (name, source, _, document, text) in enumerate(here):
+            if name in allowed:
+                held_out = source in chosen.held_out_sources or document < chosen.held_out_fraction * 2**64
+                places = first[held_out].setdefault(text, [])
+                if not (places and chosen.drop_duplicates):
+                    places.append((s, i))
+    train, held_out = first
+    fresh = sorted(place for text, places in held_out.items() if text not in train for place in places)
+    kept = [place for text in sorted(train) for place in train[text]]
+    return sorted(kept[: chosen.max_passages]), fresh
+
+
+@pytest.mark.parametrize("bucket_rows", [1 << 20, 30])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Selection(held_out_fraction=0.1),
+        Selection(held_out_sources=("bee",), held_out_fraction=0.0, max_passages=150),
+        Selection(held_out_sources=("ant", "dog"), max_documents_per_source=20),
+        Selection(held_out_fraction=0.3, max_documents_per_source=9, max_passages=40),
+        Selection(held_out_fraction=0.2, drop_duplicates=False),
+        Selection(held_out_fraction=0.2, drop_duplicates=False, max_passages=130),
+    ],
+)
+def test_the_rules_hold_whatever_the_number_of_buckets(corpus, chosen, bucket_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(selection, "BUCKET_ROWS", bucket_rows)
+    monkeypatch.setattr(selection, "LEAST_PART_ROWS", 11)
+    shards, rows = corpus
+    plan = select_passages(shards, chosen, tmp_path, run=lambda f, given: [f(*some) for some in given])
+    assert [part.number for part in plan.parts] == list(range(len(plan.parts)))
+    found = {"train": [], "held_out": []}
+    for part in plan.parts:
+        here = [
+            (shard, int(row))
+            for (shard, _, _), taken in zip(part.shards, rows_of(part, plan.decisions), strict=True)
+            for row in taken
+        ]
+        assert len(here) == part.rows
+        found[part.split] += here
+    train, held_out = plainly(rows, chosen)
+    assert found == {"train": train, "held_out": held_out}
+    assert plan.counts["passages"] == len(train) and plan.counts["held_out_passages"] == len(held_out)
+    for line in plan.sources.to_pylist():
+        assert line["train_passages"] == sum(rows[s][i][1] == line["source"] for s, i in train)
+        assert line["held_out_passages"] == sum(rows[s][i][1] == line["source"] for s, i in held_out)
+        assert line["unseen"] == (line["source"] in chosen.held_out_sources)
+    assert not list(tmp_path.glob("bucket*"))

@@ -1,0 +1,86 @@
+"""Texts as specialist sets: a bounded sample of all of them, whatever their order."""
+
+import json
+import random
+
+import polars as pl
+import pytest
+
+from pipeline.specialists.sets import _split, set_of_texts
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def records(number, field="text"):
+    kinds = ("cats and dogs", "ships and sails")
+    return [{field: f"{kinds[2 * n // number]}, text number {n}"} for n in range(number)]
+
+
+def test_a_sample_is_of_the_whole_file_and_the_same_for_any_order(tmp_path):
+    ordered = records(600)
+    mixed = random.Random(0).sample(ordered, len(ordered))
+    one, other = (
+        set_of_texts("t", write(tmp_path / f"{n}.jsonl", some), max_texts=200, evaluation_passages=0)
+        for n, some in enumerate((ordered, mixed))
+    )
+    assert one == other and len(one.texts) == 200
+    assert 60 < sum("cats" in text for text in one.texts) < 140
+    assert one.notes == ["200 of 600 passages were taken, spread over all of the texts by hash."]
+    assert not set_of_texts(
+        "t", write(tmp_path / "few.jsonl", ordered[:9]), max_texts=9, evaluation_passages=0
+    ).notes
+
+
+def test_every_file_has_its_share(tmp_path):
+    write(tmp_path / "a.jsonl", records(500))
+    for name in "bc":
+        (tmp_path / f"{name}.txt").write_text(f"the only text of {name}")
+    texts = set_of_texts("t", str(tmp_path), max_texts=30, evaluation_passages=0).texts
+    assert len(texts) == 30 and {"the only text of b", "the only text of c"} <= {*texts}
+
+
+def test_fields_are_named_as_for_a_build(tmp_path):
+    path = write(tmp_path / "c.jsonl", records(5, "content"))
+    assert len(set_of_texts("t", path, max_texts=9, evaluation_passages=0, text_field="content").texts) == 5
+    with pytest.raises(
+        ValueError, match=r"no text in .* First: c.jsonl:1: field 'text' holds no text; fields: content"
+    ):
+        set_of_texts("t", path, max_texts=9, evaluation_passages=0)
+
+
+@pytest.mark.parametrize("where", [0, 300, 599])
+def test_a_bad_row_is_counted_wherever_it_stands(tmp_path, where):
+    rows = records(600)
+    rows[where] = {"no": "text"}
+    one = set_of_texts("t", write(tmp_path / "a.jsonl", rows), max_texts=200, evaluation_passages=0)
+    assert "1 documents of the texts could not be read." in one.notes
+    rows = [{"no": "text"}] * 101 + rows
+    with pytest.raises(
+        ValueError, match=r"specialist set t: 101 documents or more .* max_bad_documents is 100"
+    ):
+        set_of_texts("t", write(tmp_path / "a.jsonl", rows), max_texts=200, evaluation_passages=0)
+
+
+def test_texts_are_left_where_one_document_is_large(tmp_path):
+    """The large one may come last by its hash, and be cut into the evaluation."""
+    for try_ in range(8):
+        small = [{"text": f"small document {try_} {n}"} for n in range(9)]
+        large = {"text": "".join(f"{try_}: sentence {n} of the large one.\n\n" for n in range(6000))}
+        path = write(tmp_path / f"{try_}.jsonl", [*small, large])
+        one = set_of_texts("t", path, max_texts=200, evaluation_passages=20)
+        assert len(one.evaluation) == 20 and len(one.texts) >= 20
+        assert not {*one.evaluation} & {*one.texts}
+
+
+@pytest.mark.parametrize("sizes", [[500], [2, 3, 300], [109, *[3] * 5]])
+def test_a_held_out_source_that_is_mostly_one_document_is_shared(sizes):
+    """It has enough passages, so it is a set, whichever document comes first by its hash."""
+    for first in range(8):
+        rows = [(f"{first} {d}", f"{d} {n}") for d, size in enumerate(sizes) for n in range(size)]
+        frame = pl.DataFrame(rows, schema=["document_id", "text"], orient="row")
+        made = _split("s", frame, 200, 20, unseen_source=True)
+        assert made is not None and len(made.evaluation) == 20 and len(made.texts) >= 20
+        assert not set(made.texts) & set(made.evaluation)
