@@ -77,7 +77,7 @@ install: $(STAMP)
 down:
 	@if [ -x $(VENV)/bin/soe ]; then $(VENV)/bin/soe down; fi
 
-$(STAMP): pyproject.toml constraints.txt soe_model/combine.c pipeline/stream/gather.c
+$(STAMP): pyproject.toml constraints.txt soe_model/files/exact_sum.c pipeline/stream/gather.c
 	@echo "[1/2] Making $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "[2/2] Installing the packages (a few minutes the first time)"

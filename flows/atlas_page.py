@@ -107,7 +107,7 @@ def read_specialists(folder: str | Path, store: DomainStore) -> dict[str, dict[i
 
     Raises :class:`StoreError` if there is none, or if one is of a soup of other domains.
     """
-    from soe_model.recipe import read_recipe
+    from soe_model.specialists.recipe import read_recipe
 
     folder = Path(folder)
     name = manifest_name("specialist")

@@ -14,9 +14,9 @@ import torch
 
 from pipeline.specialists.domain_weights import Placement
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
-from soe_model.evaluation import bootstrap_interval, normal_interval, window_losses
-from soe_model.flat import empty_instances
-from soe_model.soup import SoupOfExperts
+from soe_model.files.soup import SoupOfExperts
+from soe_model.model.flat_module import empty_instances
+from soe_model.specialists.evaluation import bootstrap_interval, normal_interval, window_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,7 @@ from rich.table import Table
 from flows.jobs.run_plan import resolve
 from flows.machine_memory import available_memory, memory_of_nodes, smallest_gpu
 from flows.settings import Pretrain
-from soe_model.cost import (
+from soe_model.planning.cost import (
     Setup,
     checkpoint_bytes,
     model_size,
@@ -23,8 +23,8 @@ from soe_model.cost import (
     step_time,
     worker_memory,
 )
-from soe_model.devices import DEVICES, Device, device
-from soe_model.fitting import GB, needed, refuse_what_cannot_fit, share_of_worker
+from soe_model.planning.devices import DEVICES, Device, device
+from soe_model.planning.memory_check import GB, needed, refuse_what_cannot_fit, share_of_worker
 from soe_model.presets import SoupConfig, TrainingConfig
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_object

@@ -21,7 +21,7 @@ from flows.loss_meter import LossMeter
 from pipeline.mixtures.ratios import RUN, RUN_ID, UNREAD, columns_of, read_table, spread
 from pipeline.specialists.domain_weights import check_domain_weights
 from pipeline.specialists.sets import set_of_texts
-from soe_model.soup import SoupOfExperts
+from soe_model.files.soup import SoupOfExperts
 from storage_schema.errors import UserError
 from storage_schema.layout import soup_folder
 from storage_schema.manifest import StoreError, write_atomically

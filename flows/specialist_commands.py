@@ -159,8 +159,8 @@ def _specialize(arguments: argparse.Namespace) -> int:
 
 
 def _materialize(arguments: argparse.Namespace) -> int:
-    from soe_model.recipe import read_recipe
-    from soe_model.specialization import materialize
+    from soe_model.specialists.recipe import read_recipe
+    from soe_model.specialists.specialist_files import materialize
 
     out = Path(arguments.out)
     recipe = read_recipe(arguments.recipe)
@@ -170,7 +170,7 @@ def _materialize(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from soe_model.specialization import verify_specialist
+    from soe_model.specialists.specialist_files import verify_specialist
 
     found = verify_specialist(arguments.specialist, _soup(arguments.soup))
     for problem in found.problems:
@@ -185,8 +185,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _blend(arguments: argparse.Namespace) -> int:
-    from soe_model.recipe import BLEND_COEFFICIENTS, BLEND_DOMAIN_WEIGHTS, blend, read_recipe
-    from soe_model.specialization import materialize
+    from soe_model.specialists.recipe import BLEND_COEFFICIENTS, BLEND_DOMAIN_WEIGHTS, blend, read_recipe
+    from soe_model.specialists.specialist_files import materialize
 
     soup = _soup(arguments.soup)
     recipes = [read_recipe(path) for path in arguments.recipes]
@@ -219,7 +219,7 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from soe_model.recipe import read_recipe
+    from soe_model.specialists.recipe import read_recipe
 
     soup, recipe, out = _soup(arguments.soup), read_recipe(arguments.recipe), Path(arguments.out)
     if arguments.tool == "mergekit":
@@ -241,7 +241,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _soup(name: str) -> Any:
-    from soe_model.soup import SoupOfExperts
+    from soe_model.files.soup import SoupOfExperts
     from storage_schema.layout import soup_folder
 
     return SoupOfExperts.open(soup_folder(name))

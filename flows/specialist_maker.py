@@ -21,10 +21,10 @@ from pipeline.embeddings.embedder import reload_embedder
 from pipeline.specialists.domain_weights import Placement, Rule, place
 from pipeline.specialists.sets import SpecialistSet
 from pipeline.stream.replay import generic_windows
-from soe_model.coefficient_learning import learn_coefficients
-from soe_model.fine_tuning import fine_tune
-from soe_model.recipe import Recipe, make_recipe
-from soe_model.soup import SoupOfExperts
+from soe_model.files.soup import SoupOfExperts
+from soe_model.specialists.coefficient_learning import learn_coefficients
+from soe_model.specialists.fine_tuning import fine_tune
+from soe_model.specialists.recipe import Recipe, make_recipe
 from storage_schema.errors import UserError
 from storage_schema.layout import store_place
 

@@ -8,8 +8,8 @@ from typing import Any, get_args
 from flows.settings import SpecialistMethod, Specialize, refuse_unused
 from pipeline.specialists.domain_weights import Rule
 from pipeline.specialists.sets import SpecialistSet
-from soe_model.coefficient_learning import Learning
-from soe_model.recipe import FINE_TUNED
+from soe_model.specialists.coefficient_learning import Learning
+from soe_model.specialists.recipe import FINE_TUNED
 from storage_schema.errors import UserError
 from storage_schema.manifest import content_digest
 

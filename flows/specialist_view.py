@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from soe_model.model_card import LOSSES
+from soe_model.specialists.model_card import LOSSES
 from storage_schema.manifest import Manifest
 
 

@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from soe_model.backbone import gpt2_config
 from soe_model.bounds import finite_positive, require, whole
+from soe_model.model.backbone import gpt2_config
 from soe_model.optimizers import AdamConfig, check_name
 from storage_schema.errors import UserError
 
@@ -31,7 +31,7 @@ class SoupConfig:
     """Hidden units; ours, as the next three: the paper says a two-layer MLP."""
     router_input_scale: float = 1.0
     router_output_scale: float = 1.0
-    """Of the coefficients at the start, about (:class:`~soe_model.router.Router`)."""
+    """Of the coefficients at the start, about (:class:`~soe_model.model.router.Router`)."""
     expert_std: float = 0.0
     """Of the experts' parameters at the start; 0: every instance begins at `shared`."""
     expert_rank: int | None = None

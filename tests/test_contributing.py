@@ -57,7 +57,15 @@ def test_each_change_works(tree):
 def test_the_optimizer_passes_the_tests_of_all_of_them(tree):
     of_lion = "lion and not slow_one and not epsilon"  # those two are of Adam
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", of_lion, "tests/soe_model/test_optimizers.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-k",
+            of_lion,
+            "tests/soe_model/optimizers/test_optimizers.py",
+        ],
         cwd=tree,
         capture_output=True,
         text=True,

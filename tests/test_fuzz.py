@@ -20,16 +20,16 @@ from pipeline.corpus.listing import BadDocument, Document
 from pipeline.embeddings.build import read_embeddings, write_embeddings
 from pipeline.mixtures.ratios import read_table
 from pipeline.tokenizer import load_tokenizer
-from soe_model.bank_files import MappedTensors
-from soe_model.checkpoint import is_whole, save_checkpoint
-from soe_model.recipe import Recipe, read_recipe, recipe_of
+from soe_model.files.bank_files import MappedTensors
+from soe_model.specialists.recipe import Recipe, read_recipe, recipe_of
+from soe_model.training.checkpoint import is_whole, save_checkpoint
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.errors import UserError
 from storage_schema.json_files import parse_json
 from storage_schema.manifest import Manifest, StoreError, content_digest, read_manifest
 from storage_schema.tree import Tree
 from tests.hostile import forged
-from tests.soe_model.test_training import make_trainer
+from tests.soe_model.training.test_trainer import make_trainer
 from tests.toy_corpora import json_lines, read_all, save_dataset
 from tests.toy_store import write_texts
 

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
-from soe_model.checkpoint import DamagedCheckpoint, Snapshot, load_checkpoint
-from soe_model.training import SoupTrainer
+from soe_model.training.checkpoint import DamagedCheckpoint, Snapshot, load_checkpoint
+from soe_model.training.trainer import SoupTrainer
 from storage_schema.manifest import StoreError
 
 REGISTRY_SECONDS = 60.0

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from soe_model.backbone import hugging_face_config
+from soe_model.model.backbone import hugging_face_config
 from storage_schema.errors import UserError
 
 

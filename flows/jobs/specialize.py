@@ -24,9 +24,9 @@ from flows.specialist_maker import SpecialistMaker
 from flows.specialist_method import method_of
 from pipeline.specialists.sets import SpecialistSet, generic_evaluation, held_out_sets, set_of_texts
 from pipeline.tasks import available_cores
-from soe_model.evaluation import mean_loss
-from soe_model.soup import SoupOfExperts
-from soe_model.specialization import check_target, write_specialist
+from soe_model.files.soup import SoupOfExperts
+from soe_model.specialists.evaluation import mean_loss
+from soe_model.specialists.specialist_files import check_target, write_specialist
 from storage_schema.errors import UserError
 from storage_schema.json_files import as_object, read_object
 from storage_schema.layout import MADE, soup_folder, specialist_folder, store_folder

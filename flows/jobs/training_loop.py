@@ -18,8 +18,8 @@ from flows.jobs.checkpoints import Checkpoints
 from flows.jobs.watch import Watch
 from pipeline.stream.batches import Batch, MixtureStream
 from pipeline.tasks import available_cores
-from soe_model.soup import write_soup
-from soe_model.training import NonFiniteLoss, SoupTrainer, StepResult
+from soe_model.files.soup import write_soup
+from soe_model.training.trainer import NonFiniteLoss, SoupTrainer, StepResult
 from storage_schema.json_files import read_json
 from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import write_atomically

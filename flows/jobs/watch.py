@@ -12,7 +12,7 @@ from flows.jobs.run_log import RunLog
 from flows.jobs.run_metrics import PARTS, RunMetrics
 from pipeline.mixtures.tally import MixtureTally
 from pipeline.stream.batches import MixtureStream
-from soe_model.training import SoupTrainer, StepResult, learning_rate_factor
+from soe_model.training.trainer import SoupTrainer, StepResult, learning_rate_factor
 
 LOG_EVERY = 10
 """Steps between two looks at the numbers."""

@@ -18,7 +18,7 @@ from flows.serving.app import create_app
 from flows.serving.limits import Limits
 from flows.serving.specialists import Specialists
 from pipeline.cores import available_cores
-from soe_model.soup import SoupOfExperts
+from soe_model.files.soup import SoupOfExperts
 from storage_schema.errors import UserError
 from storage_schema.layout import soup_folder
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.reports.domain_plane import centre, positions
-from soe_model.soup import SoupOfExperts
+from soe_model.files.soup import SoupOfExperts
 
 WORDS = 8
 """Of a domain, shown."""

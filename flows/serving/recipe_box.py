@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.serving.limits import Refused
-from soe_model.recipe import Recipe, recipe_of
+from soe_model.specialists.recipe import Recipe, recipe_of
 from storage_schema.layout import home
 from storage_schema.manifest import Manifest, content_digest, read_manifest, write_atomically
 

@@ -23,10 +23,10 @@ from flows.serving.recipe_box import RecipeBox
 from flows.specialist_maker import Made, SpecialistMaker
 from flows.specialist_method import Method
 from pipeline.specialists.sets import LEAST_TO_SPLIT, SpecialistSet, set_of_texts
-from soe_model.flat import unflatten
-from soe_model.recipe import instance_of, recipe_of, tensors_digest
-from soe_model.soup import SoupOfExperts
-from soe_model.specialization import write_specialist
+from soe_model.files.soup import SoupOfExperts
+from soe_model.model.flat_module import unflatten
+from soe_model.specialists.recipe import instance_of, recipe_of, tensors_digest
+from soe_model.specialists.specialist_files import write_specialist
 from storage_schema.errors import UserError
 
 if TYPE_CHECKING:

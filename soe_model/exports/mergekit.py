@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import yaml
 
-from soe_model.bank_files import expert_file
 from soe_model.exports.parts import new_folder, used_experts
-from soe_model.recipe import Recipe
-from soe_model.soup import SoupOfExperts
-from soe_model.specialization import write_model
+from soe_model.files.bank_files import expert_file
+from soe_model.files.soup import SoupOfExperts
+from soe_model.specialists.recipe import Recipe
+from soe_model.specialists.specialist_files import write_model
 from storage_schema.errors import UserError
 
 CONFIGURATION = "mergekit.yml"

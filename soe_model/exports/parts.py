@@ -9,9 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from soe_model.flat import unflatten
-from soe_model.recipe import FINE_TUNED, Recipe, check_recipe, check_tensors, instance_of, tensors_digest
-from soe_model.soup import SoupOfExperts
+from soe_model.files.soup import SoupOfExperts
+from soe_model.model.flat_module import unflatten
+from soe_model.specialists.recipe import (
+    FINE_TUNED,
+    Recipe,
+    check_recipe,
+    check_tensors,
+    instance_of,
+    tensors_digest,
+)
 from storage_schema.errors import UserError
 from storage_schema.manifest import StoreError
 

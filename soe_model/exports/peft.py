@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from soe_model.exports.parts import new_folder, used_experts
-from soe_model.recipe import Recipe
-from soe_model.soup import SoupOfExperts
-from soe_model.specialization import write_model
+from soe_model.files.soup import SoupOfExperts
+from soe_model.specialists.recipe import Recipe
+from soe_model.specialists.specialist_files import write_model
 from storage_schema.errors import UserError
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import torch
 
 from soe_model.optimizers import OPTIMIZERS, AdamConfig, bytes_of
 from soe_model.presets import SoupConfig, TrainingConfig, preset
-from soe_model.training import SoupTrainer
+from soe_model.training.trainer import SoupTrainer
 from tests.benchmarks.bank_scaling import add_scaling
 
 

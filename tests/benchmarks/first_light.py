@@ -24,8 +24,8 @@ from pipeline.embeddings.embedder import find_embedder, load_embedder
 from pipeline.specialists.domain_weights import estimate_domain_weights
 from pipeline.specialists.sets import generic_evaluation, held_out_sets
 from pipeline.tokenizer import load_tokenizer
-from soe_model.evaluation import mean_loss
-from soe_model.training import SoupTrainer
+from soe_model.specialists.evaluation import mean_loss
+from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.layout import store_folder
 from storage_schema.manifest import read_manifest

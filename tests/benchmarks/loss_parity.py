@@ -25,10 +25,10 @@ import torch
 from pipeline.mixtures.meta_distributions import Sparse
 from pipeline.mixtures.plan import MixturePlan
 from pipeline.stream.batches import Batch, MixtureStream
-from soe_model.backbone import token_losses
+from soe_model.model.backbone import token_losses
 from soe_model.optimizers import OPTIMIZERS, compiling
 from soe_model.presets import SoupConfig, preset
-from soe_model.training import SoupTrainer
+from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from tests.toy_store import write_texts
 

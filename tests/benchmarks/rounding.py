@@ -17,7 +17,7 @@ import torch
 
 from flows.jobs import run_plan
 from flows.settings import Pretrain
-from soe_model.training import SoupTrainer
+from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from tests.toy_store import make_store
 

@@ -63,7 +63,7 @@ def in_process(name: str) -> dict[str, float]:
     from flows.specialist_maker import SpecialistMaker
     from flows.specialist_method import Method
     from pipeline.specialists.sets import SpecialistSet
-    from soe_model.soup import SoupOfExperts
+    from soe_model.files.soup import SoupOfExperts
     from storage_schema.layout import soup_folder
 
     soup = SoupOfExperts.open(soup_folder(name))

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from soe_model.bank_files import SHARED, BankFiles, expert_file
-from soe_model.combine import compiled
-from soe_model.flat import empty_instances
+from soe_model.files.bank_files import SHARED, BankFiles, expert_file
+from soe_model.files.exact_sum import compiled
+from soe_model.model.flat_module import empty_instances
 
 BLOCK = 8 << 20
 PAPER_BYTES = 4 * 128 * 110e6

@@ -7,8 +7,8 @@ import pytest
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
 
 from flows.jobs.checkpoint_registry import SNAPSHOT, mend
-from soe_model.checkpoint import save_checkpoint
-from tests.soe_model.test_training import make_batch, make_trainer
+from soe_model.training.checkpoint import save_checkpoint
+from tests.soe_model.training.test_trainer import make_batch, make_trainer
 
 NAMES = ["step-000000001", "step-000000002", "step-000000002-2"]
 

@@ -22,7 +22,7 @@ import torch
 
 from flows.jobs import endings, pretrain_soe, run_plan
 from flows.settings import Pretrain
-from soe_model.training import SoupTrainer
+from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from tests import extras
 from tests.flows.test_pretrain_job import SETTINGS, home, losses, one_worker  # noqa: F401  (fixtures)

@@ -20,14 +20,14 @@ from flows.jobs import pretrain_soe, run_plan, runner
 from flows.settings import Pretrain
 from pipeline.mixtures.ratios import write_fixed
 from pipeline.tasks import available_cores
-from soe_model.flat import unflatten
+from soe_model.files.soup import SoupOfExperts
+from soe_model.model.flat_module import unflatten
 from soe_model.presets import Preset, TrainingConfig
-from soe_model.soup import SoupOfExperts
-from soe_model.training import SoupTrainer
+from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
 from tests.s3_server import upload
-from tests.soe_model.test_training import ADAM
+from tests.soe_model.training.test_trainer import ADAM
 from tests.toy_store import make_store
 
 SETTINGS = dict(
@@ -88,7 +88,7 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
     assert one_worker["tokens"] == 60 * 8 * 16 and one_worker["train_seconds"] > 0
 
 
-@pytest.mark.long  # test_sharding.py has the same without Ray
+@pytest.mark.long  # tests/soe_model/model/test_sharding.py has the same without Ray
 def test_two_workers_give_the_same_losses(home, one_worker):
     pretrain_soe.run(Pretrain(name="two", num_workers=2, **SETTINGS))
     for step, loss in losses(home, "two").items():

@@ -21,8 +21,8 @@ from pipeline.embeddings import embedder
 from pipeline.specialists.domain_weights import estimate_domain_weights
 from pipeline.specialists.sets import SpecialistSet
 from pipeline.stream.replay import generic_windows
-from soe_model.evaluation import window_losses
-from soe_model.soup import SoupOfExperts
+from soe_model.files.soup import SoupOfExperts
+from soe_model.specialists.evaluation import window_losses
 from storage_schema.manifest import StoreError, content_digest, read_manifest
 from tests.served_soup import POSITIONS, make_served_soup, sentences
 from tests.toy_store import make_store

@@ -7,7 +7,7 @@ import pytest
 
 from soe_model.optimizers import AdamConfig
 from soe_model.presets import PRESETS, SoupConfig, TrainingConfig, preset
-from tests.soe_model.test_training import BACKBONE
+from tests.soe_model.training.test_trainer import BACKBONE
 
 SOUP = SoupConfig(backbone=BACKBONE, num_experts=4, num_domains=5)
 TRAINING = TrainingConfig(steps=10, warmup_steps=1)

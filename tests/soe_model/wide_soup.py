@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from soe_model.backbone import build_backbone, gpt2_config
-from soe_model.bank_files import SHARED, expert_file
-from soe_model.flat import unflatten
-from soe_model.router import Router
+from soe_model.files.bank_files import SHARED, expert_file
+from soe_model.model.backbone import build_backbone, gpt2_config
+from soe_model.model.flat_module import unflatten
+from soe_model.model.router import Router
 from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 

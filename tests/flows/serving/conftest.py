@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from flows.serving.specialists import Specialists
-from soe_model.soup import SoupOfExperts
+from soe_model.files.soup import SoupOfExperts
 from tests.flows.serving.service import BEARER, CLIENTS, Service, ask
 from tests.served_soup import TOPICS, make_served_soup, sentences
 

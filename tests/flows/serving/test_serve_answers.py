@@ -16,8 +16,8 @@ from flows.serving.limits import Refused
 from flows.serving.recipe_box import RecipeBox
 from flows.serving.specialists import Specialists
 from pipeline.tokenizer import load_tokenizer
-from soe_model.recipe import instance_of, read_recipe
-from soe_model.specialization import materialize
+from soe_model.specialists.recipe import instance_of, read_recipe
+from soe_model.specialists.specialist_files import materialize
 from tests.served_soup import TOPICS, sentences
 
 

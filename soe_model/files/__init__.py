@@ -1,0 +1,1 @@
+"""A finished soup on disk."""

@@ -1,0 +1,1 @@
+"""The parts of a soup: backbone, router, bank."""

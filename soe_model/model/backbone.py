@@ -1,0 +1,117 @@
+"""The small model that a soup instantiates: any Hugging Face causal language model, made flat.
+
+Table 2 of the paper gives the GPT-2 sizes; see soe_model/presets.py. Legend: B sequences, L tokens in a sequence.
+transformers takes seconds to import, so only what makes a model does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from soe_model.model.flat_module import FlatModule
+from storage_schema.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def gpt2_config(
+    *,
+    vocab_size: int,
+    sequence_length: int,
+    embedding_size: int,
+    num_layers: int,
+    num_heads: int,
+    hidden_size: int | None = None,
+    initializer_range: float = 0.02,
+    end_of_text: int = 0,
+) -> dict[str, Any]:
+    """A GPT-2 style transformer (Table 2) as a Hugging Face configuration: tied embeddings, no dropout.
+
+    Args:
+        hidden_size: width of the MLP, 4 x `embedding_size` by default.
+        initializer_range: standard deviation of the weights at the start; GPT-2's own by default.
+        end_of_text: id of the token that ends a passage; it also begins a generation.
+    """
+    if embedding_size % num_heads:
+        raise UserError(f"embedding_size {embedding_size} is not a multiple of num_heads {num_heads}.")
+    return {
+        "model_type": "gpt2",
+        "vocab_size": vocab_size,
+        "n_positions": sequence_length,
+        "n_embd": embedding_size,
+        "n_inner": hidden_size or 4 * embedding_size,
+        "n_layer": num_layers,
+        "n_head": num_heads,
+        "initializer_range": initializer_range,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "tie_word_embeddings": True,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+    }
+
+
+def hugging_face_config(backbone: dict[str, Any]) -> PretrainedConfig:
+    """The configuration object of a backbone given as a dict with its ``model_type``.
+
+    Raises ValueError for a model type transformers does not know, and for settings that name code elsewhere: a soup's
+    backbone comes with its files, and a file chooses among the code that is installed, no more.
+    """
+    from transformers import AutoConfig
+
+    settings = dict(backbone)
+    _refuse_code(settings)
+    model_type = settings.pop("model_type", None)
+    if model_type is None:
+        raise UserError("a backbone needs a model_type, such as gpt2 or llama.")
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except Exception as error:  # each architecture has its own, not all of them ValueErrors
+        raise UserError(f"transformers refuses the backbone of model_type {model_type!r}: {error}") from error
+
+
+def _refuse_code(settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            _refuse_code(value)
+        chooses = name in ("attn_implementation", "_attn_implementation", "experts_implementation")
+        elsewhere = chooses and value is not None and (not isinstance(value, str) or "/" in value)
+        if elsewhere or name == "auto_map":
+            raise UserError(
+                f"the backbone's {name} is {value!r:.100}: it may name code elsewhere. Leave it out."
+            )
+
+
+def build_backbone(
+    backbone: dict[str, Any],
+    *,
+    seed: int,
+    device: str | torch.device = "cpu",
+    instances: int = 1,
+    multiple: int = 1,
+) -> FlatModule:
+    """The backbone with the architecture's own initialisation, the same for equal seeds on every rank.
+
+    `instances` and `multiple` are those of :class:`FlatModule`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(hugging_face_config(backbone), trust_remote_code=False)
+    model.config.use_cache = False
+    model = model.to(device=device, dtype=torch.float32).train()
+    return FlatModule(model, instances=instances, multiple=multiple)
+
+
+def token_losses(model: torch.nn.Module, tokens_BL1: torch.Tensor) -> torch.Tensor:
+    """Next-token losses in nats, float32 [B, L], of sequences of L + 1 tokens."""
+    inputs, targets = tokens_BL1[:, :-1], tokens_BL1[:, 1:]
+    logits = model(input_ids=inputs).logits
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return losses.view(targets.shape)

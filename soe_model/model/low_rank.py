@@ -1,0 +1,153 @@
+"""Low-rank experts (section 2.6): of each matrix of the backbone an expert holds two thin factors, A Bᵀ.
+
+What is not a matrix, or too small for the rank, is only shared. The factors are small, so every rank holds all of
+them and their gradients are formed; the shared parameters stay sharded.
+
+Legend: W mixtures, N experts, P parameters of one model, p of them on this rank, Q numbers of an expert's factors,
+a x b a matrix, r the rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from soe_model.model.flat_module import ParameterSlot
+from soe_model.model.sharding import Sharding
+from soe_model.optimizers import Adam, AdamConfig
+from soe_model.optimizers.rounding import normal, row_keys
+from storage_schema.errors import UserError
+
+
+def factor_slots(layout: list[ParameterSlot], rank: int) -> list[ParameterSlot]:
+    """Where A [a, r] and B [b, r] of each matrix lie in an expert's factors: ``name.A``, ``name.B``, ...
+
+    Raises ValueError if no matrix is larger than the rank.
+    """
+    slots, offset = [], 0
+    for slot in _matrices(layout, rank):
+        for side, length in zip("AB", slot.shape, strict=True):
+            slots.append(ParameterSlot(name=f"{slot.name}.{side}", shape=(length, rank), offset=offset))
+            offset += length * rank
+    if not slots:
+        raise UserError(f"expert_rank is {rank}: no matrix of the backbone is larger. Use a lower rank.")
+    return slots
+
+
+def _matrices(layout: list[ParameterSlot], rank: int) -> list[ParameterSlot]:
+    return [slot for slot in layout if len(slot.shape) == 2 and min(slot.shape) > rank]
+
+
+def expanded(factors: dict[str, torch.Tensor], layout: list[ParameterSlot]) -> torch.Tensor:
+    """An expert's factors by name as the parameters they stand for, float32 [P]."""
+    full_P = torch.zeros(layout[-1].offset + layout[-1].size)
+    for slot in layout:
+        if f"{slot.name}.A" in factors:
+            product = factors[f"{slot.name}.A"] @ factors[f"{slot.name}.B"].T
+            full_P[slot.offset : slot.offset + slot.size] = product.view(-1)
+    return full_P
+
+
+class LowRankExperts:
+    """The experts' factors with exact Adam; every rank holds all.
+
+    Args:
+        std: standard deviation of the experts' parameters at the start; 0: B is zero, and A is not.
+    """
+
+    def __init__(
+        self,
+        layout: list[ParameterSlot],
+        num_experts: int,
+        *,
+        rank: int,
+        config: AdamConfig,
+        seed: int,
+        sharding: Sharding,
+        std: float = 0.0,
+        device: torch.device | str = "cpu",
+    ):
+        if rank < 1:
+            raise UserError(f"expert_rank is {rank}; it must be at least 1.")
+        self.matrices, self.slots = _matrices(layout, rank), factor_slots(layout, rank)
+        self.rank, self.sharding = rank, sharding
+        size = self.slots[-1].offset + self.slots[-1].size
+        self.factors_NQ = normal(
+            row_keys(num_experts, seed, 0, device), torch.arange(size, device=device)
+        ).contiguous()
+        for slot in self.slots:
+            scale = rank**-0.5 if slot.name.endswith(".A") else std
+            self._factor(self.factors_NQ, slot).mul_(scale)
+        self._optimizer = Adam(self.factors_NQ, config)
+        self._gradient_NQ: torch.Tensor | None = None
+
+    def _factor(self, factors_NQ: torch.Tensor, slot: ParameterSlot) -> torch.Tensor:
+        """[N, a, r], as a view."""
+        return factors_NQ[:, slot.offset : slot.offset + slot.size].unflatten(1, slot.shape)
+
+    def _pairs(self) -> Iterator[tuple[ParameterSlot, ParameterSlot, ParameterSlot]]:
+        """Each matrix with the places of its A and B."""
+        yield from zip(self.matrices, self.slots[::2], self.slots[1::2], strict=True)
+
+    def combine(self, shared_p: torch.Tensor, coefficients_WN: torch.Tensor, out_Wp: torch.Tensor) -> None:
+        """``out = shared + sum_j coefficient_j A_j B_jᵀ``, this rank's columns."""
+        out_Wp.copy_(shared_p.expand_as(out_Wp))
+        mine = self.sharding.columns
+        for matrix, a, b in self._pairs():
+            start, stop = max(mine.start, matrix.offset), min(mine.stop, matrix.offset + matrix.size)
+            if start >= stop:
+                continue
+            left_aNr = self._factor(self.factors_NQ, a).transpose(0, 1)
+            right_Nrb = self._factor(self.factors_NQ, b).transpose(1, 2).flatten(0, 1)
+            for w, coefficients_N in enumerate(coefficients_WN):
+                product = (left_aNr * coefficients_N[:, None]).flatten(1) @ right_Nrb
+                part = product.view(-1)[start - matrix.offset : stop - matrix.offset]
+                out_Wp[w, start - mine.start : stop - mine.start] += part
+
+    def coefficient_gradients(self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor) -> torch.Tensor:
+        """[W, N], to be summed over the ranks: the first has all of it.
+
+        Forms the factors' gradient besides, which :meth:`squared_norm` and :meth:`update` need: with
+        G_j = sum_w coefficient_wj G_w, dA = G_j B and dB = G_jᵀ A.
+        """
+        grads_WP = self.sharding.gather(grads_Wp)
+        total_WN = grads_Wp.new_zeros(len(grads_Wp), len(self.factors_NQ))
+        self._gradient_NQ = torch.zeros_like(self.factors_NQ)
+        for matrix, a, b in self._pairs():
+            left, right = self._factor(self.factors_NQ, a), self._factor(self.factors_NQ, b)
+            of_left, of_right = self._factor(self._gradient_NQ, a), self._factor(self._gradient_NQ, b)
+            for w, gradient in enumerate(self._gradients_of(matrix, grads_WP)):
+                coefficients_N11 = coefficients_WN[w][:, None, None]
+                product = gradient @ right
+                total_WN[w] += (product * left).sum((1, 2))
+                of_left += coefficients_N11 * product
+                of_right += coefficients_N11 * (gradient.T @ left)
+        return total_WN if self.sharding.rank == 0 else total_WN.zero_()
+
+    def _gradients_of(self, matrix: ParameterSlot, grads_WP: torch.Tensor) -> torch.Tensor:
+        """[W, a, b]."""
+        return grads_WP[:, matrix.offset : matrix.offset + matrix.size].unflatten(1, matrix.shape)
+
+    def squared_norm(self) -> torch.Tensor:
+        """Of the gradient of all factors, on every rank."""
+        return self._gradient().square().sum()
+
+    def update(self, *, scale: float, step: int, learning_rate: float) -> None:
+        """One step of Adam with `scale` times the factors' gradient, which is then spent. `step` counts from 0."""
+        gradient_NQ = self._gradient().mul_(scale)
+        self._optimizer.update(gradient_NQ, step=step, learning_rate=learning_rate)
+        self._gradient_NQ = None
+
+    def _gradient(self) -> torch.Tensor:
+        assert self._gradient_NQ is not None, "coefficient_gradients comes first"
+        return self._gradient_NQ
+
+    def expert_tensors(self, number: int) -> dict[str, torch.Tensor]:
+        """One expert's factors by name."""
+        row = self.factors_NQ[number : number + 1]
+        return {slot.name: self._factor(row, slot)[0] for slot in self.slots}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything to keep, by name: [N, Q] each, the same on every rank."""
+        return {"factors": self.factors_NQ} | self._optimizer.tensors()

@@ -1,0 +1,132 @@
+"""Whether a run fits into its workers' memory, and if not, which settings nearest to it do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from soe_model.optimizers import OPTIMIZERS, bytes_of
+from soe_model.planning.cost import Setup, state_bytes, worker_memory
+from storage_schema.errors import UserError
+
+GB = 1e9
+Fits = Callable[[Setup], bool]
+
+
+def needed(setup: Setup) -> float:
+    """Bytes a worker needs; on a CPU its checkpoint's copy lies in the same memory."""
+    copy = state_bytes(setup) if setup.device_type == "cpu" else 0
+    return sum(worker_memory(setup).values()) + copy
+
+
+def refuse_what_cannot_fit(setup: Setup, memory: float, *, of: str, workers_there: int = 1) -> None:
+    """Raise ValueError, naming the nearest settings that fit, unless each worker finds what it needs.
+
+    Args:
+        memory: bytes of one GPU, or those available on a machine.
+        of: whose memory that is, for the message.
+        workers_there: how many workers share it; more workers are then no way out.
+    """
+
+    def fits(changed: Setup) -> bool:
+        return workers_there * needed(changed) <= memory
+
+    if fits(setup):
+        return
+    ways = list(_ways_out(setup, fits, more_workers=workers_there == 1 and setup.device_type == "cuda"))
+    texts = [" ".join(f"{name}={value}" for name, value in way.items()) for way in ways]
+    of_workers = f"{workers_there} workers need" if workers_there > 1 else "a worker needs"
+    way_out = (
+        f"Set {'; or '.join(texts)}." if ways else "Not even the backbone alone does: take a smaller one."
+    )
+    raise UserError(
+        f"{of_workers} {workers_there * needed(setup) / GB:.1f} GB of memory and {of} has {memory / GB:.1f} GB "
+        f"({_largest(setup)} is the most of it). {way_out}"
+    )
+
+
+def share_of_worker(
+    machines: Iterable[tuple[float, int]], num_workers: int, *, together: bool
+) -> float | None:
+    """Bytes that every worker finds at least, when they are spread over the machines as well as can be.
+
+    Args:
+        machines: bytes of each, and places for workers.
+        together: the workers of a machine share its bytes; else each place has so many, as a GPU has.
+
+    Returns:
+        None if there are fewer places than workers.
+    """
+    shares = [
+        memory / (number if together else 1)
+        for memory, places in machines
+        for number in range(1, min(places, num_workers) + 1)
+    ]
+    # A machine of m bytes holds k workers of m / k bytes: as many of its shares are at least so large.
+    return sorted(shares, reverse=True)[num_workers - 1] if len(shares) >= num_workers else None
+
+
+def _largest(setup: Setup) -> str:
+    parts = worker_memory(setup)
+    name = max(parts, key=parts.__getitem__)
+    return f"{name}, {parts[name] / GB:.1f} GB,"
+
+
+def _ways_out(setup: Setup, fits: Fits, *, more_workers: bool) -> Iterator[dict[str, Any]]:
+    """Settings to change, the nearest first: the micro-batch alone, if that is enough; else the next optimizer by
+    bytes held, the least number of workers, the most experts, each with as large a micro-batch as it allows.
+    """
+    alone = _largest_micro_batch(setup, fits)
+    if alone:
+        yield alone[1]
+        return
+    kinds = [_optimizers(setup), _workers(setup) if more_workers else (), _experts(setup, fits)]
+    for changes in kinds:
+        for settings, changed in changes:
+            found = _largest_micro_batch(changed, fits)
+            if found:
+                yield settings | found[1]
+                break
+
+
+def _largest_micro_batch(setup: Setup, fits: Fits) -> tuple[Setup, dict[str, Any]] | None:
+    """`setup` as it is, or with its micro-batch halved until it fits; None if even one sequence is too many."""
+    if fits(setup):
+        return setup, {}
+    size = setup.micro_batch
+    while size > 1:
+        size //= 2
+        changed = replace(setup, training=replace(setup.training, micro_batch_size=size))
+        if fits(changed):
+            return changed, {"micro_batch_size": size}
+    return None
+
+
+def _optimizers(setup: Setup) -> Iterator[tuple[dict[str, Any], Setup]]:
+    if setup.soup.expert_rank or not setup.soup.num_experts:
+        return
+    held = {name: bytes_of(name)[0] for name in OPTIMIZERS}
+    for name in sorted(held, key=held.__getitem__, reverse=True):
+        if held[name] < held[setup.training.optimizer]:
+            yield {"optimizer": name}, replace(setup, training=replace(setup.training, optimizer=name))
+
+
+def _workers(setup: Setup) -> Iterator[tuple[dict[str, Any], Setup]]:
+    for number in range(setup.num_workers + 1, setup.training.batch_size + 1):
+        if setup.training.batch_size % number == 0:  # others would not share it evenly
+            yield {"num_workers": number}, replace(setup, num_workers=number)
+
+
+def _experts(setup: Setup, fits: Fits) -> Iterator[tuple[dict[str, Any], Setup]]:
+    """The most experts that fit with micro-batches of one sequence, by bisection."""
+
+    def with_experts(number: int) -> Setup:
+        return replace(setup, soup=replace(setup.soup, num_experts=number))
+
+    low, high = 0, setup.soup.num_experts
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _largest_micro_batch(with_experts(middle), fits) else (low, middle)
+    if low:
+        yield {"num_experts": low}, with_experts(low)

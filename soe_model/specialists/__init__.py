@@ -1,0 +1,1 @@
+"""Domain weights → a specialist: made, learned, measured, written."""

@@ -1,0 +1,1 @@
+"""One pretraining step, its state and its time."""

@@ -1,0 +1,262 @@
+"""Resumable training state: one safetensors file a rank, its sha256 beside it, and one JSON of the run.
+
+checkpoint.json                       step, world size, what the run must match, and a digest of all this
+rank-00000-of-00002.safetensors       this rank's columns of the bank and its optimizer; rank 0 also what every
+                                      rank holds whole
+rank-00000-of-00002.json              bytes and sha256 of that file
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from soe_model.model.sharding import Sharding
+from soe_model.training.trainer import SoupTrainer
+from storage_schema.json_files import read_object
+from storage_schema.manifest import StoreError, content_digest, file_digest, write_atomically
+from storage_schema.versions import version_problem, written_with
+
+_STATE = "checkpoint.json"
+_FIELDS = {"step": int, "world_size": int, "plan_digest": str, "notes": dict, "soup": dict, "training": dict}
+_TRAINING = (
+    "optimizer", "learning_rate", "expert_learning_rate", "router_learning_rate", "steps", "warmup_steps",
+    "final_learning_rate_fraction", "gradient_clip",
+)  # fmt: skip
+"""What of the training the next steps hang on, besides Adam's constants; the plan's digest stands for the data."""
+MOST_RANKS = 99_999
+"""Of which the files' names have room."""
+
+
+class DamagedCheckpoint(StoreError):
+    """A file of a checkpoint is missing, truncated or altered; an earlier checkpoint may be whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One rank's share of a trainer's state at one step, copied to host memory: training may go on."""
+
+    sharding: Sharding
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+    """What checkpoint.json says."""
+
+    @classmethod
+    def of(cls, trainer: SoupTrainer, *, plan_digest: str, notes: dict[str, Any]) -> Snapshot:
+        """Copy the trainer's state. `notes` is anything JSON that a resume wants back."""
+        sharding = trainer.sharding
+        state = (
+            written_with()
+            | {
+                "step": trainer.step,
+                "world_size": sharding.world_size,
+                "num_params": sharding.num_params,
+                "plan_digest": plan_digest,
+                "notes": notes,
+            }
+            | _to_match(trainer)
+        )
+        tensors = {
+            name: tensor.to("cpu", copy=True)
+            for name, tensor in trainer.tensors().items()
+            if sharding.rank == 0 or not trainer.is_whole(name)
+        }
+        return cls(sharding=sharding, tensors=tensors, state=state)
+
+    def write(self, folder: str | Path) -> None:
+        """Write this rank's files into `folder` (rank 0 writes the JSON too)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / _rank_file(self.sharding.rank, self.sharding.world_size)
+        save_file(self.tensors, path)
+        entry = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        write_atomically(path.with_suffix(".json"), json.dumps(entry, indent=1))
+        if self.sharding.rank == 0:
+            state = self.state | {"digest": content_digest(self.state)}
+            write_atomically(folder / _STATE, json.dumps(state, indent=1, sort_keys=True))
+
+
+def save_checkpoint(
+    folder: str | Path, trainer: SoupTrainer, *, plan_digest: str, notes: dict[str, Any]
+) -> None:
+    """Write this rank's share of the trainer's state into `folder` (rank 0 writes the JSON too).
+
+    Args:
+        plan_digest: of the data plan; a resume with another one is refused.
+        notes: anything JSON that a resume wants back, such as the seconds trained.
+    """
+    Snapshot.of(trainer, plan_digest=plan_digest, notes=notes).write(folder)
+
+
+def load_checkpoint(folder: str | Path, trainer: SoupTrainer, *, plan_digest: str) -> dict[str, Any]:
+    """Restore `trainer` from a checkpoint written on any number of ranks; returns its notes.
+
+    Each rank checks and reads only the files that hold its columns, and rank 0's.
+
+    Raises:
+        DamagedCheckpoint: a file is missing, truncated or altered; the trainer's tensors are untouched.
+        StoreError: the checkpoint is of another store, plan, model or optimizer.
+    """
+    folder = Path(folder)
+    state = _read_state(folder)
+    _check(folder, state, trainer, plan_digest)
+    sharding, world_size = trainer.sharding, state["world_size"]
+    sources = {
+        rank: overlap for rank in range(world_size) if (overlap := _overlap(sharding, rank, world_size))
+    }
+    files = {rank: folder / _rank_file(rank, world_size) for rank in {0, *sources}}
+    for path in files.values():
+        _verify(path)
+    try:
+        for rank, path in files.items():
+            with safe_open(path, "pt") as file:
+                _check_tensors(path, file, trainer, sources.get(rank), whole=rank == 0)
+        for rank, path in files.items():
+            with safe_open(path, "pt") as file:
+                _restore(file, trainer, sources.get(rank), whole=rank == 0)
+    except (OSError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{path} cannot be read: {error}.") from error
+    trainer.step = state["step"]
+    return state["notes"]
+
+
+def is_whole(folder: str | Path) -> bool:
+    """Whether every rank's file is there with the size it was written with; a load checks their sha256 too.
+
+    Raises StoreError for a checkpoint of another schema version.
+    """
+    try:
+        state = _read_state(Path(folder))
+        for rank in range(state["world_size"]):
+            _verify(Path(folder) / _rank_file(rank, state["world_size"]), content=False)
+    except DamagedCheckpoint:
+        return False
+    return True
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / _STATE
+    state = _read_json(path)
+    if problem := version_problem(path, state):
+        raise StoreError(problem)
+    if state.pop("digest", None) != content_digest(state):
+        raise DamagedCheckpoint(f"{path} was altered: it no longer has the digest it was written with.")
+    for name, kind in _FIELDS.items():
+        if type(state.get(name)) is not kind:
+            raise DamagedCheckpoint(
+                f"{path} was altered: {name} is {state.get(name)!r:.40}, no {kind.__name__}."
+            )
+    if state["step"] < 0 or not 1 <= state["world_size"] <= MOST_RANKS:
+        raise DamagedCheckpoint(
+            f"{path} was altered: step {state['step']} of {state['world_size']} ranks; there are 1 to {MOST_RANKS}."
+        )
+    return state
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path)
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path} is missing: {error.strerror}.") from error
+    except ValueError as error:
+        raise DamagedCheckpoint(str(error)) from error
+
+
+def _verify(path: Path, *, content: bool = True) -> None:
+    """Raise DamagedCheckpoint unless the file is the one that was written (by its size alone without `content`)."""
+    entry = _read_json(path.with_suffix(".json"))
+    try:
+        there = path.stat().st_size
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path} is missing: {error.strerror}.") from error
+    if there != entry.get("bytes"):
+        raise DamagedCheckpoint(f"{path} has {there} bytes; {entry.get('bytes')} were written.")
+    if content and file_digest(path) != entry.get("sha256"):
+        raise DamagedCheckpoint(f"{path} was altered: its sha256 is not the one it was written with.")
+
+
+def _to_match(trainer: SoupTrainer) -> dict[str, Any]:
+    """What a trainer must have in common with a checkpoint, besides the plan, as JSON gives it back."""
+    training = {name: getattr(trainer.training, name) for name in _TRAINING}
+    return json.loads(
+        json.dumps(
+            {"soup": asdict(trainer.soup), "training": training | {"adam": asdict(trainer.training.adam)}}
+        )
+    )
+
+
+def _check(folder: Path, state: dict[str, Any], trainer: SoupTrainer, plan_digest: str) -> None:
+    if state["plan_digest"] != plan_digest:
+        raise StoreError(
+            f"{folder} was made with other data: its plan {state['plan_digest'][:12]} is not this run's "
+            f"{plan_digest[:12]} (the store, seed, batch_size, sequence_length, mixtures_per_step or the law of the "
+            "mixtures changed). Use the original settings, or another run name."
+        )
+    mine = _to_match(trainer)
+    for part, of in (("soup", "another model"), ("training", "the state of another training")):
+        changed = [
+            f"{key} was {state[part][key]!r}, now {value!r}"
+            for key, value in mine[part].items()
+            if key in state[part] and state[part][key] != value  # an older release wrote fewer
+        ]
+        if changed:
+            raise StoreError(
+                f"{folder} holds {of}: {'; '.join(changed)}. Use the original settings, or another run name."
+            )
+
+
+def _overlap(mine: Sharding, rank: int, world_size: int) -> tuple[slice, slice] | None:
+    """Columns that a rank of the saved world and this one share: numbered within this rank's, within theirs."""
+    theirs = Sharding(num_params=mine.num_params, rank=rank, world_size=world_size).columns
+    start, stop = max(mine.columns.start, theirs.start), min(mine.columns.stop, theirs.stop)
+    if start >= stop:
+        return None
+    here, there = mine.columns.start, theirs.start
+    return slice(start - here, stop - here), slice(start - there, stop - there)
+
+
+def _check_tensors(
+    path: Path, file: safe_open, trainer: SoupTrainer, overlap: tuple[slice, slice] | None, *, whole: bool
+) -> None:
+    """Raise DamagedCheckpoint unless the file has what :func:`_restore` will take of it: nothing is copied before."""
+    for name, tensor in trainer.tensors().items():
+        if whole if trainer.is_whole(name) else overlap is not None:
+            found = file.get_slice(name)
+            shape = tuple(found.get_shape())
+            last = tensor.shape[-1:]
+            if not trainer.is_whole(name):
+                assert overlap is not None
+                granularity = trainer.sharding.width // tensor.shape[-1]
+                last = shape[-1:] if shape and shape[-1] >= -(-overlap[1].stop // granularity) else (None,)
+            if shape != (*tensor.shape[:-1], *last):
+                raise DamagedCheckpoint(
+                    f"{path} was altered: {name} has shape {shape}, not {tuple(tensor.shape)}."
+                )
+
+
+def _restore(
+    file: safe_open, trainer: SoupTrainer, overlap: tuple[slice, slice] | None, *, whole: bool
+) -> None:
+    """Copy what one rank's file has for this rank: its columns, and all of the tensors held whole."""
+    for name, tensor in trainer.tensors().items():
+        if trainer.is_whole(name):
+            if whole:
+                tensor.copy_(file.get_tensor(name))
+        elif overlap is not None:
+            # Ranks begin at multiples of 1024 columns, so blocks are never cut, whatever the world sizes.
+            granularity = trainer.sharding.width // tensor.shape[-1]
+            mine, theirs = (
+                slice(part.start // granularity, -(-part.stop // granularity)) for part in overlap
+            )
+            leading = (slice(None),) * (tensor.dim() - 1)
+            tensor[..., mine].copy_(file.get_slice(name)[(*leading, theirs)])
+
+
+def _rank_file(rank: int, world_size: int) -> str:
+    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"

@@ -1,0 +1,244 @@
+"""One pretraining step of a soup (Algorithm 2, with W mixtures a step), and the state that resumes it.
+
+Legend: W mixtures, V of them on this rank, K domains, N experts, P parameters of one model, p on this rank,
+B sequences of this rank, L tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from soe_model.model.backbone import build_backbone, token_losses
+from soe_model.model.bank import Bank
+from soe_model.model.flat_module import FlatModule
+from soe_model.model.router import Router
+from soe_model.model.sharding import ALIGNMENT, Sharding, current_rank, owned_mixtures
+from soe_model.optimizers import Adam
+from soe_model.presets import SoupConfig, TrainingConfig
+from soe_model.training.step_clock import StepClock
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step reports, equal on every rank."""
+
+    loss: float
+    """Mean over the global batch, nats per token, before the update."""
+    gradient_norm: float
+    """Global norm before clipping."""
+    router_gradient_norm: float
+    router_entropy: float
+    """Of the coefficients' shares |alpha_j| / sum |alpha|, nats, mean over the mixtures: ln N where all experts
+    weigh the same, 0 where one does all (and without experts)."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is NaN or infinite; the parameters have not been touched.
+
+    Args:
+        step: the one that was to be made, from 0.
+        mixtures: of that step whose loss or gradient is not finite.
+    """
+
+    def __init__(self, message: str, *, step: int, mixtures: list[int]):
+        super().__init__(message)
+        self.step, self.mixtures = step, mixtures
+
+
+class SoupTrainer:
+    """A bank, a router and their optimizers, over the current process group.
+
+    Args:
+        centroids_KD: of the domains; the router starts from them (see :class:`Router`).
+    """
+
+    def __init__(
+        self,
+        soup: SoupConfig,
+        training: TrainingConfig,
+        *,
+        centroids_KD: torch.Tensor | None = None,
+        device: str | torch.device = "cpu",
+    ):
+        self.soup, self.training, self.device = soup, training, torch.device(device)
+        rank, world_size = current_rank()
+        self.backbone = build_backbone(
+            soup.backbone,
+            seed=training.seed,
+            device=device,
+            instances=len(owned_mixtures(training.mixtures_per_step, rank, world_size)),
+            multiple=ALIGNMENT * world_size,
+        )
+        self._losses = torch.compile(token_losses, dynamic=False) if training.compile_model else token_losses
+        self.sharding = Sharding.current(self.backbone.num_params)
+        self.bank = Bank(
+            self.backbone.params_P,
+            num_experts=soup.num_experts,
+            expert_std=soup.expert_std,
+            expert_rank=soup.expert_rank,
+            seed=training.seed,
+            sharding=self.sharding,
+            layout=self.backbone.layout,
+            adam=training.adam,
+            optimizer=training.optimizer,
+        )
+        self.router = FlatModule(_build_router(soup, training.seed, centroids_KD).to(device))
+        self._router_optimizer = Adam(self.router.params_P, training.adam)
+        self.clock = StepClock(self.device)
+        """Of ``combine``, ``forward_backward`` and ``update``; all communication but combine's is in the last."""
+        self.step = 0
+        """Steps done; the next one to run."""
+
+    def train_step(
+        self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor, domain_weights_WK: torch.Tensor
+    ) -> StepResult:
+        """Run the next step on this rank's slots of the global batch.
+
+        Args:
+            tokens_BL1: int64, this rank's sequences of L + 1 tokens.
+            mixture_B: which of the W mixtures each sequence was drawn from, ascending; best on the CPU, where reading
+                it makes no GPU wait.
+            domain_weights_WK: float32, the domain weights of all W mixtures.
+
+        Raises:
+            NonFiniteLoss: before anything was updated.
+        """
+        with _deterministic() if self.training.deterministic else nullcontext():
+            return self._train_step(tokens_BL1, mixture_B, domain_weights_WK)
+
+    def _train_step(
+        self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor, domain_weights_WK: torch.Tensor
+    ) -> StepResult:
+        self.clock.begin()
+        coefficients_WN = self.router.module(domain_weights_WK)
+        with torch.no_grad():
+            self.bank.combine(coefficients_WN, self.backbone.padded_params_WP)
+            self.clock.end_of("combine")
+            loss_W = self._instance_gradients(tokens_BL1, mixture_B)
+            self.clock.end_of("forward_backward")
+            grads_Wp = self.sharding.from_owners(self.backbone.padded_grads_WP, len(loss_W))
+            coefficient_grads_WN = self.bank.coefficient_gradients(coefficients_WN, grads_Wp)
+        self.router.grads_P.zero_()
+        coefficients_WN.backward(coefficient_grads_WN)
+        result = self._update(coefficients_WN.detach(), grads_Wp, self.sharding.sum(loss_W))
+        self.clock.end_of("update")
+        return result
+
+    def _instance_gradients(self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor) -> torch.Tensor:
+        """Fill the gradients of this rank's instances; its share of each mixture's part of the mean loss, [W]."""
+        num_mixtures, size = self.training.mixtures_per_step, self.training.micro_batch_size
+        tokens_in_step = self.training.batch_size * (tokens_BL1.shape[1] - 1)
+        loss_W = torch.zeros(num_mixtures, device=self.device)
+        self.backbone.padded_grads_WP.zero_()
+        # Their lengths at once: a comparison for each mixture would make the GPU wait for each.
+        lengths = mixture_B.bincount(minlength=num_mixtures).tolist()
+        for place, w in enumerate(self.sharding.owned(num_mixtures)):
+            self.backbone.use(place)
+            start = sum(lengths[:w])
+            of_mixture = tokens_BL1[start : start + lengths[w]]
+            for tokens in of_mixture.split(size or max(len(of_mixture), 1)):
+                with torch.enable_grad(), self._precision():
+                    share = self._losses(self.backbone.module, tokens).sum() / tokens_in_step
+                    share.backward()
+                loss_W[w] += share.detach()
+        self.backbone.use(0)
+        return loss_W
+
+    def _update(
+        self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor, loss_W: torch.Tensor
+    ) -> StepResult:
+        shared_norm2, experts_norm2 = self.bank.squared_norms(coefficients_WN, grads_Wp)
+        router_norm = self.router.grads_P.norm().item()
+        norm = math.sqrt(shared_norm2.item() + experts_norm2.item() + router_norm**2)
+        loss = loss_W.sum().item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._refuse(loss_W, grads_Wp, loss, norm)
+        entropy = _entropy(coefficients_WN).mean().item()
+        scale = min(1.0, self.training.gradient_clip / max(norm, 1e-12))
+        rates, schedule = self.training, learning_rate_factor(self.step, self.training)
+        self.bank.update(
+            coefficients_WN,
+            grads_Wp,
+            scale=scale,
+            step=self.step,
+            shared_rate=rates.learning_rate * schedule,
+            expert_rate=rates.expert_learning_rate * schedule,
+        )
+        if self.soup.num_experts:
+            self._router_optimizer.update(
+                self.router.grads_P.mul_(scale),
+                step=self.step,
+                learning_rate=rates.router_learning_rate * schedule,
+            )
+        self.step += 1
+        return StepResult(
+            loss=loss, gradient_norm=norm, router_gradient_norm=router_norm, router_entropy=entropy
+        )
+
+    def _refuse(self, loss_W: torch.Tensor, grads_Wp: torch.Tensor, loss: float, norm: float) -> None:
+        squares_W = self.sharding.sum(grads_Wp.square().sum(1))
+        mixtures = (~(loss_W.isfinite() & squares_W.isfinite())).nonzero().flatten().tolist()
+        raise NonFiniteLoss(
+            f"step {self.step}: loss {loss}, gradient norm {norm}, of mixtures {mixtures}; nothing was updated.",
+            step=self.step,
+            mixtures=mixtures,
+        )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything a resume needs besides the step, by name. See :meth:`is_whole` for what is this rank's share."""
+        moments = {f"router.{name}": tensor for name, tensor in self._router_optimizer.tensors().items()}
+        return {"router": self.router.params_P} | moments | self.bank.tensors()
+
+    def is_whole(self, name: str) -> bool:
+        """Whether every rank holds all of this tensor, rather than its columns (or blocks of columns)."""
+        return name.startswith("router") or (self.soup.expert_rank is not None and name.startswith("experts"))
+
+    def _precision(self) -> torch.autocast:
+        """bfloat16 compute on GPUs; parameters, gradients and the loss stay float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """PyTorch's bitwise reproducible kernels, for a while: the setting is the whole process's."""
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warned)
+
+
+def _entropy(coefficients_WN: torch.Tensor) -> torch.Tensor:
+    """Entropy [W] of each row's shares of the sum of magnitudes, nats."""
+    sizes_WN = coefficients_WN.abs()
+    shares_WN = sizes_WN / sizes_WN.sum(1, keepdim=True).clamp_min(1e-30)
+    return torch.special.entr(shares_WN).sum(1)
+
+
+def learning_rate_factor(step: int, training: TrainingConfig) -> float:
+    """Share of the peak rate at `step` (from 0): linear warm-up, then cosine to the final fraction."""
+    if step < training.warmup_steps:
+        return (step + 1) / training.warmup_steps
+    progress = (step - training.warmup_steps) / max(training.steps - training.warmup_steps, 1)
+    final = training.final_learning_rate_fraction
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def _build_router(soup: SoupConfig, seed: int, centroids_KD: torch.Tensor | None) -> Router:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        return Router(
+            soup.num_domains,
+            soup.num_experts,
+            hidden=soup.router_hidden,
+            input_scale=soup.router_input_scale,
+            output_scale=soup.router_output_scale,
+            centroids_KD=centroids_KD,
+        )

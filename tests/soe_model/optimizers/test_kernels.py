@@ -1,0 +1,64 @@
+"""The Triton kernel against the tensor expressions it stands for, in Triton's interpreter: bit for bit, or nearly."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from soe_model.optimizers import MOMENTS, AdamConfig
+from soe_model.optimizers.adam import AdamExperts
+from tests.soe_model.optimizers.test_optimizers import N, P, gradients, make, rows
+
+if torch.cuda.is_available():
+    DEVICE = "cuda"
+else:
+    DEVICE = "cpu"
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernel is defined
+if find_spec("triton"):
+    from soe_model.optimizers import kernels
+
+pytestmark = pytest.mark.needs("triton", extra="kernels")
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_a_kernel_updates_as_the_expressions_do(name):
+    expected, found = make(name), make(name)
+    found._update = kernels.update_tile
+    for step in range(4):
+        coefficients_WN, grads_Wp = gradients(step)
+        expected.update(coefficients_WN, grads_Wp.clone(), step=step, learning_rate=1e-3)
+        found.update(coefficients_WN, grads_Wp.clone(), step=step, learning_rate=1e-3)
+    torch.testing.assert_close(rows(found), rows(expected), rtol=1e-5, atol=1e-7)
+    for key, tensor in expected.tensors().items():
+        other = found.tensors()[key]
+        if key == "low":
+            continue  # a weight of which the last bit differs: compared above
+        if tensor.dtype == torch.float32:
+            torch.testing.assert_close(other, tensor, rtol=1e-5, atol=1e-12)
+        else:  # the last bit may round the other way where a sum was added up in another order
+            assert (other != tensor).double().mean() < 0.01, key
+
+
+def test_the_kernel_of_adam_is_adam():
+    expected = make("adam")
+    found = make("adam")
+    for step in range(4):
+        coefficients_WN, grads_Wp = gradients(step)
+        expected.update(coefficients_WN, grads_Wp, step=step, learning_rate=1e-3)
+        found.update_by(kernels.update_tile, coefficients_WN, grads_Wp, step=step, learning_rate=1e-3)
+    torch.testing.assert_close(rows(found), rows(expected), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found.second_moment, expected.second_moment, rtol=1e-5, atol=1e-14)
+
+
+def test_a_tile_in_the_middle_touches_nothing_else():
+    experts = AdamExperts((N, P), config=AdamConfig(), seed=0)
+    before = experts.weights_Np.clone()
+    part = [t[:, 1024:] for t in (experts.weights_Np, experts.first_moment, experts.second_moment)]
+    numbers = torch.tensor([0.1, 0.001, 1e-3, 1.0, 1e-8])
+    coefficients_WN, grads_Wt = gradients(0, columns=1024)
+    kernels.update_tile(
+        part[0], None, part[1], None, part[2], None, None, coefficients_WN, grads_Wt, numbers, None, None,
+    )  # fmt: skip
+    assert torch.equal(experts.weights_Np[:, :1024], before[:, :1024])
+    assert (experts.weights_Np[:, 1024:] != before[:, 1024:]).all()

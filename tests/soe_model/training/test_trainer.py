@@ -1,0 +1,262 @@
+"""The closed-form step against plain autograd through ``shared + coefficients @ experts``."""
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from soe_model.model.backbone import gpt2_config, token_losses
+from soe_model.model.flat_module import unflatten
+from soe_model.optimizers import AdamConfig
+from soe_model.optimizers.compiling import can_compile
+from soe_model.presets import SoupConfig, TrainingConfig
+from soe_model.training.trainer import NonFiniteLoss, SoupTrainer, learning_rate_factor
+from tests.extras import missing
+
+K, W, B, L = 5, 3, 6, 8
+ADAM = AdamConfig(epsilon=1e-4)
+"""Two computations are compared. With the usual epsilon a gradient that is nothing but rounding, other on each CPU, is
+divided by its own size and moves its parameter as far as any other."""
+BACKBONE = gpt2_config(vocab_size=40, sequence_length=L, embedding_size=8, num_layers=2, num_heads=2)
+
+
+def make_trainer(num_experts=4, expert_std=0.05, expert_rank=None, backbone=BACKBONE, **training):
+    settings = dict(
+        steps=10, batch_size=B, sequence_length=L, mixtures_per_step=W, warmup_steps=1, learning_rate=1e-2,
+        expert_learning_rate=5e-3, router_learning_rate=2e-2, gradient_clip=0.5, adam=ADAM,
+    )  # fmt: skip
+    soup = SoupConfig(
+        backbone=backbone,
+        num_experts=num_experts,
+        num_domains=K,
+        router_hidden=6,
+        expert_std=expert_std,
+        expert_rank=expert_rank,
+    )
+    return SoupTrainer(soup, TrainingConfig(**settings | training))
+
+
+def make_batch(step, *, batch_size=B, mixtures=W):
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(0, 40, (batch_size, L + 1), generator=generator)
+    weights = torch.rand(mixtures, K, generator=generator)
+    mixture = torch.arange(batch_size) // (batch_size // mixtures)
+    return tokens, mixture, weights / weights.sum(1, keepdim=True)
+
+
+def columns(padded):
+    """Without the columns that fill a shard up."""
+    num_params = make_trainer().backbone.num_params
+    assert not padded[..., num_params:].any()
+    return padded[..., :num_params]
+
+
+class Oracle:
+    """The same soup with dense autograd gradients, ``clip_grad_norm_`` and ``torch.optim.Adam``."""
+
+    def __init__(self, trainer):
+        self.layout, self.model, self.training = (
+            trainer.backbone.layout,
+            trainer.backbone.module,
+            trainer.training,
+        )
+        self.shared = trainer.sharding.gather(trainer.bank.shared_p[None])[0].clone().requires_grad_()
+        self.experts = trainer.sharding.gather(trainer.bank.experts.weights_Np).clone().requires_grad_()
+        self.router = trainer.router.module
+        self.router_params = [p.detach().clone().requires_grad_() for p in self.router.parameters()]
+        self.groups = [
+            ([self.shared], self.training.learning_rate),
+            ([self.experts], self.training.expert_learning_rate),
+            (self.router_params, self.training.router_learning_rate),
+        ]
+        self.optimizer = torch.optim.Adam(
+            [{"params": p, "lr": lr} for p, lr in self.groups], eps=ADAM.epsilon
+        )
+
+    def step(self, number, tokens, mixture, weights):
+        names = [name for name, _ in self.router.named_parameters()]
+        coefficients = functional_call(
+            self.router, dict(zip(names, self.router_params, strict=True)), weights
+        )
+        instances = self.shared + coefficients @ self.experts
+        loss = 0
+        for w in range(W):
+            run = lambda t, w=w: functional_call(  # noqa: E731
+                _Losses(self.model),
+                {f"model.{k}": v for k, v in unflatten(instances[w], self.layout).items()},
+                t,
+            )
+            loss = loss + run(tokens[mixture == w]).sum() / (B * L)
+        self.optimizer.zero_grad()
+        loss.backward()
+        everything = [p for group, _ in self.groups for p in group]
+        norm = torch.nn.utils.clip_grad_norm_(everything, self.training.gradient_clip)
+        factor = learning_rate_factor(number, self.training)
+        for group, (_, rate) in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.step()
+        return loss.item(), norm.item()
+
+
+class _Losses(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens):
+        return token_losses(self.model, tokens)
+
+
+def test_step_equals_autograd_with_dense_gradients():
+    trainer = make_trainer()
+    oracle_trainer = make_trainer()
+    oracle = Oracle(oracle_trainer)
+    oracle.model = oracle_trainer.backbone.module
+    for number in range(4):
+        batch = make_batch(number)
+        expected_loss, expected_norm = oracle.step(number, *batch)
+        result = trainer.train_step(*batch)
+        assert abs(result.loss - expected_loss) < 1e-5
+        assert abs(result.gradient_norm - expected_norm) < 1e-5 * max(1, expected_norm)
+    torch.testing.assert_close(columns(trainer.bank.shared_p), oracle.shared.detach(), rtol=1e-5, atol=5e-6)
+    torch.testing.assert_close(
+        columns(trainer.bank.experts.weights_Np), oracle.experts.detach(), rtol=1e-5, atol=5e-6
+    )
+    flat = torch.cat([p.detach().flatten() for p in oracle.router_params])
+    torch.testing.assert_close(trainer.router.params_P, flat, rtol=1e-5, atol=5e-6)
+
+
+def test_generic_twin_is_plain_training_of_shared():
+    twin, oracle_trainer = make_trainer(num_experts=0), make_trainer(num_experts=0)
+    model = oracle_trainer.backbone
+    optimizer = torch.optim.Adam([model.params_P], lr=1e-2, eps=ADAM.epsilon)
+    for number in range(3):
+        tokens, mixture, weights = make_batch(number)
+        model.grads_P.zero_()
+        loss = token_losses(model.module, tokens).mean()
+        loss.backward()
+        model.params_P.grad = model.grads_P.clone()
+        torch.nn.utils.clip_grad_norm_([model.params_P], 0.5)
+        optimizer.param_groups[0]["lr"] = 1e-2 * learning_rate_factor(number, twin.training)
+        optimizer.step()
+        assert abs(twin.train_step(tokens, mixture, weights).loss - loss.item()) < 1e-5
+    torch.testing.assert_close(columns(twin.bank.shared_p), model.params_P, rtol=1e-5, atol=5e-6)
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_does_not():
+    def losses(seed):
+        trainer = make_trainer(seed=seed)
+        return [trainer.train_step(*make_batch(n)).loss for n in range(3)]
+
+    assert losses(0) == losses(0)
+    assert losses(0) != losses(1)
+
+
+def test_nan_stops_before_anything_is_updated():
+    trainer = make_trainer()
+    trainer.train_step(*make_batch(0))
+    before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
+    trainer.bank.shared_p[3] = float("nan")
+    before["shared"][3] = float("nan")
+    try:
+        trainer.train_step(*make_batch(1))
+    except NonFiniteLoss as error:
+        assert "step 1" in str(error) and error.step == 1 and error.mixtures == [0, 1, 2]
+    else:
+        raise AssertionError("a NaN loss was accepted")
+    for name, tensor in trainer.tensors().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
+    assert trainer.step == 1
+
+
+def test_parameter_addresses_never_change():
+    trainer = make_trainer()
+    pointers = [(p.data_ptr(), p.grad.data_ptr()) for p in trainer.backbone.module.parameters()]
+    trainer.train_step(*make_batch(0))
+    assert pointers == [(p.data_ptr(), p.grad.data_ptr()) for p in trainer.backbone.module.parameters()]
+
+
+def test_a_nan_of_one_mixture_names_it():
+    trainer = make_trainer()
+    trainer.router.params_P.zero_()
+    tokens, mixture, weights = make_batch(0)
+    weights[1] = float("nan")
+    with pytest.raises(NonFiniteLoss) as error:
+        trainer.train_step(tokens, mixture, weights)
+    assert error.value.mixtures == [1]
+
+
+def test_sequences_of_a_mixture_are_taken_where_they_lie():
+    """As slices: a choice by comparing would make a GPU wait, once for each mixture."""
+    trainer, places = make_trainer(), []
+    trainer._losses = lambda model, tokens: (places.append(tokens.data_ptr()), token_losses(model, tokens))[1]
+    tokens, mixture, weights = make_batch(0)
+    trainer.train_step(tokens, mixture, weights)
+    assert places == [
+        tokens[mixture == w].shape[0] * w * tokens[0].nbytes + tokens.data_ptr() for w in range(W)
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_micro_batches_give_the_step_of_the_whole(size):
+    whole, parts = make_trainer(), make_trainer(micro_batch_size=size)
+    for number in range(3):
+        expected, found = whole.train_step(*make_batch(number)), parts.train_step(*make_batch(number))
+        assert abs(found.loss - expected.loss) < 1e-5
+    torch.testing.assert_close(parts.bank.shared_p, whole.bank.shared_p, rtol=1e-5, atol=5e-6)
+
+
+def test_deterministic_mode_is_on_during_the_step_and_gives_the_same_losses():
+    trainer, during = make_trainer(deterministic=True), []
+    trainer.backbone.module.register_forward_hook(
+        lambda *_: during.append(torch.are_deterministic_algorithms_enabled())
+    )
+    found = trainer.train_step(*make_batch(0)).loss
+    assert during == [True] * W and not torch.are_deterministic_algorithms_enabled()
+    assert abs(found - make_trainer().train_step(*make_batch(0)).loss) < 1e-6
+
+
+def test_what_the_process_had_set_is_restored_also_after_an_error():
+    trainer = make_trainer(deterministic=True)
+    trainer.bank.shared_p[3] = float("nan")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with pytest.raises(NonFiniteLoss):
+            trainer.train_step(*make_batch(0))
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": L, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_a_tiny_llama_learns_as_autograd_says():
+    trainer, oracle_trainer = make_trainer(backbone=LLAMA), make_trainer(backbone=LLAMA)
+    oracle = Oracle(oracle_trainer)
+    for number in range(3):
+        expected_loss, expected_norm = oracle.step(number, *make_batch(number))
+        result = trainer.train_step(*make_batch(number))
+        assert abs(result.loss - expected_loss) < 1e-5
+        assert abs(result.gradient_norm - expected_norm) < 1e-5 * max(1, expected_norm)
+
+
+@pytest.mark.long  # the compiler takes twenty seconds
+def test_a_compiled_model_gives_the_losses_of_the_eager_one():
+    if not can_compile("cpu"):
+        missing("a C++ compiler", "Debian's package g++")
+    eager, fast = make_trainer(), make_trainer(compile_model=True)
+    pointers = [(p.data_ptr(), p.grad.data_ptr()) for p in fast.backbone.module.parameters()]
+    for number in range(3):
+        expected = eager.train_step(*make_batch(number)).loss
+        assert abs(fast.train_step(*make_batch(number)).loss - expected) < 1e-5
+    assert pointers == [(p.data_ptr(), p.grad.data_ptr()) for p in fast.backbone.module.parameters()]
+
+
+def test_warmup_then_cosine():
+    training = TrainingConfig(steps=110, warmup_steps=10, final_learning_rate_fraction=0.1, batch_size=8)
+    factors = [learning_rate_factor(s, training) for s in range(111)]
+    assert factors[0] == 0.1 and factors[9] == 1.0 and factors[10] == 1.0
+    assert abs(factors[60] - 0.55) < 1e-12 and abs(factors[110] - 0.1) < 1e-12
