@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.jobs import runner
-from flows.jobs.ahead import Ahead
-from flows.jobs.domain_stages import draw_atlas, embeddings_stage
-from flows.jobs.progress import progress
-from flows.jobs.stages import Stages, full_disk_named
+from flows.reporting.progress import progress
 from flows.settings import AddDocuments
+from flows.store_build.estimate import Ahead
+from flows.store_build.stage_runner import Stages, full_disk_named
+from flows.store_build.store_builder import draw_atlas, embeddings_stage
 from pipeline.corpus.listing import Corpus, open_corpus
 from pipeline.domains.build import build_domains
 from pipeline.domains.leaves import TreeSettings

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from flows.jobs import runner
-from flows.jobs.ahead import look_ahead
-from flows.jobs.domain_stages import StoreBuilder, draw_atlas
-from flows.jobs.stages import full_disk_named
 from flows.settings import BuildDomains
+from flows.store_build.estimate import look_ahead
+from flows.store_build.stage_runner import full_disk_named
+from flows.store_build.store_builder import StoreBuilder, draw_atlas
 from pipeline.corpus.listing import Corpus, open_corpus
 from pipeline.embeddings.embedder import find_embedder, load_embedder
 from pipeline.tasks import is_disk_full

@@ -12,12 +12,13 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from flows.jobs import endings, runner
-from flows.jobs.progress import progress
-from flows.jobs.run_plan import SETTINGS, make_stream, resolve
-from flows.jobs.run_record import claim_run, claimed
-from flows.plan import check_disk, check_fits
+from flows.cli.plan import check_disk, check_fits
+from flows.jobs import runner
+from flows.reporting.progress import progress
 from flows.settings import Pretrain
+from flows.training import fatal_errors as endings
+from flows.training.resolve_run import SETTINGS, make_stream, resolve
+from flows.training.run_record import claim_run, claimed
 from pipeline.remote.store import open_store
 from pipeline.reports.audit import verify_domains
 from pipeline.stream.batches import MixtureStream
@@ -108,13 +109,13 @@ def _identity(training: TrainingConfig) -> dict[str, Any]:
 def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> None:
     """Run the workers to the end; Ray restarts a failed group from the newest checkpoint.
 
-    Raises ValueError for what would only fail again (see endings.py).
+    Raises ValueError for what would only fail again (see flows/training/fatal_errors.py).
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-    from flows.jobs.checkpoint_registry import mend
-    from flows.jobs.elastic import EvenTorchTrainer
-    from flows.jobs.training_loop import MixtureDataConfig, train_loop
+    from flows.training.ray_internals.checkpoint_registry import mend
+    from flows.training.ray_internals.even_scaling import EvenTorchTrainer
+    from flows.training.training_loop import MixtureDataConfig, train_loop
 
     # A worker's first import of torch takes more than Ray Train's 60 s on a small, busy machine; and each of
     # a worker's lines should be in the log once.

@@ -18,10 +18,10 @@ import ray
 import torch
 
 from flows.jobs import runner
-from flows.jobs.progress import progress
+from flows.reporting.progress import progress
 from flows.settings import Specialize
-from flows.specialist_maker import SpecialistMaker
-from flows.specialist_method import method_of
+from flows.specialists.maker import SpecialistMaker
+from flows.specialists.methods import method_of
 from pipeline.specialists.sets import SpecialistSet, generic_evaluation, held_out_sets, set_of_texts
 from pipeline.tasks import available_cores
 from soe_model.files.soup import SoupOfExperts

@@ -11,14 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from flows import atlas_page
+from flows.atlas import page as atlas_page
 from flows.serving.access import Access
-from flows.serving.api import page_api
 from flows.serving.completions import completions_api
 from flows.serving.compute_queue import ComputeQueue
 from flows.serving.guard import Guard
 from flows.serving.limits import Refused, error_body
-from flows.serving.specialists import Specialists
+from flows.serving.page_routes import page_api
+from flows.serving.specialist_cache import Specialists
 
 PAGE = Path(__file__).parent / "page"
 END_OF_LOOK = "\n* {"

@@ -16,11 +16,11 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.types import Receive, Scope, Send
 
-from flows.serving.api import Text, while_wanted
 from flows.serving.compute_queue import ComputeQueue, Job
 from flows.serving.generation import Completion, Sampling, complete, prompt_ids
 from flows.serving.limits import Limits, Refused, error_body, too_many
-from flows.serving.specialists import GENERIC, Specialists
+from flows.serving.page_routes import Text, while_wanted
+from flows.serving.specialist_cache import GENERIC, Specialists
 
 UNSUPPORTED: dict[str, tuple] = {
     "echo": (False, None),

@@ -18,8 +18,8 @@ import time
 import numpy as np
 import torch
 
-from flows.jobs import run_plan
 from flows.settings import Pretrain
+from flows.training import resolve_run as run_plan
 from pipeline.embeddings.embedder import find_embedder, load_embedder
 from pipeline.specialists.domain_weights import estimate_domain_weights
 from pipeline.specialists.sets import generic_evaluation, held_out_sets

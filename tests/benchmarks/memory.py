@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from flows import processes
+from flows.local_stack import processes
 
 EVERY = 0.25
 """Seconds between samples."""

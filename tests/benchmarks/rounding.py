@@ -3,7 +3,7 @@
     python -m tests.benchmarks.rounding
 
 It says which difference between the losses of one and of two workers is rounding, and which is an error: the bound
-of tests/flows/test_pretrain_faults.py comes from here.
+of tests/flows/jobs/test_pretrain_faults.py comes from here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flows.jobs import run_plan
 from flows.settings import Pretrain
+from flows.training import resolve_run as run_plan
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from tests.toy_store import make_store

@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from flows.processes import free_port
+from flows.local_stack.processes import free_port
 from flows.serving.access import read_token
 from tests.served_soup import TOPICS, make_served_soup, sentences
 
@@ -60,8 +60,8 @@ def main() -> None:
 
 def in_process(name: str) -> dict[str, float]:
     """Specialists a second: embedding included (one by one, of `TEXTS` texts), and the instances alone."""
-    from flows.specialist_maker import SpecialistMaker
-    from flows.specialist_method import Method
+    from flows.specialists.maker import SpecialistMaker
+    from flows.specialists.methods import Method
     from pipeline.specialists.sets import SpecialistSet
     from soe_model.files.soup import SoupOfExperts
     from storage_schema.layout import soup_folder
@@ -154,7 +154,17 @@ def first_token(web: httpx.Client, name: str) -> float:
 def start(name: str) -> tuple[subprocess.Popen, str, str]:
     """A service on a free port; returns when it answers."""
     port = free_port()
-    command = [sys.executable, "-m", "flows.cli", "serve", name, "--port", str(port), "--max-queue", "64"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli.main",
+        "serve",
+        name,
+        "--port",
+        str(port),
+        "--max-queue",
+        "64",
+    ]
     log = tempfile.TemporaryFile("w+")
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 120

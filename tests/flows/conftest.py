@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from flows import processes, stack_state
-from flows.prefect_api import TERMINAL, PrefectApi
-from flows.stack_state import Stack
+from flows.local_stack import processes
+from flows.local_stack import state as stack_state
+from flows.local_stack.state import Stack
+from flows.prefect_client.api import TERMINAL, PrefectApi
 from tests.flows.built_store import built, corpus, interrupted, settings  # noqa: F401  (fixtures)
 from tests.flows.stand_ins import stand_ins  # noqa: F401  (a fixture)
 from tests.toy_store import make_store

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows import processes
+from flows.local_stack import processes
 
 USER = "prefect"
 

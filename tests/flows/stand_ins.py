@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import pytest
 
-from flows import processes, stack
-from flows.prefect_api import PrefectApi
+from flows.local_stack import lifecycle as stack
+from flows.local_stack import processes
+from flows.prefect_client.api import PrefectApi
 
 
 @pytest.fixture()
 def stand_ins(monkeypatch, tmp_path):
-    """The module ``flows.stack`` with such components, in a SOE_HOME and a PREFECT_HOME of their own."""
+    """The module ``flows.local_stack.lifecycle`` with such components, in a SOE_HOME and a PREFECT_HOME of their
+    own."""
     monkeypatch.setenv("SOE_HOME", str(tmp_path / "soe"))
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from flows.carry_out import carry_out, stop_on_cancellation
+from flows.prefect_flows.run_ray_job import carry_out, stop_on_cancellation
 from flows.settings import BuildDomains
 
 

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 
-from flows.jobs.progress import print_card, progress
+from flows.reporting.progress import print_card, progress
 
 
 def main() -> int:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import processes
+from flows.local_stack import processes
 from tests.extras import chromium, needs_program, screenshot
 from tests.flows.conftest import eventually
 
-DASHBOARD = Path(__file__).parents[2] / "flows/metrics/dashboard.json"
+DASHBOARD = Path(__file__).parents[2] / "flows/local_stack/metrics/dashboard.json"
 AT_THE_END_ONLY = {"ray_data_output_rows", "ray_data_output_bytes"}
 """Ray Data's: shown while it works, and it is far ahead of so small a run."""
 
@@ -60,7 +60,7 @@ def test_every_expression_of_the_dashboard_has_an_answer(running, watched):
 
 
 def test_every_metric_of_ours_is_on_the_dashboard():
-    from flows.jobs import run_metrics
+    from flows.training import run_metrics
 
     named = {*run_metrics.GAUGES, run_metrics.SECONDS, run_metrics.TOKENS}
     assert all(any(run_metrics.PREFIX + name in e for e in expressions()) for name in named)

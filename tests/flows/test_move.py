@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from flows import processes
-from flows.prefect_api import ApiError, PrefectApi
-from flows.processes import MARK, Process
-from flows.stack import PREFECT_FILE
+from flows.local_stack import processes
+from flows.local_stack.lifecycle import PREFECT_FILE
+from flows.local_stack.processes import MARK, Process
+from flows.prefect_client.api import ApiError, PrefectApi
 from storage_schema.manifest import read_manifest
 from tests import extras
 from tests.flows.built_store import write_corpus

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli
+from flows.cli import main as cli
 from tests.flows.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
 RUN_ELSEWHERE = {
-    "make demo": "test_demo.py checks its commands; it is run by hand for its result",
+    "make demo": "tests/flows/cli/test_demo.py checks its commands; it is run by hand for its result",
     "make test": "this very run",
     "make test-faults": "a suite of its own: minutes of killed processes",
     "source .venv/bin/activate": "the tests run in that environment",
     "soe up": "conftest.py",
-    "soe down": "test_stack.py",
+    "soe down": "tests/flows/local_stack/test_lifecycle.py",
 }
 
 
@@ -42,7 +42,8 @@ IN_PROCESS = [
         "weights",
     )
 ]
-"""Without a process of their own, which takes seconds to import torch; test_cli.py starts the command itself."""
+"""Without a process of their own, which takes seconds to import torch; tests/flows/cli/test_main.py starts the
+command itself."""
 
 
 def _in_this_process(command: str, running, work: Path) -> subprocess.CompletedProcess[str]:

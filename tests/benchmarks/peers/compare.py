@@ -26,7 +26,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import processes
+from flows.local_stack import processes
 from pipeline.tasks import available_cores
 from storage_schema.layout import home
 from tests.benchmarks.memory import Sampler

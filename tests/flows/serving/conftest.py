@@ -7,7 +7,7 @@ import signal
 import httpx
 import pytest
 
-from flows.serving.specialists import Specialists
+from flows.serving.specialist_cache import Specialists
 from soe_model.files.soup import SoupOfExperts
 from tests.flows.serving.service import BEARER, CLIENTS, Service, ask
 from tests.served_soup import TOPICS, make_served_soup, sentences

@@ -12,7 +12,7 @@ from pathlib import Path
 import openai
 from fastapi.testclient import TestClient
 
-from flows.processes import free_port
+from flows.local_stack.processes import free_port
 from flows.serving.access import Access
 from flows.serving.app import create_app
 
@@ -45,7 +45,7 @@ class Service:
     def __init__(self, home: Path):
         self.port = free_port()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "serve", "topics", "--port", str(self.port)],
+            [sys.executable, "-m", "flows.cli.main", "serve", "topics", "--port", str(self.port)],
             env=os.environ | {"SOE_HOME": str(home), "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -10,11 +10,11 @@ import zipfile
 import pytest
 import torch
 
-from flows.serving import recipe_box
+from flows.serving import recipe_store as recipe_box
 from flows.serving.generation import TextStream
 from flows.serving.limits import Refused
-from flows.serving.recipe_box import RecipeBox
-from flows.serving.specialists import Specialists
+from flows.serving.recipe_store import RecipeBox
+from flows.serving.specialist_cache import Specialists
 from pipeline.tokenizer import load_tokenizer
 from soe_model.specialists.recipe import instance_of, read_recipe
 from soe_model.specialists.specialist_files import materialize

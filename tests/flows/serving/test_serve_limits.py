@@ -16,7 +16,7 @@ from flows.serving.access import Access
 from flows.serving.compute_queue import ComputeQueue
 from flows.serving.guard import Guard
 from flows.serving.limits import Limits, Refused
-from flows.serving.specialists import Specialists
+from flows.serving.specialist_cache import Specialists
 from tests.flows.serving.service import BEARER, TOKEN, ask, refusal
 from tests.served_soup import POSITIONS, sentences
 

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from flows.serving import command
-from flows.serving.command import listen
+from flows.serving import server as command
+from flows.serving.server import listen
 from tests.flows.serving.service import CLIENTS
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flows.jobs.checkpoint_registry import SNAPSHOT, mend
-from flows.serving.recipe_box import RecipeBox
+from flows.serving.recipe_store import RecipeBox
+from flows.training.ray_internals.checkpoint_registry import SNAPSHOT, mend
 from soe_model.files.bank_files import MappedTensors, expert_file
 from soe_model.files.soup import SoupOfExperts, write_soup
 from soe_model.model.backbone import hugging_face_config

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.loss_meter import LossMeter
+from flows.specialists.losses import LossMeter
 from pipeline.mixtures.meta_distributions import generic_weights
 from soe_model.files.bank_files import expert_file
 from soe_model.files.soup import SoupOfExperts, write_soup

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from flows.specialist_commands import add_commands
+from flows.cli.specialists import add_commands
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.model_card import model_card
 from soe_model.specialists.recipe import BLEND_COEFFICIENTS, blend

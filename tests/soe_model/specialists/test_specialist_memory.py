@@ -12,8 +12,8 @@ import sys, threading, time
 from pathlib import Path
 import numpy as np
 import torch
-from flows.specialist_maker import SpecialistMaker
-from flows.specialist_method import Method
+from flows.specialists.maker import SpecialistMaker
+from flows.specialists.methods import Method
 from pipeline.specialists.sets import SpecialistSet
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.specialist_files import write_specialist

@@ -1,0 +1,1 @@
+"""The domain atlas as one page."""

@@ -1,0 +1,190 @@
+"""The domain atlas: one HTML page with the map, the data and plotly.js inside, which reaches no network.
+
+Written beside the store as ``<store>/atlas.html``. With specialists their domain weights h are laid over the
+same map, in a file of its own. The parts of the page lie in ``flows/atlas/``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.reports.atlas import Atlas, DomainPortrait, collect_atlas
+from pipeline.tasks import Report, ignore_progress
+from storage_schema.domains import DomainStore
+from storage_schema.errors import UserError
+from storage_schema.layout import DOMAIN_WORDS, home
+from storage_schema.manifest import (
+    WRITTEN_BY,
+    StoreError,
+    content_digest,
+    file_digest,
+    manifest_name,
+    read_manifest,
+    write_atomically,
+)
+
+FILE_NAME = "atlas.html"
+PARTS = Path(__file__).parent
+SCRIPTS = ("state.js", "map.js", "panel.js", "actions.js")
+"""Parts of one script, in this order."""
+MOST_DOMAINS = 16_384
+"""A browser draws no map of more tiles in a time one would wait."""
+HEAD_BYTES = 1024
+"""The identity stands in so many first bytes of a page."""
+
+Weights = Mapping[int, float]
+
+
+def write_atlas(
+    folder: str | Path,
+    *,
+    specialists: str | Path | None = None,
+    out: str | Path | None = None,
+    report: Report = ignore_progress,
+) -> Path:
+    """Write the atlas of a finished store, unless the same page is already there; returns its path.
+
+    Args:
+        folder: the store's folder.
+        specialists: a specialist's folder, or one of several; without one the page is the store's own.
+        out: the file; ``atlas.html`` in the store's folder by default, ``atlas-<specialists>.html`` with any.
+
+    Raises:
+        StoreError: the store or a specialist is not finished, or they do not belong together.
+        ValueError: the store has more than ``MOST_DOMAINS`` domains.
+    """
+    store = DomainStore(folder)
+    if store.num_domains > MOST_DOMAINS:
+        raise UserError(
+            f"{folder} has {store.num_domains} domains; a page shows at most {MOST_DOMAINS}. "
+            "Look at the table of domains in the Prefect run instead."
+        )
+    weights = read_specialists(specialists, store) if specialists is not None else {}
+    name = f"atlas-{Path(specialists).name}.html" if specialists is not None else FILE_NAME
+    path = Path(out) if out is not None else Path(folder) / name
+    identity = _identity(store, weights)
+    if not _is_there(path, identity):
+        atlas = collect_atlas(store, report=report)
+        write_atomically(path, atlas_page(atlas, Path(folder).name, weights, identity=identity))
+        words = [portrait.words for portrait in atlas.domains]
+        write_atomically(Path(folder) / DOMAIN_WORDS, json.dumps(words, ensure_ascii=False))
+    return path
+
+
+def atlas_page(atlas: Atlas, store: str, specialists: Mapping[str, Weights], *, identity: str = "") -> str:
+    """The page's HTML.
+
+    Args:
+        store: the store's name, as shown.
+        specialists: name → domain → weight; the first is shown when the page opens.
+        identity: what the page was made from, to be recognised by.
+    """
+    from plotly.offline import get_plotlyjs
+
+    scripts = {
+        "PLOTLY": get_plotlyjs(),
+        "SCRIPT": "\n".join((PARTS / name).read_text("utf-8") for name in SCRIPTS),
+    }
+    parts = scripts | {
+        "IDENTITY": identity,
+        "STYLE": (PARTS / "page.css").read_text("utf-8"),
+        "DATA": embedded_json(_columns(atlas, store, specialists)),
+        "SCRIPT_HASHES": " ".join(map(_hash_source, scripts.values())),
+    }
+    template = (PARTS / "page.html").read_text("utf-8")
+    return re.sub(r"\{\{([A-Z_]+)\}\}", lambda mark: parts[mark[1]], template)
+
+
+def read_specialists(folder: str | Path, store: DomainStore) -> dict[str, dict[int, float]]:
+    """Name → domain → weight of the specialist in `folder`, or of each one in a folder below it.
+
+    Raises :class:`StoreError` if there is none, or if one is of a soup of other domains.
+    """
+    from soe_model.specialists.recipe import read_recipe
+
+    folder = Path(folder)
+    name = manifest_name("specialist")
+    folders = (
+        [folder] if (folder / name).exists() else sorted(path.parent for path in folder.glob(f"*/{name}"))
+    )
+    if not folders:
+        raise StoreError(f"no specialist at {folder}: {name} is missing. Make it first, or check the name.")
+    soups = {}
+    for path in sorted((home() / "soups").glob(f"*/{manifest_name('soup')}")):
+        soup = read_manifest(path.parent, "soup")
+        soups[soup.digest] = soup.inputs
+    found = {}
+    for one in folders:
+        recipe = read_recipe(one)
+        weights = recipe.domain_weights or {}
+        trained_on = soups.get(recipe.soup, {}).get("domains", store.digest)
+        if trained_on not in store.digests or max(weights, default=0) >= store.num_domains:
+            raise StoreError(
+                f"{one} is a specialist of a soup of other domains than those of {store.folder.parent}. "
+                "Give the store its soup was trained on."
+            )
+        found[one.name] = weights
+    return found
+
+
+def embedded_json(value: Any) -> str:
+    """JSON that can stand inside a ``<script>`` element, whatever text it holds."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _columns(atlas: Atlas, store: str, specialists: Mapping[str, Weights]) -> dict[str, Any]:
+    def column(name: str) -> list[Any]:
+        return [getattr(portrait, name) for portrait in atlas.domains]
+
+    return {
+        "store": store,
+        "digest": atlas.digest,
+        "clusters": atlas.coarse_words,
+        **{name: column(name) for name in ("tokens", "passages", "sampled", "words", "samples")},
+        "distance": [_rounded(portrait) for portrait in atlas.domains],
+        "sources": [[(name, round(share, 4)) for name, share in sources] for sources in column("sources")],
+        "specialists": [{"name": name, "weights": weights} for name, weights in specialists.items()],
+    }
+
+
+def _rounded(portrait: DomainPortrait) -> float | None:
+    distance = portrait.mean_squared_distance
+    return None if distance is None else round(distance, 4)
+
+
+def _hash_source(script: str) -> str:
+    """The script as a Content-Security-Policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _identity(store: DomainStore, specialists: Mapping[str, Weights]) -> str:
+    return content_digest(
+        {
+            "domains": store.digest,
+            "specialists": {name: sorted(weights.items()) for name, weights in specialists.items()},
+            "parts": {
+                path.name: file_digest(path)
+                for path in PARTS.iterdir()
+                if path.suffix in (".js", ".css", ".html")
+            },
+            "written_by": [WRITTEN_BY, version("plotly")],
+        }
+    )
+
+
+def _is_there(path: Path, identity: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return identity.encode() in file.read(HEAD_BYTES)
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,148 @@
+"""``soe demo``: the commands a user would type, one after another, and whether the soup was worth it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flows.cli import demo_report as comparison
+from flows.cli import stack_status as status_view
+from flows.cli.follow_run import follow, outcome
+from flows.local_stack import health as stack_health
+from flows.local_stack import state as stack_state
+from flows.prefect_client.api import PrefectApi
+from storage_schema.layout import home
+
+STORE, SOUP, GENERIC, SPECIALISTS = "demo", "demo-soup", "demo-generic", "demo"
+_UUID = re.compile(r"UUID: ([0-9a-f-]{36})")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One deployment to run."""
+
+    title: str
+    deployment: str
+    config: dict[str, Any]
+
+    @property
+    def command(self) -> list[str]:
+        parameters = json.dumps({"config": self.config})
+        return ["prefect", "deployment", "run", self.deployment, "--params", parameters]
+
+
+class StepError(RuntimeError):
+    """A step did not succeed; the message is for the user."""
+
+
+def steps() -> list[Step]:
+    """The demonstration, in order."""
+    # All of these are dependencies of ours, so they are on every machine.
+    held_out = ["sympy", "sqlalchemy", "fonttools", "networkx", "pygments", "apprise", "redis"]
+    build = {"store": STORE, "held_out_sources": held_out, "held_out_fraction": 0.1}
+    build |= {"max_passages": 6000, "vocab_size": 2048, "max_seq_length": 64}
+    build |= {"coarse_clusters": 8, "leaf_clusters": 8}
+    train = {"store": STORE, "preset": "tiny"}
+    special: dict[str, Any] = {
+        "soup": SOUP,
+        "held_out_of": STORE,
+        "compare_with": GENERIC,
+        "output": SPECIALISTS,
+    }
+    special |= {"max_sets": 2 * len(held_out)}  # as many of seen sources as of unseen ones
+    return [
+        Step("Build domains from the text on this machine", "build-domains", build),
+        Step("Pretrain the soup", "pretrain-soe", {"name": SOUP, **train}),
+        Step("Pretrain its generic twin", "pretrain-soe", {"name": GENERIC, "method": "generic", **train}),
+        Step("Make and measure the specialists", "specialize", {**special, "evaluation_passages": 100}),
+    ]
+
+
+def main() -> int:
+    """Run the demonstration; returns the exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    begun = time.monotonic()
+    known = stack_state.load()
+    if known is None or not stack_health.is_up(known):
+        console.rule("Start the stack", align="left")
+        if status_view.up():
+            return 1
+        known = stack_state.load()
+    assert known is not None
+    try:
+        _run_all(steps(), known.api, console)
+        result = _collect()
+    except StepError as error:
+        print(error, file=sys.stderr)
+        print("What is finished is kept: mend this and run `soe demo` again.", file=sys.stderr)
+        return 1
+    console.rule("Was the soup worth it?", align="left")
+    folder = comparison.write(result)
+    comparison.show(result, console)
+    seconds = time.monotonic() - begun
+    console.print(f"Written to {folder}/summary.json and {folder}/plot.png, {seconds:.0f} s in all.")
+    status_view.print_places(known)
+    console.print("The stack is still up, to look around in. Stop it: soe down")
+    return 0
+
+
+def _run_all(chosen: list[Step], api: PrefectApi, console: Console) -> None:
+    """One after another, each needing the one before; at once where a former demonstration finished them all.
+
+    Either way the jobs themselves recognise what is finished. Raises :class:`StepError`.
+    """
+    if _finished_before():
+        console.print("A former demonstration is finished: its commands are sent together, to find that out.")
+        for step, run_id in [(step, _type(step, console)) for step in chosen]:
+            _follow(step, run_id, api, console)
+        return
+    for step in chosen:
+        _follow(step, _type(step, console), api, console)
+
+
+def _finished_before() -> bool:
+    """Whether a former demonstration came to its end and what it measured is still there."""
+    try:
+        _collect()
+    except (OSError, ValueError):
+        return False
+    return (home() / "demo" / "summary.json").exists()
+
+
+def _collect() -> dict[str, Any]:
+    return comparison.collect(store=STORE, soup=SOUP, generic=GENERIC, specialists=SPECIALISTS)
+
+
+def _type(step: Step, console: Console) -> str:
+    """Run the step's command as a user would; returns the flow run's id."""
+    console.rule(step.title, align="left")
+    console.print(f"$ {shlex.join(step.command)}", style="cyan")
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("prefect")), *step.command[1:]],
+        env=stack_state.without_pointers(os.environ) | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+    )
+    found = _UUID.search(done.stdout)
+    if done.returncode or not found:
+        raise StepError(f"error: {(done.stderr or done.stdout).strip()}")
+    return found[1]
+
+
+def _follow(step: Step, run_id: str, api: PrefectApi, console: Console) -> None:
+    begun = time.monotonic()
+    problem = outcome(follow(api, run_id, console=console))
+    if problem:
+        raise StepError(problem)
+    page = f"{api.url.removesuffix('/api')}/runs/flow-run/{run_id}"
+    console.print(f"{step.title}: done in {time.monotonic() - begun:.0f} s. See {page}")

@@ -1,0 +1,110 @@
+"""The demonstration's result: the soup's specialists beside the generic twin, as file, picture and table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from storage_schema.errors import UserError
+from storage_schema.json_files import read_object
+from storage_schema.layout import home, run_folder, specialist_folder, store_folder
+from storage_schema.manifest import read_manifest, write_atomically
+
+STAGES = ("passages", "tokenizer", "embeddings", "domains")
+
+
+def collect(*, store: str, soup: str, generic: str, specialists: str) -> dict[str, Any]:
+    """What the demonstration measured, from the files that its runs left.
+
+    Args:
+        store: name of the store.
+        soup: name of the soup's run.
+        generic: name of the twin's run.
+        specialists: name of the folder of specialists.
+
+    Returns:
+        ``specialist_sets`` (``name, generic_loss, soup_loss, unseen_source``), their ``mean``,
+        ``generic_mixture`` (both models on the mixture of all domains), ``tokens`` seen by each,
+        ``train_seconds`` of each and ``stage_seconds`` of the store. Losses are in nats per token.
+
+    Raises:
+        ValueError: the two runs saw different numbers of tokens, so their losses do not compare.
+    """
+    evaluation = _read(specialist_folder(specialists) / "evaluation.json")
+    runs = {
+        "generic": _read(run_folder(generic) / "summary.json"),
+        "soup": _read(run_folder(soup) / "summary.json"),
+    }
+    if runs["generic"]["tokens"] != runs["soup"]["tokens"]:
+        raise UserError(
+            f"{soup} saw {runs['soup']['tokens']} tokens and {generic} {runs['generic']['tokens']}: "
+            "they do not compare. Give both the same steps, batch_size and sequence_length."
+        )
+    keys = ("name", "generic_loss", "soup_loss", "unseen_source")
+    sets = [{key: row[key] for key in keys} for row in evaluation["specialist_sets"]]
+    losses = ("generic_loss", "soup_loss")
+    return {
+        "specialist_sets": sets,
+        "mean": {key: sum(row[key] for row in sets) / len(sets) for key in losses},
+        "generic_mixture": {key: evaluation["generic_mixture"][key] for key in losses},
+        "tokens": runs["soup"]["tokens"],
+        "train_seconds": {name: run["train_seconds"] for name, run in runs.items()},
+        "stage_seconds": {kind: read_manifest(store_folder(store) / kind, kind).seconds for kind in STAGES},
+    }
+
+
+def write(result: dict[str, Any]) -> Path:
+    """Write ``summary.json`` and ``plot.png`` to ``SOE_HOME/demo``; returns the folder."""
+    from flows.reporting.charts import specialist_losses
+
+    folder = home() / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "summary.json", json.dumps(result, indent=1) + "\n")
+    specialist_losses(result["specialist_sets"]).savefig(folder / "plot.png", dpi=130)
+    return folder
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print the table, and in one sentence whether the soup was worth it."""
+    table = Table(title="Loss on held-out text, nats per token (less is better)", box=None, pad_edge=False)
+    table.add_column("specialist set")
+    table.add_column("source")
+    for column in ("generic twin", "specialist", "difference"):
+        table.add_column(column, justify="right")
+    for row in sorted(result["specialist_sets"], key=lambda row: row["soup_loss"] - row["generic_loss"]):
+        table.add_row(row["name"], "unseen" if row["unseen_source"] else "seen", *_losses(row))
+    table.add_section()
+    table.add_row("mean of the sets", "", *_losses(result["mean"]))
+    table.add_row("all domains together", "", *_losses(result["generic_mixture"]))
+    console.print(table)
+    seconds, stages = result["train_seconds"], result["stage_seconds"]
+    console.print(
+        f"Both saw {result['tokens']:,} tokens: the soup in {seconds['soup']:.0f} s, "
+        f"the twin in {seconds['generic']:.0f} s."
+    )
+    console.print("The store: " + ", ".join(f"{name} {stages[name]:.0f} s" for name in STAGES) + ".")
+    console.print(verdict(result), style="bold")
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """Whether the mean specialist loss of the soup is lower, equal or higher than the twin's, plainly."""
+    generic, soup = result["mean"]["generic_loss"], result["mean"]["soup_loss"]
+    sets = result["specialist_sets"]
+    better = sum(row["soup_loss"] < row["generic_loss"] for row in sets)
+    how = f"{soup:.3f} against {generic:.3f} nats per token, lower on {better} of {len(sets)} sets"
+    word = "LOWER than" if soup < generic else "HIGHER than" if soup > generic else "the same as"
+    worth = "worth" if soup < generic else "not worth"
+    return f"The soup was {worth} it: its specialists' mean loss is {word} the generic twin's ({how})."
+
+
+def _losses(row: dict[str, Any]) -> list[str]:
+    generic, soup = row["generic_loss"], row["soup_loss"]
+    return [f"{generic:.3f}", f"{soup:.3f}", f"{soup - generic:+.3f}"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_object(path)

@@ -1,0 +1,196 @@
+"""``soe plan``: what a pretraining run will need and take, before it starts; and the check a run begins with."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.machine_memory import available_memory, memory_of_nodes, smallest_gpu
+from flows.settings import Pretrain
+from flows.training.resolve_run import resolve
+from soe_model.planning.cost import (
+    Setup,
+    checkpoint_bytes,
+    model_size,
+    run_bytes,
+    state_bytes,
+    step_flops,
+    step_time,
+    worker_memory,
+)
+from soe_model.planning.devices import DEVICES, Device, device
+from soe_model.planning.memory_check import GB, needed, refuse_what_cannot_fit, share_of_worker
+from soe_model.presets import SoupConfig, TrainingConfig
+from storage_schema.errors import UserError
+from storage_schema.json_files import read_object
+from storage_schema.room import bytes_below, require_room
+
+CPU = "cpu"
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the plan; ValueError for what cannot fit, after the table, and for settings that are none."""
+    soup, training = resolve(*settings_of(arguments))
+    if training.batch_size % arguments.num_workers:
+        raise UserError(
+            f"batch_size {training.batch_size} is not a multiple of the {arguments.num_workers} workers. Change "
+            "--batch-size or --num-workers."
+        )
+    chosen = place(arguments)
+    kind = CPU if arguments.device == CPU else "cuda"
+    setup = Setup(
+        size=model_size(soup.backbone),
+        soup=soup,
+        training=training,
+        num_workers=arguments.num_workers,
+        device_type=kind,
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    show(setup, chosen, console, mfu=arguments.mfu)
+    workers = setup.num_workers if kind == CPU else 1
+    refuse_what_cannot_fit(setup, chosen.memory, of=chosen.name, workers_there=workers)
+    console.print("It fits.")
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStore:
+    """What a run must know of its store."""
+
+    vocab_size: int
+    num_domains: int
+    end_of_text: int = 0
+
+
+def settings_of(arguments: argparse.Namespace) -> tuple[Pretrain, PlannedStore]:
+    """What the command line says, as a run would be given it."""
+    names = (
+        "preset", "batch_size", "sequence_length", "mixtures_per_step", "micro_batch_size", "optimizer",
+        "compile_model", "expert_rank", "num_workers",
+    )  # fmt: skip
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.num_experts == 0:
+        given["method"] = "generic"
+    elif arguments.num_experts is not None:
+        given["num_experts"] = arguments.num_experts
+    vocab_size = arguments.vocab_size
+    if arguments.backbone:
+        given["backbone"] = _read_backbone(arguments.backbone)
+        # A model's published config.json says all of it; a shorter one is completed as a run would complete it.
+        vocab_size = min(vocab_size, given["backbone"].get("vocab_size", vocab_size))
+    return Pretrain(**given), PlannedStore(vocab_size=vocab_size, num_domains=arguments.num_domains)
+
+
+def _read_backbone(path: str) -> dict[str, Any]:
+    try:
+        return read_object(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no Hugging Face configuration (config.json): {error}") from error
+
+
+def place(arguments: argparse.Namespace) -> Device:
+    """The GPU of that name, or this machine, of which only the memory is known; with the given rates."""
+    if arguments.device == CPU:
+        chosen = Device(
+            name="this machine", memory=available_memory(), peak_flops=None, bandwidth=None, mfu=None
+        )
+    else:
+        spelled = {name.lower(): name for name in DEVICES}
+        chosen = device(spelled.get(arguments.device.lower(), arguments.device))
+    if arguments.bandwidth:
+        chosen = replace(chosen, bandwidth=arguments.bandwidth * 1e9)
+    if arguments.peak:
+        chosen = replace(chosen, peak_flops=arguments.peak * 1e12)
+    return chosen
+
+
+def show(setup: Setup, chosen: Device, console: Console, *, mfu: float | None = None) -> None:
+    """Print what a worker needs by part, and what follows for disk and time."""
+    size, soup, training = setup.size, setup.soup, setup.training
+    full = soup.num_experts * (setup.factor_size if soup.expert_rank else size.num_params)
+    mixtures = f"{training.mixtures_per_step} mixture{'s' * (training.mixtures_per_step > 1)}"
+    console.print(
+        f"{size.num_params:,} parameters, {soup.num_experts} experts of together {full:,}; "
+        f"{'adam' if soup.expert_rank else training.optimizer}, {setup.num_workers} x {chosen.name}; a step of "
+        f"{training.batch_size} x {training.sequence_length} tokens, {mixtures}, "
+        f"passes of {setup.micro_batch} sequences"
+    )
+    table = Table("of the worker that needs most", box=None, pad_edge=False)
+    table.add_column("GB", justify="right")
+    for name, value in worker_memory(setup).items():
+        table.add_row(name + " (estimated)" * (name in ("activations", "process")), f"{value / GB:.2f}")
+    copy = "the checkpoint's copy"
+    if setup.device_type == CPU:
+        table.add_row(copy, f"{state_bytes(setup) / GB:.2f}")
+    table.add_row("all", f"{needed(setup) / GB:.2f}")
+    table.add_row(f"{chosen.name} has", f"{chosen.memory / GB:.2f}")
+    console.print(table)
+    if setup.device_type != CPU:
+        console.print(f"{copy}: {state_bytes(setup) / GB:.2f} GB of CPU memory a worker")
+    console.print(f"a checkpoint on disk: {checkpoint_bytes(setup) / GB:.2f} GB")
+    console.print(_time(setup, chosen, mfu))
+
+
+def _time(setup: Setup, chosen: Device, mfu: float | None) -> str:
+    time = step_time(setup, chosen, mfu=mfu)
+    share = mfu or chosen.mfu
+    parts = []
+    if time.backbone is not None:
+        flops = f"{step_flops(setup) / 1e12:.1f} TFLOP at {share:.0%} of the peak"
+        parts.append(f"{1e3 * time.backbone:.1f} ms of backbone ({flops})")
+    if time.bank is not None and chosen.bandwidth:
+        rate = f"at {chosen.bandwidth / 1e12:.2f} TB/s"
+        parts.append(f"{1e3 * time.bank:.1f} ms of bank ({rate})")
+    if time.ratio is not None:
+        parts.append(f"{time.ratio:.0%} of the plain model's tokens a second")
+    if not parts:
+        return "a step: not predicted, for the speed of this is not known (--bandwidth, --peak and --mfu give it)"
+    return "a step, predicted: " + ", ".join(parts)
+
+
+def check_fits(soup: SoupConfig, training: TrainingConfig, *, num_workers: int, use_gpu: bool) -> None:
+    """Raise ValueError, naming the nearest settings that fit, for a run that the cluster's machines cannot hold.
+
+    On CPUs the workers of a machine share the memory that is available there. With `use_gpu` a worker has a GPU of its
+    own. Nothing is checked where that is not known: torch sees no GPU here and the workers are nowhere else, or a
+    machine does not answer.
+    """
+    setup = Setup(
+        size=model_size(soup.backbone),
+        soup=soup,
+        training=training,
+        num_workers=num_workers,
+        device_type="cuda" if use_gpu else CPU,
+    )
+    machines = memory_of_nodes(use_gpu)
+    if machines is None:
+        print("Not every node says how much memory it has: whether the run fits is not checked.", flush=True)
+    elif machines:
+        share = share_of_worker(machines, num_workers, together=not use_gpu)
+        if share is not None:  # else workers are still to come
+            of = f"the least that it finds on the cluster's {len(machines)} machines"
+            refuse_what_cannot_fit(setup, share, of=of)
+    elif not use_gpu:
+        refuse_what_cannot_fit(setup, available_memory(), of="this machine", workers_there=num_workers)
+    elif gpu := smallest_gpu():
+        refuse_what_cannot_fit(setup, gpu[1], of=gpu[0])
+
+
+def check_disk(
+    soup: SoupConfig, training: TrainingConfig, *, num_workers: int, folder: Path, checkpoints_kept: int
+) -> None:
+    """Raise ValueError if the disk of the run's `folder` has no room for what the run will write."""
+    setup = Setup(
+        size=model_size(soup.backbone), soup=soup, training=training, num_workers=num_workers, device_type=CPU
+    )
+    require_room(
+        folder,
+        run_bytes(setup, checkpoints_kept) - bytes_below(folder),
+        what=f"the run with its {checkpoints_kept} checkpoints, the next one and the soup",
+        way_out="lower checkpoints_kept or num_experts, or set SOE_HOME to a folder on a larger disk",
+    )

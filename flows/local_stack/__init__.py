@@ -1,0 +1,1 @@
+"""`soe up | down`: Prefect server, worker and Ray head on loopback."""

@@ -1,0 +1,82 @@
+"""Whether the components of a local stack run and answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+
+from flows.local_stack import processes, prometheus
+from flows.local_stack import state as stack_state
+from flows.local_stack.component_commands import WORK_POOL
+from flows.local_stack.state import PROMETHEUS, Stack
+from flows.prefect_client.api import ApiError
+
+
+def is_up(stack: Stack) -> bool:
+    """Whether every component runs and answers."""
+    everything = all(stack.alive(name) for name in stack.components)
+    return everything and stack.api.healthy() and ray_answers(stack) and metrics_answer(stack)
+
+
+def states(stack: Stack) -> dict[str, str]:
+    """How each component is: ``up``; ``down``, where its process is gone; ``does not answer`` or ``answers STATUS``,
+    where it lives; ``unknown`` for a worker that only a server which does not answer could tell of.
+    """
+    asked: dict[str, Callable[[], str]] = {
+        "prefect-server": stack.api.health,
+        "ray-head": lambda: _said(ray_answers(stack)),
+        "prefect-worker": lambda: _worker(stack),
+        PROMETHEUS: lambda: _said(metrics_answer(stack)),
+    }
+    return {name: asked[name]() if stack.alive(name) else "down" for name in stack.components}
+
+
+def _said(answers: bool) -> str:
+    return "up" if answers else "does not answer"
+
+
+def _worker(stack: Stack) -> str:
+    try:
+        return _said(worker_is_online(stack))
+    except ApiError:
+        return "unknown"
+
+
+def members(stack: Stack) -> set[int]:
+    """The numbers of all the stack's processes."""
+    return processes.members(stack.processes.values(), stack.mark())
+
+
+def ray_answers(stack: Stack) -> bool:
+    """Whether the dashboard answers, knows our token, belongs to our Ray head, and has a living node."""
+    try:
+        session = _ask_ray(stack, "/api/version")["session_name"]
+        ours = Path(os.readlink(stack_state.ray_folder() / "session_latest")).name
+        nodes = _ask_ray(stack, "/api/v0/nodes")["data"]["result"]["result"]
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return False
+    return session == ours and any(node["state"] == "ALIVE" for node in nodes)
+
+
+def worker_is_online(stack: Stack) -> bool:
+    """Whether a worker polls our pool. Raises :class:`ApiError` if the server does not say."""
+    workers = stack.api.call("POST", f"/work_pools/{WORK_POOL}/workers/filter", {}, timeout=5.0, patience=0.0)
+    return any(worker["status"] == "ONLINE" for worker in workers)
+
+
+def metrics_answer(stack: Stack) -> bool:
+    """Whether Prometheus answers, or is not part of the stack."""
+    return stack.metrics_port is None or prometheus.answers(stack)
+
+
+def _ask_ray(stack: Stack, path: str) -> dict:
+    token = stack_state.token_file().read_text().strip()
+    request = urllib.request.Request(
+        f"{stack.dashboard_url}{path}", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request, timeout=5.0) as answer:
+        return json.loads(answer.read())

@@ -1,0 +1,1 @@
+"""The Prefect server, seen from outside: the calls we make, the plug-in of its command line."""

@@ -1,0 +1,1 @@
+"""The deployments and their flows: check, submit, follow, publish."""

@@ -1,0 +1,132 @@
+"""What `soe serve` does: open the soup, listen, say where, stop cleanly."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+import torch
+import uvicorn
+
+from flows.serving.access import LOOPBACK, Access, default_token_file, read_token
+from flows.serving.app import create_app
+from flows.serving.limits import Limits
+from flows.serving.specialist_cache import Specialists
+from pipeline.cores import available_cores
+from soe_model.files.soup import SoupOfExperts
+from storage_schema.errors import UserError
+from storage_schema.layout import soup_folder
+
+STOPPING_SECONDS = 3
+"""For answers that are under way when the service is stopped."""
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM; returns 0.
+
+    Args:
+        arguments: ``soup``, ``host``, ``port``, ``token_file``, ``cache`` and ``max_queue``.
+
+    Raises:
+        ValueError: a setting out of its bounds, a port that is taken, a soup that does not verify, a token file that
+            others can read.
+    """
+    if arguments.max_queue < 1:
+        raise UserError(f"--max-queue is {arguments.max_queue}; it must be at least 1.")
+    limits = Limits()
+    listening = listen(arguments.host, arguments.port)
+    try:
+        port = listening.getsockname()[1]
+        token = read_token(arguments.token_file)
+        print(f"Opening {arguments.soup} …", flush=True)
+        torch.set_num_threads(available_cores())
+        soup = SoupOfExperts.open(soup_folder(arguments.soup))
+        specialists = Specialists(soup, cache=arguments.cache, limits=limits)
+        specialists.warm_up()
+        access = Access(token, host=arguments.host, port=port)
+        app = create_app(specialists, access, max_queue=arguments.max_queue)
+        _say(arguments, token, port)
+        _serve(app, listening, limits)
+    finally:
+        listening.close()
+    print("Stopped.", flush=True)
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the port. Raises ValueError if it is taken or not allowed, or the host is not this machine."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port is {port}; it must be 0 (any) to 65535.")
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise UserError(f"--host {host!r} is not known: {error}.") from error
+    # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named; a client acknowledges the first
+    # of two pieces 40 ms late.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(128)  # a port that another one listens on is refused here at the latest
+    except OSError as error:
+        listening.close()
+        raise UserError(
+            f"port {port} of {host} cannot be listened on: {os.strerror(error.errno or 0)}. Choose another with --port."
+        ) from error
+    return listening
+
+
+def _say(arguments: argparse.Namespace, token: str, port: int) -> None:
+    host = arguments.host
+    named = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    named = f"[{named}]" if ":" in named else named
+    if not _is_loopback(host):
+        print(
+            f"warning: listening on {host}: whoever reaches this machine can try the token, and what is sent over "
+            "the network is not encrypted. An SSH tunnel to 127.0.0.1 is safer.",
+            file=sys.stderr,
+            flush=True,
+        )
+    file = arguments.token_file or default_token_file()
+    if sys.stdout.isatty():
+        print(f"The page:  http://{named}:{port}/?token={token}")
+    else:  # a log, which others may read
+        print(f"The page:  http://{named}:{port}/ (it asks for the token, which is in {file})")
+    print(f"OpenAI:    base_url http://{named}:{port}/v1, api_key in {file}")
+    print("Ctrl-C stops it.", flush=True)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() in LOOPBACK
+
+
+def _serve(app: Any, listening: socket.socket, limits: Limits) -> None:
+    config = uvicorn.Config(
+        app,
+        # Its access log would hold the token of the page's address.
+        access_log=False,
+        log_level="warning",
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=STOPPING_SECONDS,
+        proxy_headers=False,
+        server_header=False,
+        ws="none",
+    )
+    # uvicorn raises the signal again when it has stopped; for us that is the end, not a fault.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)

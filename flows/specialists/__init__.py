@@ -1,0 +1,1 @@
+"""Texts → specialists: what command, flow and service share."""

@@ -1,0 +1,1 @@
+"""The stages of a store, one after the other."""

@@ -1,0 +1,1 @@
+"""What a pretraining run does beside the arithmetic."""

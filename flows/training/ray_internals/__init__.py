@@ -1,0 +1,1 @@
+"""What we change in Ray Train."""

@@ -1,0 +1,173 @@
+"""What a run's settings come to: the soup, its training, and the stream of mixtures that it reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from flows.settings import Pretrain, refuse_unused
+from flows.training.custom_backbone import own_backbone
+from flows.training.run_record import claimed
+from pipeline.mixtures.meta_distributions import Dirichlet, Fixed, MetaDistribution, Sparse, generic_weights
+from pipeline.mixtures.plan import MixturePlan
+from pipeline.mixtures.ratios import read_fixed, read_ratios
+from pipeline.remote.store import open_store
+from pipeline.stream.batches import MixtureStream
+from soe_model.presets import Preset, SoupConfig, TrainingConfig, preset
+from storage_schema.domains import DomainStore
+from storage_schema.errors import UserError
+from storage_schema.layout import run_folder, store_place
+from storage_schema.manifest import StoreError
+
+SETTINGS = "settings.json"
+"""In a run's folder: what it was asked for."""
+AT_START = "router_hidden", "router_input_scale", "router_output_scale", "expert_std"
+"""A preset's numbers of how router and experts begin."""
+
+
+class Vocabulary(Protocol):
+    """What a run's settings are resolved for: a store, or one that is only planned."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def num_domains(self) -> int: ...
+    @property
+    def end_of_text(self) -> int: ...
+
+
+def resolve(settings: Pretrain, store: Vocabulary) -> tuple[SoupConfig, TrainingConfig]:
+    """The preset with the user's settings laid over it, for the vocabulary of `store`: of the run, of the check
+    before it and of ``soe plan`` alike.
+    """
+    chosen: Preset = preset(settings.preset)
+    overrides = _given(
+        settings,
+        "steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size", "learning_rate",
+        "expert_learning_rate", "router_learning_rate", "warmup_steps", "final_learning_rate_fraction",
+        "gradient_clip", "optimizer", "micro_batch_size", "compile_model", "deterministic",
+    )  # fmt: skip
+    num_experts = settings.num_experts or chosen.num_experts
+    if settings.method == "generic":
+        num_experts = 0
+        overrides["mixtures_per_step"] = 1
+        overrides.setdefault("learning_rate", chosen.generic_learning_rate)
+    adam = replace(chosen.training.adam, **_given(settings, "beta1", "beta2", "epsilon"))
+    training = replace(chosen.training, seed=settings.seed, adam=adam, **overrides)
+    of_store = {
+        "vocab_size": store.vocab_size,
+        "sequence_length": training.sequence_length,
+        "end_of_text": store.end_of_text,
+    }
+    given = settings.backbone
+    backbone = chosen.backbone(**of_store) if given is None else own_backbone(given, **of_store)
+    at_start = {name: getattr(chosen, name) for name in AT_START} | _given(settings, *AT_START)
+    soup = SoupConfig(
+        backbone=backbone,
+        num_experts=num_experts,
+        num_domains=store.num_domains,
+        expert_rank=settings.expert_rank if num_experts else None,
+        **at_start,
+    )
+    return soup, training
+
+
+def _given(settings: Pretrain, *names: str) -> dict[str, Any]:
+    """Of these settings those that the user gave."""
+    return {name: value for name in names if (value := getattr(settings, name)) is not None}
+
+
+def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig) -> MixtureStream:
+    """The run's plan over the store's domains, as a stream."""
+    windows_K = store.windows_K(training.sequence_length)
+    plan = MixturePlan(
+        windows_K,
+        meta_distribution(settings, training, windows_K),
+        seed=settings.seed,
+        batch_size=training.batch_size,
+        mixtures_per_step=training.mixtures_per_step,
+        store_digest=store.digest,
+        sequence_length=training.sequence_length,
+    )
+    stream = MixtureStream(
+        store_folder=store_place(settings.store),
+        sequence_length=training.sequence_length,
+        plan=plan,
+        store_parts=len(store.parts),
+        window_steps=settings.window_steps,
+    )
+    return stream.for_rank(0, settings.num_workers)
+
+
+OF_LAW = {
+    "sparse": ("support_size", "by_size"),
+    "uniform": (),
+    "dirichlet": ("support_size", "by_size", "concentration"),
+    "recorded": ("ratios",),
+    "fixed": ("ratios",),
+}
+"""The settings that each law reads."""
+
+
+def meta_distribution(
+    settings: Pretrain, training: TrainingConfig, windows_K: np.ndarray
+) -> MetaDistribution:
+    """The law of the run's mixtures.
+
+    Raises ValueError for a setting that the law has no use for, and for a `ratios` file that is missing or none.
+    """
+    law = settings.meta_distribution
+    if settings.method == "generic" and law != "fixed":
+        if settings.ratios is not None:
+            raise UserError(
+                f"method=generic trains one model on one mixture, and ratios is {settings.ratios!r}: give "
+                "meta_distribution=fixed with it, or leave ratios out."
+            )
+        return Fixed(generic_weights(windows_K))  # whatever mixtures the soup beside it is trained on
+    _check_used(settings)
+    if law == "dirichlet":
+        return Dirichlet(
+            concentration=settings.concentration,
+            support_size=settings.support_size,
+            by_size=settings.by_size,
+        )
+    if settings.ratios is not None and law == "recorded":
+        return read_ratios(settings.ratios)
+    if settings.ratios is not None:
+        return read_fixed(settings.ratios, len(windows_K))
+    everything = int((windows_K > 0).sum())
+    size = everything if law == "uniform" else training.support_size
+    return Sparse(support_size=size, by_size=settings.by_size)
+
+
+def _check_used(settings: Pretrain) -> None:
+    """Raise ValueError for a setting of another law, or a missing one."""
+    law = settings.meta_distribution
+    if "ratios" in OF_LAW[law] and settings.ratios is None:
+        raise UserError(f"meta_distribution={law} reads its mixtures from a table: give its path as ratios.")
+    refuse_unused(settings, "meta_distribution", OF_LAW)
+
+
+def stream_of_run(name: str) -> tuple[MixtureStream, int]:
+    """The stream that the run of that name reads, and its steps.
+
+    Raises:
+        ValueError: there is no such run, or its store is no longer the one it began with.
+    """
+    folder = run_folder(name)
+    if not (folder / SETTINGS).exists():
+        raise UserError(
+            f"there is no run {name!r}: {folder / SETTINGS} is missing. Check the name (SOE_HOME)."
+        )
+    begun = claimed(folder)  # first: a newer release's settings are not ours to check
+    settings = Pretrain.model_validate_json((folder / SETTINGS).read_text("utf-8"))
+    store = open_store(store_place(settings.store), num_parts=begun["store_parts"])
+    # A run of an older release may have a warm-up that is refused today; its stream does not hang on that.
+    training = resolve(settings.model_copy(update={"warmup_steps": 0}), store)[1]
+    stream = make_stream(settings, store, training)
+    changed = [key for key, value in stream.plan.facts.items() if begun[key] != value]
+    if changed:
+        raise StoreError(f"the plan of run {name!r} can no longer be made: {', '.join(changed)} differ.")
+    return stream, training.steps

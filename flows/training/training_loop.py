@@ -1,0 +1,167 @@
+"""What each training worker does: restore, take batches from the stream, step, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+from ray.train import CheckpointUploadMode, DataConfig
+
+from flows.training import fatal_errors as endings
+from flows.training.checkpoints import Checkpoints
+from flows.training.run_reporter import Watch
+from pipeline.stream.batches import Batch, MixtureStream
+from pipeline.tasks import available_cores
+from soe_model.files.soup import write_soup
+from soe_model.training.trainer import NonFiniteLoss, SoupTrainer, StepResult
+from storage_schema.json_files import read_json
+from storage_schema.layout import DOMAIN_WORDS
+from storage_schema.manifest import write_atomically
+
+
+class MixtureDataConfig(DataConfig):
+    """Gives each rank its own ordered stream instead of splitting one.
+
+    The stream is an object, not a started dataset: it begins at whatever step the worker restored, so a
+    restart or another world size changes nothing in the global batches.
+    """
+
+    def configure(self, datasets: dict[str, MixtureStream], world_size: int, **_: Any) -> list[dict]:
+        stream = datasets["train"]
+        return [{"train": stream.for_rank(rank, world_size)} for rank in range(world_size)]
+
+
+class Diverged(RuntimeError):
+    """A loss or gradient is not finite; says where it came from."""
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """The function Ray Train runs on every worker. Errors that would recur are recorded, so that Ray stops."""
+    folder = Path(config["run_folder"])
+    if endings.stopped(folder) is not None:
+        return
+    try:
+        _train(config)
+    except Diverged as error:  # on every rank in the same step, so all return
+        if ray.train.get_context().get_world_rank() == 0:
+            endings.stop(folder, str(error))
+    except Exception as error:
+        if (message := endings.fatal(error, asked=config["asked"])) is not None:
+            endings.stop(folder, message)
+        raise
+
+
+def _train(config: dict[str, Any]) -> None:
+    context = ray.train.get_context()
+    torch.set_num_threads(max(1, available_cores() // context.get_local_world_size()))
+    device = ray.train.torch.get_device()
+    stream: MixtureStream = ray.train.get_dataset_shard("train")
+    store = stream.open_store()
+    tree = store.tree
+    centroids_KD = torch.from_numpy(tree.leaves_KD)
+    trainer = SoupTrainer(config["soup"], config["training"], centroids_KD=centroids_KD, device=device)
+    run = _Run(config, stream, trainer, is_first=context.get_world_rank() == 0)
+    run.restore()
+    run.to_the_end()
+    write_soup(
+        config["soup_folder"],
+        trainer,
+        tree=tree,
+        tokenizer=store.folder.parent / "tokenizer/tokenizer.json",
+        windows_K=store.windows_K(trainer.training.sequence_length),
+        domain_words=_domain_words(store.folder.parent / DOMAIN_WORDS),
+    )
+    run.write_summary()
+
+
+def _domain_words(path: Path) -> list[list[str]] | None:
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return None  # a store without an atlas, or one elsewhere
+
+
+class _Run:
+    """One worker's walk through the steps."""
+
+    def __init__(
+        self, config: dict[str, Any], stream: MixtureStream, trainer: SoupTrainer, *, is_first: bool
+    ):
+        self.stream, self.trainer, self.is_first = stream, trainer, is_first
+        self.folder = Path(config["run_folder"])
+        self.checkpoints = Checkpoints(self.folder, trainer, plan_digest=stream.plan.digest)
+        self.steps, self.checkpoint_every = trainer.training.steps, config["checkpoint_every"]
+        self.report_every = config["report_every"]
+        self.train_seconds = 0.0
+
+    def restore(self) -> None:
+        notes = self.checkpoints.restore()
+        if notes is None:
+            return
+        self.train_seconds = notes["train_seconds"]
+        if self.is_first:
+            size = self.trainer.sharding.world_size
+            print(f"resuming at step {self.trainer.step} of {self.steps} on {size} workers", flush=True)
+
+    def to_the_end(self) -> None:
+        trainer = self.trainer
+        if trainer.step >= self.steps:
+            return
+        watched = (
+            Watch(self.folder, trainer, self.stream, self.checkpoints) if self.is_first else nullcontext()
+        )
+        with watched as watch:
+            clock = None
+            for batch in self.stream.through_ray(trainer.step, self.steps):
+                arrived = time.monotonic()
+                clock = clock or arrived  # the first batch waits for Ray to start its actors
+                result = self._step(batch)
+                now = time.monotonic()
+                seconds, waited, clock = now - clock, arrived - clock, now
+                self.train_seconds += seconds
+                if watch:
+                    watch.after_step(result, seconds=seconds, waited=waited, train_seconds=self.train_seconds)
+                if trainer.step % self.checkpoint_every == 0 or trainer.step == self.steps:
+                    self.checkpoints.begin(self._metrics(result), {"train_seconds": self.train_seconds})
+                    clock = time.monotonic()
+                elif trainer.step % self.report_every == 0:
+                    # In its turn behind a checkpoint that is still being written, without waiting for it.
+                    ray.train.report(self._metrics(result), checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+        self.checkpoints.wait()
+
+    def _step(self, batch: Batch) -> StepResult:
+        if batch.step != self.trainer.step:
+            raise RuntimeError(
+                f"the stream gave step {batch.step}, the trainer is at step {self.trainer.step}."
+            )
+        device = self.trainer.device
+        try:
+            return self.trainer.train_step(
+                torch.from_numpy(batch.tokens_BL1.astype(np.int64)).to(device),
+                torch.from_numpy(batch.mixture_B),
+                torch.from_numpy(batch.domain_weights_WK).to(device),
+            )
+        except NonFiniteLoss as error:
+            message = endings.not_finite(error.step, error.mixtures, batch.domain_weights_WK, str(error))
+            raise Diverged(message) from error
+
+    def _metrics(self, result: StepResult) -> dict[str, Any]:
+        return {"step": self.trainer.step, "loss": result.loss}
+
+    def write_summary(self) -> None:
+        if self.is_first:
+            training = self.trainer.training
+            summary = {
+                "tokens": training.steps * training.batch_size * training.sequence_length,
+                "train_seconds": round(self.train_seconds, 3),
+                "steps": training.steps,
+                "parameters": self.trainer.backbone.num_params,
+                "num_experts": self.trainer.soup.num_experts,
+            }
+            write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1))

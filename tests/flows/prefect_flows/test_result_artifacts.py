@@ -1,0 +1,155 @@
+"""What is published of a finished run, from files made by the tests."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+
+import pytest
+
+from flows.atlas.page import write_atlas
+from flows.prefect_flows import result_artifacts as artifacts
+from flows.reporting.artifact_text import artifact_key, describe, parse_description, percent_of
+from flows.settings import Pretrain, Specialize
+from flows.store_build import store_builder as domain_stages
+from flows.store_build.store_builder import draw_atlas
+from pipeline.corpus.accounts import Tally, account
+from storage_schema.domains import DomainStore
+from storage_schema.layout import DOMAIN_WORDS, run_folder, soup_folder
+from storage_schema.stage import open_stage
+from tests.toy_store import make_store
+
+PNG = re.compile(r"!\[[^]]*\]\(data:image/png;base64,([A-Za-z0-9+/=]+)\)")
+
+
+def pictures(markdown: str) -> list[bytes]:
+    return [base64.b64decode(found) for found in PNG.findall(markdown)]
+
+
+@pytest.mark.parametrize(
+    ("progress", "text", "percent"),
+    [
+        ({"stage": "embed: all", "done": 1200, "total": 26000, "unit": "passages"}, "1,200 of 26,000", 4.6),
+        ({"stage": "x", "done": 7, "total": 0, "unit": "files of text"}, "x: 7 files of text", 0.0),
+        ({"stage": "x", "done": 9, "total": 3, "unit": "steps"}, "9 of 3", 100),
+    ],
+)
+def test_progress_survives_its_text(progress, text, percent):
+    assert text in describe(progress)
+    assert parse_description(describe(progress)) == progress
+    assert percent_of(progress) == percent
+
+
+def test_other_artifacts_are_not_taken_for_ours():
+    assert parse_description("100 % of nothing") is None and parse_description(None) is None
+
+
+@pytest.mark.parametrize("words", [("build-domains", "Embed passages (GPU)"), ("a", "_b_"), ("Ä/x.y", "2")])
+def test_keys_are_what_prefect_accepts(words):
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", artifact_key(*words))
+
+
+def test_the_domains_card_and_table(tmp_path):
+    store = DomainStore(make_store(tmp_path / "store", [300, 0, 1000, 700]))
+    card = artifacts.domains_card(store)
+    assert "4 domains of 3 passages and 2,000 tokens; 1 are empty" in card
+    assert store.digest in card and pictures(card)[0].startswith(b"\x89PNG")
+    # Windows of 128: 2, 0, 7 and 5 of them; of 512: 0, 0, 1 and 1.
+    assert "| tokens lost to tails | 10.40% | 48.80% | 100.00% | 100.00% |" in card
+    assert "| domains without a window | 1 | 2 | 4 | 4 |" in card
+    assert "What was read" not in card  # a store made before there were accounts
+    rows = artifacts.domains_table(store)
+    assert [row["domain"] for row in rows] == [2, 3, 0]
+    assert rows[0]["tokens"] == 1000 and rows[0]["share"] == "50.00 %" and rows[0]["mostly"] == "toy (100%)"
+    json.dumps(rows)
+
+
+def test_the_domains_card_says_what_was_lost(tmp_path):
+    folder = make_store(tmp_path / "store", [300])
+    bad = Tally(
+        documents_read=9, documents=7, passages_cut=8, bad={"not JSON": 2}, bad_named=["a.jsonl:3: why"]
+    )
+    passages = {"passages": 7, "train_duplicates_dropped": 1}
+    counts = account(bad, {"trained on": 7}, passages, {".tsv": 3}) | passages
+    stage = open_stage(folder / "passages", kind="passages", configuration={}, inputs={}, rebuild=True)
+    stage.finish(counts)
+    card = artifacts.domains_card(DomainStore(folder))
+    assert "9 documents: 7 trained on, 2 bad: not JSON." in card
+    assert "8 passages: 7 trained on, 1 train duplicates." in card
+    assert "2 bad documents. First: a.jsonl:3: why." in card and "Files that were not read: 3 .tsv." in card
+
+
+def test_the_atlas_is_linked_and_its_path_is_said(tmp_path, monkeypatch):
+    published = {}
+    for kind in ("markdown", "table", "link"):
+        name = f"create_{kind}_artifact"
+        monkeypatch.setattr(
+            artifacts, name, lambda body, *, kind=kind, **rest: published.update({kind: (body, rest)})
+        )
+    folder = make_store(tmp_path / "store", [300, 0, 1000, 700])
+    artifacts.publish_domains(str(folder))
+    assert sorted(published) == ["markdown", "table"] and "atlas.html" not in published["markdown"][0]
+    atlas = write_atlas(folder)
+    artifacts.publish_domains(str(folder))
+    link, rest = published["link"]
+    assert link == atlas.as_uri() and rest["link_text"] == str(atlas) and rest["key"] == "domains-store-atlas"
+    assert str(atlas) in rest["description"] and str(atlas) in published["markdown"][0]
+
+
+def test_an_atlas_of_fewer_domains_does_not_stay_beside_too_many(tmp_path, monkeypatch):
+    folder = make_store(tmp_path / "store", [300, 200])
+    assert draw_atlas(folder) is not None and (folder / DOMAIN_WORDS).exists()
+    monkeypatch.setattr(domain_stages, "MOST_DOMAINS", 1)
+    assert draw_atlas(folder) is None
+    assert not (folder / "atlas.html").exists() and not (folder / DOMAIN_WORDS).exists()
+
+
+def test_the_soups_card_says_how_to_resume(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    stage = open_stage(soup_folder("mine"), kind="soup", configuration={}, inputs={"domains": "d" * 64})
+    digest = stage.finish({}).digest
+    run_folder("mine").mkdir(parents=True)
+    (run_folder("mine") / "summary.json").write_text(json.dumps({"tokens": 4096000, "train_seconds": 12.5}))
+    # A run that was cut off and resumed has some steps twice in its log.
+    log = [{"step": step, "loss": 9.0 / step} for step in (1, 2, 3, 2, 3, 4)]
+    (run_folder("mine") / "log.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
+    card = artifacts.soup_card(Pretrain(name="mine", steps=4))
+    assert digest in card and "d" * 64 in card and "4,096,000" in card and len(pictures(card)) == 1
+    [command] = re.findall(r"```\n(prefect .*)\n```", card)
+    assert resumed(command) == Pretrain(name="mine", steps=4)
+    # In the command that a shell reads, whatever the settings hold.
+    apostrophe = Pretrain(name="mine", store="/data/it's mine; $HOME")
+    [command] = re.findall(r"```\n(prefect .*)\n```", artifacts.soup_card(apostrophe))
+    assert resumed(command) == apostrophe
+
+
+def resumed(command: str) -> Pretrain:
+    words = shlex.split(command)
+    assert words[:-1] == ["prefect", "deployment", "run", "pretrain-soe", "--params"]
+    return Pretrain(**json.loads(words[-1])["config"])
+
+
+def test_losses_of_other_specialists_are_not_published(tmp_path, monkeypatch):
+    """evaluation.json may be an earlier run's, and the folder may hold others' specialists."""
+    published = {}
+    monkeypatch.setattr(
+        artifacts, "create_table_artifact", lambda rows, **rest: published.update({rest["key"]: rows})
+    )
+    folder = tmp_path / "mine"
+    (folder / "older").mkdir(parents=True)
+    (folder / "older/specialist.json").write_text("{}")
+    old = {"specialist_sets": [{"name": "older", "soup_loss": 1.0}]}
+    (folder / "evaluation.json").write_text(json.dumps(old))
+    (folder / "made.json").write_text(json.dumps({"report": {"specialists": ["notes"], "warnings": {}}}))
+    artifacts.publish_specialists(Specialize(output=str(folder)))
+    assert published == {
+        "specialists-mine": [{"specialist": "notes", "folder": str(folder / "notes")}],
+    }
+
+
+def test_the_losses_card_draws_only_what_was_compared():
+    row = {"name": "a", "soup_loss": 4.0, "unseen_source": True}
+    assert not pictures(artifacts.losses_card({"specialist_sets": [row]}))
+    assert pictures(artifacts.losses_card({"specialist_sets": [{**row, "generic_loss": 4.5}]}))

@@ -1,0 +1,88 @@
+"""What a flow does around its job, with a cluster and a server played by the test."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from flows.prefect_flows import ray_job_client as ray_job
+from flows.prefect_flows import run_ray_job as carry_out
+from flows.settings import BuildDomains
+
+
+@pytest.fixture()
+def played(monkeypatch, tmp_path):
+    """What was done, in order; the job ends well unless `follow` is replaced."""
+    done: list[str] = []
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    monkeypatch.setattr(carry_out, "get_run_logger", lambda: logging.getLogger("played"))
+    monkeypatch.setattr(carry_out, "flow_run", SimpleNamespace(id="run", run_count=1))
+    monkeypatch.setattr(carry_out, "deployment", SimpleNamespace(name="d"))
+    shown = SimpleNamespace(update=lambda progress: None, close=lambda: done.append("close"))
+    monkeypatch.setattr(carry_out, "ProgressArtifacts", lambda *a, **k: done.append("show") or shown)
+    for name, value in dict(
+        connect="cluster",
+        check_resources=None,
+        still_running=None,
+        submit=None,
+        follow={"rows": 3},
+        stop=True,
+    ).items():
+        monkeypatch.setattr(ray_job, name, lambda *a, name=name, value=value, **k: done.append(name) or value)
+    return done
+
+
+def run():
+    return carry_out.carry_out("build-domains", BuildDomains(), module="m", publish=lambda: None)
+
+
+def raising(error):
+    def call(*arguments, **named):
+        raise error
+
+    return call
+
+
+def test_a_job_is_followed_and_its_summary_returned(played):
+    assert run() == {"rows": 3}
+    assert played == ["show", "connect", "check_resources", "still_running", "submit", "follow", "close"]
+
+
+def test_no_job_is_submitted_that_nobody_could_follow(played, monkeypatch):
+    monkeypatch.setattr(carry_out, "ProgressArtifacts", raising(ConnectionError("no server")))
+    with pytest.raises(ConnectionError):
+        run()
+    assert "submit" not in played
+
+
+def test_a_cluster_that_does_not_say_whether_the_job_runs_gets_no_second_one(played, monkeypatch):
+    monkeypatch.setattr(ray_job, "still_running", raising(ray_job.JobError("the job run is lost")))
+    assert run().message == "error: the job run is lost"
+    assert "submit" not in played and played[-1] == "close"
+
+
+def test_a_run_that_is_interrupted_stops_its_job_and_says_if_it_could_not(played, monkeypatch, caplog):
+    monkeypatch.setattr(ray_job, "follow", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert played[-2:] == ["stop", "close"]
+    monkeypatch.setattr(ray_job, "stop", raising(ray_job.JobError("the Ray job was not stopped")))
+    with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.INFO, "played"):
+        run()
+    assert "the Ray job was not stopped" in caplog.text
+
+
+def test_a_cancelled_run_stops_all_its_jobs_though_one_of_them_cannot_be(monkeypatch, capsys):
+    def stop(client, job_id):
+        if job_id.endswith("2"):
+            raise ray_job.JobError(f"{job_id} was not stopped")
+        return True
+
+    monkeypatch.setattr(ray_job, "connect", lambda: None)
+    monkeypatch.setattr(ray_job, "stop", stop)
+    carry_out.stop_on_cancellation(
+        SimpleNamespace(name="f"), SimpleNamespace(id="r", run_count=2), SimpleNamespace()
+    )
+    assert capsys.readouterr().out == "error: f-r-2 was not stopped\nStopped the Ray job f-r-1.\n"

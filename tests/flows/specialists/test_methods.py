@@ -1,0 +1,18 @@
+"""What a job's settings say of how specialists are made."""
+
+import pytest
+
+from flows.settings import Specialize
+from flows.specialists.methods import method_of
+from pipeline.specialists.sets import SpecialistSet
+
+
+def test_by_itself_the_rate_of_coefficients_is_relative_and_a_given_one_is_not():
+    """As recipes and settings of older releases mean it."""
+    one = SpecialistSet(name="a", texts=["x"], evaluation=[], unseen_source=False)
+    by_itself = method_of(Specialize(method="learned-coefficients"))
+    assert by_itself.learning.relative and by_itself.learning.learning_rate * 0.2 == pytest.approx(0.02)
+    assert by_itself.how(one)["learning"]["relative"] is True
+    for settings in (dict(method="learned-coefficients", learning_rate=0.02), dict(method="fine-tuned")):
+        given = method_of(Specialize(**settings))
+        assert not given.learning.relative and "relative" not in given.how(one)["learning"]

@@ -1,0 +1,33 @@
+"""`soe weights`: texts' domain weights as a table of one mixture, on a store built with the real embedder."""
+
+import numpy as np
+import pytest
+
+from flows.cli.main import main
+from pipeline.mixtures.ratios import read_fixed
+from storage_schema.domains import DomainStore
+from tests.flows.built_store import TOPICS
+
+
+@pytest.mark.parametrize("rule", ["flat", "tree"])
+def test_texts_on_pets_fall_into_the_domains_of_pets(built, settings, tmp_path, capsys, rule):
+    for number in range(6):
+        (tmp_path / f"{number}.txt").write_text(f"{TOPICS['pets']} {number}")
+    out = tmp_path / "h.csv"
+    assert main(["weights", settings.store, "--texts", str(tmp_path), "--rule", rule, "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "6 passages in" in said.out and "Only 6 texts chose the domain weights" in said.err
+    store = DomainStore(settings.store)
+    weights_K = read_fixed(out, store.num_domains).weights_K
+    assert weights_K.sum() == pytest.approx(1)
+    for domain in np.flatnonzero(weights_K):
+        assert set(store.passages(domain)["source"].to_pylist()) == {"pets"}
+
+
+def test_what_cannot_be_weighed_is_said_in_a_line(built, settings, tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text(" ")
+    assert main(["weights", settings.store, "--texts", str(tmp_path), "--out", str(tmp_path / "h.csv")]) == 1
+    assert main(["weights", "nowhere", "--texts", str(tmp_path), "--out", str(tmp_path / "h.csv")]) == 1
+    said = capsys.readouterr().err
+    assert "error: specialist set h: no text in" in said and "error: no " in said
+    assert not (tmp_path / "h.csv").exists()
