@@ -17,9 +17,9 @@ import numpy as np
 import polars as pl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.passages.build import part_files
 from pipeline.passages.cutting import text_hash
 from storage_schema.arrow_files import read_parquet
+from storage_schema.corpus import part_files
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_bounded
 from storage_schema.manifest import Manifest, StoreError, read_manifest, write_atomically

@@ -10,6 +10,8 @@ unique in the store. The parts of an addition are numbered on from those that we
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 
 SPLITS = ("train", "held_out")
@@ -50,3 +52,8 @@ def embeddings_schema(size: int) -> pa.Schema:
 def part_name(number: int, suffix: str) -> str:
     """``part-00042.parquet`` and the like."""
     return f"part-{number:05d}.{suffix}"
+
+
+def part_files(folder: str | Path, split: str) -> list[Path]:
+    """The part files of one split of a finished ``passages`` folder, in order."""
+    return sorted((Path(folder) / split).glob("part-*.parquet"))

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pipeline.corpus.listing import BadDocument, Document
+from pipeline.corpus.documents import BadDocument, Document
 from pipeline.embeddings.build import read_embeddings, write_embeddings
 from pipeline.mixtures.ratios import read_table
 from pipeline.tokenizer import load_tokenizer

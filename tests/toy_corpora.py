@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from pipeline.corpus.listing import open_corpus, read_documents
+from pipeline.corpus.listing import open_corpus
+from pipeline.corpus.readers import read_documents
 
 RECORDS = [{"text": f"text {i}, é", "source": f"s{i % 2}"} for i in range(50)]
 

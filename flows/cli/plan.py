@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from flows.machine_memory import available_memory, memory_of_nodes, smallest_gpu
+from flows.machine_memory import available_memory
 from flows.settings import Pretrain
+from flows.training.fit_check import CPU
 from flows.training.resolve_run import resolve
 from soe_model.planning.cost import (
     Setup,
     checkpoint_bytes,
     model_size,
-    run_bytes,
     state_bytes,
     step_flops,
     step_time,
     worker_memory,
 )
 from soe_model.planning.devices import DEVICES, Device, device
-from soe_model.planning.memory_check import GB, needed, refuse_what_cannot_fit, share_of_worker
-from soe_model.presets import SoupConfig, TrainingConfig
+from soe_model.planning.memory_check import GB, needed, refuse_what_cannot_fit
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
-from storage_schema.room import bytes_below, require_room
-
-CPU = "cpu"
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -151,46 +146,3 @@ def _time(setup: Setup, chosen: Device, mfu: float | None) -> str:
     if not parts:
         return "a step: not predicted, for the speed of this is not known (--bandwidth, --peak and --mfu give it)"
     return "a step, predicted: " + ", ".join(parts)
-
-
-def check_fits(soup: SoupConfig, training: TrainingConfig, *, num_workers: int, use_gpu: bool) -> None:
-    """Raise ValueError, naming the nearest settings that fit, for a run that the cluster's machines cannot hold.
-
-    On CPUs the workers of a machine share the memory that is available there. With `use_gpu` a worker has a GPU of its
-    own. Nothing is checked where that is not known: torch sees no GPU here and the workers are nowhere else, or a
-    machine does not answer.
-    """
-    setup = Setup(
-        size=model_size(soup.backbone),
-        soup=soup,
-        training=training,
-        num_workers=num_workers,
-        device_type="cuda" if use_gpu else CPU,
-    )
-    machines = memory_of_nodes(use_gpu)
-    if machines is None:
-        print("Not every node says how much memory it has: whether the run fits is not checked.", flush=True)
-    elif machines:
-        share = share_of_worker(machines, num_workers, together=not use_gpu)
-        if share is not None:  # else workers are still to come
-            of = f"the least that it finds on the cluster's {len(machines)} machines"
-            refuse_what_cannot_fit(setup, share, of=of)
-    elif not use_gpu:
-        refuse_what_cannot_fit(setup, available_memory(), of="this machine", workers_there=num_workers)
-    elif gpu := smallest_gpu():
-        refuse_what_cannot_fit(setup, gpu[1], of=gpu[0])
-
-
-def check_disk(
-    soup: SoupConfig, training: TrainingConfig, *, num_workers: int, folder: Path, checkpoints_kept: int
-) -> None:
-    """Raise ValueError if the disk of the run's `folder` has no room for what the run will write."""
-    setup = Setup(
-        size=model_size(soup.backbone), soup=soup, training=training, num_workers=num_workers, device_type=CPU
-    )
-    require_room(
-        folder,
-        run_bytes(setup, checkpoints_kept) - bytes_below(folder),
-        what=f"the run with its {checkpoints_kept} checkpoints, the next one and the soup",
-        way_out="lower checkpoints_kept or num_experts, or set SOE_HOME to a folder on a larger disk",
-    )

@@ -12,22 +12,24 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from flows.cluster import session
 from flows.jobs import runner
 from flows.reporting.progress import progress
 from flows.settings import AddDocuments
 from flows.store_build.estimate import Ahead
 from flows.store_build.stage_runner import Stages, full_disk_named
 from flows.store_build.store_builder import draw_atlas, embeddings_stage
-from pipeline.corpus.listing import Corpus, open_corpus
+from pipeline.corpus.documents import Corpus
+from pipeline.corpus.listing import open_corpus
 from pipeline.domains.build import build_domains
 from pipeline.domains.leaves import TreeSettings
 from pipeline.domains.scatter import Folders
 from pipeline.embeddings.embedder import EmbedderWeights, reload_embedder
-from pipeline.passages.build import build_passages, part_files
+from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
 from pipeline.reports.audit import STAGES
 from pipeline.tree.kmeans import KMeansSettings
-from storage_schema.corpus import SPLITS
+from storage_schema.corpus import SPLITS, part_files
 from storage_schema.domains import DomainStore
 from storage_schema.layout import additions_folder, store_folder, store_parts
 from storage_schema.lock import only_writer
@@ -52,8 +54,8 @@ def run(settings: AddDocuments) -> dict[str, Any]:
         )
         embeddings = base["embeddings"]
         encoder = reload_embedder(embeddings.configuration, embeddings.inputs["model"])
-        runner.connect()
-        runner.require_gpus(settings.use_gpu)
+        session.connect()
+        session.require_gpus(settings.use_gpu)
         with only_writer(folder):
             addition = Addition(settings, folder, base, _place_of(corpus, folder))
             addition.passages(corpus)

@@ -11,12 +11,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from flows.cluster import session
 from flows.jobs import runner
 from flows.settings import BuildDomains
 from flows.store_build.estimate import look_ahead
 from flows.store_build.stage_runner import full_disk_named
 from flows.store_build.store_builder import StoreBuilder, draw_atlas
-from pipeline.corpus.listing import Corpus, open_corpus
+from pipeline.corpus.documents import Corpus
+from pipeline.corpus.listing import open_corpus
 from pipeline.embeddings.embedder import find_embedder, load_embedder
 from pipeline.tasks import is_disk_full
 from pipeline.tokenizer import check_lossless, load_tokenizer
@@ -49,8 +51,8 @@ def run(settings: BuildDomains) -> dict[str, Any]:
         if settings.tokenizer is not None:
             check_lossless(load_tokenizer(settings.tokenizer), settings.tokenizer)
         _check_room(settings, folder, corpus, model)
-        runner.connect()
-        runner.require_gpus(settings.use_gpu)
+        session.connect()
+        session.require_gpus(settings.use_gpu)
         with only_writer(folder):
             ahead = look_ahead(settings, folder, corpus, model)
             ahead.say()

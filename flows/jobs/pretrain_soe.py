@@ -12,11 +12,12 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from flows.cli.plan import check_disk, check_fits
+from flows.cluster import session
 from flows.jobs import runner
 from flows.reporting.progress import progress
 from flows.settings import Pretrain
 from flows.training import fatal_errors as endings
+from flows.training.fit_check import check_disk, check_fits
 from flows.training.resolve_run import SETTINGS, make_stream, resolve
 from flows.training.run_record import claim_run, claimed
 from pipeline.remote.store import open_store
@@ -41,7 +42,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
     Raises:
         ValueError: for settings, stores or checkpoints that do not fit, and workers the cluster lacks.
     """
-    runner.require_workers(settings.min_workers or settings.num_workers, settings.use_gpu, with_data=True)
+    session.require_workers(settings.min_workers or settings.num_workers, settings.use_gpu, with_data=True)
     folder = run_folder(settings.name)
     # What was added to the store after a run began is not for that run: it goes on as it began.
     store = open_store(store_place(settings.store), num_parts=claimed(folder).get("store_parts"))

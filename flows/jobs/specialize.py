@@ -17,6 +17,7 @@ from typing import Any
 import ray
 import torch
 
+from flows.cluster import session
 from flows.jobs import runner
 from flows.reporting.progress import progress
 from flows.settings import Specialize
@@ -43,7 +44,7 @@ def run(settings: Specialize) -> dict[str, Any]:
     Raises:
         ValueError: no texts, a soup that does not verify, or a target that holds another specialist.
     """
-    runner.require_workers(1, settings.use_gpu)
+    session.require_workers(1, settings.use_gpu)
     # In a Ray task, so that the dashboard shows the work where it is done, on a GPU if asked for.
     task = ray.remote(num_cpus=1, num_gpus=1 if settings.use_gpu else 0)(_in_task)
     return run_here(settings, lambda *arguments: ray.get(task.remote(*arguments)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.reporting.progress import Report, print_card, progress
 from flows.settings import BuildDomains
-from pipeline.corpus.listing import Corpus
+from pipeline.corpus.documents import Corpus
 from pipeline.planning.estimate import CLUSTER, CUT, EMBED, TRAIN, BuildEstimate, estimate_build, in_words
 from pipeline.planning.trial import encoder_rate, sample_corpus
 

@@ -12,7 +12,7 @@ from flows.settings import BuildDomains
 from flows.store_build.estimate import Ahead
 from flows.store_build.stage_runner import Stages
 from pipeline.corpus.decoding import source_name
-from pipeline.corpus.listing import ENVIRONMENT, Corpus
+from pipeline.corpus.documents import ENVIRONMENT, Corpus
 from pipeline.domains.build import build_domains, check_enough_passages
 from pipeline.domains.leaves import TreeSettings
 from pipeline.domains.scatter import Folders

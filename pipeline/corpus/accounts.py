@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.corpus.listing import BadDocument, DamagedFile, Document, files_not_read
+from pipeline.corpus.documents import BadDocument, DamagedFile, Document
+from pipeline.corpus.listing import files_not_read
 from storage_schema.errors import UserError
 
 PASSAGES = {

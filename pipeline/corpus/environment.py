@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from pipeline.corpus.listing import CorpusFile, split_suffix
+from pipeline.corpus.documents import CorpusFile, split_suffix
 from pipeline.corpus.roff import plain_text
 
 OWN_DISTRIBUTION = "soup-of-experts"

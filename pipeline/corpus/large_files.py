@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.listing import Corpus, CorpusFile, Piece
+from pipeline.corpus.documents import Corpus, CorpusFile, Piece
 from pipeline.places.locations import open_filesystem
 from pipeline.tasks import run_tasks
 from storage_schema.json_files import read_object

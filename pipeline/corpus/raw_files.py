@@ -19,7 +19,7 @@ import pyarrow as pa
 import zstandard
 from pyarrow import fs
 
-from pipeline.corpus.listing import CorpusFile
+from pipeline.corpus.documents import CorpusFile
 from pipeline.places.locations import input_options
 
 BUFFER_BYTES = 1 << 16

@@ -12,14 +12,18 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.corpus.decoding import MARK, BadText, check_text, decode, encoding_of, printable, source_name
-from pipeline.corpus.listing import BadDocument, Corpus, CorpusFile, DamagedFile, Document
+from pipeline.corpus.documents import BadDocument, Corpus, CorpusFile, DamagedFile, Document
+from pipeline.corpus.environment import manual_text, written_text
 from pipeline.corpus.raw_files import BROKEN, AsUtf8, LostAccess, Watched, open_raw, open_unpacked
+from pipeline.places.locations import open_filesystem
+from pipeline.places.retries import with_retries
 from storage_schema.arrow_files import has_extension
 
 Found = Iterator[Document | BadDocument]
@@ -312,14 +316,12 @@ def _words(error: str | Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _environment_reader(name: str, left_out: str) -> Reader:
+def _environment_reader(cleaned: Callable[[str], str | None], left_out: str) -> Reader:
     def read(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Found:
-        from pipeline.corpus import environment
-
         text = load_text(filesystem, file)
         if isinstance(text, BadDocument):
             yield text
-        elif (kept := getattr(environment, name)(text)) is not None:
+        elif (kept := cleaned(text)) is not None:
             yield Document(document_id=file.name, source=file.source, text=kept)
         else:
             yield Document(document_id=file.name, source=file.source, text="", left_out=left_out)
@@ -332,6 +334,33 @@ READERS: dict[str, Reader] = {
     "lines": read_lines,
     "parquet": read_parquet,
     "arrow": read_arrow,
-    "code": _environment_reader("written_text", "generated, short or a table"),
-    "manual": _environment_reader("manual_text", "short"),
+    "code": _environment_reader(written_text, "generated, short or a table"),
+    "manual": _environment_reader(manual_text, "short"),
 }
+
+
+def read_documents(corpus: Corpus, file: CorpusFile) -> Iterator[Document | BadDocument]:
+    """The documents of one file, in order; what cannot be read comes as a :class:`BadDocument`.
+
+    Where the corpus's place fails, the file is opened again, ever later, and read on from where it was.
+
+    Raises ValueError if the place is not reached, or lets us read no longer, after some attempts.
+    """
+    found: Iterator[Document | BadDocument] | None = None
+    done = 0
+
+    def following() -> Document | BadDocument | None:
+        nonlocal found
+        if found is None:
+            found = islice(read_file(open_filesystem(corpus.uri)[0], file, corpus), done, None)
+        return next(found, None)
+
+    def begin_again() -> None:
+        nonlocal found
+        found = None
+
+    while one := with_retries(
+        following, uri=file.name, store=corpus.uri, what="The corpus", failed=begin_again
+    ):
+        yield one
+        done += 1

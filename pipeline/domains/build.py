@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 from pipeline.domains.leaves import TreeSettings, write_node
 from pipeline.domains.scatter import Folders, read_arrays, scatter_part, write_arrays
 from pipeline.embeddings.build import read_embeddings
-from pipeline.passages.build import part_files
 from pipeline.tasks import Report, free_cores, ignore_progress, run_tasks, share
 from pipeline.tree.kmeans import fit_node
 from pipeline.tree.nearest import distinct_rows, node_seed, sample_rows, without_unreached
+from storage_schema.corpus import part_files
 from storage_schema.domains import INDEX
 from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest, StoreError

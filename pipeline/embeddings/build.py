@@ -21,11 +21,10 @@ import pyarrow.parquet as pq
 from pipeline.embeddings.embedder import EmbedderWeights, load_embedder
 from pipeline.embeddings.runtimes import AUTO, RUNTIME_RECORD, Runtime, runtime_of_stage, with_runtime
 from pipeline.embeddings.word_pieces import WordPieces, embed_word_pieces, tokenize, tokenizer_of
-from pipeline.passages.build import part_files
 from pipeline.tasks import Report, available_cores, ignore_progress
 from storage_schema.arrow_files import check_schema, read_arrow, read_parquet
 from storage_schema.aside import written_aside
-from storage_schema.corpus import embeddings_schema
+from storage_schema.corpus import embeddings_schema, part_files
 from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest
 from storage_schema.stage import Stage

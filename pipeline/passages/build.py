@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.corpus.accounts import Losses, Tally, account, account_lines
+from pipeline.corpus.documents import Corpus
 from pipeline.corpus.large_files import bounded_groups
-from pipeline.corpus.listing import Corpus
 from pipeline.passages.extraction import extract_group
 from pipeline.passages.selection import NothingLeft, Part, Plan, Selection, rows_of, select_passages
 from pipeline.tasks import Report, ignore_progress, run_tasks
@@ -122,11 +122,6 @@ def write_part(part: Part, decisions: Path, shards: Sequence[tuple[Path, int]], 
 
 def _characters(table: pa.Table) -> int:
     return pc.sum(pc.utf8_length(table["text"])).as_py()
-
-
-def part_files(folder: str | Path, split: str) -> list[Path]:
-    """The part files of one split of a finished ``passages`` folder, in order."""
-    return sorted((Path(folder) / split).glob("part-*.parquet"))
 
 
 def _prepare(stage: Stage, corpus: Corpus) -> Path:

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.accounts import Losses, Tally
-from pipeline.corpus.listing import Corpus, Document, read_documents
+from pipeline.corpus.documents import Corpus, Document
+from pipeline.corpus.readers import read_documents
 from pipeline.passages.cutting import cut_passages, text_hash
 from storage_schema.aside import written_aside
 

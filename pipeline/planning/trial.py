@@ -12,8 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.corpus.documents import Corpus, CorpusFile, Document, Piece
 from pipeline.corpus.large_files import row_groups
-from pipeline.corpus.listing import Corpus, CorpusFile, Document, Piece, read_documents
+from pipeline.corpus.readers import read_documents
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.runtimes import MEASURED, as_runtime, choose_runtime, with_runtime
 from pipeline.embeddings.word_pieces import embed_word_pieces, tokenize, tokenizer_of

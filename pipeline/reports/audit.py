@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.passages.build import part_files
 from pipeline.remote import files as remote_files
 from pipeline.remote.store import RemoteStore
 from pipeline.tasks import Report, ignore_progress
+from storage_schema.corpus import part_files
 from storage_schema.domains import DomainPart, DomainStore, partition_path
 from storage_schema.layout import store_parts
 from storage_schema.manifest import FileEntry, StoreError, read_manifest, verify_file

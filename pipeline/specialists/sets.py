@@ -15,10 +15,12 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.corpus.accounts import Losses, Tally
-from pipeline.corpus.listing import Corpus, open_corpus, read_documents
-from pipeline.passages.build import part_files
+from pipeline.corpus.documents import Corpus
+from pipeline.corpus.listing import open_corpus
+from pipeline.corpus.readers import read_documents
 from pipeline.passages.cutting import cut_passages
 from storage_schema.arrow_files import read_parquet
+from storage_schema.corpus import part_files
 from storage_schema.errors import UserError
 from storage_schema.layout import store_parts
 from storage_schema.manifest import read_manifest

@@ -22,7 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.corpus.listing import BadDocument, open_corpus, read_documents
+from pipeline.corpus.documents import BadDocument
+from pipeline.corpus.listing import open_corpus
+from pipeline.corpus.readers import read_documents
 from pipeline.embeddings.build import read_embeddings
 from pipeline.embeddings.embedder import DEFAULT, find_embedder, load_embedder
 from pipeline.embeddings.word_pieces import tokenize, tokenizer_of

@@ -21,18 +21,19 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.jobs import runner
+from flows.cluster import session
 from pipeline.corpus.listing import open_corpus
 from pipeline.domains.build import build_domains
 from pipeline.domains.leaves import TreeSettings
 from pipeline.domains.scatter import Folders
 from pipeline.embeddings.build import write_embeddings
-from pipeline.passages.build import build_passages, part_files
+from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
 from pipeline.tasks import available_cores, run_tasks
 from pipeline.tokenizer import build_tokenizer
 from pipeline.tree.kmeans import KMeansSettings
 from pipeline.tree.nearest import node_seed
+from storage_schema.corpus import part_files
 from storage_schema.stage import open_stage
 from tests.benchmarks.memory import Sampler
 
@@ -65,7 +66,7 @@ def embed_part(source: str, target: str) -> None:
 
 def job(folder: Path) -> None:
     """All stages, in a Ray session of this process; prints one JSON line a stage."""
-    runner.connect()
+    session.connect()
 
     def stage(kind: str, build) -> None:
         opened = open_stage(folder / "store" / kind, kind=kind, configuration=VOCAB, inputs={})

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.jobs import runner
+from flows.cluster import session
 from pipeline.mixtures.meta_distributions import Sparse
 from pipeline.mixtures.plan import MixturePlan
 from pipeline.stream.batches import Fetch, MixtureStream
@@ -228,7 +228,7 @@ def main() -> None:
     print(", ".join(f"gather / {name} {ratio:.0%}" for name, ratio in found["ratios"].items()), flush=True)
     found["many_steps"] = over_many_steps(stream, options.many_steps)
     print(f"over {options.many_steps:,} steps: {found['many_steps']}", flush=True)
-    runner.connect()
+    session.connect()
     cells = [(1, window, 0) for window in options.windows] + [(2, None, 0), (1, None, 0), (1, None, 10**6)]
     runs: dict[tuple, list[dict[str, float]]] = {cell: [] for cell in cells}
     for _ in range(options.ray_runs):

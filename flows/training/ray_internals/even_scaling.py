@@ -12,7 +12,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
-from flows.jobs.runner import DATA_CPUS
+from flows.cluster.session import DATA_CPUS
 from flows.training.ray_internals.rendezvous import OneAddress
 
 

@@ -14,6 +14,7 @@ from flows.cli import main as cli
 from flows.cli import plan
 from flows.machine_memory import available_memory, memory_limit
 from flows.settings import Pretrain
+from flows.training import fit_check
 from flows.training import resolve_run as run_plan
 from pipeline.cores import available_cores
 from soe_model.presets import SoupConfig, preset
@@ -122,11 +123,11 @@ def test_a_pretraining_run_is_checked_against_what_the_machine_has(monkeypatch):
     chosen = preset("tiny")
     backbone = chosen.backbone(vocab_size=512, sequence_length=128, end_of_text=0)
     soup = SoupConfig(backbone=backbone, num_experts=16, num_domains=64)
-    monkeypatch.setattr(plan, "available_memory", lambda: 8 * 10**9)
-    plan.check_fits(soup, chosen.training, num_workers=2, use_gpu=False)
-    monkeypatch.setattr(plan, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(fit_check, "available_memory", lambda: 8 * 10**9)
+    fit_check.check_fits(soup, chosen.training, num_workers=2, use_gpu=False)
+    monkeypatch.setattr(fit_check, "available_memory", lambda: 10**9)
     with pytest.raises(ValueError, match="2 workers need"):
-        plan.check_fits(soup, chosen.training, num_workers=2, use_gpu=False)
+        fit_check.check_fits(soup, chosen.training, num_workers=2, use_gpu=False)
 
 
 def test_a_run_on_several_machines_is_checked_against_theirs_not_against_the_drivers(monkeypatch, capsys):
@@ -139,15 +140,15 @@ def test_a_run_on_several_machines_is_checked_against_theirs_not_against_the_dri
         num_workers=4,
         use_gpu=False,
     )
-    monkeypatch.setattr(plan, "available_memory", lambda: 10**9)  # the driver's, which is small
-    monkeypatch.setattr(plan, "memory_of_nodes", lambda use_gpu: [(10**9, 1), (16 * 10**9, 4)])
-    plan.check_fits(**run)
-    monkeypatch.setattr(plan, "available_memory", lambda: 64 * 10**9)  # which is large
-    monkeypatch.setattr(plan, "memory_of_nodes", lambda use_gpu: [(10**9, 4), (10**9, 4)])
+    monkeypatch.setattr(fit_check, "available_memory", lambda: 10**9)  # the driver's, which is small
+    monkeypatch.setattr(fit_check, "memory_of_nodes", lambda use_gpu: [(10**9, 1), (16 * 10**9, 4)])
+    fit_check.check_fits(**run)
+    monkeypatch.setattr(fit_check, "available_memory", lambda: 64 * 10**9)  # which is large
+    monkeypatch.setattr(fit_check, "memory_of_nodes", lambda use_gpu: [(10**9, 4), (10**9, 4)])
     with pytest.raises(ValueError, match=r"the least that it finds on the cluster's 2 machines has 0\.5 GB"):
-        plan.check_fits(**run)
-    monkeypatch.setattr(plan, "memory_of_nodes", lambda use_gpu: None)
-    plan.check_fits(**run)
+        fit_check.check_fits(**run)
+    monkeypatch.setattr(fit_check, "memory_of_nodes", lambda use_gpu: None)
+    fit_check.check_fits(**run)
     assert "is not checked" in capsys.readouterr().out
 
 
@@ -159,17 +160,17 @@ def test_a_pretraining_run_is_checked_against_the_disk(monkeypatch, tmp_path):
     # Three checkpoints of 12 bytes a parameter of the bank (129 models), and a soup of 4: 40 x 129 x 110.4 million.
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(571 * 10**9))
-    plan.check_disk(soup, chosen.training, **run)
+    fit_check.check_disk(soup, chosen.training, **run)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(569 * 10**9))
     with pytest.raises(
         ValueError, match="2 checkpoints, the next one and the soup takes about 570 GB .* 569 GB"
     ):
-        plan.check_disk(soup, chosen.training, **run)
+        fit_check.check_disk(soup, chosen.training, **run)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(200 * 10**9))
     (tmp_path / "run/checkpoint").mkdir(parents=True)
     with open(tmp_path / "run/checkpoint/bank", "wb") as file:
         file.truncate(380 * 10**9)  # a hole: what a resumed run has written already is not wanted again
-    plan.check_disk(soup, chosen.training, **run)
+    fit_check.check_disk(soup, chosen.training, **run)
 
 
 def make_machine(root, group, folder, files):

@@ -16,12 +16,12 @@ from flows.store_build import store_builder as domain_stages
 from flows.training import resolve_run as run_plan
 from pipeline.embeddings import embedder
 from pipeline.embeddings.build import read_embeddings
-from pipeline.passages.build import part_files
 from pipeline.reports.atlas import collect_atlas
 from pipeline.reports.audit import audit_store
 from pipeline.specialists.domain_weights import nearest_domains
 from pipeline.specialists.sets import generic_evaluation
 from pipeline.stream.window_reader import window_reader
+from storage_schema.corpus import part_files
 from storage_schema.domains import DomainStore
 from storage_schema.manifest import StoreError, file_digest, read_manifest
 from tests.flows.built_store import write_corpus

@@ -21,8 +21,8 @@ from flows.jobs import runner
 from flows.reporting.progress import ASKED_FOR_JSON, parse_card, parse_line
 from flows.settings import BuildDomains
 from flows.store_build import store_builder as domain_stages
-from pipeline.passages.build import part_files
 from pipeline.tokenizer import load_tokenizer
+from storage_schema.corpus import part_files
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.lock import only_writer
 from storage_schema.manifest import StoreError, read_manifest, verify_files

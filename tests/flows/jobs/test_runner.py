@@ -11,6 +11,7 @@ import pytest
 
 from flows.cli import main as cli
 from flows.cli import plan
+from flows.cluster import session
 from flows.errors import user_error
 from flows.jobs import runner
 from flows.local_stack import processes
@@ -109,22 +110,22 @@ def test_errors_raised_in_the_cluster_are_found(ray_cluster):
 
 
 def test_more_workers_than_the_cluster_has_are_refused_at_once(ray_cluster):
-    runner.require_workers(4, use_gpu=False)
+    session.require_workers(4, use_gpu=False)
     with pytest.raises(ValueError, match="5 workers need 5 CPUs; the Ray cluster has 4: lower num_workers"):
-        runner.require_workers(5, use_gpu=False)
+        session.require_workers(5, use_gpu=False)
     with pytest.raises(
         ValueError, match="4 workers need 4 CPUs and one for their data; the Ray cluster has 4"
     ):
-        runner.require_workers(4, use_gpu=False, with_data=True)
+        session.require_workers(4, use_gpu=False, with_data=True)
     with pytest.raises(ValueError, match="1 workers need 1 GPUs; the Ray cluster has 0: set use_gpu=false"):
-        runner.require_workers(1, use_gpu=True)
+        session.require_workers(1, use_gpu=True)
 
 
 def test_a_cluster_of_ones_own_listens_on_loopback_only():
     mark = f"SOE_TEST_OF_CONNECT={os.getpid()}"
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     job = subprocess.Popen(
-        [sys.executable, "-c", "from flows.jobs import runner; runner.connect(); print('up'); input()"],
+        [sys.executable, "-c", "from flows.cluster import session; session.connect(); print('up'); input()"],
         env=clean | dict([mark.split("=")]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from pipeline.corpus.accounts import Tally, account_lines
 from pipeline.corpus.listing import open_corpus
 from pipeline.passages import build as passages
-from pipeline.passages.build import build_passages, part_files
+from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
+from storage_schema.corpus import part_files
 from storage_schema.stage import open_stage
 from tests.toy_corpora import save_dataset
 

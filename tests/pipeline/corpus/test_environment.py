@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.corpus.documents import Document
 from pipeline.corpus.environment import manual_text, written_text
-from pipeline.corpus.listing import Document, open_corpus, read_documents
+from pipeline.corpus.listing import open_corpus
+from pipeline.corpus.readers import read_documents
 from pipeline.corpus.roff import plain_text
 
 

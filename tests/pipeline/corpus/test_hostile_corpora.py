@@ -12,7 +12,8 @@ import zstandard
 from pyarrow import fs
 
 from pipeline.corpus import readers
-from pipeline.corpus.listing import BadDocument, open_corpus
+from pipeline.corpus.documents import BadDocument
+from pipeline.corpus.listing import open_corpus
 from pipeline.embeddings.build import read_embeddings, write_embeddings
 from pipeline.mixtures.ratios import read_table
 from pipeline.remote.mirror import mirror_store

@@ -14,11 +14,13 @@ import pytest
 
 from pipeline.corpus import large_files
 from pipeline.corpus.accounts import Losses
-from pipeline.corpus.listing import open_corpus, read_documents
+from pipeline.corpus.listing import open_corpus
+from pipeline.corpus.readers import read_documents
 from pipeline.passages import build as passages
-from pipeline.passages.build import build_passages, part_files, write_part
+from pipeline.passages.build import build_passages, write_part
 from pipeline.passages.extraction import EXTRACTED
 from pipeline.passages.selection import Part, Selection
+from storage_schema.corpus import part_files
 from storage_schema.stage import open_stage
 
 
@@ -113,7 +115,7 @@ def test_a_store_does_not_depend_on_the_cut(sizes, tmp_path, monkeypatch):
     corpus = open_corpus(str(tmp_path / "corpus"))
     written = []
     for factor in (1, 7):  # each file is a group, with one piece and with several
-        monkeypatch.setattr(passages, "GROUP_BYTES", max(file.bytes for file in corpus.files) // factor)
+        monkeypatch.setattr(corpus, "GROUP_BYTES", max(file.bytes for file in corpus.files) // factor)
         written.append(build(tmp_path / str(factor), corpus))
     assert len(part_files(tmp_path / "1" / "passages", "train")) > 10
     assert written[0].digest == written[1].digest

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from pipeline.corpus.listing import BadDocument, Document, open_corpus
+from pipeline.corpus.documents import BadDocument, Document
+from pipeline.corpus.listing import open_corpus
 from tests.toy_corpora import read_all
 
 RECORDS = [{"text": f"text {i}", "source": f"s{i % 2}"} for i in range(5)]

@@ -17,10 +17,10 @@ import pytest
 import zstandard
 from pyarrow import fs
 
-from pipeline.corpus import listing as corpora
-from pipeline.corpus import raw_files
+from pipeline.corpus import documents, raw_files, readers
 from pipeline.corpus.decoding import source_name
-from pipeline.corpus.listing import BadDocument, DamagedFile, Document, open_corpus
+from pipeline.corpus.documents import BadDocument, DamagedFile, Document
+from pipeline.corpus.listing import open_corpus
 from pipeline.places import retries
 from tests.toy_corpora import json_lines, read_all, save_dataset
 
@@ -281,12 +281,12 @@ def test_lost_access_is_no_content(tmp_path, monkeypatch, name, error):
     [file] = corpus.files
     for times in (2, 999):
         place = Failing(error, times)
-        monkeypatch.setattr(corpora, "open_filesystem", lambda uri, place=place: (place, uri))
+        monkeypatch.setattr(readers, "open_filesystem", lambda uri, place=place: (place, uri))
         if times == 2:
-            assert list(corpora.read_documents(corpus, file)) == expected and place.left == 0
+            assert list(readers.read_documents(corpus, file)) == expected and place.left == 0
         else:
             with pytest.raises(ValueError, match=f"cannot read .* after 5 attempts: .*{tmp_path}"):
-                list(corpora.read_documents(corpus, file))
+                list(readers.read_documents(corpus, file))
 
 
 def test_a_file_that_went_or_shrank_is_a_damaged_file(tmp_path):
@@ -295,7 +295,7 @@ def test_a_file_that_went_or_shrank_is_a_damaged_file(tmp_path):
     corpus = open_corpus(str(tmp_path))
     (tmp_path / "a.jsonl").unlink()
     os.truncate(tmp_path / "b.jsonl", 1000)
-    gone, shrunk = (one for file in corpus.files for one in corpora.read_documents(corpus, file))
+    gone, shrunk = (one for file in corpus.files for one in readers.read_documents(corpus, file))
     assert isinstance(gone, DamagedFile) and "No such file" in gone.problem
     assert isinstance(shrunk, DamagedFile) and "it has 1,000 bytes, and had" in shrunk.problem
 
@@ -305,8 +305,8 @@ def test_files_of_the_environment_that_are_for_others_are_counted(tmp_path, monk
     monkeypatch.setattr(retries, "FIRST_DELAY", 0)
     refused = Failing(PermissionError(errno.EACCES, "Permission denied"), 99)
     mine = open_corpus(str(tmp_path))
-    monkeypatch.setattr(corpora, "open_filesystem", lambda uri: (refused, uri))
+    monkeypatch.setattr(readers, "open_filesystem", lambda uri: (refused, uri))
     with pytest.raises(ValueError, match="cannot read a.txt .*Permission denied"):
-        list(corpora.read_documents(mine, mine.files[0]))
-    [damaged] = corpora.read_documents(corpora.Corpus(uri="environment", files=mine.files), mine.files[0])
+        list(readers.read_documents(mine, mine.files[0]))
+    [damaged] = readers.read_documents(documents.Corpus(uri="environment", files=mine.files), mine.files[0])
     assert isinstance(damaged, DamagedFile) and "Permission denied" in damaged.problem

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from pipeline.corpus.listing import BadDocument, Document, open_corpus
+from pipeline.corpus.documents import BadDocument, Document
+from pipeline.corpus.listing import open_corpus
 from tests.extras import needs
 from tests.toy_corpora import RECORDS, read_all, save_dataset, save_dictionary
 

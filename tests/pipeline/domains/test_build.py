@@ -18,11 +18,12 @@ from pipeline.domains.build import build_domains
 from pipeline.domains.leaves import TreeSettings, write_node
 from pipeline.domains.scatter import Folders, scatter_part, scatter_schema, write_batch
 from pipeline.embeddings.build import read_embeddings, write_embeddings
-from pipeline.passages.build import build_passages, part_files
+from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
 from pipeline.specialists.domain_weights import place
 from pipeline.tokenizer import build_tokenizer, load_tokenizer
 from pipeline.tree.kmeans import KMeansSettings
+from storage_schema.corpus import part_files
 from storage_schema.domains import DomainStore, partition_path, partition_schema
 from storage_schema.manifest import StoreError, verify_files
 from storage_schema.stage import SCRATCH, open_stage

@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 
 from pipeline.corpus.listing import open_corpus
-from pipeline.passages.build import build_passages, part_files
+from pipeline.passages.build import build_passages
 from pipeline.passages.cutting import cut_passages
 from pipeline.passages.selection import Selection
-from storage_schema.corpus import PASSAGES
+from storage_schema.corpus import PASSAGES, part_files
 from storage_schema.stage import open_stage
 
 

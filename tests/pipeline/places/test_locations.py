@@ -16,7 +16,9 @@ import pytest
 
 from pipeline.corpus import raw_files
 from pipeline.corpus.accounts import Losses
-from pipeline.corpus.listing import BadDocument, open_corpus, read_documents
+from pipeline.corpus.documents import BadDocument
+from pipeline.corpus.listing import open_corpus
+from pipeline.corpus.readers import read_documents
 from pipeline.passages.extraction import extract_group
 from pipeline.places import locations, retries
 from tests.s3_server import BUCKET, upload

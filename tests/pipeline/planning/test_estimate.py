@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.corpus.listing import open_corpus, read_documents
+from pipeline.corpus.listing import open_corpus
+from pipeline.corpus.readers import read_documents
 from pipeline.passages.cutting import cut_passages
 from pipeline.planning import trial as build_trial
 from pipeline.planning.estimate import CLUSTER, CUT, EMBED, TRAIN, CorpusSample, estimate_build, in_words

@@ -1,0 +1,64 @@
+"""The Ray cluster that a job runs on: joined, or started, and whether it can hold what is asked for."""
+
+from __future__ import annotations
+
+import os
+
+from pipeline.cores import available_cores
+from storage_schema.errors import UserError
+
+DATA_CPUS = 1
+"""Logical CPUs that training workers without GPUs leave to the reading of their data."""
+
+
+def connect() -> None:
+    """Join the running Ray cluster, or start one in this process for a job run by hand.
+
+    A local cluster has more logical CPUs than a small machine has cores: training workers that held every
+    one of them would starve their own data.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init()
+    else:
+        ray.init(address="local", num_cpus=max(4, available_cores()), _node_ip_address="127.0.0.1")
+
+
+def require_gpus(use_gpu: bool) -> None:
+    """Raise ValueError at once if GPUs are asked for and the cluster has none, or one that cannot be used."""
+    if not use_gpu:
+        return
+    import ray
+
+    from pipeline.tasks import run_tasks
+    from pipeline.tree.nearest import check_gpu
+
+    if not ray.cluster_resources().get("GPU"):
+        raise UserError(
+            "use_gpu is true, but the Ray cluster has no GPU. Start one on a machine with GPUs, "
+            "check the driver (nvidia-smi), or set use_gpu=false."
+        )
+    run_tasks(check_gpu, [()], num_gpus=1)
+
+
+def require_workers(num_workers: int, use_gpu: bool, *, with_data: bool = False) -> None:
+    """Connect, and raise ValueError at once if the cluster can never hold so many workers.
+
+    `with_data`: they read a stream, which wants a CPU beside theirs.
+    """
+    import ray
+
+    connect()
+    kind = "GPU" if use_gpu else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    beside = DATA_CPUS if with_data and not use_gpu else 0
+    if there < num_workers + beside:
+        way_out = "set use_gpu=false or add GPU nodes" if use_gpu else "lower num_workers or add nodes"
+        data = " and one for their data" if beside else ""
+        raise UserError(
+            f"{num_workers} workers need {num_workers} {kind}s{data}; the Ray cluster has {there}: {way_out}."
+        )
