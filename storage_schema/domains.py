@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from storage_schema.arrow_files import read_arrow, read_batch
 from storage_schema.errors import UserError
-from storage_schema.layout import store_parts
+from storage_schema.layout import store_and_additions
 from storage_schema.manifest import Manifest, StoreError, content_digest, read_manifest
 from storage_schema.tree import Tree, with_additions
 
@@ -132,7 +132,7 @@ class DomainStore:
     """
 
     def __init__(self, folder: str | Path, *, num_parts: int | None = None):
-        self.parts = [DomainPart(part) for part in store_parts(folder)[:num_parts]]
+        self.parts = [DomainPart(part) for part in store_and_additions(folder)[:num_parts]]
         first = self.parts[0]
         self.folder, self.manifest = first.folder, first.manifest
         for part in self.parts[1:]:

@@ -51,7 +51,7 @@ def additions_folder(store: str | Path) -> Path:
     return Path(store) / "additions"
 
 
-def store_parts(store: str | Path) -> list[Path]:
+def store_and_additions(store: str | Path) -> list[Path]:
     """The store's own folder, then those of its finished additions, in the order they were made."""
     added = sorted(path.parent for path in additions_folder(store).glob("[0-9]*/domains"))
     return [Path(store), *added]

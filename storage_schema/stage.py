@@ -34,7 +34,7 @@ from storage_schema.manifest import (
 
 PARTIAL_SUFFIX = ".partial"
 SCRATCH = ".scratch"
-_PLAN_NAME = "plan.json"
+_REQUEST_NAME = "plan.json"
 
 
 @dataclass(kw_only=True)
@@ -75,8 +75,8 @@ class Stage:
     def prepare(self) -> None:
         """Make ``work`` ready to build in; what is finished already stays until the new one is."""
         self.finished = None
-        plan = {"kind": self.kind, "configuration": self.configuration, "inputs": self.inputs}
-        _prepare_work(self.work, canonical_json(plan))
+        request = {"kind": self.kind, "configuration": self.configuration, "inputs": self.inputs}
+        _prepare_work(self.work, canonical_json(request))
         (self.work / manifest_name(self.kind)).unlink(missing_ok=True)  # of a build that is done again
 
 
@@ -140,7 +140,7 @@ def _damage(folder: Path, manifest: Manifest) -> str | None:
 
 def _entries(folder: Path) -> list[FileEntry]:
     """Of each file of the stage, which is read once, when it and its name are on disk."""
-    apart = {folder / _PLAN_NAME, folder / SCRATCH}
+    apart = {folder / _REQUEST_NAME, folder / SCRATCH}
     paths = [path for path in folder.rglob("*") if apart.isdisjoint((path, *path.parents))]
     files = sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
 
@@ -167,19 +167,21 @@ def _differences(manifest: Manifest, configuration: dict, inputs: dict[str, str]
     return changes
 
 
-def _prepare_work(work: Path, plan: str) -> None:
+def _prepare_work(work: Path, request: str) -> None:
     """Keep unfinished work of the same plan; throw away that of another. What is no work of ours is not touched."""
-    record = work / _PLAN_NAME
+    record = work / _REQUEST_NAME
     if work.exists() and not record.exists() and any(work.iterdir()):
         raise StoreError(
             f"{work} is where {work.name.removesuffix(PARTIAL_SUFFIX)} would be put together, and it holds something "
             "else. Move it away, or choose another name."
         )
-    if work.exists() and not (record.exists() and read_bounded(record, len(plan.encode())) == plan.encode()):
+    if work.exists() and not (
+        record.exists() and read_bounded(record, len(request.encode())) == request.encode()
+    ):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     remove_asides(work)
-    write_atomically(record, plan)
+    write_atomically(record, request)
 
 
 def _publish(work: Path, folder: Path) -> None:
@@ -190,6 +192,6 @@ def _publish(work: Path, folder: Path) -> None:
     if folder.exists():
         os.rename(folder, old)
     os.rename(work, folder)
-    (folder / _PLAN_NAME).unlink(missing_ok=True)  # after that: it says whose folder `work` is
+    (folder / _REQUEST_NAME).unlink(missing_ok=True)  # after that: it says whose folder `work` is
     flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -31,7 +31,7 @@ from storage_schema.manifest import (
 )
 
 FILE_NAME = "atlas.html"
-PARTS = Path(__file__).parent
+PAGE_FILES = Path(__file__).parent
 SCRIPTS = ("state.js", "map.js", "panel.js", "actions.js")
 """Parts of one script, in this order."""
 MOST_DOMAINS = 16_384
@@ -90,15 +90,15 @@ def atlas_page(atlas: Atlas, store: str, specialists: Mapping[str, Weights], *, 
 
     scripts = {
         "PLOTLY": get_plotlyjs(),
-        "SCRIPT": "\n".join((PARTS / name).read_text("utf-8") for name in SCRIPTS),
+        "SCRIPT": "\n".join((PAGE_FILES / name).read_text("utf-8") for name in SCRIPTS),
     }
     parts = scripts | {
         "IDENTITY": identity,
-        "STYLE": (PARTS / "page.css").read_text("utf-8"),
+        "STYLE": (PAGE_FILES / "page.css").read_text("utf-8"),
         "DATA": embedded_json(_columns(atlas, store, specialists)),
         "SCRIPT_HASHES": " ".join(map(_hash_source, scripts.values())),
     }
-    template = (PARTS / "page.html").read_text("utf-8")
+    template = (PAGE_FILES / "page.html").read_text("utf-8")
     return re.sub(r"\{\{([A-Z_]+)\}\}", lambda mark: parts[mark[1]], template)
 
 
@@ -174,7 +174,7 @@ def _identity(store: DomainStore, specialists: Mapping[str, Weights]) -> str:
             "specialists": {name: sorted(weights.items()) for name, weights in specialists.items()},
             "parts": {
                 path.name: file_digest(path)
-                for path in PARTS.iterdir()
+                for path in PAGE_FILES.iterdir()
                 if path.suffix in (".js", ".css", ".html")
             },
             "written_by": [WRITTEN_BY, version("plotly")],

@@ -20,7 +20,7 @@ FAISS = ("faiss-cpu", "faiss-gpu")
 GB = 1e9
 LEAST_DISK, ENOUGH_DISK = 2 * GB, 20 * GB
 LEAST_MEMORY, ENOUGH_MEMORY = 4 * GB, 8 * GB
-_SIGNS = {"good": "[green]✓[/]", "note": "[yellow]·[/]", "wrong": "[red]✗[/]"}
+_MARKS = {"good": "[green]✓[/]", "note": "[yellow]·[/]", "wrong": "[red]✗[/]"}
 Installed = Callable[[str], str | None]
 """The version of a distribution, None if it is not installed."""
 
@@ -40,7 +40,7 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
     wrong = 0
     for finding in examine():
-        console.print(f" {_SIGNS[finding.verdict]} {finding.about:<12} ", end="")
+        console.print(f" {_MARKS[finding.verdict]} {finding.about:<12} ", end="")
         console.print(finding.text, markup=False)
         wrong += finding.verdict == "wrong"
     console.print(f"{wrong} thing{'s are' if wrong > 1 else ' is'} wrong." if wrong else "Nothing is wrong.")

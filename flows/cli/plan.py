@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> int:
             f"batch_size {training.batch_size} is not a multiple of the {arguments.num_workers} workers. Change "
             "--batch-size or --num-workers."
         )
-    chosen = place(arguments)
+    chosen = chosen_device(arguments)
     kind = CPU if arguments.device == CPU else "cuda"
     setup = Setup(
         size=model_size(soup.backbone),
@@ -88,7 +88,7 @@ def _read_backbone(path: str) -> dict[str, Any]:
         raise UserError(f"{path} is no Hugging Face configuration (config.json): {error}") from error
 
 
-def place(arguments: argparse.Namespace) -> Device:
+def chosen_device(arguments: argparse.Namespace) -> Device:
     """The GPU of that name, or this machine, of which only the memory is known; with the given rates."""
     if arguments.device == CPU:
         chosen = Device(

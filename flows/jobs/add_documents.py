@@ -31,7 +31,7 @@ from pipeline.reports.audit import STAGES
 from pipeline.tree.kmeans import KMeansSettings
 from storage_schema.corpus import SPLITS, part_files
 from storage_schema.domains import DomainStore
-from storage_schema.layout import additions_folder, store_folder, store_parts
+from storage_schema.layout import additions_folder, store_and_additions, store_folder
 from storage_schema.lock import only_writer
 from storage_schema.manifest import Manifest, StoreError, read_manifest
 
@@ -57,7 +57,7 @@ def run(settings: AddDocuments) -> dict[str, Any]:
         session.connect()
         session.require_gpus(settings.use_gpu)
         with only_writer(folder):
-            addition = Addition(settings, folder, base, _place_of(corpus, folder))
+            addition = Addition(settings, folder, base, _addition_folder(corpus, folder))
             addition.passages(corpus)
             addition.embeddings(*encoder)
             addition.domains()
@@ -85,7 +85,7 @@ class Addition:
             held_out_fraction=made["held_out_fraction"],
             drop_duplicates=made["drop_duplicates"],
         )
-        before = [part for part in store_parts(self.store) if part < self.folder]
+        before = [part for part in store_and_additions(self.store) if part < self.folder]
         stage = self.stages.open(
             "passages",
             {**selection.__dict__, "passage_characters": made["passage_characters"]},
@@ -138,7 +138,7 @@ class Addition:
         self.stages.close("domains", stage)
 
 
-def _place_of(corpus: Corpus, store: Path) -> Path:
+def _addition_folder(corpus: Corpus, store: Path) -> Path:
     """The folder of the addition of this corpus: the one it has, or the next.
 
     Raises :class:`StoreError` if the addition before it was not finished.

@@ -32,7 +32,7 @@ from storage_schema.lock import only_writer
 from storage_schema.manifest import read_manifest, write_atomically
 from storage_schema.stage import open_stage
 
-CARRIED_OUT = "micro_batch_size", "compile_model", "deterministic"
+MAY_CHANGE_ON_RESUME = "micro_batch_size", "compile_model", "deterministic"
 """Fields of TrainingConfig that a resumed run may change: they leave the result as it is, to rounding."""
 
 
@@ -104,7 +104,7 @@ def _verify(store: DomainStore) -> None:
 
 def _identity(training: TrainingConfig) -> dict[str, Any]:
     """What makes a run this run: all of its training but how a machine carries it out."""
-    return {name: value for name, value in asdict(training).items() if name not in CARRIED_OUT}
+    return {name: value for name, value in asdict(training).items() if name not in MAY_CHANGE_ON_RESUME}
 
 
 def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> None:

@@ -51,9 +51,9 @@ def run(settings: Specialize) -> dict[str, Any]:
 
 
 def run_here(
-    settings: Specialize, carry_out: Callable[..., Any] | None = None, *, together: bool = True
+    settings: Specialize, make_elsewhere: Callable[..., Any] | None = None, *, together: bool = True
 ) -> dict[str, Any]:
-    """The same in this process, or with `carry_out` wherever it likes; arguments and errors as :func:`run`.
+    """The same in this process, or with `make_elsewhere` wherever it likes; arguments and errors as :func:`run`.
 
     `together`: the folder is that of all these specialists, and what was made is written there.
     """
@@ -65,14 +65,14 @@ def run_here(
     for one in sets:
         check_target(output / one.name)
     if not together:
-        return (carry_out or make)(settings, soup.folder, sets, output)
+        return (make_elsewhere or make)(settings, soup.folder, sets, output)
     identity = _identity(settings, soup, sets)
     finished = _finished(output, sets, identity)
     if finished is not None and not settings.rebuild:
         print(f"{output} is finished; nothing to make.", flush=True)
         return {"output": str(output), **finished}
     with only_writer(output):
-        report = (carry_out or make)(settings, soup.folder, sets, output)
+        report = (make_elsewhere or make)(settings, soup.folder, sets, output)
         if "specialist_sets" in report:
             write_atomically(output / EVALUATION, json.dumps(report, indent=1))
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.states import State
 
-from flows.prefect_flows.run_ray_job import carry_out, stop_on_cancellation
+from flows.prefect_flows.run_ray_job import run_ray_job, stop_on_cancellation
 from flows.settings import BuildDomains
 
 
@@ -20,7 +20,7 @@ def build_domains(config: BuildDomains = BuildDomains()) -> dict | State:  # noq
 
         publish_domains(config.store)
 
-    return carry_out(
+    return run_ray_job(
         "build-domains",
         config,
         module="flows.jobs.build_domains",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.states import State
 
-from flows.prefect_flows.run_ray_job import carry_out, stop_on_cancellation
+from flows.prefect_flows.run_ray_job import run_ray_job, stop_on_cancellation
 from flows.reporting.artifact_text import artifact_key
 from flows.settings import Pretrain
 
@@ -27,7 +27,7 @@ def pretrain_soe(config: Pretrain = Pretrain()) -> dict | State:  # noqa: B008
         return training_card(config)
 
     workers = config.min_workers or config.num_workers
-    return carry_out(
+    return run_ray_job(
         "pretrain-soe",
         config,
         module="flows.jobs.pretrain_soe",

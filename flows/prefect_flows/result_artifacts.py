@@ -18,7 +18,14 @@ from flows.training.run_log import read_log
 from pipeline.corpus.accounts import account_lines
 from storage_schema.domains import DomainStore
 from storage_schema.json_files import read_object
-from storage_schema.layout import MADE, run_folder, soup_folder, specialist_folder, store_folder, store_parts
+from storage_schema.layout import (
+    MADE,
+    run_folder,
+    soup_folder,
+    specialist_folder,
+    store_and_additions,
+    store_folder,
+)
 from storage_schema.manifest import read_manifest
 
 LARGEST_DOMAINS = 64
@@ -126,7 +133,7 @@ def _clustering(store: DomainStore) -> list[str]:
 def _account(store: DomainStore) -> list[str]:
     """What became of the documents and passages that were read, for the store and each addition to it."""
     lines = []
-    for part in store_parts(store.folder.parent):
+    for part in store_and_additions(store.folder.parent):
         if (passages := part / "passages").exists():
             of = "" if part == store.folder.parent else f"Addition {part.name}: "
             lines += [f"{of}{line}" for line in account_lines(read_manifest(passages, "passages").counts)]

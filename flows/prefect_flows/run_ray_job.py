@@ -21,7 +21,7 @@ from flows.settings import Settings
 from storage_schema import layout
 
 
-def carry_out(
+def run_ray_job(
     name: str,
     config: Settings,
     *,

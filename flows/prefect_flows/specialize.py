@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.states import State
 
-from flows.prefect_flows.run_ray_job import carry_out, stop_on_cancellation
+from flows.prefect_flows.run_ray_job import run_ray_job, stop_on_cancellation
 from flows.settings import Specialize
 
 
@@ -20,7 +20,7 @@ def specialize(config: Specialize = Specialize()) -> dict | State:  # noqa: B008
 
         publish_specialists(config)
 
-    return carry_out(
+    return run_ray_job(
         "specialize",
         config,
         module="flows.jobs.specialize",

@@ -51,7 +51,7 @@ def create_app(specialists: Specialists, access: Access, *, max_queue: int = 64)
 
 def style() -> str:
     """The page's style sheet: the atlas's colours, then the page's own rules."""
-    look = (atlas_page.PARTS / "page.css").read_text("utf-8").partition(END_OF_LOOK)[0]
+    look = (atlas_page.PAGE_FILES / "page.css").read_text("utf-8").partition(END_OF_LOOK)[0]
     return f"{look}\n{(PAGE / 'page.css').read_text('utf-8')}"
 
 

@@ -60,7 +60,7 @@ class Specialists:
 
     def warm_up(self) -> None:
         """Load the embedder and make the generic instance, so that the first request need not wait for them."""
-        self.maker.place(["warm up"])
+        self.maker.assign(["warm up"])
         self.model(GENERIC)
 
     def make(self, texts: Sequence[str], check: Callable[[], None] = lambda: None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.specialists.domain_weights import Placement
+from pipeline.specialists.domain_weights import Assignment
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from soe_model.files.soup import SoupOfExperts
 from soe_model.model.flat_module import empty_instances
@@ -93,7 +93,7 @@ class LossMeter:
     def compare(
         self,
         texts: Sequence[str],
-        placement: Placement,
+        assignment: Assignment,
         nearest_N: torch.Tensor,
         learned_P: torch.Tensor | None = None,
         *,
@@ -104,14 +104,14 @@ class LossMeter:
         """Losses of a specialist on texts, and of what it is measured against.
 
         Args:
-            placement: of the texts that it was made of.
+            assignment: of the texts that it was made of.
             nearest_N: coefficients of their domain weights.
             learned_P: what was made; None: the instance of `nearest_N`.
             twin: a model that was trained without experts.
             resamples: of the domain weights, which say how far the loss of `nearest_N` hangs on these very texts.
         """
         windows_nL1 = self.windows(texts)
-        rows = [self._coefficients(placement.heaviest_domain), nearest_N]
+        rows = [self._coefficients(assignment.heaviest_domain), nearest_N]
         if self.generic is None:
             rows.append(self.generic_N)
         domain_n, nearest_n, *generic = self.losses(torch.stack(rows), windows_nL1, check=check)
@@ -130,7 +130,7 @@ class LossMeter:
         if len(gains_n) > 1:
             found["gain_interval"] = list(bootstrap_interval(gains_n))
         if resamples:
-            drawn_bK = torch.from_numpy(placement.resampled(resamples)).float()
+            drawn_bK = torch.from_numpy(assignment.resampled(resamples)).float()
             losses_b = self.losses(self.soup.coefficients(drawn_bK), windows_nL1, check=check).mean(1)
             if losses_b.std() > 0:  # texts of one domain draw the same again, which says nothing of others
                 interval = normal_interval(found["nearest_centroids"], losses_b)

@@ -18,7 +18,7 @@ from flows.specialists.losses import Check, LossMeter
 from flows.specialists.methods import BY_LEARNING, LEARNED, NEAREST, Method
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import reload_embedder
-from pipeline.specialists.domain_weights import Placement, Rule, place
+from pipeline.specialists.domain_weights import Assignment, Rule, assign_to_domains
 from pipeline.specialists.sets import SpecialistSet
 from pipeline.stream.replay import generic_windows
 from soe_model.files.soup import SoupOfExperts
@@ -62,10 +62,10 @@ class SpecialistMaker:
         made_with = self.soup.manifest.configuration["embedder"]
         return reload_embedder(made_with, made_with.get("weights"), device=self.device)[1]
 
-    def place(self, texts: Sequence[str], rule: Rule = "flat") -> Placement:
+    def assign(self, texts: Sequence[str], rule: Rule = "flat") -> Assignment:
         """Where the texts fall among the domains. Raises ValueError for no texts, or one without an embedding."""
         vectors_ND = embed_texts(self.embedder, texts) if texts else np.empty((0, 1), np.float32)
-        return place(vectors_ND, self.soup.tree, rule=rule)
+        return assign_to_domains(vectors_ND, self.soup.tree, rule=rule)
 
     def make(
         self,
@@ -81,13 +81,13 @@ class SpecialistMaker:
         time. Raises ValueError for a set without texts, or too little text to learn from.
         """
         with self.show("place texts", "sets") as report:
-            placements = []
+            assignments = []
             for number, one in enumerate(sets):
                 report(number, len(sets))
                 check()
-                placements.append(self.place(one.texts, method.rule))
+                assignments.append(self.assign(one.texts, method.rule))
             report(len(sets), len(sets))
-        weights_WK = torch.from_numpy(np.stack([p.domain_weights for p in placements])).float()
+        weights_WK = torch.from_numpy(np.stack([p.domain_weights for p in assignments])).float()
         nearest_WN = self.soup.coefficients(weights_WK)
         with self.show("make specialists", "models") as report:
             instances = self._instances(nearest_WN)
@@ -95,14 +95,14 @@ class SpecialistMaker:
                 report(w, len(sets))
                 check()
                 yield self._make_one(
-                    one, placements[w], weights_WK[w], nearest_WN[w], next(instances), method, twin, check
+                    one, assignments[w], weights_WK[w], nearest_WN[w], next(instances), method, twin, check
                 )
             report(len(sets), len(sets))
 
     def _make_one(
         self,
         one: SpecialistSet,
-        placement: Placement,
+        assignment: Assignment,
         weights_K: torch.Tensor,
         nearest_N: torch.Tensor,
         instance_P: torch.Tensor,
@@ -110,7 +110,7 @@ class SpecialistMaker:
         twin: torch.nn.Module | None,
         check: Check,
     ) -> Made:
-        coefficients_N, report = nearest_N, {"texts": placement.describe()}
+        coefficients_N, report = nearest_N, {"texts": assignment.describe()}
         if one.notes:
             report["texts"]["notes"] = one.notes
         if method.name in BY_LEARNING:
@@ -118,7 +118,7 @@ class SpecialistMaker:
         if one.evaluation:
             report["losses"] = self.meter.compare(
                 one.evaluation,
-                placement,
+                assignment,
                 nearest_N,
                 instance_P if method.name in BY_LEARNING else None,
                 twin=twin,

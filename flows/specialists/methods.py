@@ -15,7 +15,7 @@ from storage_schema.manifest import content_digest
 
 NEAREST, LEARNED = "nearest-centroids", "learned-coefficients"
 BY_LEARNING = (LEARNED, FINE_TUNED)
-OF_METHOD = {
+SETTINGS_OF_METHOD = {
     LEARNED: ("learning_steps", "learning_rate"),
     FINE_TUNED: ("learning_steps", "learning_rate", "replay_store", "replay_share"),
 }
@@ -64,7 +64,7 @@ class Method:
 
 def method_of(settings: Specialize) -> Method:
     """What the settings say of how specialists are made. Raises ValueError for one that the method has no use for."""
-    refuse_unused(settings, "method", OF_METHOD)
+    refuse_unused(settings, "method", SETTINGS_OF_METHOD)
     return Method(
         name=settings.method,
         rule=settings.rule,

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import reload_embedder
 from pipeline.mixtures.ratios import write_fixed
-from pipeline.specialists.domain_weights import Rule, place
+from pipeline.specialists.domain_weights import Rule, assign_to_domains
 from pipeline.specialists.sets import set_of_texts
 from storage_schema.domains import DomainStore
 from storage_schema.layout import store_folder
@@ -29,7 +29,7 @@ def write_domain_weights(
         fields: ``text_field`` and ``source_field`` of the texts.
 
     Returns:
-        How sure they are (:meth:`pipeline.specialists.domain_weights.Placement.describe`).
+        How sure they are (:meth:`pipeline.specialists.domain_weights.Assignment.describe`).
 
     Raises:
         ValueError: no text there, or an embedder that is not to be had.
@@ -40,6 +40,6 @@ def write_domain_weights(
     one = set_of_texts(name, texts, max_texts=max_texts, evaluation_passages=0, **fields)
     embeddings = read_manifest(opened.folder.parent / "embeddings", "embeddings")
     _, embedder = reload_embedder(embeddings.configuration, embeddings.inputs["model"])
-    placement = place(embed_texts(embedder, one.texts), opened.tree, rule=rule)
-    write_fixed(placement.domain_weights, out, run=name)
-    return placement.describe() | {"notes": one.notes}
+    assignment = assign_to_domains(embed_texts(embedder, one.texts), opened.tree, rule=rule)
+    write_fixed(assignment.domain_weights, out, run=name)
+    return assignment.describe() | {"notes": one.notes}

@@ -10,7 +10,7 @@ from soe_model.model.backbone import hugging_face_config
 from storage_schema.errors import UserError
 
 
-def own_backbone(
+def custom_backbone(
     given: dict[str, Any], *, vocab_size: int, sequence_length: int, end_of_text: int
 ) -> dict[str, Any]:
     """A Hugging Face configuration with all that a run needs.

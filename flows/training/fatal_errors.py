@@ -18,7 +18,7 @@ from storage_schema.manifest import UnavailableError, write_atomically
 _STOPPED = "stopped.txt"
 DOMAINS_NAMED = 8
 """Domains of a mixture that a message names, the heaviest first."""
-_SIGNS = "out of memory", "can't allocate memory", "not enough memory", "running low on memory"
+_SAYS_OUT_OF_MEMORY = "out of memory", "can't allocate memory", "not enough memory", "running low on memory"
 
 
 def stop(folder: Path, message: str) -> None:
@@ -86,7 +86,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(
         type(raised).__name__ == "OutOfMemoryError"  # torch's and Ray's
         or isinstance(raised, MemoryError)
-        or (_may_say_so(raised) and any(sign in str(raised).lower() for sign in _SIGNS))
+        or (_may_say_so(raised) and any(sign in str(raised).lower() for sign in _SAYS_OUT_OF_MEMORY))
         for raised in causes(error)
     )
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from flows.settings import Pretrain, refuse_unused
-from flows.training.custom_backbone import own_backbone
+from flows.training.custom_backbone import custom_backbone
 from flows.training.run_record import claimed
-from pipeline.mixtures.meta_distributions import Dirichlet, Fixed, MetaDistribution, Sparse, generic_weights
+from pipeline.mixtures.meta_distributions import Dirichlet, Fixed, MetaDistribution, Sparse, window_shares
 from pipeline.mixtures.plan import MixturePlan
 from pipeline.mixtures.ratios import read_fixed, read_ratios
 from pipeline.remote.store import open_store
@@ -62,7 +62,7 @@ def resolve(settings: Pretrain, store: Vocabulary) -> tuple[SoupConfig, Training
         "end_of_text": store.end_of_text,
     }
     given = settings.backbone
-    backbone = chosen.backbone(**of_store) if given is None else own_backbone(given, **of_store)
+    backbone = chosen.backbone(**of_store) if given is None else custom_backbone(given, **of_store)
     at_start = {name: getattr(chosen, name) for name in AT_START} | _given(settings, *AT_START)
     soup = SoupConfig(
         backbone=backbone,
@@ -101,7 +101,7 @@ def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig
     return stream.for_rank(0, settings.num_workers)
 
 
-OF_LAW = {
+SETTINGS_OF_LAW = {
     "sparse": ("support_size", "by_size"),
     "uniform": (),
     "dirichlet": ("support_size", "by_size", "concentration"),
@@ -125,7 +125,7 @@ def meta_distribution(
                 f"method=generic trains one model on one mixture, and ratios is {settings.ratios!r}: give "
                 "meta_distribution=fixed with it, or leave ratios out."
             )
-        return Fixed(generic_weights(windows_K))  # whatever mixtures the soup beside it is trained on
+        return Fixed(window_shares(windows_K))  # whatever mixtures the soup beside it is trained on
     _check_used(settings)
     if law == "dirichlet":
         return Dirichlet(
@@ -145,9 +145,9 @@ def meta_distribution(
 def _check_used(settings: Pretrain) -> None:
     """Raise ValueError for a setting of another law, or a missing one."""
     law = settings.meta_distribution
-    if "ratios" in OF_LAW[law] and settings.ratios is None:
+    if "ratios" in SETTINGS_OF_LAW[law] and settings.ratios is None:
         raise UserError(f"meta_distribution={law} reads its mixtures from a table: give its path as ratios.")
-    refuse_unused(settings, "meta_distribution", OF_LAW)
+    refuse_unused(settings, "meta_distribution", SETTINGS_OF_LAW)
 
 
 def stream_of_run(name: str) -> tuple[MixtureStream, int]:

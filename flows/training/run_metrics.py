@@ -28,7 +28,7 @@ GAUGES = {
 SECONDS = "soe_step_seconds"
 TOKENS = "soe_tokens_trained"
 """A counter, scraped as ray_soe_tokens_trained_total: steps that come again after a crash count again."""
-PARTS = ("data", "combine", "forward_backward", "update")
+STEP_PHASES = ("data", "combine", "forward_backward", "update")
 """Labels of :data:`SECONDS`: waiting for the stream, and the parts of a step."""
 
 
@@ -51,5 +51,5 @@ class RunMetrics:
     def add(self, *, tokens: int, seconds: Mapping[str, float]) -> None:
         """Count tokens, and set what a step took, by part."""
         self._tokens.inc(tokens)
-        for part in PARTS:
+        for part in STEP_PHASES:
             self._seconds.set(seconds.get(part, 0.0), {"part": part})

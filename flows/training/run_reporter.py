@@ -9,7 +9,7 @@ from typing import Any
 from flows.reporting.progress import progress
 from flows.training.checkpoints import Checkpoints
 from flows.training.run_log import RunLog
-from flows.training.run_metrics import PARTS, RunMetrics
+from flows.training.run_metrics import STEP_PHASES, RunMetrics
 from pipeline.mixtures.tally import MixtureTally
 from pipeline.stream.batches import MixtureStream
 from soe_model.training.trainer import SoupTrainer, StepResult, learning_rate_factor
@@ -66,7 +66,7 @@ class Watch(AbstractContextManager):
             "mixture_distance": self._tally.distance,
             "domains_drawn": self._tally.domains_drawn,
         }
-        parts = {part: seconds_of.get(part, 0.0) / count for part in PARTS}
+        parts = {part: seconds_of.get(part, 0.0) / count for part in STEP_PHASES}
         per_part = {f"seconds_{part}": round(value, 6) for part, value in parts.items()}
         self._log.write(trainer.step, {**values, **per_part, "train_seconds": round(train_seconds, 3)})
         self._metrics.add(tokens=tokens, seconds=parts)

@@ -202,7 +202,7 @@ class Given:
         return support[used].astype(np.int64), weights[used].astype(np.float64)
 
 
-def generic_weights(windows_K: np.ndarray) -> np.ndarray:
+def window_shares(windows_K: np.ndarray) -> np.ndarray:
     """The generic mixture: every window equally likely, so each domain by its size. float64 [K]."""
     windows_K = np.asarray(windows_K)
     if not windows_K.sum():

@@ -26,7 +26,7 @@ RUN_ID, UNREAD = "run_id", ("name", "index")
 """Olmix's other name for the column of runs, and columns of its tables that say nothing of a mixture."""
 _DOMAIN = re.compile(r"domain_([0-9]{1,18})")
 _HEAD = re.compile(rb'(\xef\xbb\xbf)?"?(run|name|index|domain_[0-9])')
-_BLOCK = 256
+_STEPS_AT_ONCE = 256
 
 
 def write_ratios(plan: MixturePlan, start: int, stop: int, path: str | Path) -> None:
@@ -170,8 +170,8 @@ class _Rows:
 
 def _some(plan: MixturePlan, start: int, stop: int) -> Iterator[Steps]:
     """The steps [start, stop), without their slots."""
-    for first in range(start, stop, _BLOCK):
-        yield plan.steps(first, min(first + _BLOCK, stop), slice(0))
+    for first in range(start, stop, _STEPS_AT_ONCE):
+        yield plan.steps(first, min(first + _STEPS_AT_ONCE, stop), slice(0))
 
 
 def _rows(steps: Steps, plan: MixturePlan, occurring: np.ndarray) -> Iterator[str]:

@@ -23,7 +23,14 @@ from pipeline.corpus.accounts import Losses, Tally, account, account_lines
 from pipeline.corpus.documents import Corpus
 from pipeline.corpus.large_files import bounded_groups
 from pipeline.passages.extraction import extract_group
-from pipeline.passages.selection import NothingLeft, Part, Plan, Selection, rows_of, select_passages
+from pipeline.passages.selection import (
+    NothingLeft,
+    Part,
+    SelectedPassages,
+    Selection,
+    rows_of,
+    select_passages,
+)
 from pipeline.tasks import Report, ignore_progress, run_tasks
 from storage_schema.arrow_files import read_parquet, take_parquet
 from storage_schema.aside import written_aside
@@ -76,25 +83,30 @@ def build_passages(
     tally = Tally.total(tallies)
     if error := losses.error(tally, corpus.uri):
         raise error
-    plan = _select(tally, corpus, shards, selection, scratch, present)
+    selected = _select(tally, corpus, shards, selection, scratch, present)
     characters = run_tasks(
         write_part,
         [
-            (part, plan.decisions, [(shards[s], groups[s][0]) for s, _, _ in part.shards], _path(stage, part))
-            for part in plan.parts
+            (
+                part,
+                selected.decisions,
+                [(shards[s], groups[s][0]) for s, _, _ in part.shards],
+                _path(stage, part),
+            )
+            for part in selected.parts
         ],
         report=lambda done, parts: report(files + files * done // parts, 2 * files),
     )
-    pq.write_table(plan.sources, stage.work / "sources.parquet")
-    pairs = zip(plan.parts, characters, strict=True)
+    pq.write_table(selected.sources, stage.work / "sources.parquet")
+    pairs = zip(selected.parts, characters, strict=True)
     counts = {
-        **plan.counts,
+        **selected.counts,
         "train_characters": sum(length for part, length in pairs if part.split == "train"),
         "corpus_files": files,
         "corpus_digest": corpus.digest,
         "documents": tally.documents,
         "characters": tally.characters,
-        **account(tally, plan.documents, plan.counts, corpus.not_read),
+        **account(tally, selected.documents, selected.counts, corpus.not_read),
     }
     return stage.finish(counts)
 
@@ -148,7 +160,7 @@ def _select(
     selection: Selection,
     scratch: Path,
     present: Sequence[Path],
-) -> Plan:
+) -> SelectedPassages:
     """:func:`select_passages`; where nothing is left to train on, the error says what became of the corpus."""
     try:
         if not tally.documents:

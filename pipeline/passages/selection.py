@@ -70,7 +70,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SelectedPassages:
     """Which passages of which shards are written, part by part."""
 
     parts: list[Part]
@@ -98,7 +98,7 @@ def select_passages(
     *,
     present: Sequence[Path] = (),
     run: RunTasks = run_tasks,
-) -> Plan:
+) -> SelectedPassages:
     """Decide on every passage of the extracted `shards`; `scratch` is a folder to work in.
 
     Args:
@@ -134,7 +134,9 @@ def select_passages(
     documents = _documents_by_outcome(shards, decided, edges)
     documents["no passage kept"] = sources["documents"].sum() - sum(documents.values())
     documents["over max_documents_per_source"] = over["documents"]
-    return Plan(parts=parts, decisions=decisions, sources=table, counts=counts, documents=documents)
+    return SelectedPassages(
+        parts=parts, decisions=decisions, sources=table, counts=counts, documents=documents
+    )
 
 
 def _drop_overlap(

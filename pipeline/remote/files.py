@@ -24,9 +24,9 @@ from pyarrow import fs
 from pipeline.places.retries import all_of, with_retries
 from storage_schema.manifest import StoreError
 
-BLOCK = 64 << 10
+BLOCK_BYTES = 64 << 10
 """Bytes; blocks are aligned to it. A window of 1024 tokens is 2 or 4 KiB, a request costs some 10 ms."""
-BLOCKS_A_REQUEST = 16
+BLOCKS_PER_REQUEST = 16
 """Missing blocks that are neighbours are one request, up to so many."""
 CACHE_BYTES = 256 << 20
 DIGEST_BYTES = 4 << 20
@@ -175,11 +175,11 @@ class RemoteFiles:
 
     def _fetch(self, file: RemoteFile, low: int, high: int) -> dict[tuple[str, int], bytes]:
         """Read the blocks [low, high) in one request."""
-        start, stop = low * BLOCK, min(high * BLOCK, file.bytes)
+        start, stop = low * BLOCK_BYTES, min(high * BLOCK_BYTES, file.bytes)
         data = self.read(file, start, stop)
         return {
-            (file.path, number): data[at : at + BLOCK]
-            for number, at in enumerate(range(0, stop - start, BLOCK), start=low)
+            (file.path, number): data[at : at + BLOCK_BYTES]
+            for number, at in enumerate(range(0, stop - start, BLOCK_BYTES), start=low)
         }
 
     def _keep(self, blocks: Mapping[tuple[str, int], bytes]) -> None:
@@ -259,7 +259,7 @@ def _runs(
             if (
                 at == len(missing)
                 or missing[at] != missing[at - 1] + 1
-                or missing[at] - missing[low] >= BLOCKS_A_REQUEST
+                or missing[at] - missing[low] >= BLOCKS_PER_REQUEST
             ):
                 yield file, missing[low], missing[at - 1] + 1
                 low = at

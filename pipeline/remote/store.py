@@ -20,7 +20,7 @@ from pyarrow import fs
 
 from pipeline.places.locations import open_filesystem
 from pipeline.places.retries import with_retries
-from pipeline.remote.files import BLOCK, CACHE_BYTES, RemoteFile, RemoteFiles
+from pipeline.remote.files import BLOCK_BYTES, CACHE_BYTES, RemoteFile, RemoteFiles
 from pipeline.remote.mirror import mirror_store
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
@@ -94,7 +94,8 @@ class RemoteStore(DomainStore):
     def windows_in_cache(self, sequence_length: int) -> int:
         """How many windows the cache has room for, wherever they lie; at least one."""
         return max(
-            1, self.files.cache_bytes // BLOCK // _span((sequence_length + 1) * self.token_dtype.itemsize)
+            1,
+            self.files.cache_bytes // BLOCK_BYTES // _span((sequence_length + 1) * self.token_dtype.itemsize),
         )
 
     def prefetch(self, domains: np.ndarray, rows: np.ndarray, sequence_length: int) -> None:
@@ -119,7 +120,7 @@ class RemoteStore(DomainStore):
                     wanted.append((windows, left[inside]))
                 left = left[~inside] - len(windows)
         list(self.files.pool.map(lambda item: item[0].values_at, wanted))
-        budget, blocks = self.files.cache_bytes // BLOCK, {}
+        budget, blocks = self.files.cache_bytes // BLOCK_BYTES, {}
         for windows, left in wanted:
             numbers = windows.blocks_of(left)[:budget]
             budget -= len(numbers)
@@ -198,8 +199,8 @@ class RemoteWindows:
     def blocks_of(self, rows: np.ndarray) -> np.ndarray:
         """int64: the numbers of the blocks that these windows lie in, ascending."""
         starts = self.values_at + rows * self.step
-        numbers = starts[:, None] // BLOCK + np.arange(self.span)
-        return np.unique(numbers[numbers * BLOCK < starts[:, None] + self.width])
+        numbers = starts[:, None] // BLOCK_BYTES + np.arange(self.span)
+        return np.unique(numbers[numbers * BLOCK_BYTES < starts[:, None] + self.width])
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The windows `rows`, ``[m, L + 1]`` of the store's token type. Raises as :meth:`gather` does."""
@@ -232,23 +233,23 @@ class RemoteWindows:
     def _groups(self, rows: np.ndarray) -> list[np.ndarray]:
         """The places of `rows`, in the order in which they lie in the file, in groups of neighbours."""
         order = np.argsort(rows, kind="stable")
-        _, rank = np.unique((self.values_at + rows[order] * self.step) // BLOCK, return_inverse=True)
+        _, rank = np.unique((self.values_at + rows[order] * self.step) // BLOCK_BYTES, return_inverse=True)
         group = rank // max(1, GATHERED_BLOCKS // self.span)
         return np.split(order, np.flatnonzero(np.diff(group)) + 1)
 
     def _copy(self, blocks: dict[tuple[str, int], bytes], start: int, out_w: np.ndarray) -> None:
         done = 0
         while done < self.width:
-            number, at = divmod(start + done, BLOCK)
+            number, at = divmod(start + done, BLOCK_BYTES)
             block = blocks[self.file.path, number]
-            count = min(self.width - done, BLOCK - at)
+            count = min(self.width - done, BLOCK_BYTES - at)
             out_w[done : done + count] = np.frombuffer(block, np.uint8, count, at)
             done += count
 
 
 def _span(width: int) -> int:
     """Blocks that a window of so many bytes can touch."""
-    return (width - 2) // BLOCK + 2
+    return (width - 2) // BLOCK_BYTES + 2
 
 
 def find_values(read: Callable[[int, int], bytes], size: int, tokens: int, itemsize: int) -> int | None:

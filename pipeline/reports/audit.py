@@ -17,7 +17,7 @@ from pipeline.remote.store import RemoteStore
 from pipeline.tasks import Report, ignore_progress
 from storage_schema.corpus import part_files
 from storage_schema.domains import DomainPart, DomainStore, partition_path
-from storage_schema.layout import store_parts
+from storage_schema.layout import store_and_additions
 from storage_schema.manifest import FileEntry, StoreError, read_manifest, verify_file
 
 STAGES = ("passages", "tokenizer", "embeddings", "domains")
@@ -38,7 +38,7 @@ def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict
         StoreError: the first thing that does not hold, naming the file or the domain.
     """
     store = DomainStore(folder)
-    folders = store_parts(folder)
+    folders = store_and_additions(folder)
     files = []
     tokenizer = read_manifest(folders[0] / "tokenizer", "tokenizer")
     for number, part in enumerate(folders):

@@ -30,7 +30,7 @@ NO_TEXTS = "The specialist set has zero texts; domain weights need at least one.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class Assignment:
     """Where texts fall among the domains."""
 
     domains_N: np.ndarray
@@ -101,14 +101,14 @@ def estimate_domain_weights(
     """
     if not len(texts):
         raise UserError(NO_TEXTS)
-    return place(embed_texts(embedder, texts), tree, rule=rule).domain_weights
+    return assign_to_domains(embed_texts(embedder, texts), tree, rule=rule).domain_weights
 
 
-def place(vectors_ND: np.ndarray, tree: Tree, *, rule: Rule = "flat") -> Placement:
+def assign_to_domains(vectors_ND: np.ndarray, tree: Tree, *, rule: Rule = "flat") -> Assignment:
     """Where texts fall, by their embeddings (unit norm). Errors as :func:`nearest_domains`."""
     domains_N = nearest_domains(vectors_ND, tree, rule=rule)
     vectors_ND = np.asarray(vectors_ND, np.float32)
-    return Placement(
+    return Assignment(
         domains_N=domains_N,
         distances_N=Blocks(vectors_ND).distances(domains_N, tree.leaves_KD),
         num_domains=tree.num_domains,

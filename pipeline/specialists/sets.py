@@ -22,7 +22,7 @@ from pipeline.passages.cutting import cut_passages
 from storage_schema.arrow_files import read_parquet
 from storage_schema.corpus import part_files
 from storage_schema.errors import UserError
-from storage_schema.layout import store_parts
+from storage_schema.layout import store_and_additions
 from storage_schema.manifest import read_manifest
 
 LEAST_TEXTS = 20
@@ -227,14 +227,16 @@ def generic_evaluation(store: str | Path, *, passages: int) -> list[str]:
 
 def _sources(store: str | Path) -> pl.DataFrame:
     """The sources of a store and its additions, and whether they are unseen."""
-    files = [part / "passages" / "sources.parquet" for part in store_parts(store)]
+    files = [part / "passages" / "sources.parquet" for part in store_and_additions(store)]
     tables = [pl.from_arrow(read_parquet(file, ["source", "unseen"])) for file in files]
     return pl.concat(tables).unique(maintain_order=True)
 
 
 def _held_out(store: str | Path) -> pl.DataFrame:
     read_manifest(Path(store) / "passages", "passages")
-    files = [file for part in store_parts(store) for file in part_files(part / "passages", "held_out")]
+    files = [
+        file for part in store_and_additions(store) for file in part_files(part / "passages", "held_out")
+    ]
     if not files:
         raise UserError(f"{store} holds out no text. Build it with held_out_sources or held_out_fraction.")
     return pl.concat([pl.from_arrow(read_parquet(file, ["document_id", "source", "text"])) for file in files])

@@ -1,6 +1,6 @@
 """From the plan to token batches: the same windows through Ray Data, or in process.
 
-Ray Data runs windows of steps: one block holds this rank's slots of `window` consecutive steps, fetched by
+Ray Data runs windows of steps: one block holds this rank's slots of `block_steps` consecutive steps, fetched by
 an actor from memory-mapped partitions, so Ray's cost per block is shared by many steps. Every row carries
 its step and slot and the consumer checks them: a wrong order is an error, never a silent shuffle.
 
@@ -29,7 +29,7 @@ from storage_schema.manifest import StoreError
 BLOCK_BYTES = 16 << 20
 BLOCKS_AHEAD = 8
 """Blocks that a task makes before they are taken. Ray Data's own default, 2, leaves the fetcher waiting."""
-TASK_WINDOWS = 64
+TASK_BLOCKS = 64
 """Windows that one Ray task reads: a run of a million steps is some hundred tasks."""
 FETCHER_CPUS = 0.01
 """Next to nothing: all ranks' fetchers must run at once, for a rank that has no data holds up the others, and a machine
@@ -114,7 +114,7 @@ class MixtureStream:
         return slice(self.rank * self.share, (self.rank + 1) * self.share)
 
     @property
-    def window(self) -> int:
+    def block_steps(self) -> int:
         """Steps in a block."""
         if self.window_steps is not None:
             return self.window_steps
@@ -129,8 +129,8 @@ class MixtureStream:
         yield from self._fetched(Fetch(self), start, stop)
 
     def _fetched(self, fetch: Fetch, start: int, stop: int) -> Iterator[Batch]:
-        for first in range(start, stop, self.window):
-            steps = self.plan.steps(first, min(first + self.window, stop), self.slots)
+        for first in range(start, stop, self.block_steps):
+            steps = self.plan.steps(first, min(first + self.block_steps, stop), self.slots)
             yield from self._batches(fetch.tokens(steps), steps)
         fetch.reader.finish()
 
@@ -139,7 +139,7 @@ class MixtureStream:
 
         The first window is read in this process, so that the first batches are there while Ray starts.
         """
-        head = min(start + self.window, stop)
+        head = min(start + self.block_steps, stop)
         fetch = Fetch(self)
         token_bytes = fetch.reader.store.token_dtype.itemsize
         rest = _Begun(lambda: self._tables(head, stop, token_bytes)) if head < stop else ()
@@ -158,14 +158,14 @@ class MixtureStream:
         import ray
         from ray.data import ActorPoolStrategy
 
-        windows = -(-(stop - start) // self.window)
+        windows = -(-(stop - start) // self.block_steps)
         # Made here: ray.data.range makes them in tasks, which want a whole CPU.
-        dataset = ray.data.from_items(list(range(windows)), override_num_blocks=-(-windows // TASK_WINDOWS))
+        dataset = ray.data.from_items(list(range(windows)), override_num_blocks=-(-windows // TASK_BLOCKS))
         dataset.context.execution_options.preserve_order = PRESERVE_ORDER
         dataset.context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_AHEAD
         # A block is closed at the target and cut up from 1.5 times the target on: each window becomes one block.
         dataset.context.target_max_block_size = int(
-            0.9 * self.window * self.share * self._row_bytes(token_bytes)
+            0.9 * self.block_steps * self.share * self._row_bytes(token_bytes)
         )
         dataset.context.raise_original_map_exception = True
         dataset.context.enable_progress_bars = False
@@ -225,10 +225,10 @@ class Fetch:
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """A block holds the numbers of some windows."""
-        window, slots = self.stream.window, self.stream.slots
+        block_steps, slots = self.stream.block_steps, self.stream.slots
         for number in block["item"].to_pylist():
-            first = self.start + number * window
-            last = min(first + window, self.stop)
+            first = self.start + number * block_steps
+            last = min(first + block_steps, self.stop)
             tokens = self.tokens(self.stream.plan.steps(first, last, slots))
             yield pa.table(
                 {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from pipeline.mixtures.meta_distributions import Fixed, generic_weights
+from pipeline.mixtures.meta_distributions import Fixed, window_shares
 from pipeline.mixtures.plan import MixturePlan
 from pipeline.remote.store import open_store
 from pipeline.stream.batches import MixtureStream
@@ -15,20 +15,22 @@ from pipeline.stream.batches import MixtureStream
 BATCH, STEPS = 64, 1 << 40
 
 
-def generic_windows(place: str, sequence_length: int, *, seed: int = 0) -> Callable[[int], torch.Tensor]:
+def generic_windows(
+    store_place: str, sequence_length: int, *, seed: int = 0
+) -> Callable[[int], torch.Tensor]:
     """A function: number n → int64 [n, L + 1], other windows at each call, the same ones for the same seed.
 
     Args:
-        place: the store, a path or ``s3://`` URI.
+        store_place: the store, a path or ``s3://`` URI.
 
     Raises:
         StoreError: there is no finished store, or it has no window of that length.
     """
-    store = open_store(place)
+    store = open_store(store_place)
     windows_K = store.windows_K(sequence_length)
     plan = MixturePlan(
         windows_K,
-        Fixed(generic_weights(windows_K)),
+        Fixed(window_shares(windows_K)),
         seed=seed,
         batch_size=BATCH,
         mixtures_per_step=1,
@@ -36,7 +38,7 @@ def generic_windows(place: str, sequence_length: int, *, seed: int = 0) -> Calla
         sequence_length=sequence_length,
     )
     stream = MixtureStream(
-        store_folder=place, sequence_length=sequence_length, plan=plan, store_parts=len(store.parts)
+        store_folder=store_place, sequence_length=sequence_length, plan=plan, store_parts=len(store.parts)
     )
     batches = stream.in_process(0, STEPS)
     waiting = np.empty((0, sequence_length + 1), np.int64)

@@ -20,9 +20,9 @@ import numpy as np
 
 from storage_schema.errors import UserError
 
-BLOCK_ROWS = 2048
+ROWS_AT_ONCE = 2048
 """A block in float32 (3 MB at D = 384) stays in the cache between widening, comparing and adding up."""
-GPU_BLOCK_ROWS = 65_536
+GPU_ROWS_AT_ONCE = 65_536
 _TORCH_GRAIN = 32_768
 """Elements up to which torch stays in the calling thread; its teams of threads would fight with ours."""
 
@@ -38,7 +38,7 @@ class Blocks:
     def __init__(self, vectors_ND: np.ndarray, *, threads: int = 1, use_gpu: bool = False):
         self.vectors_ND = vectors_ND
         self._threads = 1 if use_gpu else threads
-        self._rows = GPU_BLOCK_ROWS if use_gpu else BLOCK_ROWS
+        self._rows = GPU_ROWS_AT_ONCE if use_gpu else ROWS_AT_ONCE
         self._search = _gpu_search() if use_gpu else _search
         self._own = threading.local()
 

@@ -69,7 +69,7 @@ def in_process(name: str) -> dict[str, float]:
     soup = SoupOfExperts.open(soup_folder(name))
     maker = SpecialistMaker(soup)
     sets = [SpecialistSet(name=str(i), texts=texts_of(i), evaluation=[]) for i in range(SPECIALISTS)]
-    maker.place(sets[0].texts)
+    maker.assign(sets[0].texts)
     began = time.perf_counter()
     made = [next(iter(maker.make([one], Method(bootstrap=0)))) for one in sets]
     with_embedding = time.perf_counter() - began

@@ -118,7 +118,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     share, batch = options.sequences_per_rank, options.ranks * options.sequences_per_rank
     plan = big_plan(batch)
-    window = MixtureStream(store_folder="", sequence_length=L, plan=plan).for_rank(0, options.ranks).window
+    window = (
+        MixtureStream(store_folder="", sequence_length=L, plan=plan).for_rank(0, options.ranks).block_steps
+    )
     found = {"paper": check_ranks(plan, options.ranks, window)}
     found["paper"] |= {
         "tokens": TOKENS,

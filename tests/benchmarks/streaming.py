@@ -68,8 +68,8 @@ def stream_of(folder: Path, **settings) -> MixtureStream:
 
 def in_process(stream: MixtureStream, runs: int) -> dict[str, float]:
     """Steps a second of each part, the median of the runs; `cold` is the first pass after dropping the cache."""
-    starts = range(0, STEPS, stream.window)
-    ends = [min(start + stream.window, STEPS) for start in starts]
+    starts = range(0, STEPS, stream.block_steps)
+    ends = [min(start + stream.block_steps, STEPS) for start in starts]
     cold = _cold(stream)
     rates: dict[str, list[float]] = {name: [] for name in ("plan", "gather", "stream", *COPIES)}
     fetch = Fetch(stream)
@@ -113,7 +113,7 @@ def _copies(stream: MixtureStream, plans) -> dict[str, float]:
     [part] = stream.open_store().parts
     mapped = [part.tokens(domain) for domain in range(K)]
     bases = np.array([tokens.ctypes.data for tokens in mapped])
-    memory, target = np.ones(K * WINDOWS * size, np.uint8), np.ones(stream.window * B * size, np.uint8)
+    memory, target = np.ones(K * WINDOWS * size, np.uint8), np.ones(stream.block_steps * B * size, np.uint8)
     starts = (np.arange(len(plans)) * len(target) % (len(memory) - len(target))).tolist()
     pieces = [
         memory[start : start + steps.domain_TB.size * size]
@@ -152,12 +152,12 @@ def _consume(config: dict) -> None:
         tokens = torch.from_numpy(batch.tokens_BL1)
         if number == 0:
             marks["first"] = time.perf_counter()
-        elif number == stream.window:
+        elif number == stream.block_steps:
             marks["first_of_ray"] = time.perf_counter()
     ended = time.perf_counter()
     assert batch.step == config["stop"] - 1 and tokens.shape == (stream.share, L + 1)
     row = {name: mark - begun for name, mark in marks.items()}
-    row["rate"] = (steps - stream.window) / (ended - marks["first_of_ray"])
+    row["rate"] = (steps - stream.block_steps) / (ended - marks["first_of_ray"])
     row["rate_over_all"] = steps / (ended - begun)
     if stream.rank == 0:
         Path(config["out"]).write_text(json.dumps(row))
@@ -199,9 +199,13 @@ def over_many_steps(stream: MixtureStream, steps: int) -> dict[str, float]:
 
 def _summary(stream: MixtureStream, cell: tuple, rows: list[dict[str, float]]) -> dict[str, Any]:
     """A line of the table: the medians of its runs, printed."""
-    workers, window, start = cell
+    workers, block_steps, start = cell
     row = {name: statistics.median(run[name] for run in rows) for name in rows[0]}
-    row |= {"workers": workers, "window": window or stream.for_rank(0, workers).window, "start": start}
+    row |= {
+        "workers": workers,
+        "window": block_steps or stream.for_rank(0, workers).block_steps,
+        "start": start,
+    }
     print(", ".join(f"{name} {value:,.2f}" for name, value in row.items()), flush=True)
     return row | {"runs": rows}
 
@@ -229,11 +233,15 @@ def main() -> None:
     found["many_steps"] = over_many_steps(stream, options.many_steps)
     print(f"over {options.many_steps:,} steps: {found['many_steps']}", flush=True)
     session.connect()
-    cells = [(1, window, 0) for window in options.windows] + [(2, None, 0), (1, None, 0), (1, None, 10**6)]
+    cells = [(1, block_steps, 0) for block_steps in options.windows] + [
+        (2, None, 0),
+        (1, None, 0),
+        (1, None, 10**6),
+    ]
     runs: dict[tuple, list[dict[str, float]]] = {cell: [] for cell in cells}
     for _ in range(options.ray_runs):
-        for (workers, window, start), rows in runs.items():
-            cell = stream_of(folder, window_steps=window)
+        for (workers, block_steps, start), rows in runs.items():
+            cell = stream_of(folder, window_steps=block_steps)
             rows.append(through_ray(cell, workers, start=start, steps=options.ray_steps))
     body: dict[str, Any] = found | {
         "through_ray": [_summary(stream, cell, rows) for cell, rows in runs.items()]

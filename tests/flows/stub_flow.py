@@ -2,13 +2,13 @@
 
 from prefect import flow
 
-from flows.prefect_flows.run_ray_job import carry_out, stop_on_cancellation
+from flows.prefect_flows.run_ray_job import run_ray_job, stop_on_cancellation
 from flows.settings import BuildDomains
 
 
 @flow(name="stub", on_cancellation=[stop_on_cancellation])
 def stub(config: BuildDomains = BuildDomains()):  # noqa: B008
-    return carry_out(
+    return run_ray_job(
         "stub",
         config,
         module="tests.flows.stub_job",

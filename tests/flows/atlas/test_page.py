@@ -275,7 +275,7 @@ def test_a_page_that_is_there_is_not_made_again(tmp_path, monkeypatch):
 def test_the_page_names_no_address_of_a_network(pages):
     html = pages[0].read_text("utf-8")
     ours = html[: html.index('<script type="application/json"')] + "".join(
-        (atlas_page.PARTS / name).read_text("utf-8") for name in atlas_page.SCRIPTS
+        (atlas_page.PAGE_FILES / name).read_text("utf-8") for name in atlas_page.SCRIPTS
     )
     assert not re.findall(r"https?://|//cdn|src=|href=", ours)
     [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)

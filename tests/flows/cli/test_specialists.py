@@ -349,7 +349,7 @@ def test_another_embedder_of_the_same_name_is_refused(soup, texts, tmp_path, mon
     assert SpecialistMaker(opened).embedder is not None
     made_with["weights"] = "other"
     with pytest.raises(StoreError, match="other weights than the one the store was built with"):
-        SpecialistMaker(opened).place(["a text"])
+        SpecialistMaker(opened).assign(["a text"])
 
 
 def test_a_twin_that_cannot_be_compared_is_refused(soup, texts, tmp_path, capsys):

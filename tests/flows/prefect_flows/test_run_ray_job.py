@@ -35,7 +35,7 @@ def played(monkeypatch, tmp_path):
 
 
 def run():
-    return carry_out.carry_out("build-domains", BuildDomains(), module="m", publish=lambda: None)
+    return carry_out.run_ray_job("build-domains", BuildDomains(), module="m", publish=lambda: None)
 
 
 def raising(error):

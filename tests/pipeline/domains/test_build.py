@@ -20,7 +20,7 @@ from pipeline.domains.scatter import Folders, scatter_part, scatter_schema, writ
 from pipeline.embeddings.build import read_embeddings, write_embeddings
 from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
-from pipeline.specialists.domain_weights import place
+from pipeline.specialists.domain_weights import assign_to_domains
 from pipeline.tokenizer import build_tokenizer, load_tokenizer
 from pipeline.tree.kmeans import KMeansSettings
 from storage_schema.corpus import part_files
@@ -180,7 +180,7 @@ def test_the_histogram_of_the_corpus_is_its_domain_sizes(store, prepared):
     vectors = np.concatenate(
         [read_embeddings(p)[1] for p in sorted((prepared / "embeddings").glob("*.arrow"))]
     )
-    weights = place(vectors, store.tree, rule="tree").domain_weights
+    weights = assign_to_domains(vectors, store.tree, rule="tree").domain_weights
     assert (np.round(weights * len(vectors)) == store.passages_K).all()
     domain = int(np.argmax(store.passages_K))
     distances = rows_of(store, domain)["distance"].to_numpy()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.mixtures.meta_distributions import Dirichlet, Fixed, Given, Sparse, generic_weights
+from pipeline.mixtures.meta_distributions import Dirichlet, Fixed, Given, Sparse, window_shares
 from pipeline.mixtures.plan import MixturePlan, _domains
 from tests.extras import missing
 
@@ -45,7 +45,7 @@ LAWS = {
     "uniform": Sparse(support_size=int((windows() > 0).sum())),
     "dirichlet": Dirichlet(concentration=0.3, support_size=6),
     "around the generic one": Dirichlet(concentration=0.05, by_size=True),
-    "fixed": Fixed(generic_weights(windows())),
+    "fixed": Fixed(window_shares(windows())),
     "given": Given(lambda number: (np.array([9 + number % 3, 1]), np.array([0.75, 0.25])), name="test"),
 }
 
@@ -141,7 +141,7 @@ def test_the_smallest_concentration_gives_the_sparsest_mixtures(by_size):
 
 def test_generic_mixture_draws_windows_equally():
     sizes = np.array([10, 0, 30, 60])
-    generic = MixturePlan(sizes, Fixed(generic_weights(sizes)), seed=0, batch_size=10_000)
+    generic = MixturePlan(sizes, Fixed(window_shares(sizes)), seed=0, batch_size=10_000)
     steps = generic.steps(4, 5)
     found = np.bincount(steps.domain_TB[0], minlength=4)
     assert found[1] == 0

@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from scipy.special import gammainc
 from scipy.stats import binom, chi2, chi2_contingency, hypergeom, ks_2samp, norm
 
-from pipeline.mixtures.meta_distributions import Fixed, Given, Sparse, generic_weights
+from pipeline.mixtures.meta_distributions import Fixed, Given, Sparse, window_shares
 from pipeline.mixtures.plan import WIDE, MixturePlan
 
 K, S = 4096, 4
@@ -152,7 +152,7 @@ def test_supports_by_size_are_as_drawn_one_after_the_other():
     """Drawn again by another generator of NumPy's: by size with replacement, the first four distinct ones."""
     law = Sparse(support_size=S, by_size=True)
     found = MixturePlan(WINDOWS, law, seed=2, batch_size=1).steps(0, 40_000).support_TWs
-    draws = np.random.Generator(np.random.MT19937(2)).choice(K, (10_000, 20), p=generic_weights(WINDOWS))
+    draws = np.random.Generator(np.random.MT19937(2)).choice(K, (10_000, 20), p=window_shares(WINDOWS))
     again = np.array([list(dict.fromkeys(row))[:S] for row in draws.tolist()])
     ascending = np.argsort(WINDOWS, kind="stable")
     before = np.cumsum(WINDOWS[ascending]) - WINDOWS[ascending]

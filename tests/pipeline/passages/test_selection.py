@@ -75,21 +75,21 @@ def test_the_rules_hold_whatever_the_number_of_buckets(corpus, chosen, bucket_ro
     monkeypatch.setattr(selection, "BUCKET_ROWS", bucket_rows)
     monkeypatch.setattr(selection, "LEAST_PART_ROWS", 11)
     shards, rows = corpus
-    plan = select_passages(shards, chosen, tmp_path, run=lambda f, given: [f(*some) for some in given])
-    assert [part.number for part in plan.parts] == list(range(len(plan.parts)))
+    selected = select_passages(shards, chosen, tmp_path, run=lambda f, given: [f(*some) for some in given])
+    assert [part.number for part in selected.parts] == list(range(len(selected.parts)))
     found = {"train": [], "held_out": []}
-    for part in plan.parts:
+    for part in selected.parts:
         here = [
             (shard, int(row))
-            for (shard, _, _), taken in zip(part.shards, rows_of(part, plan.decisions), strict=True)
+            for (shard, _, _), taken in zip(part.shards, rows_of(part, selected.decisions), strict=True)
             for row in taken
         ]
         assert len(here) == part.rows
         found[part.split] += here
     train, held_out = plainly(rows, chosen)
     assert found == {"train": train, "held_out": held_out}
-    assert plan.counts["passages"] == len(train) and plan.counts["held_out_passages"] == len(held_out)
-    for line in plan.sources.to_pylist():
+    assert selected.counts["passages"] == len(train) and selected.counts["held_out_passages"] == len(held_out)
+    for line in selected.sources.to_pylist():
         assert line["train_passages"] == sum(rows[s][i][1] == line["source"] for s, i in train)
         assert line["held_out_passages"] == sum(rows[s][i][1] == line["source"] for s, i in held_out)
         assert line["unseen"] == (line["source"] in chosen.held_out_sources)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.remote import files as remote_files
-from pipeline.remote.files import BLOCK
+from pipeline.remote.files import BLOCK_BYTES
 from pipeline.remote.store import open_store
 from pipeline.reports.audit import verify_domains
 from storage_schema.domains import DomainStore, partition_path
@@ -34,7 +34,7 @@ def at_every_use(monkeypatch):
 def other(folder, domain):
     """The bytes of a partition, one of them changed in each block but the first."""
     data = bytearray((folder / "domains" / partition_path(domain)).read_bytes())
-    for at in range(BLOCK, len(data) - 1000, BLOCK):
+    for at in range(BLOCK_BYTES, len(data) - 1000, BLOCK_BYTES):
         data[at + 100] ^= 1
     return bytes(data)
 
@@ -61,7 +61,7 @@ def test_what_was_read_of_a_replaced_file_is_neither_used_nor_kept(s3, own_uri, 
     gather(windows, [0])
     put(s3, own, 4, other(own, 4))
     tokens = DomainStore(own).parts[0].tokens(4)
-    row = [(BLOCK + 100 - windows.values_at) // windows.step]
+    row = [(BLOCK_BYTES + 100 - windows.values_at) // windows.step]
     with pytest.raises(StoreError, match=REPLACED):
         gather(windows, row)
     put(s3, own, 4, (own / "domains" / partition_path(4)).read_bytes())

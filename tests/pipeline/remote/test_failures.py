@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.places import locations, retries
 from pipeline.places.retries import FIRST_DELAY, with_retries
-from pipeline.remote.files import BLOCK, RemoteFile, RemoteFiles
+from pipeline.remote.files import BLOCK_BYTES, RemoteFile, RemoteFiles
 from pipeline.remote.store import open_store
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
@@ -80,7 +80,9 @@ def test_a_failure_among_many_reads_at_once(uri, proxy):
     store = open_store(uri)
     [windows] = store.windows(4, L)
     gather(windows, [0])
-    proxy.rule = lambda method, path, where, seen: "busy" if where.startswith(f"bytes={2 * BLOCK}-") else None
+    proxy.rule = lambda method, path, where, seen: (
+        "busy" if where.startswith(f"bytes={2 * BLOCK_BYTES}-") else None
+    )
     with pytest.raises(StoreError, match="domain 4: cannot read .* after 5 attempts"):
         gather(windows, [0, 5000, 9000])
 

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import fs
 
 from pipeline.remote import store as remote_store
-from pipeline.remote.files import BLOCK, RemoteFile, RemoteFiles
+from pipeline.remote.files import BLOCK_BYTES, RemoteFile, RemoteFiles
 from pipeline.remote.store import RemoteStore, find_values, open_store
 from pipeline.stream.window_reader import window_reader
 from storage_schema.domains import DomainStore, partition_path, partition_schema
@@ -112,7 +112,7 @@ def test_one_window_is_a_few_small_reads(uri, proxy, folder):
     gather(windows, [3000])
     # Size and version, when it was written, its end, the list's end, the window; then the version again.
     assert [method for method, *_ in proxy.requests] == ["HEAD", "HEAD", "GET", "GET", "GET", "HEAD"]
-    assert proxy.sent <= BLOCK + 1000 < (folder / "domains" / partition_path(4)).stat().st_size / 4
+    assert proxy.sent <= BLOCK_BYTES + 1000 < (folder / "domains" / partition_path(4)).stat().st_size / 4
 
 
 def test_neighbouring_blocks_are_one_request(uri, proxy):
@@ -121,11 +121,11 @@ def test_neighbouring_blocks_are_one_request(uri, proxy):
     proxy.requests.clear()
     gather(windows, range(len(windows)))
     ranges = [where for method, _, where in proxy.requests if method == "GET"]
-    assert ranges == [f"bytes={BLOCK}-{windows.file.bytes - 1}"] and len(proxy.requests) == 2
+    assert ranges == [f"bytes={BLOCK_BYTES}-{windows.file.bytes - 1}"] and len(proxy.requests) == 2
 
 
 def test_requests_are_bounded(tmp_path):
-    data = np.random.Generator(np.random.PCG64(3)).bytes(40 * BLOCK + 7)
+    data = np.random.Generator(np.random.PCG64(3)).bytes(40 * BLOCK_BYTES + 7)
     (tmp_path / "file").write_bytes(data)
     file = RemoteFile(path=str(tmp_path / "file"), uri="the file", bytes=len(data))
     files, runs = RemoteFiles("the store", fs.LocalFileSystem()), []
@@ -133,7 +133,7 @@ def test_requests_are_bounded(tmp_path):
     files._fetch = lambda file, low, high: runs.append((low, high)) or fetch(file, low, high)
     found = files.blocks({file: [0, *range(2, 41)]})
     assert sorted(runs) == [(0, 1), (2, 18), (18, 34), (34, 41)]
-    assert b"".join(found[file.path, number] for number in range(2, 41)) == data[2 * BLOCK :]
+    assert b"".join(found[file.path, number] for number in range(2, 41)) == data[2 * BLOCK_BYTES :]
 
 
 def test_windows_are_gathered_a_few_blocks_at_a_time(uri, folder, monkeypatch):
@@ -154,7 +154,7 @@ def test_what_was_read_is_not_asked_for_again(uri, proxy, folder):
 
 @pytest.mark.parametrize("blocks", [0, 1, 3])
 def test_the_cache_stays_within_its_bound(uri, folder, proxy, blocks):
-    store = RemoteStore(uri, cache_bytes=blocks * BLOCK)
+    store = RemoteStore(uri, cache_bytes=blocks * BLOCK_BYTES)
     most, store_block = 0, store.files._fetch
 
     def fetch(*run):
@@ -166,14 +166,14 @@ def test_the_cache_stays_within_its_bound(uri, folder, proxy, blocks):
     store.files._fetch = fetch
     check_all(store, folder)
     check_all(store, folder)
-    assert (blocks > 0) <= most <= blocks * BLOCK
+    assert (blocks > 0) <= most <= blocks * BLOCK_BYTES
     assert store.files.cached_bytes == sum(map(len, store.files._blocks.values()))
 
 
 def test_the_blocks_used_longest_ago_go_first(uri, proxy):
-    store = RemoteStore(uri, cache_bytes=2 * BLOCK)
+    store = RemoteStore(uri, cache_bytes=2 * BLOCK_BYTES)
     [windows] = store.windows(4, L)
-    rows = [BLOCK // 2 // L * block + 10 for block in range(3)]
+    rows = [BLOCK_BYTES // 2 // L * block + 10 for block in range(3)]
     for row in (rows[0], rows[1], rows[0], rows[2]):
         gather(windows, [row])
     proxy.requests.clear()
@@ -207,9 +207,9 @@ def test_prefetched_windows_wait_once(uri, folder, proxy):
         window_reader(store, L).read(domains, rows), window_reader(local, L).read(domains, rows)
     )
     assert proxy.requests == []
-    small = RemoteStore(uri, cache_bytes=2 * BLOCK)
+    small = RemoteStore(uri, cache_bytes=2 * BLOCK_BYTES)
     proxy.sent = 0
     small.prefetch(domains, rows, L)
-    assert proxy.sent < 3 * BLOCK  # some of it the ends of the files
-    assert 0 < small.files.cached_bytes <= 2 * BLOCK
+    assert proxy.sent < 3 * BLOCK_BYTES  # some of it the ends of the files
+    assert 0 < small.files.cached_bytes <= 2 * BLOCK_BYTES
     check_all(small, folder)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.specialists.domain_weights import check_domain_weights, place
+from pipeline.specialists.domain_weights import assign_to_domains, check_domain_weights
 from storage_schema.tree import Tree
 
 
@@ -25,33 +25,38 @@ TREE = tree([[0, 0], [NAN, NAN], [5.2, 0], [12, 0]], [[0, 0], [10, 0]])
 def test_worked_example_of_both_rules():
     vectors = np.array([[1, 0], [4.9, 0], [6, 0], [11.5, 0]])
     # (4.9, 0) is nearest to leaf 2, but descends to coarse node 0, where only leaf 0 is left.
-    assert place(vectors, TREE).domain_weights.tolist() == [0.25, 0, 0.5, 0.25]
-    assert place(vectors, TREE, rule="tree").domain_weights.tolist() == [0.5, 0, 0.25, 0.25]
+    assert assign_to_domains(vectors, TREE).domain_weights.tolist() == [0.25, 0, 0.5, 0.25]
+    assert assign_to_domains(vectors, TREE, rule="tree").domain_weights.tolist() == [0.5, 0, 0.25, 0.25]
 
 
 def test_empty_coarse_nodes_are_never_chosen():
     holed = tree([[NAN, NAN], [NAN, NAN], [5, 0], [12, 0]], [[NAN, NAN], [10, 0]])
     for rule in ("flat", "tree"):
-        assert place(np.array([[0.0, 0.0]]), holed, rule=rule).domain_weights.tolist() == [0, 0, 1, 0]
+        assert assign_to_domains(np.array([[0.0, 0.0]]), holed, rule=rule).domain_weights.tolist() == [
+            0,
+            0,
+            1,
+            0,
+        ]
 
 
 def test_the_estimate_is_a_distribution():
     vectors = np.random.default_rng(0).normal(scale=10, size=(1000, 2))
     for rule in ("flat", "tree"):
-        weights = place(vectors, TREE, rule=rule).domain_weights
+        weights = assign_to_domains(vectors, TREE, rule=rule).domain_weights
         assert weights.dtype == np.float64
         check_domain_weights(weights, 4)
 
 
 def test_bad_embeddings_are_named():
     with pytest.raises(ValueError, match="zero texts"):
-        place(np.empty((0, 2)), TREE)
+        assign_to_domains(np.empty((0, 2)), TREE)
     with pytest.raises(ValueError, match=r"shape \(1, 3\).*size 2"):
-        place(np.zeros((1, 3)), TREE)
+        assign_to_domains(np.zeros((1, 3)), TREE)
     with pytest.raises(ValueError, match="text 1 is not finite"):
-        place(np.array([[0, 0], [NAN, 0]]), TREE)
+        assign_to_domains(np.array([[0, 0], [NAN, 0]]), TREE)
     with pytest.raises(ValueError, match="rule is 'nearest'"):
-        place(np.zeros((1, 2)), TREE, rule="nearest")
+        assign_to_domains(np.zeros((1, 2)), TREE, rule="nearest")
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,8 @@ def test_mappings_are_bounded_however_many_partitions_there_are(tmp_path, monkey
         domains = random.integers(0, 40, 30)  # more than may be mapped at once, in one read
         rows = random.integers(0, 12, 30)
         found = reader.read(domains, rows)
-        for window, domain, row in zip(found, domains, rows, strict=True):
-            assert np.array_equal(window, opened.parts[0].tokens(domain)[row * L : row * L + L + 1])
+        for block_steps, domain, row in zip(found, domains, rows, strict=True):
+            assert np.array_equal(block_steps, opened.parts[0].tokens(domain)[row * L : row * L + L + 1])
         assert mappings_below(folder) <= 12
     path = opened.folder / partition_path(7)
     path.write_bytes(bytes(path.stat().st_size))
@@ -121,7 +121,7 @@ def test_resuming_at_every_step_on_any_number_of_ranks(store, expected, world_si
 
 def test_an_elastic_resize_in_mid_window(store, expected):
     stream = make_stream(store)
-    assert 37 % stream.window and 61 % stream.window
+    assert 37 % stream.block_steps and 61 % stream.block_steps
     for start, stop, world_size in [(0, 37, 2), (37, 61, 1), (61, 90, 8), (90, 100, 4)]:
         check_from(stream, expected, start, stop, world_size=world_size)
 
@@ -140,9 +140,9 @@ def test_ray_gives_the_same_batches(
     store, expected, ray_cluster, monkeypatch, world_size, window_steps, task_windows
 ):
     """From a step within a window, over whole windows and a part of one, however tasks and blocks are cut."""
-    monkeypatch.setattr(streaming, "TASK_WINDOWS", task_windows)
+    monkeypatch.setattr(streaming, "TASK_BLOCKS", task_windows)
     stream = make_stream(store, window_steps=window_steps)
-    stop = 5 + 2 * stream.for_rank(0, world_size).window + 3
+    stop = 5 + 2 * stream.for_rank(0, world_size).block_steps + 3
     check_from(stream, expected, 5, stop, world_size=world_size, ray=True)
 
 
@@ -159,7 +159,7 @@ def test_tokens_of_any_size_and_number_come_in_whole_windows(
     stream = MixtureStream(
         store_folder=str(tmp_path), sequence_length=length, plan=plan, window_steps=window_steps
     )
-    stop = 4 * stream.window + 1
+    stop = 4 * stream.block_steps + 1
     check_from(stream, list(stream.in_process(0, stop)), 0, stop, ray=True)
 
 
@@ -178,12 +178,12 @@ def slow_stream(store):
 
 
 def test_blocks_that_overtake_are_put_in_order(store, expected, ray_cluster, monkeypatch):
-    monkeypatch.setattr(streaming, "TASK_WINDOWS", 2)
+    monkeypatch.setattr(streaming, "TASK_BLOCKS", 2)
     check_from(slow_stream(store), expected, 0, 400, ray=True)
 
 
 def test_without_preserve_order_the_order_is_an_error(store, ray_cluster, monkeypatch):
-    monkeypatch.setattr(streaming, "TASK_WINDOWS", 2)
+    monkeypatch.setattr(streaming, "TASK_BLOCKS", 2)
     monkeypatch.setattr(streaming, "PRESERVE_ORDER", False)
     with pytest.raises(
         StreamError, match="expected whole steps in order from (20|40) on, rank 0 of 1 received"
@@ -226,7 +226,7 @@ def test_all_ranks_get_data_where_hardly_a_cpu_is_left(store, expected, ray_clus
 @pytest.mark.faults
 def test_a_killed_fetcher_changes_nothing(store, expected, ray_cluster, monkeypatch):
     """A window takes a fetcher a quarter of a second, so it is killed with work to do, and another one goes on."""
-    monkeypatch.setattr(streaming, "TASK_WINDOWS", 4)
+    monkeypatch.setattr(streaming, "TASK_BLOCKS", 4)
     stream, killed = make_stream(store, make_plan(store, cls=Slow), window_steps=5), []
     for batch in stream.through_ray(0, 300):
         assert np.array_equal(batch.tokens_BL1, expected[batch.step].tokens_BL1)

@@ -24,7 +24,7 @@ def test_separate_groups_are_found():
 
 
 def test_same_seed_same_bytes_for_any_number_of_threads(monkeypatch):
-    monkeypatch.setattr(clustering, "BLOCK_ROWS", 128)
+    monkeypatch.setattr(clustering, "ROWS_AT_ONCE", 128)
     vectors = blobs(each=200)[0].astype(np.float16)
     first = fit_node(vectors, 16, SETTINGS, seed=3)
     for threads in (1, 2, 5):

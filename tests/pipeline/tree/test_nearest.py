@@ -36,7 +36,7 @@ def test_assignment_is_to_the_nearest_finite_centroid():
 def test_half_precision_is_widened_exactly_whatever_the_blocks_and_threads(monkeypatch):
     vectors, centroids = blobs(each=70)[0].astype(np.float16), blobs(seed=3)[0][::40]
     expected = assign(vectors.astype(np.float32), centroids)
-    monkeypatch.setattr(clustering, "BLOCK_ROWS", 32)
+    monkeypatch.setattr(clustering, "ROWS_AT_ONCE", 32)
     monkeypatch.setattr(clustering, "_TORCH_GRAIN", 100)
     for threads in (1, 4):
         nearest, distance = assign(vectors, centroids, threads=threads)
@@ -46,7 +46,7 @@ def test_half_precision_is_widened_exactly_whatever_the_blocks_and_threads(monke
 
 def test_means_are_the_means(monkeypatch):
     vectors, labels = blobs()
-    monkeypatch.setattr(clustering, "BLOCK_ROWS", 32)
+    monkeypatch.setattr(clustering, "ROWS_AT_ONCE", 32)
     means = Blocks(vectors, threads=2).means(labels, 7)
     np.testing.assert_allclose(means[:6], [vectors[labels == k].mean(0) for k in range(6)], atol=1e-6)
     assert np.isnan(means[6]).all()

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.specialists.losses import LossMeter
-from pipeline.mixtures.meta_distributions import generic_weights
+from pipeline.mixtures.meta_distributions import window_shares
 from soe_model.files.bank_files import expert_file
 from soe_model.files.soup import SoupOfExperts, write_soup
 from soe_model.model.flat_module import unflatten
@@ -79,7 +79,7 @@ def test_the_generic_mixture_is_by_windows_as_training_draws(made, tmp_path):
     tree, tokenizer = tmp_path / "soup/tree.arrow", folder / "tokenizer.json"
     write_soup(tmp_path / "soup", trainer, tree=Tree.read(tree), tokenizer=tokenizer, windows_K=windows_K)
     soup = SoupOfExperts.open(tmp_path / "soup", verify=False)
-    expected = generic_weights(windows_K)
+    expected = window_shares(windows_K)
     assert np.array_equal(soup.generic_weights, expected)
     of_instance = soup.coefficients(torch.from_numpy(expected).float()[None])[0]
     assert torch.equal(LossMeter(soup).generic_N, of_instance)

@@ -7,7 +7,7 @@ transition tables at once; a soup gives each mixture its own instance, so its sp
 import numpy as np
 import torch
 
-from pipeline.mixtures.meta_distributions import Fixed, Sparse, generic_weights
+from pipeline.mixtures.meta_distributions import Fixed, Sparse, window_shares
 from pipeline.mixtures.plan import MixturePlan
 from pipeline.stream.batches import MixtureStream
 from soe_model.model.backbone import gpt2_config
@@ -33,7 +33,7 @@ def text(language, count, generator):
 def specialist_losses(store, *, num_experts, evaluation):
     windows_K = DomainStore(store).windows_K(L)
     mixtures = 8 if num_experts else 1
-    law = Sparse(support_size=2) if num_experts else Fixed(generic_weights(windows_K))
+    law = Sparse(support_size=2) if num_experts else Fixed(window_shares(windows_K))
     plan = MixturePlan(windows_K, law, seed=0, batch_size=16, mixtures_per_step=mixtures)
     backbone = gpt2_config(vocab_size=64, sequence_length=L, embedding_size=16, num_layers=1, num_heads=1)
     training = TrainingConfig(
