@@ -38,10 +38,10 @@ test: install
 
 # What a CPU can do decides in which order its libraries add up, and so the last bits of what they compute. Every test of
 # numbers must hold on each: on one without AVX and FMA (alone: test-cpu-ci), on one without AVX-512, with other threads.
-NUMBERS := $(filter-out %_lm_eval.py %_memory.py %_git_theta.py tests/soe_model/test_export_% tests/soe_model/test_hostile_%, \
-	$(wildcard tests/soe_model/test_*.py)) \
-	$(patsubst %,tests/pipeline/test_%.py,atlas clustering domain_weights embedding gather kmeans mixture_statistics \
-	mixture_tally mixtures partitioning planted ratios replay)
+NUMBERS := $(filter-out tests/soe_model/exports/% %_memory.py %_hostile_soups.py, \
+	$(wildcard tests/soe_model/test_*.py tests/soe_model/*/test_*.py)) tests/test_planted.py \
+	$(patsubst %,tests/pipeline/%,tree mixtures domains/test_build.py embeddings/test_build.py reports/test_atlas.py \
+	specialists/test_domain_weights.py stream/test_gather.py stream/test_replay.py)
 OLD_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem \
 	FAISS_SIMD_LEVEL=NONE NPY_DISABLE_CPU_FEATURES=X86_V3,X86_V4,AVX512_ICL,AVX512_SPR
 AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell FAISS_SIMD_LEVEL=AVX2
