@@ -194,6 +194,7 @@ def environment(stack: Stack, component: str) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file()),
+        "RAY_API_SERVER_ADDRESS": stack.dashboard_url,  # flows/cluster/session.py says why
     }
     if component == "ray-head":
         # Ray replaces 127.0.0.1 by an outside address wherever it believes that clusters are supported;
@@ -202,7 +203,6 @@ def environment(stack: Stack, component: str) -> dict[str, str]:
         inherited |= {name: str(free_port()) for name in ports}
         return inherited | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     inherited |= {
-        "RAY_API_SERVER_ADDRESS": stack.dashboard_url,
         "PREFECT_HOME": str(folder() / "prefect"),
         "PREFECT_API_URL": f"{stack.prefect_url}/api",
         "PREFECT_API_AUTH_STRING": password,

@@ -78,7 +78,7 @@ def data(tmp_path_factory):
         folder / "planted.jsonl",
         planted_languages(3, seed=1),
         documents_per_language=60,
-        words_per_document=120,
+        words_per_document=60,
     )
     documents = [json.loads(line) for line in (folder / "planted.jsonl").read_text().splitlines()]
     sources = sorted({document["source"] for document in documents})

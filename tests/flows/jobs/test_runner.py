@@ -121,18 +121,34 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(ray_cluster):
         session.require_workers(1, use_gpu=True)
 
 
-def test_a_cluster_of_ones_own_listens_on_loopback_only():
+ASKS_IN_A_WORKER = """
+from flows.cluster import session
+session.connect()
+import ray
+from ray.util.state import get_actor
+
+@ray.remote(num_cpus=0)
+class Asks:
+    def state(self):
+        return get_actor(ray.get_runtime_context().get_actor_id(), timeout=10).state
+
+print("up", ray.get(Asks.remote().state.remote(), timeout=30))
+input()
+"""
+
+
+def test_a_cluster_of_ones_own_listens_on_loopback_only_and_its_workers_can_ask_for_an_actor():
     mark = f"SOE_TEST_OF_CONNECT={os.getpid()}"
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     job = subprocess.Popen(
-        [sys.executable, "-c", "from flows.cluster import session; session.connect(); print('up'); input()"],
+        [sys.executable, "-c", ASKS_IN_A_WORKER],
         env=clean | dict([mark.split("=")]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
-        assert job.stdout.readline() == "up\n"
+        assert job.stdout.readline() == "up ALIVE\n"
         addresses = {address for address, _ in listening(set(processes.carrying(mark)))}
         assert addresses and addresses <= LOOPBACK
     finally:

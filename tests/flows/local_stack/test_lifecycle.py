@@ -213,4 +213,8 @@ def test_the_environment_leads_nowhere_else(monkeypatch, tmp_path):
         assert "PREFECT_API_KEY" not in variables and "RAY_ADDRESS" not in variables
         assert variables["HF_HUB_OFFLINE"] == "1"
         assert variables["PATH"].startswith(str(Path(sys.executable).parent))
-    assert "PREFECT_API_AUTH_STRING" not in stack_state.environment(made, "ray-head")
+    head = stack_state.environment(made, "ray-head")
+    assert "PREFECT_API_AUTH_STRING" not in head
+    assert (
+        head["RAY_API_SERVER_ADDRESS"] == made.dashboard_url
+    )  # else Ray's workers wait for ever to ask for an actor
