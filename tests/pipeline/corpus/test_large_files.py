@@ -115,7 +115,7 @@ def test_a_store_does_not_depend_on_the_cut(sizes, tmp_path, monkeypatch):
     corpus = open_corpus(str(tmp_path / "corpus"))
     written = []
     for factor in (1, 7):  # each file is a group, with one piece and with several
-        monkeypatch.setattr(corpus, "GROUP_BYTES", max(file.bytes for file in corpus.files) // factor)
+        monkeypatch.setattr(passages, "GROUP_BYTES", max(file.bytes for file in corpus.files) // factor)
         written.append(build(tmp_path / str(factor), corpus))
     assert len(part_files(tmp_path / "1" / "passages", "train")) > 10
     assert written[0].digest == written[1].digest
