@@ -1,21 +1,22 @@
-"""Low-rank experts (section 2.6) against plain autograd through ``S + sum_j coefficient_j A_j B_jᵀ``."""
+"""Low-rank experts (section 2.6) against the reference, whose experts are the products ``A_j B_jᵀ``."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
-from torch.func import functional_call
 
 from soe_model.model.flat_module import unflatten
 from soe_model.model.low_rank import LowRankExperts, expanded, factor_slots
 from soe_model.model.sharding import Sharding
-from tests.soe_model.training.test_trainer import ADAM, B, L, W, _Losses, make_batch, make_trainer
+from tests.soe_model.oracle import assert_same_parameters, reference_of, take_the_same_steps
+from tests.soe_model.training.test_trainer import W, make_batch, make_trainer
 
 R = 3
 
 
-def instances_of(trainer, shared_P, factors_NQ, coefficients_WN):
-    """Written with whole experts."""
+def whole_experts(trainer, factors_NQ):
+    """The experts [N, P] that the factors stand for."""
     slots = factor_slots(trainer.backbone.layout, R)
     experts = []
     for row in factors_NQ:
@@ -27,39 +28,14 @@ def instances_of(trainer, shared_P, factors_NQ, coefficients_WN):
             for slot in trainer.backbone.layout
         ]
         experts.append(torch.cat(parts))
-    return shared_P + coefficients_WN @ torch.stack(experts)
+    return torch.stack(experts)
 
 
-def test_a_step_equals_autograd():
+def test_steps_are_those_of_the_reference():
     trainer = make_trainer(expert_rank=R)
-    num_params, model = trainer.backbone.num_params, make_trainer().backbone.module
-    shared = trainer.bank.shared_p[:num_params].clone().requires_grad_()
-    factors = trainer.bank.experts.factors_NQ.clone().requires_grad_()
-    names = [name for name, _ in trainer.router.module.named_parameters()]
-    router = [p.detach().clone().requires_grad_() for p in trainer.router.module.parameters()]
-    optimizer = torch.optim.Adam(
-        [{"params": shared}, {"params": factors}, {"params": router}], eps=ADAM.epsilon
-    )
-    for number in range(4):
-        tokens, mixture, weights = make_batch(number)
-        coefficients = functional_call(trainer.router.module, dict(zip(names, router, strict=True)), weights)
-        loss = 0
-        for w, instance in enumerate(instances_of(trainer, shared, factors, coefficients)):
-            values = {f"model.{k}": v for k, v in unflatten(instance, trainer.backbone.layout).items()}
-            loss = loss + functional_call(_Losses(model), values, tokens[mixture == w]).sum() / (B * L)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_([shared, factors, *router], 0.5)
-        rates = trainer.training
-        of_groups = rates.learning_rate, rates.expert_learning_rate, rates.router_learning_rate
-        for group, rate in zip(optimizer.param_groups, of_groups, strict=True):
-            group["lr"] = rate
-        result = trainer.train_step(tokens, mixture, weights)
-        optimizer.step()
-        assert abs(result.loss - loss.item()) < 1e-5
-        assert abs(result.gradient_norm - norm.item()) < 1e-5 * max(1, norm.item())
-    torch.testing.assert_close(trainer.bank.shared_p[:num_params], shared.detach(), rtol=1e-5, atol=5e-6)
-    torch.testing.assert_close(trainer.bank.experts.factors_NQ, factors.detach(), rtol=1e-5, atol=5e-6)
+    reference = reference_of(trainer, trainer.bank.experts.factors_NQ, expand=partial(whole_experts, trainer))
+    take_the_same_steps(trainer, reference, [make_batch(number) for number in range(4)])
+    assert_same_parameters(trainer, reference)
 
 
 def test_gradients_come_together_and_are_formed_once_a_step(monkeypatch):

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.func import functional_call
 
 from soe_model.files.soup import SoupOfExperts
-from soe_model.model.backbone import token_losses
 from soe_model.model.flat_module import unflatten
+from soe_model.reference import combine, loss
 from soe_model.specialists.coefficient_learning import Learning, batches_of, learn_coefficients
 from soe_model.specialists.evaluation import bootstrap_interval, mean_loss, normal_interval
 from soe_model.specialists.fine_tuning import fine_tune
@@ -33,25 +32,19 @@ def test_learning_is_plain_gradient_descent_on_the_coefficients(soup, windows):
     shared = torch.tensor(soup.bank.shared.flat_P)
     experts = torch.stack([torch.tensor(expert.flat_P) for expert in soup.bank.experts])
     model = soup.model(shared.clone())
+    places = unflatten(
+        torch.arange(len(shared)), soup.layout
+    )  # the files' order; the reference has the model's
+    order = torch.cat([places[name].flatten() for name, _ in model.named_parameters()])
     alpha = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([alpha], lr=0.05)
     batches = batches_of(windows, learning)
     for _ in range(4):
-        parameters = {f"m.{k}": v for k, v in unflatten(shared + alpha @ experts, soup.layout).items()}
         optimizer.zero_grad()
-        functional_call(_Losses(model), parameters, next(batches)).mean().backward()
+        loss(model, combine(shared, experts, alpha)[order], next(batches)).backward()
         optimizer.step()
     assert learned.steps == learned.best_step == 4 and learned.stopping_losses[1] < learned.stopping_losses[0]
     torch.testing.assert_close(found, alpha.detach(), rtol=1e-4, atol=1e-5)
-
-
-class _Losses(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.m = model
-
-    def forward(self, tokens):
-        return token_losses(self.m, tokens)
 
 
 def test_a_relative_rate_is_per_size_of_the_coefficients(soup, windows):

@@ -1,16 +1,15 @@
-"""The closed-form step against plain autograd through ``shared + coefficients @ experts``."""
+"""The closed-form step against the reference, and what else a step promises."""
 
 import pytest
 import torch
-from torch.func import functional_call
 
 from soe_model.model.backbone import gpt2_config, token_losses
-from soe_model.model.flat_module import unflatten
 from soe_model.optimizers import AdamConfig
 from soe_model.optimizers.compiling import can_compile
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.training.trainer import NonFiniteLoss, SoupTrainer, learning_rate_factor
 from tests.extras import missing
+from tests.soe_model.oracle import assert_same_parameters, reference_of, take_the_same_steps
 
 K, W, B, L = 5, 3, 6, 8
 ADAM = AdamConfig(epsilon=1e-4)
@@ -43,103 +42,19 @@ def make_batch(step, *, batch_size=B, mixtures=W):
     return tokens, mixture, weights / weights.sum(1, keepdim=True)
 
 
-def columns(padded):
-    """Without the columns that fill a shard up."""
-    num_params = make_trainer().backbone.num_params
-    assert not padded[..., num_params:].any()
-    return padded[..., :num_params]
+@pytest.mark.parametrize("mixtures", [1, W])
+def test_steps_are_those_of_the_reference(mixtures):
+    trainer = make_trainer(mixtures_per_step=mixtures)
+    reference = reference_of(trainer)
+    take_the_same_steps(trainer, reference, [make_batch(number, mixtures=mixtures) for number in range(4)])
+    assert_same_parameters(trainer, reference)
 
 
-class Oracle:
-    """The same soup with dense autograd gradients, ``clip_grad_norm_`` and ``torch.optim.Adam``."""
-
-    def __init__(self, trainer):
-        self.layout, self.model, self.training = (
-            trainer.backbone.layout,
-            trainer.backbone.module,
-            trainer.training,
-        )
-        self.shared = trainer.sharding.gather(trainer.bank.shared_p[None])[0].clone().requires_grad_()
-        self.experts = trainer.sharding.gather(trainer.bank.experts.weights_Np).clone().requires_grad_()
-        self.router = trainer.router.module
-        self.router_params = [p.detach().clone().requires_grad_() for p in self.router.parameters()]
-        self.groups = [
-            ([self.shared], self.training.learning_rate),
-            ([self.experts], self.training.expert_learning_rate),
-            (self.router_params, self.training.router_learning_rate),
-        ]
-        self.optimizer = torch.optim.Adam(
-            [{"params": p, "lr": lr} for p, lr in self.groups], eps=ADAM.epsilon
-        )
-
-    def step(self, number, tokens, mixture, weights):
-        names = [name for name, _ in self.router.named_parameters()]
-        coefficients = functional_call(
-            self.router, dict(zip(names, self.router_params, strict=True)), weights
-        )
-        instances = self.shared + coefficients @ self.experts
-        loss = 0
-        for w in range(W):
-            run = lambda t, w=w: functional_call(  # noqa: E731
-                _Losses(self.model),
-                {f"model.{k}": v for k, v in unflatten(instances[w], self.layout).items()},
-                t,
-            )
-            loss = loss + run(tokens[mixture == w]).sum() / (B * L)
-        self.optimizer.zero_grad()
-        loss.backward()
-        everything = [p for group, _ in self.groups for p in group]
-        norm = torch.nn.utils.clip_grad_norm_(everything, self.training.gradient_clip)
-        factor = learning_rate_factor(number, self.training)
-        for group, (_, rate) in zip(self.optimizer.param_groups, self.groups, strict=True):
-            group["lr"] = rate * factor
-        self.optimizer.step()
-        return loss.item(), norm.item()
-
-
-class _Losses(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens):
-        return token_losses(self.model, tokens)
-
-
-def test_step_equals_autograd_with_dense_gradients():
-    trainer = make_trainer()
-    oracle_trainer = make_trainer()
-    oracle = Oracle(oracle_trainer)
-    oracle.model = oracle_trainer.backbone.module
-    for number in range(4):
-        batch = make_batch(number)
-        expected_loss, expected_norm = oracle.step(number, *batch)
-        result = trainer.train_step(*batch)
-        assert abs(result.loss - expected_loss) < 1e-5
-        assert abs(result.gradient_norm - expected_norm) < 1e-5 * max(1, expected_norm)
-    torch.testing.assert_close(columns(trainer.bank.shared_p), oracle.shared.detach(), rtol=1e-5, atol=5e-6)
-    torch.testing.assert_close(
-        columns(trainer.bank.experts.weights_Np), oracle.experts.detach(), rtol=1e-5, atol=5e-6
-    )
-    flat = torch.cat([p.detach().flatten() for p in oracle.router_params])
-    torch.testing.assert_close(trainer.router.params_P, flat, rtol=1e-5, atol=5e-6)
-
-
-def test_generic_twin_is_plain_training_of_shared():
-    twin, oracle_trainer = make_trainer(num_experts=0), make_trainer(num_experts=0)
-    model = oracle_trainer.backbone
-    optimizer = torch.optim.Adam([model.params_P], lr=1e-2, eps=ADAM.epsilon)
-    for number in range(3):
-        tokens, mixture, weights = make_batch(number)
-        model.grads_P.zero_()
-        loss = token_losses(model.module, tokens).mean()
-        loss.backward()
-        model.params_P.grad = model.grads_P.clone()
-        torch.nn.utils.clip_grad_norm_([model.params_P], 0.5)
-        optimizer.param_groups[0]["lr"] = 1e-2 * learning_rate_factor(number, twin.training)
-        optimizer.step()
-        assert abs(twin.train_step(tokens, mixture, weights).loss - loss.item()) < 1e-5
-    torch.testing.assert_close(columns(twin.bank.shared_p), model.params_P, rtol=1e-5, atol=5e-6)
+def test_the_generic_twin_is_the_reference_without_experts():
+    twin = make_trainer(num_experts=0)
+    reference = reference_of(twin)
+    take_the_same_steps(twin, reference, [make_batch(number) for number in range(3)])
+    assert_same_parameters(twin, reference)
 
 
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not():
@@ -233,14 +148,11 @@ LLAMA = {
 }  # fmt: skip
 
 
-def test_a_tiny_llama_learns_as_autograd_says():
-    trainer, oracle_trainer = make_trainer(backbone=LLAMA), make_trainer(backbone=LLAMA)
-    oracle = Oracle(oracle_trainer)
-    for number in range(3):
-        expected_loss, expected_norm = oracle.step(number, *make_batch(number))
-        result = trainer.train_step(*make_batch(number))
-        assert abs(result.loss - expected_loss) < 1e-5
-        assert abs(result.gradient_norm - expected_norm) < 1e-5 * max(1, expected_norm)
+def test_a_tiny_llama_learns_as_the_reference_does():
+    trainer = make_trainer(backbone=LLAMA)
+    reference = reference_of(trainer)
+    take_the_same_steps(trainer, reference, [make_batch(number) for number in range(3)])
+    assert_same_parameters(trainer, reference)
 
 
 @pytest.mark.long  # the compiler takes twenty seconds
