@@ -33,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "pipeline/planning": {"corpus", "embeddings", "passages"},
     "pipeline/reports": {"remote", "tasks", "tokenizer"},
     # From the parts of a soup to what is made of a finished one.
+    "soe_model/reference": set(),
     "soe_model/bounds": set(),
     "soe_model/optimizers": {"bounds"},
     "soe_model/model": {"optimizers"},

@@ -13,17 +13,13 @@ from flows.machine_memory import available_memory
 from flows.settings import Pretrain
 from flows.training.fit_check import CPU
 from flows.training.resolve_run import resolve
-from soe_model.planning.cost import (
-    Setup,
-    checkpoint_bytes,
-    model_size,
-    state_bytes,
-    step_flops,
-    step_time,
-    worker_memory,
-)
 from soe_model.planning.devices import DEVICES, Device, device
 from soe_model.planning.memory_check import GB, needed, refuse_what_cannot_fit
+from soe_model.planning.model_size import model_size
+from soe_model.planning.setup import Setup
+from soe_model.planning.state_size import checkpoint_bytes, state_bytes
+from soe_model.planning.step_time import step_flops, step_time
+from soe_model.planning.worker_memory import worker_memory
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from soe_model.optimizers import OPTIMIZERS, bytes_of
-from soe_model.planning.cost import Setup, state_bytes, worker_memory
+from soe_model.planning.setup import Setup
+from soe_model.planning.state_size import state_bytes
+from soe_model.planning.worker_memory import worker_memory
 from storage_schema.errors import UserError
 
 GB = 1e9

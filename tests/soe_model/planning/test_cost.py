@@ -9,19 +9,13 @@ import pytest
 import torch
 
 from soe_model.model.backbone import build_backbone, token_losses
-from soe_model.planning.cost import (
-    Setup,
-    activation_bytes,
-    checkpoint_bytes,
-    experts_bytes,
-    model_size,
-    state_bytes,
-    step_flops,
-    step_time,
-    worker_memory,
-)
 from soe_model.planning.devices import DEVICES, device
 from soe_model.planning.memory_check import needed, refuse_what_cannot_fit, share_of_worker
+from soe_model.planning.model_size import model_size
+from soe_model.planning.setup import Setup
+from soe_model.planning.state_size import checkpoint_bytes, experts_bytes, state_bytes
+from soe_model.planning.step_time import step_flops, step_time
+from soe_model.planning.worker_memory import activation_bytes, worker_memory
 from soe_model.presets import SoupConfig, preset
 from soe_model.training.trainer import SoupTrainer
 

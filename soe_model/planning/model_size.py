@@ -1,0 +1,65 @@
+"""What of a backbone decides its cost, measured without its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from soe_model.model.backbone import hugging_face_config
+from storage_schema.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """What of a backbone decides its cost."""
+
+    num_params: int
+    """P; tied parameters count once."""
+    matmul_params: int
+    """Those that every token is multiplied with: the matrices, without tables that are only looked up."""
+    matrices: tuple[tuple[int, int], ...]
+    """Shapes of the two-dimensional parameters."""
+    num_layers: int
+    embedding_size: int
+    hidden_size: int
+    """Width of the MLP."""
+    gated: bool
+    """The MLP is gated, as Llama's."""
+    gelu_new: bool
+    """The activation is transformers' own formula of GELU, which eagerly keeps each step of it."""
+    vocab_size: int
+
+
+def model_size(backbone: dict[str, Any]) -> ModelSize:
+    """Build the backbone on torch's meta device, which takes no memory, and measure it.
+
+    Raises ValueError for a configuration that transformers does not know or accept.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        config = hugging_face_config(backbone)
+    except StrictDataclassError as error:
+        raise UserError(f"the backbone is no configuration of a {backbone['model_type']}: {error}") from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    parameters = dict(model.named_parameters())
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    tables.discard(id(getattr(model.get_output_embeddings(), "weight", None)))  # tied: multiplied after all
+    names = ("intermediate_size", "n_inner", "ffn_dim")
+    hidden = next((size for name in names if (size := getattr(config, name, None))), 4 * config.hidden_size)
+    activation = getattr(config, "activation_function", None) or getattr(config, "hidden_act", None)
+    return ModelSize(
+        num_params=sum(p.numel() for p in parameters.values()),
+        matmul_params=sum(p.numel() for p in parameters.values() if p.dim() > 1 and id(p) not in tables),
+        matrices=tuple(tuple(p.shape) for p in parameters.values() if p.dim() == 2),
+        num_layers=config.num_hidden_layers,
+        embedding_size=config.hidden_size,
+        hidden_size=hidden,
+        gated=any("gate_proj" in name or "gate_up_proj" in name for name in parameters),
+        gelu_new=activation == "gelu_new",
+        vocab_size=config.vocab_size,
+    )

@@ -1,0 +1,56 @@
+"""A run as the plan sees it: the settings that decide its cost, and what follows from them.
+
+Legend: W mixtures of a step, P parameters of one model, p of them on a rank, Q numbers of a low-rank expert's factors,
+n ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from soe_model.model.flat_module import ParameterSlot
+from soe_model.model.low_rank import factor_slots
+from soe_model.model.sharding import Sharding, owned_mixtures
+from soe_model.planning.model_size import ModelSize
+from soe_model.presets import SoupConfig, TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A run to be priced: the settings that matter, on `num_workers` equal workers."""
+
+    size: ModelSize
+    soup: SoupConfig
+    training: TrainingConfig
+    num_workers: int = 1
+    device_type: str = "cuda"
+    """``cuda`` (bfloat16 compute) or ``cpu`` (float32)."""
+
+    @property
+    def width(self) -> int:
+        """p, with the padding."""
+        return Sharding(num_params=self.size.num_params, world_size=self.num_workers).width
+
+    @property
+    def owned(self) -> list[int]:
+        """Instances of each rank: rank r has ceil((r + 1) W / n) - floor(r W / n)."""
+        mixtures, ranks = self.training.mixtures_per_step, self.num_workers
+        return [len(owned_mixtures(mixtures, rank, ranks)) for rank in range(ranks)]
+
+    @property
+    def factor_size(self) -> int:
+        """Q; 0 for full experts. Raises ValueError if no matrix is larger than the rank."""
+        rank = self.soup.expert_rank
+        if rank is None:
+            return 0
+        layout = [ParameterSlot(name="", shape=shape, offset=0) for shape in self.size.matrices]
+        return sum(slot.size for slot in factor_slots(layout, rank))
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences of one pass: the setting, or all that a rank has of one mixture."""
+        training = self.training
+        most = min(
+            training.batch_size // training.mixtures_per_step, -(-training.batch_size // self.num_workers)
+        )
+        return min(training.micro_batch_size or most, most)

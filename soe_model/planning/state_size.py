@@ -1,0 +1,56 @@
+"""How large a run's state is: in a worker's memory, in a checkpoint and in the finished soup.
+
+Counted exactly, from the shapes that the trainer allocates; the tests compare them with a trainer's own tensors.
+Legend: N experts, P parameters of one model, p of them on a rank, Q numbers of a low-rank expert's factors.
+"""
+
+from __future__ import annotations
+
+from soe_model.optimizers import MOMENTS, bytes_of
+from soe_model.planning.setup import Setup
+from soe_model.presets import SoupConfig
+
+FLOAT = 4
+ADAM_STATE = 3 * FLOAT
+"""A parameter and its two moments in exact Adam."""
+
+
+def experts_bytes(setup: Setup) -> float:
+    """A worker's share of the experts with their optimizer; all of them if they are of low rank, in exact Adam."""
+    if setup.soup.expert_rank:
+        return ADAM_STATE * setup.soup.num_experts * setup.factor_size
+    name = setup.training.optimizer
+    held, _ = bytes_of(name)
+    factored = name in MOMENTS and MOMENTS[name].factored_second and setup.soup.num_experts > 0
+    return (held * setup.soup.num_experts + FLOAT * factored) * setup.width  # the columns' sums of squares
+
+
+def router_params(soup: SoupConfig) -> int:
+    """Of the two-layer MLP with its biases."""
+    hidden = soup.router_hidden
+    return hidden * (soup.num_domains + 1) + soup.num_experts * (hidden + 1)
+
+
+def state_bytes(setup: Setup) -> float:
+    """A worker's state, and so the copy in CPU memory that a checkpoint is written from."""
+    return experts_bytes(setup) + ADAM_STATE * (setup.width + router_params(setup.soup))
+
+
+def checkpoint_bytes(setup: Setup) -> float:
+    """On disk, of all ranks; what every rank holds is written once."""
+    once = ADAM_STATE * router_params(setup.soup)
+    experts = experts_bytes(setup)
+    if not setup.soup.expert_rank:
+        experts *= setup.num_workers
+    return experts + ADAM_STATE * setup.width * setup.num_workers + once
+
+
+def soup_bytes(setup: Setup) -> float:
+    """On disk, of the finished soup: shared parameters, experts (or their factors) and router in float32."""
+    of_expert = setup.factor_size or setup.size.num_params
+    return FLOAT * (setup.size.num_params + setup.soup.num_experts * of_expert + router_params(setup.soup))
+
+
+def run_bytes(setup: Setup, checkpoints_kept: int) -> float:
+    """On disk, of a run: the checkpoints that are kept, the one being written beside them, and the soup."""
+    return (checkpoints_kept + 1) * checkpoint_bytes(setup) + soup_bytes(setup)

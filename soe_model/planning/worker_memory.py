@@ -1,0 +1,83 @@
+"""How much memory a worker needs, by part.
+
+Counted exactly, from the shapes that the trainer allocates: state, instances and communication buffers. Estimated:
+activations (:func:`activation_bytes`). Assumed: the process itself.
+
+Legend: W mixtures of a step, N experts, P parameters of one model, p of them on a rank, n ranks, L tokens in a
+sequence, h the embedding size, f the width of the MLP. All sizes are in bytes.
+"""
+
+from __future__ import annotations
+
+from soe_model.optimizers.tile import CACHE_ELEMENTS, FUSED_ELEMENTS
+from soe_model.planning.setup import Setup
+from soe_model.planning.state_size import ADAM_STATE, FLOAT, experts_bytes, router_params
+
+TILE = {"cuda": FUSED_ELEMENTS["cuda"], "cpu": CACHE_ELEMENTS}
+"""Elements of the bank that an optimizer works on at a time, at most."""
+PROCESS = {"cuda": 1.0e9, "cpu": 0.6e9}
+"""Held before the first tensor, in the memory that is counted: the CUDA context and its libraries' work space; or
+the interpreter with torch and transformers. Assumed."""
+
+
+def worker_memory(setup: Setup) -> dict[str, float]:
+    """Bytes of the worker that needs most, by part. They are simply added: communication and activations do not
+    meet, but an allocator does not always reuse the one for the other.
+    """
+    width, ranks, mixtures = setup.width, setup.num_workers, setup.training.mixtures_per_step
+    most = max(setup.owned)
+    elements = setup.soup.num_experts * width
+    tile = min(elements, TILE[setup.device_type])
+    work = FLOAT * (
+        tile + (mixtures > 1) * width
+    )  # one float32 tile of the bank, and the sum of the gradients
+    if setup.soup.expert_rank:
+        work = FLOAT * setup.soup.num_experts * setup.factor_size  # the gradient of all factors
+    return {
+        "experts and optimizer": experts_bytes(setup),
+        "shared, router and Adam": ADAM_STATE * width + (ADAM_STATE + FLOAT) * router_params(setup.soup),
+        "instances and gradients": 2 * FLOAT * most * ranks * width,
+        "communication": communication_bytes(setup),
+        "update": work,
+        "activations": activation_bytes(setup),
+        "process": PROCESS[setup.device_type],
+    }
+
+
+def communication_bytes(setup: Setup) -> float:
+    """Every mixture's columns of this rank, and what is sent and received; 0 on one rank.
+
+    Low-rank experts instead need all gradients whole on every rank: as they were received, and (of several mixtures)
+    in order.
+    """
+    ranks, mixtures, owned = setup.num_workers, setup.training.mixtures_per_step, setup.owned
+    if ranks == 1:
+        return 0
+    columns = sum(owned) + ranks * max(owned)
+    if setup.soup.expert_rank:
+        columns = max(columns, (1 + (mixtures > 1)) * ranks * mixtures)
+    return FLOAT * setup.width * (mixtures + columns)
+
+
+def activation_bytes(setup: Setup) -> float:
+    """What one micro-batch keeps for its backward pass; an estimate.
+
+    A layer, after Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1) without dropout and with fused
+    attention, which keeps no scores: inputs of the attention's and MLP's matrices, queries, keys and values,
+    6 h values; inputs of two norms, 2 h; and of the MLP of width f, 2 f (4 f if gated). Their 34 h bytes in 16 bits
+    (f = 4 h) are these and two masks. Autocast keeps the norms' inputs in float32. ``gelu_new`` is written
+    in steps, and unless it is compiled each is kept: 5 f values, three of them float32 in any case.
+
+    A logit costs 12 bytes at the peak: its log-softmax and two gradients in float32. Autocast also keeps the
+    matrices in bfloat16.
+    """
+    size, cuda = setup.size, setup.device_type == "cuda"
+    number = 2 if cuda else FLOAT
+    attention = (6 * number + 2 * FLOAT) * size.embedding_size
+    if size.gelu_new and not setup.training.compile_model:
+        mlp = (2 * number + 3 * FLOAT) * size.hidden_size
+    else:
+        mlp = (4 if size.gated else 2) * number * size.hidden_size
+    of_token = size.num_layers * (attention + mlp) + 12 * size.vocab_size
+    tokens = setup.micro_batch * setup.training.sequence_length
+    return tokens * of_token + (number * size.matmul_params if cuda else 0)
