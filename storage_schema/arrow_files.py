@@ -8,7 +8,6 @@ it is looked at, and so runs code. None of our files has such a type, at any dep
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -18,13 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage_schema.manifest import StoreError, UnavailableError
-
-PASSING = {
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENETDOWN,
-    errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ECONNREFUSED, errno.EREMOTEIO,
-}  # fmt: skip
-"""Errors of a disk, a server of files or a network, which say nothing of the file."""
+from storage_schema.manifest import PASSING, StoreError, UnavailableError
 
 
 def read_arrow(path: str | Path, schema: pa.Schema | None = None, *, what: str) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -17,6 +18,13 @@ from storage_schema.versions import SCHEMA_VERSION, WRITTEN_BY, version_problem
 
 MANIFEST_NAMES = {"soup": "soup.json", "specialist": "specialist.json"}
 _WAY_OUT = "Build it again, or put back the file as it was written."
+PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ECONNREFUSED, errno.EREMOTEIO,
+}  # fmt: skip
+"""Errors of a disk, a server of files or a network, which say nothing of the file."""
+NOT_THERE = FileNotFoundError, NotADirectoryError, IsADirectoryError
+"""Errors that do say something of a file: there is none under its name."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -26,6 +34,18 @@ class StoreError(UserError):
 
 class UnavailableError(StoreError):
     """Something could not be read now, and not for its content: it may be readable later."""
+
+
+def unreadable(path: str | Path, error: OSError) -> StoreError:
+    """The error of a file that is there and that the system does not give us, which does not make it damaged.
+
+    :class:`UnavailableError` where a disk, a server of files or a network failed; a plain :class:`StoreError` for the
+    rest, such as a permission that is missing.
+    """
+    said = f"cannot read {path}: {error.strerror or error}."
+    if error.errno in PASSING:
+        return UnavailableError(f"{said} That says nothing of its content: try again when the disk answers.")
+    return StoreError(f"{said} That says nothing of its content: give this user the right to read it.")
 
 
 def manifest_name(kind: str) -> str:

@@ -9,8 +9,11 @@ Legend: W instances, N experts, P parameters of one model, a x b a matrix, r its
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from soe_model.files.exact_sum import combine
 from soe_model.model.flat_module import ParameterSlot
-from storage_schema.manifest import StoreError
+from storage_schema.manifest import NOT_THERE, StoreError, unreadable
 
 SHARED = "shared.safetensors"
 TILE_ROWS = 128
@@ -30,6 +33,25 @@ def expert_file(number: int) -> str:
     return f"expert-{number:03d}.safetensors"
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """One of a soup's safetensors files, for reading.
+
+    It is opened here before safetensors opens it, because that library calls every file missing that it cannot open.
+
+    Raises:
+        UnavailableError: the disk does not answer now.
+        StoreError: the file is missing or damaged, or this user may not read it.
+    """
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except (*NOT_THERE, ValueError, SafetensorError) as error:
+        raise StoreError(f"{path} cannot be read: {error}. Copy the soup again, or rebuild it.") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
 class MappedTensors:
     """One file of float32 tensors: where each lies, and all of them as one flat array.
 
@@ -38,17 +60,12 @@ class MappedTensors:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
+        with opened(path) as raw:
             # The library checks that the tensors lie one after the other, without gaps, to the end of the file.
             with safe_open(path, "np") as file:
                 slices = [(name, file.get_slice(name)) for name in file.offset_keys()]
             described = [(name, tuple(some.get_shape()), some.get_dtype()) for name, some in slices]
-            with open(path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise StoreError(
-                f"{path} cannot be read: {error}. Copy the soup again, or rebuild it."
-            ) from error
+            self._map = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
         self.slots: list[ParameterSlot] = []
         offset = 0
         for name, shape, dtype in described:

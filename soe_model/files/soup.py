@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from soe_model.files.bank_files import SHARED, BankFiles, LowRankBankFiles, expert_file
+from soe_model.files.bank_files import SHARED, BankFiles, LowRankBankFiles, expert_file, opened
 from soe_model.model.backbone import hugging_face_config
 from soe_model.model.flat_module import ParameterSlot, empty_instances, unflatten
 from soe_model.model.router import Router, check_domain_weights
@@ -260,10 +259,8 @@ def _router(path: Path, config: SoupConfig) -> Router:
         "output.weight": (n, hidden),
         "output.bias": (n,),
     }
-    try:
+    with opened(path):
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{path} cannot be read: {error}. Copy the soup again, or rebuild it.") from error
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != wanted or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
         raise StoreError(

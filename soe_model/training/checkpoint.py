@@ -20,7 +20,15 @@ from safetensors.torch import save_file
 from soe_model.model.sharding import Sharding
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.json_files import read_object
-from storage_schema.manifest import StoreError, content_digest, file_digest, write_atomically
+from storage_schema.manifest import (
+    NOT_THERE,
+    StoreError,
+    UnavailableError,
+    content_digest,
+    file_digest,
+    unreadable,
+    write_atomically,
+)
 from storage_schema.versions import version_problem, written_with
 
 _STATE = "checkpoint.json"
@@ -101,7 +109,8 @@ def load_checkpoint(folder: str | Path, trainer: SoupTrainer, *, plan_digest: st
 
     Raises:
         DamagedCheckpoint: a file is missing, truncated or altered; the trainer's tensors are untouched.
-        StoreError: the checkpoint is of another store, plan, model or optimizer.
+        UnavailableError: the disk does not answer now.
+        StoreError: the checkpoint is of another store, plan, model or optimizer, or this user may not read it.
     """
     folder = Path(folder)
     state = _read_state(folder)
@@ -120,8 +129,12 @@ def load_checkpoint(folder: str | Path, trainer: SoupTrainer, *, plan_digest: st
         for rank, path in files.items():
             with safe_open(path, "pt") as file:
                 _restore(file, trainer, sources.get(rank), whole=rank == 0)
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise DamagedCheckpoint(f"{path} cannot be read: {error}.") from error
+    except OSError as error:  # it was read just now, to the last byte
+        raise UnavailableError(
+            f"cannot read {path}: {error}. It was whole just before: try again."
+        ) from error
     trainer.step = state["step"]
     return state["notes"]
 
@@ -129,7 +142,7 @@ def load_checkpoint(folder: str | Path, trainer: SoupTrainer, *, plan_digest: st
 def is_whole(folder: str | Path) -> bool:
     """Whether every rank's file is there with the size it was written with; a load checks their sha256 too.
 
-    Raises StoreError for a checkpoint of another schema version.
+    Raises StoreError for a checkpoint of another schema version and for one that cannot be read, which may be whole.
     """
     try:
         state = _read_state(Path(folder))
@@ -163,9 +176,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return read_object(path)
     except OSError as error:
-        raise DamagedCheckpoint(f"{path} is missing: {error.strerror}.") from error
+        raise _not_read(path, error) from error
     except ValueError as error:
         raise DamagedCheckpoint(str(error)) from error
+
+
+def _not_read(path: Path, error: OSError) -> StoreError:
+    """Damage where there is no such file; not where the system does not give it to us."""
+    if isinstance(error, NOT_THERE):
+        return DamagedCheckpoint(f"{path} is missing: {error.strerror}.")
+    return unreadable(path, error)
 
 
 def _verify(path: Path, *, content: bool = True) -> None:
@@ -173,11 +193,12 @@ def _verify(path: Path, *, content: bool = True) -> None:
     entry = _read_json(path.with_suffix(".json"))
     try:
         there = path.stat().st_size
+        if there != entry.get("bytes"):
+            raise DamagedCheckpoint(f"{path} has {there} bytes; {entry.get('bytes')} were written.")
+        altered = content and file_digest(path) != entry.get("sha256")
     except OSError as error:
-        raise DamagedCheckpoint(f"{path} is missing: {error.strerror}.") from error
-    if there != entry.get("bytes"):
-        raise DamagedCheckpoint(f"{path} has {there} bytes; {entry.get('bytes')} were written.")
-    if content and file_digest(path) != entry.get("sha256"):
+        raise _not_read(path, error) from error
+    if altered:
         raise DamagedCheckpoint(f"{path} was altered: its sha256 is not the one it was written with.")
 
 

@@ -1,5 +1,7 @@
 """Soups, recipes and checkpoints that mean harm: one error that names the file, no memory taken, no code run."""
 
+import builtins
+import errno
 import json
 import os
 
@@ -15,7 +17,14 @@ from soe_model.model.backbone import hugging_face_config
 from soe_model.specialists.recipe import check_recipe, make_recipe, read_recipe
 from soe_model.training.checkpoint import DamagedCheckpoint, is_whole, load_checkpoint, save_checkpoint
 from storage_schema.layout import DOMAIN_WORDS
-from storage_schema.manifest import Manifest, StoreError, content_digest, file_digest, read_manifest
+from storage_schema.manifest import (
+    Manifest,
+    StoreError,
+    UnavailableError,
+    content_digest,
+    file_digest,
+    read_manifest,
+)
 from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.hostile import JSON, SAFETENSORS, forged, safetensors
@@ -53,6 +62,23 @@ def test_tensors_that_do_not_begin_at_a_float(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(safetensors(header + b" " * (2 - len(header) % 4)))
     with pytest.raises(StoreError, match="no multiple of 4"):
         MappedTensors(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("number", "passing"), [(errno.EIO, True), (errno.EACCES, False)])
+@pytest.mark.parametrize("name", ["router.safetensors", "shared.safetensors"])
+def test_a_soup_that_cannot_be_read_now_need_not_be_rebuilt(soup, monkeypatch, name, number, passing):
+    real = builtins.open
+
+    def refuse(path, *arguments, **options):
+        if str(path).endswith(name):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    with pytest.raises(StoreError, match=f"cannot read .*{name}: {os.strerror(number)}") as refused:
+        SoupOfExperts.open(soup, verify=False)
+    assert "rebuild" not in str(refused.value)
+    assert isinstance(refused.value, UnavailableError) == passing
 
 
 @pytest.mark.parametrize("name", ["router.safetensors", expert_file(2), "shared.safetensors"])

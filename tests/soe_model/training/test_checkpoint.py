@@ -1,5 +1,10 @@
 """A resumed run is the uninterrupted one; a checkpoint of other data or another model is refused."""
 
+import builtins
+import errno
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,8 +12,8 @@ from soe_model.model import sharding
 from soe_model.optimizers import AdamConfig
 from soe_model.training import checkpoint
 from soe_model.training import trainer as training
-from soe_model.training.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
-from storage_schema.manifest import StoreError
+from soe_model.training.checkpoint import DamagedCheckpoint, is_whole, load_checkpoint, save_checkpoint
+from storage_schema.manifest import StoreError, UnavailableError
 from tests.soe_model.training.test_trainer import make_batch, make_trainer
 
 KINDS = {
@@ -167,3 +172,48 @@ def test_a_damaged_file_is_named_and_nothing_is_touched(tmp_path, name, damage, 
     with pytest.raises(DamagedCheckpoint, match=f"{name} {message}"):
         load_checkpoint(tmp_path, other, plan_digest="p")
     assert torch.equal(other.bank.shared_p, before) and other.step == 0
+
+
+def _refused(monkeypatch, owner, function, name, number):
+    """`function` raises the system's error of that number for the file of that name."""
+    real = getattr(owner, function)
+
+    def refuse(path, *arguments, **options):
+        if str(path).endswith(os.sep + name):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(owner, function, refuse)
+
+
+@pytest.mark.parametrize(
+    ("number", "passing"), [(errno.EIO, True), (errno.ESTALE, True), (errno.EACCES, False)]
+)
+@pytest.mark.parametrize("name", ["checkpoint.json", f"{RANK}.json", f"{RANK}.safetensors"])
+def test_a_file_that_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, name, number, passing):
+    """Otherwise a run would go back to an earlier checkpoint, for a disk that answers again in a minute."""
+    save_checkpoint(tmp_path, make_trainer(), plan_digest="p", notes={})
+    _refused(monkeypatch, builtins, "open", name, number)
+    with pytest.raises(StoreError, match=f"cannot read .*{name}: {os.strerror(number)}") as refused:
+        load_checkpoint(tmp_path, make_trainer(), plan_digest="p")
+    assert not isinstance(refused.value, DamagedCheckpoint)
+    assert isinstance(refused.value, UnavailableError) == passing
+
+
+def test_a_size_that_cannot_be_asked_for_is_not_a_missing_file(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, make_trainer(), plan_digest="p", notes={})
+    _refused(monkeypatch, Path, "stat", f"{RANK}.safetensors", errno.EIO)
+    with pytest.raises(UnavailableError, match=f"cannot read .*{RANK}.safetensors: Input/output error"):
+        is_whole(tmp_path)
+
+
+def test_a_disk_that_fails_while_tensors_are_taken_is_not_damage(tmp_path, monkeypatch):
+    """safetensors says of every file it cannot open that it is missing; this one was read just before."""
+    save_checkpoint(tmp_path, make_trainer(), plan_digest="p", notes={})
+
+    def missing(path, *_):
+        raise FileNotFoundError(f"No such file or directory: {path}")
+
+    monkeypatch.setattr(checkpoint, "safe_open", missing)
+    with pytest.raises(UnavailableError, match=f"cannot read .*{RANK}.safetensors"):
+        load_checkpoint(tmp_path, make_trainer(), plan_digest="p")
