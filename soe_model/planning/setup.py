@@ -38,13 +38,21 @@ class Setup:
         return [len(owned_mixtures(mixtures, rank, ranks)) for rank in range(ranks)]
 
     @property
-    def factor_size(self) -> int:
-        """Q; 0 for full experts. Raises ValueError if no matrix is larger than the rank."""
+    def factors(self) -> list[ParameterSlot]:
+        """A and B of each matrix, in turn; none for full experts.
+
+        Raises ValueError if no matrix is larger than the rank.
+        """
         rank = self.soup.expert_rank
         if rank is None:
-            return 0
+            return []
         layout = [ParameterSlot(name="", shape=shape, offset=0) for shape in self.size.matrices]
-        return sum(slot.size for slot in factor_slots(layout, rank))
+        return factor_slots(layout, rank)
+
+    @property
+    def factor_size(self) -> int:
+        """Q; 0 for full experts. Raises ValueError if no matrix is larger than the rank."""
+        return sum(slot.size for slot in self.factors)
 
     @property
     def micro_batch(self) -> int:

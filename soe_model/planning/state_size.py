@@ -45,10 +45,20 @@ def checkpoint_bytes(setup: Setup) -> float:
     return experts + ADAM_STATE * setup.width * setup.num_workers + once
 
 
-def soup_bytes(setup: Setup) -> float:
-    """On disk, of the finished soup: shared parameters, experts (or their factors) and router in float32."""
+def bank_params(setup: Setup) -> int:
+    """Of the shared parameters and of all experts (or their factors)."""
     of_expert = setup.factor_size or setup.size.num_params
-    return FLOAT * (setup.size.num_params + setup.soup.num_experts * of_expert + router_params(setup.soup))
+    return setup.size.num_params + setup.soup.num_experts * of_expert
+
+
+def soup_params(setup: Setup) -> int:
+    """Of the finished soup: the bank and the router."""
+    return bank_params(setup) + router_params(setup.soup)
+
+
+def soup_bytes(setup: Setup) -> float:
+    """On disk, of the finished soup, which is float32."""
+    return FLOAT * soup_params(setup)
 
 
 def run_bytes(setup: Setup, checkpoints_kept: int) -> float:

@@ -1,7 +1,7 @@
-"""How long a step takes: FLOPs of the backbone, bytes moved of the bank.
+"""How much work a step is, and how long it takes: FLOPs of the backbone, bytes moved of the bank.
 
-Legend: N experts, P parameters of one model, p of them on a rank, n ranks, L tokens in a sequence, h the embedding
-size. All times are in seconds.
+Legend: W mixtures of a step, N experts, P parameters of one model, p of them on a rank, n ranks, L tokens in a
+sequence, h the embedding size. All times are in seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from dataclasses import dataclass
 
 from soe_model.optimizers import bytes_of
 from soe_model.planning.devices import Device
+from soe_model.planning.model_size import ModelSize
 from soe_model.planning.setup import Setup
+from soe_model.planning.state_size import bank_params
+
+ADAM_FLOPS = 14
+"""Operations of Adam on one parameter (section 2.5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +33,46 @@ class StepTime:
         return self.backbone / (self.backbone + self.bank)
 
 
+def token_flops(size: ModelSize, sequence_length: int) -> float:
+    """FLOPs of a token's forward pass: ``2 x matmul parameters + 4 layers h L`` (PaLM)."""
+    return 2 * size.matmul_params + 4 * size.num_layers * size.embedding_size * sequence_length
+
+
 def step_flops(setup: Setup) -> float:
-    """Of the forward and backward passes of one step: ``6 x matmul parameters + 12 layers h L`` a token (PaLM)."""
-    size, training = setup.size, setup.training
-    attention = 12 * size.num_layers * size.embedding_size * training.sequence_length
-    return (6 * size.matmul_params + attention) * training.batch_size * training.sequence_length
+    """FLOPs of the backbone in one step: a backward pass costs twice its forward pass (PaLM)."""
+    training = setup.training
+    tokens = training.batch_size * training.sequence_length
+    return 3 * token_flops(setup.size, training.sequence_length) * tokens
+
+
+def instance_flops(setup: Setup) -> float:
+    """FLOPs from domain weights to one instance: the router's two layers, and the experts' weighted sum (eq. 2)."""
+    soup = setup.soup
+    if not soup.num_experts:
+        return 0
+    return 2 * soup.router_hidden * (soup.num_domains + soup.num_experts) + _products(setup)
+
+
+def update_flops(setup: Setup) -> float:
+    """FLOPs of a whole step, over all workers: the backbone's, the bank's and Adam's.
+
+    The bank makes W instances, and of their gradients those of the coefficients and of the experts, each at the same
+    cost. The paper (section 2.5) counts N P for all this, and 14 operations for Adam on each parameter.
+    """
+    bank = 3 * setup.training.mixtures_per_step * _products(setup)
+    return step_flops(setup) + bank + ADAM_FLOPS * bank_params(setup)
+
+
+def _products(setup: Setup) -> float:
+    """FLOPs of multiplying every expert once with a coefficient, or with a gradient."""
+    if not setup.soup.expert_rank:
+        return 2 * setup.soup.num_experts * setup.size.num_params
+    factors = setup.factors
+    return (
+        2
+        * setup.soup.num_experts
+        * sum(left.size * right.shape[0] for left, right in zip(factors[::2], factors[1::2], strict=True))
+    )
 
 
 def step_time(setup: Setup, device: Device, *, mfu: float | None = None) -> StepTime:

@@ -189,6 +189,11 @@ class SoupTrainer:
             mixtures=mixtures,
         )
 
+    @torch.no_grad()
+    def instantiate(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
+        """The models of domain weights (eq. 2), float32 [W, P] on every rank; all ranks call it together."""
+        return self.bank.instances(self.router.module(domain_weights_WK.to(self.device)))
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything a resume needs besides the step, by name. See :meth:`is_whole` for what is this rank's share."""
         moments = {f"router.{name}": tensor for name, tensor in self._router_optimizer.tensors().items()}

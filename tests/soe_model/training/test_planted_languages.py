@@ -50,10 +50,8 @@ def specialist_losses(store, *, num_experts, evaluation):
             torch.from_numpy(batch.mixture_B),
             torch.from_numpy(batch.domain_weights_WK),
         )
-    with torch.no_grad():
-        instances = trainer.bank.instances(trainer.router.module(torch.eye(LANGUAGES)))
     losses = []
-    for instance, windows in zip(instances, evaluation, strict=True):
+    for instance, windows in zip(trainer.instantiate(torch.eye(LANGUAGES)), evaluation, strict=True):
         trainer.backbone.params_P.copy_(instance)
         losses.append(mean_loss(trainer.backbone.module, windows))
     return np.array(losses)

@@ -1,0 +1,17 @@
+"""The methods that models for domain weights can be had from, by name."""
+
+from __future__ import annotations
+
+from soe_model.methods.flat import FlatMethod
+from soe_model.methods.generic import Generic
+from soe_model.methods.soup import Soup
+from storage_schema.errors import UserError
+
+METHODS: dict[str, type[FlatMethod]] = {"soup": Soup, "generic": Generic}
+
+
+def method(name: str) -> type[FlatMethod]:
+    """The method of that name. Raises ValueError listing the names."""
+    if name not in METHODS:
+        raise UserError(f"no method {name!r}; there are {', '.join(METHODS)}.")
+    return METHODS[name]

@@ -1,0 +1,82 @@
+"""What those methods share whose models are ordinary ones, one vector of parameters each.
+
+Legend: W mixtures, K domains, D embedding size, P parameters of one model, L tokens in a sequence, n windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from soe_model.methods.method import Cost, Method, Run, Trained
+from soe_model.model.backbone import build_backbone
+from soe_model.model.flat_module import FlatModule
+from soe_model.model.router import check_domain_weights
+from soe_model.planning.model_size import ModelSize, model_size
+from soe_model.planning.setup import Setup
+from soe_model.planning.step_time import token_flops, update_flops
+from soe_model.presets import SoupConfig, TrainingConfig
+from soe_model.specialists.evaluation import window_losses
+from soe_model.training.trainer import SoupTrainer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FlatMethod(Method):
+    """A method of one run, unless it says otherwise: it adds `runs` and its part of `cost`."""
+
+    soup: SoupConfig
+    training: TrainingConfig
+    generic_K: torch.Tensor
+    """The generic mixture, float32 [K]: the domains as the whole corpus has them."""
+    centroids_KD: torch.Tensor | None = None
+    """Of the domains; a router starts from them."""
+    device: str | torch.device = "cpu"
+
+    def begin(self, run: Run) -> SoupTrainer:
+        return SoupTrainer(run.soup, run.training, centroids_KD=self.centroids_KD, device=self.device)
+
+    def instantiate(
+        self,
+        trained: Sequence[Trained],
+        domain_weights_WK: torch.Tensor,
+        windows: Sequence[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        check_domain_weights(domain_weights_WK, self.soup.num_domains)
+        [only] = trained
+        return only.instantiate(domain_weights_WK)
+
+    def loss(self, instance_P: torch.Tensor, windows_nL1: torch.Tensor) -> torch.Tensor:
+        self._backbone.params_P.copy_(instance_P)
+        return window_losses(self._backbone.module, windows_nL1)
+
+    def cost_of(self, *, pretrained_size: int, specialist_flops: float) -> Cost:
+        """The cost where the runs are pretrained as they stand, and these two are the method's own."""
+        runs = self.runs()
+        training = self.training
+        tokens = [run.training.steps * run.training.batch_size * run.training.sequence_length for run in runs]
+        flops = [run.training.steps * update_flops(self.setup(run)) for run in runs]
+        return Cost(
+            specialist_size=self.size.num_params,
+            pretrained_size=pretrained_size,
+            pretraining_tokens=sum(tokens),
+            pretraining_flops=sum(flops),
+            specialist_flops=specialist_flops,
+            token_flops=token_flops(self.size, training.sequence_length),
+        )
+
+    def setup(self, run: Run) -> Setup:
+        """The run as the plan of a run sees it, on one worker."""
+        device_type = torch.device(self.device).type
+        return Setup(size=self.size, soup=run.soup, training=run.training, device_type=device_type)
+
+    @cached_property
+    def size(self) -> ModelSize:
+        """Of the backbone, which all runs have."""
+        return model_size(self.soup.backbone)
+
+    @cached_property
+    def _backbone(self) -> FlatModule:
+        return build_backbone(self.soup.backbone, seed=0, device=self.device)

@@ -1,0 +1,112 @@
+"""What every method is that models for domain weights can be had from: the soup, and those it is compared with.
+
+A method deals in numbers only. Whoever calls it draws the batches, reads the texts and keeps the files.
+
+Legend: W mixtures, K domains, P parameters of one model, B sequences, L tokens in a sequence, n windows.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from soe_model.presets import SoupConfig, TrainingConfig
+from soe_model.training.trainer import StepResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One pretraining."""
+
+    name: str
+    """Of its own among the runs of a method."""
+    soup: SoupConfig
+    training: TrainingConfig
+    domain_weights_K: torch.Tensor | None
+    """The one mixture of all steps; None: each step draws sparse ones of ``training.support_size`` domains
+    (section 2.4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a method costs, by the columns of the paper's Table 1. Its last column, the loss, has to be measured."""
+
+    specialist_size: int
+    """Spec. size: parameters of one specialist."""
+    pretrained_size: int
+    """Pretrain. size: parameters to keep after pretraining."""
+    pretraining_tokens: int
+    """Pretrain. cost, in tokens of all runs."""
+    pretraining_flops: float
+    """Pretrain. cost, in FLOPs of all runs."""
+    specialist_flops: float
+    """Spec. cost: FLOPs from domain weights to one specialist."""
+    token_flops: float
+    """Spec. latency: FLOPs of one token at the full sequence length, in a specialist."""
+
+
+class Trained(Protocol):
+    """A run that was trained: a trainer, or whatever was kept of it."""
+
+    def instantiate(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
+        """The models of domain weights, float32 [W, P]."""
+        ...
+
+
+class Learner(Trained, Protocol):
+    """A run while it is trained."""
+
+    def train_step(
+        self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor, domain_weights_WK: torch.Tensor
+    ) -> StepResult:
+        """The next step; see :meth:`soe_model.training.trainer.SoupTrainer.train_step`."""
+        ...
+
+
+class Method(Protocol):
+    """How a method pretrains, and how models are had from what it pretrained.
+
+    A method holds no trained state: it may need many runs, each in a process of its own, so each run has a
+    :class:`Learner` and `train_step` is the learner's.
+    """
+
+    @abstractmethod
+    def runs(self, targets_WK: torch.Tensor | None = None) -> list[Run]:
+        """The pretrainings that are needed to serve targets of these domain weights; most methods need no target."""
+        ...
+
+    @abstractmethod
+    def begin(self, run: Run) -> Learner:
+        """The run before its first step."""
+        ...
+
+    @abstractmethod
+    def instantiate(
+        self,
+        trained: Sequence[Trained],
+        domain_weights_WK: torch.Tensor,
+        windows: Sequence[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """One model for each target, float32 [W, P].
+
+        Args:
+            trained: the trained runs, in the order of :meth:`runs`.
+            windows: tokens [n, L + 1] of each target, for a method that chooses among models by their loss.
+
+        Raises ValueError for weights that are no distribution over the domains.
+        """
+        ...
+
+    @abstractmethod
+    def loss(self, instance_P: torch.Tensor, windows_nL1: torch.Tensor) -> torch.Tensor:
+        """Mean next-token loss of each window in nats, float64 [n]. Raises ValueError if there is no window."""
+        ...
+
+    @abstractmethod
+    def cost(self) -> Cost:
+        """What the method costs, before anything is trained."""
+        ...

@@ -1,0 +1,177 @@
+"""The soup and its twin behind one interface: both learn, and cost what their tensors and products count to."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from soe_model.methods import METHODS, method
+from soe_model.model.backbone import gpt2_config, token_losses
+from soe_model.optimizers import AdamConfig
+from soe_model.presets import SoupConfig, TrainingConfig
+from tests.soe_model.oracle import assert_same_parameters, reference_of, take_the_same_steps
+
+K, N, B, L, WORDS, STEPS = 4, 3, 8, 3, 8, 60
+BACKBONE = gpt2_config(
+    vocab_size=WORDS,
+    sequence_length=L,
+    embedding_size=16,
+    num_layers=1,
+    num_heads=2,
+    initializer_range=0.1,
+) | {"attn_implementation": "eager"}  # whose products are counted
+GENERIC_K = torch.full((K,), 1 / K)
+
+
+def make(name, *, rank=None, epsilon=1e-8):
+    soup = SoupConfig(
+        backbone=BACKBONE, num_experts=N, num_domains=K, router_hidden=5, expert_std=0.02, expert_rank=rank
+    )
+    training = TrainingConfig(
+        steps=STEPS, batch_size=B, sequence_length=L, mixtures_per_step=2, support_size=2, warmup_steps=5,
+        learning_rate=1e-2, expert_learning_rate=5e-3, router_learning_rate=5e-3, gradient_clip=1.0, adam=AdamConfig(epsilon=epsilon),
+    )  # fmt: skip
+    return method(name)(soup=soup, training=training, generic_K=GENERIC_K)
+
+
+def windows(weights_K, number, generator):
+    """Of a mixture of domains with the same words: the next one is k + 1 further on in domain k."""
+    domain_n = torch.multinomial(weights_K, number, replacement=True, generator=generator)
+    first_n = torch.randint(WORDS, (number,), generator=generator)
+    return (first_n[:, None] + (domain_n + 1)[:, None] * torch.arange(L + 1)) % WORDS
+
+
+def draw(run, number):
+    """The batch of a step, as the run's mixtures ask for it."""
+    generator = torch.Generator().manual_seed(number)
+    mixtures = run.training.mixtures_per_step
+    if run.domain_weights_K is not None:
+        weights_WK = run.domain_weights_K.expand(mixtures, -1)
+    else:
+        of_support = torch.rand(mixtures, K, generator=generator).argsort(1) < run.training.support_size
+        weights_WK = of_support * torch.rand(mixtures, K, generator=generator)
+        weights_WK = weights_WK / weights_WK.sum(1, keepdim=True)
+    tokens = torch.cat([windows(weights_K, B // mixtures, generator) for weights_K in weights_WK])
+    return tokens, torch.arange(mixtures).repeat_interleave(B // mixtures), weights_WK
+
+
+def trained(one):
+    learners = []
+    for run in one.runs():
+        learner = one.begin(run)
+        for number in range(run.training.steps):
+            learner.train_step(*draw(run, number))
+        learners.append(learner)
+    return learners
+
+
+def mean_losses(one, learners):
+    """Of the model of each domain alone, on its own windows."""
+    generator = torch.Generator().manual_seed(999)
+    models = one.instantiate(learners, torch.eye(K))
+    assert models.shape == (K, one.size.num_params) and models.dtype == torch.float32
+    return torch.stack(
+        [
+            one.loss(model, windows(weights_K, 20, generator)).mean()
+            for model, weights_K in zip(models, torch.eye(K), strict=True)
+        ]
+    )
+
+
+def test_both_learn_and_only_the_soup_tells_domains_apart():
+    """After its first word a window may be of any domain, so one model for all cannot be below ln 4 there."""
+    found = {name: mean_losses(one, trained(one)) for name, one in ((name, make(name)) for name in METHODS)}
+    untrained = make("generic")
+    start = mean_losses(untrained, [untrained.begin(run) for run in untrained.runs()])
+    assert found["generic"].mean() < start.mean() - 0.4
+    assert (found["soup"] < found["generic"] - 0.15).all()
+
+
+def test_the_twin_is_plain_training_of_the_shared_parameters_on_the_generic_mixture():
+    twin = make("generic", epsilon=1e-4)
+    [run] = twin.runs()
+    assert run.soup.num_experts == 0 and torch.equal(run.domain_weights_K, GENERIC_K)
+    learner = twin.begin(run)
+    reference = reference_of(learner)
+    take_the_same_steps(learner, reference, [draw(run, number) for number in range(3)])
+    assert_same_parameters(learner, reference)
+    models = twin.instantiate([learner], torch.eye(K))
+    assert torch.equal(models, learner.bank.shared_p[: twin.size.num_params].expand(K, -1))
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_the_soups_models_are_those_of_equation_2(rank):
+    one = make("soup", rank=rank)
+    [run] = one.runs()
+    assert run.domain_weights_K is None
+    learner = one.begin(run)
+    weights_WK = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0, 1.0], GENERIC_K.tolist()])
+    models = one.instantiate([learner], weights_WK)
+    with torch.no_grad():
+        alpha = learner.router.module(weights_WK)
+    singles = learner.bank.instances(torch.eye(N)) - learner.bank.shared_p[: one.size.num_params]
+    expected = learner.bank.shared_p[: one.size.num_params] + alpha @ singles
+    torch.testing.assert_close(models, expected, rtol=1e-5, atol=1e-6)
+    assert not models.requires_grad
+
+
+def test_a_loss_is_that_of_each_window():
+    one = make("soup")
+    [learner] = [one.begin(run) for run in one.runs()]
+    tokens = windows(GENERIC_K, 3, torch.Generator().manual_seed(0))
+    found = one.loss(learner.backbone.params_P, tokens)
+    with torch.no_grad():
+        expected = token_losses(learner.backbone.module, tokens).double().mean(1)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_that_are_no_distribution_are_refused(name):
+    one = make(name)
+    learners = [one.begin(run) for run in one.runs()]
+    with pytest.raises(ValueError, match="sum to 2"):
+        one.instantiate(learners, torch.full((1, K), 0.5))
+
+
+@pytest.mark.parametrize(("name", "rank"), [("soup", None), ("soup", 2), ("generic", None)])
+def test_sizes_are_what_the_tensors_count_to(name, rank):
+    one = make(name, rank=rank)
+    [learner] = [one.begin(run) for run in one.runs()]
+    num_params = sum(p.numel() for p in learner.backbone.module.parameters())
+    kept = num_params
+    if name == "soup":
+        kept += sum(t.numel() for j in range(N) for t in learner.bank.expert_tensors(j).values())
+        kept += sum(p.numel() for p in learner.router.module.parameters())
+    cost = one.cost()
+    assert (cost.specialist_size, cost.pretrained_size) == (num_params, kept)
+    assert cost.pretraining_tokens == STEPS * B * L
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_flops_are_those_of_the_products_that_autograd_makes(name):
+    """To which Adam's 14 operations for each parameter come. The router's training is left out, as in the paper."""
+    one = make(name)
+    [run] = one.runs()
+    learner, cost = one.begin(run), one.cost()
+    reference = reference_of(learner)
+    tokens, _, weights_WK = draw(run, 0)
+    counted = partial(FlopCounterMode, display=False)
+    with counted() as of_step:
+        reference.step(weights_WK.double(), tokens.unflatten(0, (len(weights_WK), -1)))
+    experts, mixtures, hidden = run.soup.num_experts, len(weights_WK), 5
+    router = 2 * mixtures * (2 * K * hidden + 3 * hidden * experts)
+    bank_params = cost.specialist_size * (1 + experts)
+    expected = of_step.get_total_flops() - router + 14 * bank_params
+    assert cost.pretraining_flops == STEPS * expected
+    with counted() as of_instance, torch.no_grad():
+        reference.instantiate(weights_WK[:1].double())
+    assert cost.specialist_flops == (of_instance.get_total_flops() if experts else 0)
+    with counted() as of_window, torch.no_grad():
+        learner.backbone.module(input_ids=tokens[:1, :-1])
+    assert cost.token_flops == of_window.get_total_flops() / L
+
+
+def test_an_unknown_method_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="no method 'swarm'; there are soup, generic"):
+        method("swarm")
