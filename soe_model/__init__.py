@@ -1,7 +1,7 @@
-"""Domain weights → model: bank, router, training step, specialists. Needs torch, transformers, safetensors only."""
+"""Domain weights → model: bank, router, training, specialists. It needs only torch, transformers and safetensors."""
 
 import os
 
-# Large pages for large tensors where the kernel leaves the choice to programs: a bank is read in long streams. Read by
-# PyTorch at its first allocation.
+# Ask for large pages for large tensors, where the kernel lets a program ask: a bank is read in long streams. PyTorch
+# reads this at its first allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

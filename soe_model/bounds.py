@@ -1,4 +1,4 @@
-"""Bounds of settings: what does not hold is refused by name, with its value and the bound."""
+"""Checks that a setting is within its bound; the error names the setting, its value and the bound."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from storage_schema.errors import UserError
 
 
 def require(config: object, names: Sequence[str], holds: Callable[[Any], bool], bound: str) -> None:
-    """Raise UserError for the first of the fields whose value does not hold."""
+    """Raise UserError for the first of these fields whose value breaks the bound."""
     for name in names:
         value = getattr(config, name)
         if not holds(value):
@@ -18,10 +18,10 @@ def require(config: object, names: Sequence[str], holds: Callable[[Any], bool], 
 
 
 def whole(value: Any) -> bool:
-    """A number of things, one at least."""
+    """A whole number, at least 1."""
     return isinstance(value, int) and value >= 1
 
 
 def finite_positive(value: float) -> bool:
-    """A number above 0 and below infinity; NaN is none."""
+    """A number above 0 and below infinity; NaN is not one."""
     return 0 < value < math.inf

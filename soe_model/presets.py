@@ -1,9 +1,9 @@
-"""Sizes and hyper-parameters that belong together. A preset is a function; nothing else reads its name.
+"""Settings of a soup and its training, and presets: sizes and rates that belong together.
 
-The paper gives the sizes (Table 2; of the 335 M model of Figure 5 only the experts' number), N = 128 (section 3), s = 4
-and Table 3: batch, length, rates, warm-up steps, betas, clip. It is silent on the rest, which is ours: the rise of the
-rates and what comes after it, the router's width, how router and experts begin, Adam's epsilon, the 335 M model's shape
-(GPT-2 medium's), and that the clip is of one norm over shared, experts and router together.
+The paper gives the sizes (Table 2; for the 335 M model of Figure 5 only the number of experts), N = 128 (section 3),
+s = 4, and in Table 3 batch, length, rates, warm-up steps, betas and clip. It does not say, and we chose: the shape of
+the warm-up and the schedule after it, the router's width, the initial values of router and experts, Adam's epsilon, the
+shape of the 335 M model (GPT-2 medium's), and that one norm over shared, experts and router together is clipped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from storage_schema.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SoupConfig:
-    """What the bank is."""
+    """The architecture of a soup."""
 
     backbone: dict[str, Any]
     """A Hugging Face configuration with its ``model_type``."""
@@ -28,14 +28,14 @@ class SoupConfig:
     """N; 0 is the generic twin."""
     num_domains: int
     router_hidden: int = 128
-    """Hidden units; ours, as the next three: the paper says a two-layer MLP."""
+    """Hidden units. The paper says only that the router is a two-layer MLP; this number and the next three are ours."""
     router_input_scale: float = 1.0
     router_output_scale: float = 1.0
-    """Of the coefficients at the start, about (:class:`~soe_model.model.router.Router`)."""
+    """About the standard deviation of the coefficients at the start (:class:`~soe_model.model.router.Router`)."""
     expert_std: float = 0.0
-    """Of the experts' parameters at the start; 0: every instance begins at `shared`."""
+    """Standard deviation of the experts' parameters at the start; 0: every instance begins at `shared`."""
     expert_rank: int | None = None
-    """r: experts are low-rank products of each matrix (section 2.6); None: full experts."""
+    """r: an expert has a low-rank product for each matrix (section 2.6); None: full experts."""
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -60,38 +60,38 @@ class SoupConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How it is trained. The defaults are Table 3's for a soup."""
+    """How a soup is trained. The defaults are those of Table 3."""
 
     steps: int
     batch_size: int = 128
-    """Sequences a step, over all ranks."""
+    """Sequences per step, over all ranks."""
     sequence_length: int = 1024
     mixtures_per_step: int = 1
-    """W; Algorithm 2 is 1."""
+    """W; Algorithm 2 has 1."""
     support_size: int = 4
-    """s: domains in a mixture (section 2.4)."""
+    """s: the number of domains in a mixture (section 2.4)."""
     learning_rate: float = 1e-4
-    """Of `shared`."""
+    """Learning rate of the shared parameters; the next two are of the experts and the router."""
     expert_learning_rate: float = 1e-4
     router_learning_rate: float = 1e-4
     warmup_steps: int = 2000
-    """Of a linear rise of all rates; 0: none."""
+    """Steps in which all rates rise linearly to their peak; 0: none."""
     final_learning_rate_fraction: float = 1.0
-    """Share of the peak rate left at the last step, by a cosine from the warm-up's end; 1 keeps it constant. The paper
-    gives the warm-up (Table 3) and no schedule after it: constant is ours."""
+    """Share of the peak rate that is left at the last step; a cosine leads there from the end of the warm-up. 1 keeps
+    the rate constant. The paper gives the warm-up (Table 3) and no schedule after it; constant is our choice."""
     gradient_clip: float = 0.1
-    """Largest norm of the gradient (Table 3). The paper does not say of which; here of shared, experts and router
-    together, exactly."""
+    """Largest norm of the gradient (Table 3). The paper does not say of which gradient; here it is the exact norm over
+    shared, experts and router together."""
     adam: AdamConfig = field(default_factory=AdamConfig)
     optimizer: str = "adam"
-    """Of the experts; one of soe_model.optimizers.OPTIMIZERS. Shared parameters and router have exact Adam."""
+    """Optimizer of the experts, one of soe_model.optimizers.OPTIMIZERS. Shared parameters and router use exact Adam."""
     micro_batch_size: int | None = None
-    """Sequences of one forward and backward pass on one rank; None: as many as a mixture has there. The last pass has
-    what is left: give a divisor, or with `compile_model` that size is compiled too."""
+    """Sequences in one forward and backward pass on one rank; None: all that the rank has of a mixture. The last pass
+    takes what is left. Give a divisor, or `compile_model` compiles that size too."""
     compile_model: bool = False
     """Compile the backbone and its loss (torch.compile)."""
     deterministic: bool = False
-    """Only bitwise reproducible kernels, an error where there is none."""
+    """Use only kernels that reproduce every bit; an operation that has none is an error."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -120,14 +120,14 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A backbone's shape and the training that suits it; the vocabulary comes from the store."""
+    """The shape of a backbone and a training that suits it; the vocabulary comes from the store."""
 
     shape: dict[str, Any]
     """Arguments of :func:`gpt2_config` other than the vocabulary."""
     num_experts: int
     training: TrainingConfig
     generic_learning_rate: float
-    """The generic twin's own best rate: the soup's would flatter or harm it."""
+    """The best rate of the generic twin. With the soup's rate it would be better or worse than it can be."""
     router_hidden: int = 128
     router_input_scale: float = 1.0
     router_output_scale: float = 1.0
@@ -142,13 +142,13 @@ class Preset:
 def tiny() -> Preset:
     """Trains in minutes on two CPU cores: the preset of ``make demo``."""
     return Preset(
-        # GPT-2's 0.02 is for widths about 1000; at 64 such a start keeps a model on its first plateau (unigram
-        # frequencies) for hundreds of steps, how many depends on the seed.
+        # GPT-2's 0.02 suits widths of about 1000. At width 64 a model that starts so stays on its first plateau
+        # (unigram frequencies) for hundreds of steps; how many depends on the seed.
         shape=dict(embedding_size=64, num_layers=2, num_heads=2, initializer_range=0.08),
         num_experts=16,
         generic_learning_rate=1e-2,
-        # Adam moves an instance (1 + sum |coefficient|) times as far as the rates say: so small coefficients at
-        # the start, and a low rate for the experts.
+        # Adam moves an instance (1 + sum |coefficient|) times as far as the rates say. So the coefficients start
+        # small, and the experts have a low rate.
         router_output_scale=0.3,
         training=TrainingConfig(
             steps=1600,
@@ -167,7 +167,7 @@ def tiny() -> Preset:
 
 
 def small() -> Preset:
-    """A 1.3 M-parameter model (at 4096 tokens of vocabulary) for an afternoon on a CPU or minutes on a GPU."""
+    """1.3 million parameters (with a vocabulary of 4096 tokens): an afternoon on a CPU, or minutes on a GPU."""
     base = tiny()
     training = replace(
         base.training,
@@ -209,7 +209,7 @@ PRESETS = {
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name. Raises ValueError listing the names."""
+    """The preset of that name. Raises ValueError, listing the names, if there is none."""
     if name not in PRESETS:
         raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}.")
     return PRESETS[name]()

@@ -2,11 +2,11 @@
 
     git theta add model.safetensors --update-type soup --update-data specialist.json
 
-What git-lfs stores is one record of some hundred bytes, which all tensors share: the soup's digest, the coefficients
-and a digest of the tensors. Where the soup itself lies, each machine says: SOE_SOUP, or ``git config soe.soup``.
-Weights that the recipe does not give, bit for bit, are refused, on the way in and on the way out.
+git-lfs stores one record of some hundred bytes for all tensors: the soup's digest, the coefficients and a digest of the
+tensors. Each machine says where its soup lies, in SOE_SOUP or ``git config soe.soup``. Tensors that are not, bit for
+bit, those of the recipe are refused when they are added and when they are checked out.
 
-Written for Git-Theta 0.2.0, which loads this module by its entry points; nothing else here imports it.
+Git-Theta 0.2.0 loads this module by its entry points; nothing else here imports it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from storage_schema.layout import soup_folder
 from storage_schema.manifest import canonical_json
 
 RECORD = "recipe"
-"""Name of the one array of the stored record: JSON as bytes."""
+"""Name of the only array in the stored record, which holds JSON as bytes."""
 CHECKPOINT_TYPE = "transformers"
 
 _locks: WeakKeyDictionary = WeakKeyDictionary()
@@ -50,7 +50,7 @@ _recipes: dict[str, Recipe] = {}
 
 
 class TransformersCheckpoint(SafeTensorsCheckpoint):
-    """Git-Theta's own ``safetensors``, written with the header of transformers: the file has the same bytes again."""
+    """Git-Theta's ``safetensors`` with the header that transformers writes, so that the file's bytes stay the same."""
 
     name = CHECKPOINT_TYPE
 
@@ -61,18 +61,18 @@ class TransformersCheckpoint(SafeTensorsCheckpoint):
 
 
 class SoupUpdate(Update):
-    """A tensor as its place in ``S + sum_j alpha_j E_j`` (eq. 2 of the paper, arXiv 2502.01804)."""
+    """Stores a tensor as the part of ``S + sum_j alpha_j E_j`` that it is (eq. 2 of the paper, arXiv 2502.01804)."""
 
     name = "soup"
 
     def __init__(self, serializer: Any, update_data: str = ""):
-        """`update_data`: a ``specialist.json``, or the folder that holds one; only needed to write."""
+        """`update_data` is a ``specialist.json`` or the folder that holds one; only writing needs it."""
         super().__init__(serializer)
         self.update_data = update_data
         self._stored: tuple[Recipe, metadata.LfsMetadata] | None = None
 
     def will_update(self, param_keys: tuple[str, ...]) -> bool:
-        """True: Git-Theta's hash takes tensors that differ by 1e-8 for equal, and would not ask for the bits."""
+        """True, because Git-Theta's hash takes tensors that differ by 1e-8 for equal."""
         return True
 
     async def write(
@@ -81,10 +81,10 @@ class SoupUpdate(Update):
         """Store the recipe if it gives exactly these values.
 
         Returns:
-            Where git-lfs has the record, and None for Git-Theta's hash of the tensor, which stays as it is.
+            The record's pointer in git-lfs, and None, which leaves Git-Theta's hash of the tensor as it is.
 
         Raises:
-            ValueError: it does not give them, or there is no recipe or soup.
+            ValueError: the recipe gives other values, or there is no recipe or soup.
         """
         async with _lock():
             if self._stored is None:
@@ -96,10 +96,11 @@ class SoupUpdate(Update):
     async def apply(
         self, param_metadata: Any, param_keys: tuple[str, ...], *, repo: Any = None, path: str = "", **_: Any
     ) -> np.ndarray:
-        """The tensor that the stored recipe gives, with the shape it has in the soup.
+        """The tensor that the stored recipe gives, in the shape that it has in the soup.
 
         Raises:
-            ValueError: there is no recipe, no soup, or another soup; or the tensors are not those that were added.
+            ValueError: the recipe or the soup is missing, the soup is another one, or the tensors are not those that
+                were added.
         """
         _check_checkpoint_type(path)
         oid = param_metadata.lfs_metadata.oid
@@ -138,7 +139,7 @@ class SoupUpdate(Update):
 
 
 def _lock() -> asyncio.Lock:
-    """Git-Theta asks for all tensors at once; the first fetches or stores for all of them."""
+    """A lock for the first tensor, which fetches or stores for all: Git-Theta asks for all of them at once."""
     return _locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
@@ -163,7 +164,7 @@ def _tensors(recipe: Recipe, place: str) -> tuple[dict[str, np.ndarray], str]:
 
 @lru_cache(maxsize=2)
 def _made(soup: str, coefficients: tuple[float, ...], place: str) -> tuple[dict[str, np.ndarray], str]:
-    """All tensors and their digest, in one pass over the bank; two, as a file may go from one recipe to another."""
+    """All tensors and their digest. Two recipes are kept, because a file may go from one to another."""
     opened = SoupOfExperts.open(place)
     recipe = Recipe(soup=soup, coefficients=coefficients)
     tensors = unflatten(instance_of(recipe, opened), opened.layout)

@@ -1,8 +1,8 @@
-"""A specialist as a merge that mergekit carries out (https://github.com/arcee-ai/mergekit; read by 0.1.5).
+"""A specialist as a merge for mergekit (https://github.com/arcee-ai/mergekit, tried with 0.1.5).
 
-Its ``task_arithmetic`` gives ``base + sum_j weight_j (model_j - base)``. With the shared parameters S as the base,
-S + E_j as the models and the coefficients as the weights, that is the specialist ``S + sum_j coefficient_j E_j``. From
-there on its other methods, sparsifiers and models can be tried on the experts.
+mergekit's ``task_arithmetic`` gives ``base + sum_j weight_j (model_j - base)``. With the shared parameters S as the
+base, S + E_j as the models and the coefficients as the weights, that is the specialist ``S + sum_j coefficient_j E_j``.
+From there its other methods, sparsifiers and models can be tried on the experts.
 
 Legend: N experts with a coefficient other than zero, P parameters of one model.
 """
@@ -25,29 +25,29 @@ from storage_schema.errors import UserError
 CONFIGURATION = "mergekit.yml"
 SHARED_MODEL = "shared"
 _READ_OTHERWISE = "+@"
-"""mergekit splits a model's name at these: an adapter follows the one, a revision the other."""
+"""mergekit splits a model's name at these: an adapter follows the first, a revision the second."""
 
 
 def write_mergekit(soup: SoupOfExperts, recipe: Recipe, folder: Path) -> Path:
-    """Write the models of a merge, and what tells mergekit how to merge them.
+    """Write the models of a merge, and the file that tells mergekit how to merge them.
 
-    ``shared/`` is S, ``expert-007/`` is S + E_7 for each expert with a coefficient other than zero, and
-    ``mergekit.yml`` names them by absolute paths: it can be run from anywhere, and its paths are to be changed
-    when the folder is moved. The folder takes the disk of N + 1 whole models, 4 (N + 1) P bytes and their tokenizers,
-    and is written one model at a time.
+    ``shared/`` is S, and ``expert-007/`` is S + E_7; there is one for each expert whose coefficient is not zero.
+    ``mergekit.yml`` names them by absolute paths: it runs from anywhere, and its paths must be changed if the folder
+    is moved. The folder takes the disk of N + 1 whole models, 4 (N + 1) P bytes and their tokenizers. It is written
+    one model at a time.
 
-    mergekit subtracts S from S + E_j again, in float32, so that its result differs from the specialist by rounding:
-    ``2**-24 sum_j |coefficient_j| |S + E_j|`` and about as much again for the sum.
+    mergekit subtracts S from S + E_j again in float32, so its result differs from the specialist by rounding:
+    ``2**-24 sum_j |coefficient_j| |S + E_j|``, and about as much again for the sum.
 
     Args:
-        folder: it must not exist; its path may not contain ``+`` or ``@``.
+        folder: where to write; it must not exist, and its path may not contain ``+`` or ``@``.
 
     Returns:
         The path of ``mergekit.yml``, for ``mergekit-yaml mergekit.yml OUT``.
 
     Raises:
-        ValueError: the recipe is of another soup, of a fine-tuned model, or uses no expert; or mergekit would
-            misread the path.
+        ValueError: the recipe is of another soup or of a fine-tuned model, or uses no expert, or mergekit would misread
+            the path.
         StoreError: `folder` exists.
     """
     folder = Path(folder).absolute()

@@ -1,4 +1,4 @@
-"""What every export needs: the experts that a recipe uses, and a folder that appears when it is complete."""
+"""What all exports share: the experts that a recipe uses, and a folder that appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from storage_schema.manifest import StoreError
 def used_experts(recipe: Recipe, soup: SoupOfExperts) -> list[tuple[int, float]]:
     """Number and coefficient of each expert whose coefficient is not zero.
 
-    Raises ValueError: the recipe is of another soup, of a fine-tuned model, or uses no expert; StoreError: it gives
-    other tensors than it names.
+    Raises:
+        ValueError: the recipe is of another soup or of a fine-tuned model, or uses no expert.
+        StoreError: the recipe gives other tensors than it names.
     """
     check_recipe(recipe, soup)
     if recipe.how.get("method") == FINE_TUNED:
@@ -47,13 +48,13 @@ def used_experts(recipe: Recipe, soup: SoupOfExperts) -> list[tuple[int, float]]
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into; at the end it becomes `folder`, and if something fails it is removed.
+    """A folder to write into. At the end it is renamed to `folder`; if something fails it is removed.
 
     Raises StoreError if `folder` exists.
     """
     if os.path.lexists(folder):
         raise StoreError(f"{folder} exists. Choose another folder, or remove it.")
-    # A name of ours alone: it may be removed.
+    # Nobody else uses this name, so the folder may be removed.
     work = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.partial")
     work.mkdir(parents=True)
     try:

@@ -1,12 +1,12 @@
-"""A specialist of a low-rank soup as a base model and a LoRA adapter, in the format of PEFT.
+"""A specialist of a low-rank soup as a base model and a LoRA adapter for PEFT.
 
-PEFT is https://github.com/huggingface/peft; its files are read by 0.21. An expert adds ``A_j B_jᵀ`` to a matrix, so the
-recipe's experts together add ``[.. coefficient_j A_j ..] [.. B_j ..]ᵀ``: one pair of factors of rank N r, exactly.
-(PEFT's own ``add_weighted_adapter`` has that as "cat"; its "linear" mixes A and B of different experts.)
+PEFT is https://github.com/huggingface/peft, tried with 0.21. An expert adds ``A_j B_jᵀ`` to a matrix, so the recipe's
+experts together add ``[.. coefficient_j A_j ..] [.. B_j ..]ᵀ``: exactly one pair of factors of rank N r. (PEFT's own
+``add_weighted_adapter`` calls that "cat"; its "linear" mixes A and B of different experts.)
 
-PEFT adapts a layer by its module, so what the soup shares is untied here: where the embedding matrix is also the
-output layer's, the base model holds it twice and the adapter adapts both. Otherwise merging would add the change twice
-to one matrix.
+PEFT adapts a layer by its module, so a matrix that two layers share is untied: where the embedding matrix is also that
+of the output layer, the base model holds it twice and the adapter adapts both. Otherwise merging would add the change
+twice to one matrix.
 
 Legend: N experts with a coefficient other than zero, r their rank, R = N r, a x b a matrix, P parameters of one model.
 """
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
 BASE, ADAPTER = "base", "adapter"
 _PREFIX = "base_model.model."
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
-"""Parameter → [a, R] and [b, R], whose product is what the recipe adds to it."""
+"""For each parameter [a, R] and [b, R], whose product the recipe adds to it."""
 
 
 def write_peft(soup: SoupOfExperts, recipe: Recipe, folder: Path) -> Path:
-    """Write ``base/``, a Hugging Face model of the shared parameters, and ``adapter/``, what the recipe adds to it.
+    """Write ``base/``, a Hugging Face model of the shared parameters, and ``adapter/``, which adds the experts to it.
 
-    The adapter's rank is R, ``lora_alpha`` is R too (a scale of 1), and the coefficients are in its factors. It takes
-    4 R (a + b) bytes a matrix, more than the matrix itself once R exceeds a b / (a + b); the base takes 4 P, and the
-    embedding matrix a second time where the output layer shares it. ``adapter_config.json`` names the base by its
-    absolute path.
+    The adapter's rank is R, and so is ``lora_alpha`` (a scale of 1); its factors contain the coefficients. It takes
+    4 R (a + b) bytes per matrix, more than the matrix itself once R exceeds a b / (a + b). The base takes 4 P bytes,
+    and the embedding matrix a second time where the output layer shares it. ``adapter_config.json`` names the base by
+    its absolute path.
 
-    A matrix that is not the weight of a plain Linear, Conv1D or Embedding layer cannot be adapted by PEFT exactly.
-    Its change lies in the base model then, which so belongs to this recipe alone; the adapter's README.md names such
-    matrices. Of GPT-2 and Llama there are none, and any adapter of the soup fits the same base.
+    PEFT cannot adapt a matrix exactly that is not the weight of a plain Linear, Conv1D or Embedding layer. The base
+    model then has the change of that matrix, so it belongs to this recipe alone; the adapter's README.md names such
+    matrices. GPT-2 and Llama have none, and any adapter of the soup fits the same base.
 
     Args:
-        folder: it must not exist.
+        folder: where to write; it must not exist.
 
     Returns:
         The path of ``adapter/``, for ``PeftModel.from_pretrained(model of base/, path)``.
 
     Raises:
-        ValueError: the soup's experts are not of low rank; the recipe is of another soup, of a fine-tuned model,
+        ValueError: the soup's experts are not of low rank; or the recipe is of another soup or of a fine-tuned model,
             or uses no expert.
         StoreError: `folder` exists.
     """
@@ -95,17 +95,17 @@ def _concatenated(soup: SoupOfExperts, used: list[tuple[int, float]]) -> Factors
 
 
 def _kind(model: PreTrainedModel, parameter: str) -> type | None:
-    """The type of layer whose weight this is, if PEFT can adapt it."""
+    """The type of the layer whose weight this is; None if PEFT cannot adapt it."""
     from transformers.pytorch_utils import Conv1D
 
     module, _, name = parameter.rpartition(".")
-    # A subclass may use its weight in another way than PEFT's layer does: only the types themselves.
+    # Only the types themselves: a subclass may use its weight in another way than PEFT's layer does.
     kind = type(model.get_submodule(module))
     return kind if name == "weight" and kind in (nn.Linear, Conv1D, nn.Embedding) else None
 
 
 def _untied(base: Path, model: PreTrainedModel, adapted: Factors) -> Factors:
-    """Write the base model's output layer apart from its embeddings where one matrix is both; its factors."""
+    """Untie the base model's output layer from its embeddings where one matrix is both; return its factors."""
     names = {module: name for name, module in model.named_modules()}
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     shared = f"{names[inputs]}.weight"

@@ -1,1 +1,1 @@
-"""A finished soup on disk."""
+"""Finished soups on disk."""

@@ -1,7 +1,7 @@
-"""The bank on disk, mapped into memory: shared parameters and experts as safetensors files of one layout.
+"""The bank on disk: shared parameters and experts as safetensors files, mapped into memory.
 
-Nothing is read before it is used, an expert that nobody uses is never read, and what is read lies in the page cache,
-not in this process's own memory. The order of an instance's parameters is that of the files.
+All files have one layout, which is also the order of an instance's parameters. A file is read only where it is used,
+and its pages lie in the page cache, not in this process's own memory.
 
 Legend: W instances, N experts, P parameters of one model, a x b a matrix, r its rank.
 """
@@ -25,11 +25,11 @@ from storage_schema.manifest import NOT_THERE, StoreError, unreadable
 
 SHARED = "shared.safetensors"
 TILE_ROWS = 128
-"""Of a matrix that low-rank experts are added to, at once."""
+"""Rows of a matrix to which low-rank experts are added at once."""
 
 
 def expert_file(number: int) -> str:
-    """``expert-007.safetensors``."""
+    """The name of an expert's file: ``expert-007.safetensors``."""
     return f"expert-{number:03d}.safetensors"
 
 
@@ -53,9 +53,9 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 class MappedTensors:
-    """One file of float32 tensors: where each lies, and all of them as one flat array.
+    """One file of float32 tensors: where each of them lies, and all of them as one flat array.
 
-    Raises StoreError if it is missing, damaged, or holds anything but float32.
+    Raises StoreError if the file is missing, damaged, or holds anything but float32; see also :func:`opened`.
     """
 
     def __init__(self, path: Path):
@@ -81,7 +81,7 @@ class MappedTensors:
         self.flat_P = np.frombuffer(self._map, np.float32, count=offset, offset=self._data_start)
 
     def will_need(self, start: int, stop: int) -> None:
-        """Have elements [start, stop) of the flat array fetched."""
+        """Ask the kernel to fetch elements [start, stop) of the flat array."""
         first = (self._data_start + 4 * start) // mmap.PAGESIZE * mmap.PAGESIZE
         self._map.madvise(mmap.MADV_WILLNEED, first, self._data_start + 4 * stop - first)
 
@@ -90,12 +90,12 @@ class MappedTensors:
         return {slot.name: slot for slot in self.slots}
 
     def view(self, name: str) -> np.ndarray:
-        """One tensor where it lies, float32."""
+        """One tensor as a view of the file, float32."""
         slot = self.by_name[name]
         return self.flat_P[slot.offset : slot.offset + slot.size].reshape(slot.shape)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Copies by name, float32."""
+        """Copies of all tensors by name, float32."""
         return {
             slot.name: torch.tensor(self.flat_P[slot.offset : slot.offset + slot.size]).view(slot.shape)
             for slot in self.slots
@@ -103,7 +103,7 @@ class MappedTensors:
 
 
 class BankFiles:
-    """Experts of the backbone's own size."""
+    """The files of a bank whose experts are as large as the backbone."""
 
     def __init__(self, folder: Path, num_experts: int):
         self.folder = folder
@@ -117,7 +117,7 @@ class BankFiles:
         return len(self.shared.flat_P)
 
     def combine(self, coefficients_WN: torch.Tensor, out_WP: torch.Tensor) -> None:
-        """The W instances (eq. 2), in one pass over the experts that any of them uses."""
+        """Write the W instances (eq. 2) to `out_WP`, in one pass over the experts that any of them uses."""
         coefficients_WN = coefficients_WN.numpy()
         used = np.flatnonzero(coefficients_WN.any(0))
         files = [self.shared, *(self.experts[j] for j in used)]
@@ -137,7 +137,7 @@ class BankFiles:
         )
 
     def products(self, gradient_P: torch.Tensor) -> torch.Tensor:
-        """``<gradient, expert_j>`` for every expert, [N]: the gradient of the coefficients."""
+        """Gradient of the coefficients, float32 [N]: ``<gradient, expert_j>`` for every expert."""
         gradient_P = gradient_P.numpy()
         return torch.tensor([float(np.dot(expert.flat_P, gradient_P)) for expert in self.experts])
 
@@ -149,9 +149,10 @@ class BankFiles:
 
 
 class LowRankBankFiles(BankFiles):
-    """Experts of low rank (section 2.6): factors ``name.A`` [a, r] and ``name.B`` [b, r] of some of the matrices.
+    """Low-rank experts (section 2.6): factors ``name.A`` [a, r] and ``name.B`` [b, r] of some of the matrices.
 
-    Sums are float64, rounded once: the same bits on machines of the same BLAS, and nearly always on others.
+    Sums are float64 and rounded once. They have the same bits on machines with the same BLAS, and nearly always on
+    others.
     """
 
     def combine(self, coefficients_WN: torch.Tensor, out_WP: torch.Tensor) -> None:
@@ -161,7 +162,7 @@ class LowRankBankFiles(BankFiles):
         for slot in self.slots if used else []:
             if f"{slot.name}.A" not in experts[0].by_name:
                 continue
-            # One matrix at a time: the factors of all experts together are several models.
+            # One matrix at a time: the factors of all experts together are as large as several models.
             left = _doubles([one.view(f"{slot.name}.A") for one in experts], 1)
             right = _doubles([one.view(f"{slot.name}.B").T for one in experts], 0).flatten(0, 1)
             for w, coefficients_N in enumerate(coefficients_WN[:, used].double()):

@@ -1,7 +1,8 @@
-"""Sums of experts, the same bits everywhere: exact_sum.c where it was compiled, NumPy where there was no compiler.
+"""Sums of experts that have the same bits on every machine.
 
 The rule: start with the base; for each row in order, if its coefficient is not zero, add float32(coefficient * row) in
-float32. It does not depend on how many instances are made at once, on threads, or on the machine.
+float32. The result does not depend on the number of instances made at once, on threads, or on the machine. exact_sum.c
+does it where there was a compiler at installation, NumPy elsewhere.
 
 Legend: W instances, N rows (experts), P parameters of one model.
 """
@@ -17,9 +18,9 @@ import numpy as np
 from storage_schema.compiled import library
 
 Task = Callable[[int, int], None]
-"""Combines columns [start, stop)."""
+"""A function that combines columns [start, stop)."""
 COLUMNS = 1 << 18
-"""Of one call: a megabyte of each row."""
+"""Columns per call: a megabyte of each row."""
 _TILE = 1 << 14
 
 
@@ -32,11 +33,11 @@ def combine(
     threads: int,
     ahead: Callable[[int, int], None] = lambda start, stop: None,
 ) -> None:
-    """``out[w] = base + sum_j coefficients[w, j] * rows[j]``, float32.
+    """Write ``base + sum_j coefficients[w, j] * rows[j]`` to ``out[w]``, float32.
 
     Args:
         base_P, rows_NP: contiguous float32 of P elements each; they may be maps of files.
-        ahead: called before columns [start, stop) are read: to have them fetched.
+        ahead: called before columns [start, stop) are read, so that it can have them fetched.
     """
     coefficients_WN = np.ascontiguousarray(coefficients_WN, np.float32)
     library = compiled()
@@ -59,7 +60,7 @@ def combine(
 
 
 def compiled() -> ctypes.CDLL | None:
-    """exact_sum.c as a library, if the package was installed where there is a C compiler."""
+    """exact_sum.c as a library; None if there was no C compiler when the package was installed."""
     return library("soe_model.files._exact_sum")
 
 

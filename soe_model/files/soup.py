@@ -1,12 +1,12 @@
-"""A finished soup on disk, and the models made from it (section 2.7).
+"""A finished soup on disk, and the models that are made from it (section 2.7).
 
     soup.json              manifest: the model's configuration, digests of the store, sizes and sha256
     shared.safetensors     by the backbone's parameter names
     expert-000.safetensors ...
     router.safetensors
     tree.arrow  tokenizer.json
-    domain-windows.json   what each domain has of the text that training drew
-    domain-words.json   what sets each domain apart, where the store had an atlas
+    domain-windows.json    number of windows of each domain that training drew from
+    domain-words.json      words that set each domain apart, where the store had an atlas
 
 Legend: W mixtures, K domains, N experts, P parameters of one model.
 """
@@ -52,10 +52,10 @@ def write_soup(
     """Write the trainer's bank and router into `folder` (a stage's work folder); collective over ranks.
 
     Args:
-        windows_K: of each domain at the training's length, which the generic mixture is made of.
+        windows_K: number of windows of each domain at the training's sequence length; they give the generic mixture.
 
-    Rank 0 writes; the other ranks send it their columns, one expert at a time. The manifest is written by
-    whoever owns the stage.
+    Rank 0 writes; the other ranks send it their columns, one expert at a time. The owner of the stage writes the
+    manifest.
     """
     folder, sharding = Path(folder), trainer.sharding
     for number in range(-1, trainer.soup.num_experts):
@@ -78,7 +78,7 @@ def write_soup(
 
 
 class SoupOfExperts:
-    """A soup opened for making specialists: the bank stays on disk, mapped, and is read where it is needed."""
+    """A soup that is open for making specialists. The bank stays on disk and is read where it is needed."""
 
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder, self.manifest, self.digest = folder, manifest, manifest.digest
@@ -97,11 +97,11 @@ class SoupOfExperts:
         """Open the soup at `folder`.
 
         Args:
-            verify: check that the manifest has every file that will be read, and the sha256 of each that was written
-                since the last such check.
+            verify: check that the manifest names every file that will be read, and check the sha256 of each file that
+                was written since the last such check.
 
         Raises:
-            StoreError: naming what is missing, altered or of another version.
+            StoreError: a file is missing, altered or of another version; the message names it.
         """
         folder = Path(folder)
         manifest = read_manifest(folder, "soup")
@@ -117,17 +117,17 @@ class SoupOfExperts:
 
     @property
     def layout(self) -> list[ParameterSlot]:
-        """How the parameters lie in an instance's flat vector."""
+        """Where each parameter lies in the flat vector of an instance."""
         return self.bank.slots
 
     @property
     def sequence_length(self) -> int | None:
-        """Of the pretraining; None where the soup does not say."""
+        """L of the pretraining; None where the soup does not say."""
         return self.manifest.configuration.get("training", {}).get("sequence_length")
 
     @property
     def tokenizer_digest(self) -> str | None:
-        """sha256 of the tokenizer's file, as the manifest has it."""
+        """sha256 of the tokenizer's file, from the manifest."""
         return next((entry.sha256 for entry in self.manifest.files if entry.path == "tokenizer.json"), None)
 
     @cached_property
@@ -142,8 +142,9 @@ class SoupOfExperts:
 
     @cached_property
     def generic_weights(self) -> np.ndarray:
-        """float64 [K]: the mixture that the generic twin is trained on, each domain by its windows; in a soup that has
-        not kept them, as older releases wrote it, by its passages.
+        """The mixture that the generic twin is trained on, float64 [K]: each domain by its number of windows.
+
+        A soup of an older release has not kept these numbers; there each domain counts by its passages.
         """
         path = self.folder / DOMAIN_WINDOWS
         try:
@@ -160,7 +161,7 @@ class SoupOfExperts:
 
     @cached_property
     def domain_words(self) -> list[list[str]]:
-        """What sets each domain apart, K lists of words; empty where the store had no atlas."""
+        """Words that set each domain apart, K lists; an empty list where the store had no atlas."""
         path = self.folder / DOMAIN_WORDS
         try:
             found = read_json(path)
@@ -174,21 +175,22 @@ class SoupOfExperts:
         return found
 
     def coefficients(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
-        """phi(h): expert coefficients [W, N] for domain weights [W, K]. Raises ValueError for weights that are no
-        distribution over the soup's domains.
+        """Expert coefficients, float32 [W, N], of domain weights [W, K]: α = φ(h).
+
+        Raises ValueError for weights that are no distribution over the soup's domains.
         """
         check_domain_weights(domain_weights_WK, self.config.num_domains)
         with torch.no_grad():
-            # Each row by itself: a product of several rounds otherwise, and a recipe would depend on its company.
+            # Row by row: a product of several rows rounds otherwise, and a recipe would depend on the other rows.
             return torch.cat([self.router(weights_1K) for weights_1K in domain_weights_WK.float().split(1)])
 
     def instances(self, coefficients_WN: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The W instances [W, P] (eq. 2) in one pass over the bank; experts that none of them uses are not read.
+        """The W instances, float32 [W, P] (eq. 2), in one pass over the experts that any of them uses.
 
         Args:
-            out: float32 [W, P] to write them to; a new one where it is not given.
+            out: float32 [W, P] to write to; by default a new tensor.
 
-        Raises ValueError for coefficients of another number or not finite.
+        Raises ValueError unless there are N coefficients for each and all are finite.
         """
         wanted = self.config.num_experts
         if coefficients_WN.shape[-1] != wanted or not coefficients_WN.isfinite().all():
@@ -201,24 +203,24 @@ class SoupOfExperts:
         return instances_WP
 
     def specialist(self, domain_weights_K: torch.Tensor) -> PreTrainedModel:
-        """A stand-alone Hugging Face model for these domain weights."""
+        """A stand-alone Hugging Face model for domain weights [K]."""
         weights_1K = torch.as_tensor(domain_weights_K)[None]
         return self.model(self.instances(self.coefficients(weights_1K))[0])
 
     def model(self, instance_P: torch.Tensor) -> PreTrainedModel:
-        """A Hugging Face model whose parameters are views of one instance."""
+        """A Hugging Face model whose parameters are views of an instance [P]."""
         from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
         config = hugging_face_config(self._backbone)
         with no_init_weights():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).float().eval()
-        model.tie_weights()  # left out together with the first values
+        model.tie_weights()  # no_init_weights leaves this out too
         return self.attach(model, instance_P)
 
     @cached_property
     def _backbone(self) -> dict[str, Any]:
-        """The backbone, once its parameters were compared with the bank's: no memory is taken for others."""
+        """The backbone's configuration, after a check that its parameters are the bank's; only then memory is taken."""
         from transformers import AutoModelForCausalLM
 
         wanted = {slot.name: slot.shape for slot in self.layout}
@@ -230,7 +232,7 @@ class SoupOfExperts:
                 )
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except Exception as error:  # each architecture has its own, not all of them ValueErrors
+        except Exception as error:  # each architecture raises its own errors, and not all are ValueErrors
             raise StoreError(
                 f"the backbone of {self.folder / 'soup.json'} cannot be made: {error}"
             ) from error
@@ -243,7 +245,7 @@ class SoupOfExperts:
         return self.config.backbone
 
     def attach(self, model: PreTrainedModel, instance_P: torch.Tensor) -> PreTrainedModel:
-        """Make the parameters of a model of this soup views of another instance."""
+        """Make the parameters of a model of this soup views of another instance [P]."""
         values = unflatten(instance_P, self.layout)
         for name, parameter in model.named_parameters():
             parameter.data = values[name]
@@ -251,7 +253,7 @@ class SoupOfExperts:
 
 
 def _router(path: Path, config: SoupConfig) -> Router:
-    """The router in a file. Its shapes are those that the manifest says, or nothing of its size is made."""
+    """Read the router. Its shapes are compared with the manifest's before memory is taken for it."""
     n, hidden, k = config.num_experts, config.router_hidden, config.num_domains
     wanted = {
         "hidden.weight": (hidden, k),

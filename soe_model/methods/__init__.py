@@ -1,4 +1,4 @@
-"""The methods that models for domain weights can be had from, by name."""
+"""Methods to get models for domain weights, by name: the soup, and what it is compared with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ METHODS: dict[str, type[FlatMethod]] = {"soup": Soup, "generic": Generic}
 
 
 def method(name: str) -> type[FlatMethod]:
-    """The method of that name. Raises ValueError listing the names."""
+    """The method of that name. Raises ValueError, listing the names, if there is none."""
     if name not in METHODS:
         raise UserError(f"no method {name!r}; there are {', '.join(METHODS)}.")
     return METHODS[name]

@@ -1,4 +1,4 @@
-"""What those methods share whose models are ordinary ones, one vector of parameters each.
+"""The base of methods whose models are ordinary ones, with one vector of parameters each.
 
 Legend: W mixtures, K domains, D embedding size, P parameters of one model, L tokens in a sequence, n windows.
 """
@@ -25,14 +25,14 @@ from soe_model.training.trainer import SoupTrainer
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FlatMethod(Method):
-    """A method of one run, unless it says otherwise: it adds `runs` and its part of `cost`."""
+    """A method of one run. Each method adds `runs` and `cost`; one with several runs has its own `instantiate`."""
 
     soup: SoupConfig
     training: TrainingConfig
     generic_K: torch.Tensor
-    """The generic mixture, float32 [K]: the domains as the whole corpus has them."""
+    """The generic mixture, float32 [K]: the share of each domain in the whole corpus."""
     centroids_KD: torch.Tensor | None = None
-    """Of the domains; a router starts from them."""
+    """The domains' centroids; a router starts from them."""
     device: str | torch.device = "cpu"
 
     def begin(self, run: Run) -> SoupTrainer:
@@ -53,7 +53,7 @@ class FlatMethod(Method):
         return window_losses(self._backbone.module, windows_nL1)
 
     def cost_of(self, *, pretrained_size: int, specialist_flops: float) -> Cost:
-        """The cost where the runs are pretrained as they stand, and these two are the method's own."""
+        """The cost of a method from its runs; these two numbers are its own."""
         runs = self.runs()
         training = self.training
         tokens = [run.training.steps * run.training.batch_size * run.training.sequence_length for run in runs]
@@ -68,13 +68,13 @@ class FlatMethod(Method):
         )
 
     def setup(self, run: Run) -> Setup:
-        """The run as the plan of a run sees it, on one worker."""
+        """What soe_model/planning needs of a run, on one worker."""
         device_type = torch.device(self.device).type
         return Setup(size=self.size, soup=run.soup, training=run.training, device_type=device_type)
 
     @cached_property
     def size(self) -> ModelSize:
-        """Of the backbone, which all runs have."""
+        """The size of the backbone, which is the same in all runs."""
         return model_size(self.soup.backbone)
 
     @cached_property

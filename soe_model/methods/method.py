@@ -1,6 +1,6 @@
-"""What every method is that models for domain weights can be had from: the soup, and those it is compared with.
+"""The interface of a method: a way to get models for domain weights, and what it costs.
 
-A method deals in numbers only. Whoever calls it draws the batches, reads the texts and keeps the files.
+A method computes with numbers only. Its caller draws the batches, reads the texts and keeps the files.
 
 Legend: W mixtures, K domains, P parameters of one model, B sequences, L tokens in a sequence, n windows.
 """
@@ -23,7 +23,7 @@ class Run:
     """One pretraining."""
 
     name: str
-    """Of its own among the runs of a method."""
+    """Different for each run of a method."""
     soup: SoupConfig
     training: TrainingConfig
     domain_weights_K: torch.Tensor | None
@@ -33,7 +33,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a method costs, by the columns of the paper's Table 1. Its last column, the loss, has to be measured."""
+    """What a method costs, by the columns of the paper's Table 1; its last column, the loss, must be measured."""
 
     specialist_size: int
     """Spec. size: parameters of one specialist."""
@@ -50,7 +50,7 @@ class Cost:
 
 
 class Trained(Protocol):
-    """A run that was trained: a trainer, or whatever was kept of it."""
+    """A trained run: its trainer, or what the caller kept of it."""
 
     def instantiate(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
         """The models of domain weights, float32 [W, P]."""
@@ -58,7 +58,7 @@ class Trained(Protocol):
 
 
 class Learner(Trained, Protocol):
-    """A run while it is trained."""
+    """A run in training."""
 
     def train_step(
         self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor, domain_weights_WK: torch.Tensor
@@ -68,20 +68,20 @@ class Learner(Trained, Protocol):
 
 
 class Method(Protocol):
-    """How a method pretrains, and how models are had from what it pretrained.
+    """How a method pretrains, and how it makes models of what it pretrained.
 
-    A method holds no trained state: it may need many runs, each in a process of its own, so each run has a
-    :class:`Learner` and `train_step` is the learner's.
+    `train_step` is not the method's but its learner's, one for each run: domain experts need a run for each domain, and
+    these do not fit into one process. So a method holds no trained state.
     """
 
     @abstractmethod
     def runs(self, targets_WK: torch.Tensor | None = None) -> list[Run]:
-        """The pretrainings that are needed to serve targets of these domain weights; most methods need no target."""
+        """The pretrainings that are needed for targets of these domain weights; most methods do not look at them."""
         ...
 
     @abstractmethod
     def begin(self, run: Run) -> Learner:
-        """The run before its first step."""
+        """A learner for the run, before its first step."""
         ...
 
     @abstractmethod

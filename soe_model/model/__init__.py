@@ -1,1 +1,1 @@
-"""The parts of a soup: backbone, router, bank."""
+"""The parts of a soup: backbone, bank and router."""

@@ -1,7 +1,9 @@
-"""The small model that a soup instantiates: any Hugging Face causal language model, made flat.
+"""The backbone: the small model that a soup makes instances of, any causal language model of transformers.
 
-Table 2 of the paper gives the GPT-2 sizes; see soe_model/presets.py. Legend: B sequences, L tokens in a sequence.
-transformers takes seconds to import, so only what makes a model does.
+Its parameters lie in one flat vector. The GPT-2 sizes of the paper's Table 2 are in soe_model/presets.py. Importing
+transformers takes seconds, so only the functions that need it do.
+
+Legend: B sequences, L tokens in a sequence.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ def gpt2_config(
     """A GPT-2 style transformer (Table 2) as a Hugging Face configuration: tied embeddings, no dropout.
 
     Args:
-        hidden_size: width of the MLP, 4 x `embedding_size` by default.
-        initializer_range: standard deviation of the weights at the start; GPT-2's own by default.
-        end_of_text: id of the token that ends a passage; it also begins a generation.
+        hidden_size: width of the MLP; by default 4 x `embedding_size`.
+        initializer_range: standard deviation of the weights at the start; the default is GPT-2's.
+        end_of_text: id of the token that ends a passage; a generation starts with it.
+
+    Raises ValueError if `num_heads` does not divide `embedding_size`.
     """
     if embedding_size % num_heads:
         raise UserError(f"embedding_size {embedding_size} is not a multiple of num_heads {num_heads}.")
@@ -59,8 +63,8 @@ def gpt2_config(
 def hugging_face_config(backbone: dict[str, Any]) -> PretrainedConfig:
     """The configuration object of a backbone given as a dict with its ``model_type``.
 
-    Raises ValueError for a model type transformers does not know, and for settings that name code elsewhere: a soup's
-    backbone comes with its files, and a file chooses among the code that is installed, no more.
+    Raises ValueError for a model type that transformers does not know, and for settings that may name code elsewhere:
+    a soup's files describe its backbone, and a file may only choose among the code that is installed.
     """
     from transformers import AutoConfig
 
@@ -71,7 +75,7 @@ def hugging_face_config(backbone: dict[str, Any]) -> PretrainedConfig:
         raise UserError("a backbone needs a model_type, such as gpt2 or llama.")
     try:
         return AutoConfig.for_model(model_type, **settings)
-    except Exception as error:  # each architecture has its own, not all of them ValueErrors
+    except Exception as error:  # each architecture raises its own errors, and not all are ValueErrors
         raise UserError(f"transformers refuses the backbone of model_type {model_type!r}: {error}") from error
 
 
@@ -95,9 +99,9 @@ def build_backbone(
     instances: int = 1,
     multiple: int = 1,
 ) -> FlatModule:
-    """The backbone with the architecture's own initialisation, the same for equal seeds on every rank.
+    """The backbone with its architecture's own initial values, which the seed decides on every rank alike.
 
-    `instances` and `multiple` are those of :class:`FlatModule`.
+    `instances` and `multiple` are explained at :class:`FlatModule`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -110,7 +114,7 @@ def build_backbone(
 
 
 def token_losses(model: torch.nn.Module, tokens_BL1: torch.Tensor) -> torch.Tensor:
-    """Next-token losses in nats, float32 [B, L], of sequences of L + 1 tokens."""
+    """Loss of each next token in nats, float32 [B, L]; `tokens_BL1` is int64 [B, L + 1]."""
     inputs, targets = tokens_BL1[:, :-1], tokens_BL1[:, 1:]
     logits = model(input_ids=inputs).logits
     losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")

@@ -1,11 +1,11 @@
-"""The bank: shared parameters and experts, their combination, and the gradients of it in closed form.
+"""The bank: shared parameters and experts, the instances they give, and the gradients in closed form.
 
 With G the gradients of the W instances (eq. 2: instance = shared + coefficients @ experts),
 
     d shared = sum_w G_w        d experts = coefficientsᵀ G        d coefficients = G expertsᵀ
 
-The middle one has the size of the bank and is never formed: the optimizer makes it tile by tile, and its
-norm follows from two W x W Gram matrices.
+The gradient of the experts is as large as the bank and is never formed as a whole: the optimizer computes it tile by
+tile, and its norm follows from two W x W Gram matrices.
 
 Legend: W mixtures, N experts, P parameters of one model, p of them on this rank, V mixtures of this rank.
 """
@@ -22,15 +22,15 @@ from soe_model.optimizers.rounding import normal, row_keys
 
 
 class Bank:
-    """Shared parameters and experts of this rank's columns, with their optimizers.
+    """This rank's columns of the shared parameters and the experts, with their optimizers.
 
     Args:
         initial_P: the backbone's initial parameters; `shared` starts there.
-        num_experts: N; 0 makes the generic twin, whose every instance is `shared`.
-        expert_std: standard deviation of the experts at the start; 0 starts every instance at `shared`.
-        seed: the experts' first values are a function of (seed, expert, parameter), on any number of ranks.
-        optimizer: of the experts, by name.
-        expert_rank: of low-rank experts (section 2.6); None: experts of the backbone's own size.
+        num_experts: N; with 0 every instance is `shared`, which is the generic twin.
+        expert_std: standard deviation of the experts at the start; with 0 every instance starts at `shared`.
+        seed: the experts' first values depend on (seed, expert, parameter) and not on the number of ranks.
+        optimizer: name of the experts' optimizer.
+        expert_rank: rank of low-rank experts (section 2.6); None: experts as large as the backbone.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Bank:
         )
 
     def combine(self, coefficients_WN: torch.Tensor, out_VP: torch.Tensor | None = None) -> torch.Tensor:
-        """The instances, float32 [V, R * p] with padding, of the mixtures that this rank has (eq. 2)."""
+        """The instances of the mixtures that this rank has (eq. 2), float32 [V, R * p] with padding."""
         sharding = self.sharding
         if out_VP is None:
             mine = len(sharding.owned(len(coefficients_WN)))
@@ -86,15 +86,15 @@ class Bank:
         return out_VP
 
     def instances(self, coefficients_WN: torch.Tensor) -> torch.Tensor:
-        """All W instances [W, P] on every rank; for looking at, not for training."""
+        """All W instances, float32 [W, P], on every rank: for inspection, not for training."""
         part_Wp = self.shared_p.new_empty(len(coefficients_WN), self.sharding.width)
         self.experts.combine(self.shared_p, coefficients_WN, part_Wp)
         return self.sharding.gather(part_Wp)
 
     def coefficient_gradients(self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor) -> torch.Tensor:
-        """Gradient of the coefficients, [W, N], from this rank's columns summed over all ranks.
+        """Gradient of the coefficients [W, N], summed over the columns of all ranks.
 
-        The first of a step's three: low-rank experts form here what :meth:`squared_norms` and :meth:`update` use.
+        Call it first in a step: low-rank experts compute here what :meth:`squared_norms` and :meth:`update` use.
         """
         if isinstance(self.experts, LowRankExperts):
             return self.sharding.sum(self.experts.coefficient_gradients(coefficients_WN, grads_Wp))
@@ -103,7 +103,7 @@ class Bank:
     def squared_norms(
         self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squared norms of the gradients of `shared` and of all experts.
+        """Squared norm of the gradient of `shared`, and that of the gradient of all experts.
 
         ``|| sum_w G_w ||² = sum(G Gᵀ)`` and ``|| Aᵀ G ||² = sum((A Aᵀ) * (G Gᵀ))``.
         """
@@ -124,7 +124,7 @@ class Bank:
         shared_rate: float,
         expert_rate: float,
     ) -> None:
-        """One step of both optimizers with `scale` times the gradients of the instances, which are changed in place."""
+        """One step of both optimizers with `scale` times the instances' gradients, which it overwrites."""
         grads_Wp.mul_(scale)
         shared_gradient = grads_Wp[0] if len(grads_Wp) == 1 else grads_Wp.sum(0)
         self._shared_optimizer.update(shared_gradient, step=step, learning_rate=shared_rate)
@@ -134,13 +134,13 @@ class Bank:
             self.experts.update(coefficients_WN, grads_Wp, step=step, learning_rate=expert_rate)
 
     def expert_tensors(self, number: int) -> dict[str, torch.Tensor]:
-        """One expert's exact parameters (or factors) by name, on every rank."""
+        """The exact parameters (or factors) of one expert by name, on every rank."""
         if isinstance(self.experts, LowRankExperts):
             return self.experts.expert_tensors(number)
         return unflatten(self.sharding.gather(self.experts.row(number)[None])[0], self.layout)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything to keep, by name."""
+        """What a checkpoint keeps, by name."""
         moments = {f"shared.{name}": tensor for name, tensor in self._shared_optimizer.tensors().items()}
         experts = {f"experts.{name}": tensor for name, tensor in self.experts.tensors().items()}
         return {"shared": self.shared_p} | moments | experts

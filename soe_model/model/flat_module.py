@@ -1,9 +1,9 @@
 """A module whose parameters are views of one flat vector, and its gradients views of another.
 
-So the soup needs to know nothing of an architecture: an instance is written into ``params_WP`` and its
-gradient read from ``grads_WP``. A step with several instances has a row for each, and `use` says which one the
-module is. The buffers never move, so an instance has the same addresses in every step; with several, `use` gives the
-module those of another. A gradient must be zeroed in place, never set to None: it would no longer be a view.
+The soup so needs to know nothing of an architecture: it writes an instance into ``params_WP`` and reads its gradient
+from ``grads_WP``. A step with several instances has a row for each, and `use` points the module at one of them. The
+buffers never move, so an instance has the same addresses in every step. Zero a gradient in place and never set it to
+None: it would no longer be a view.
 
 Legend: W instances, P parameters of one model.
 """
@@ -37,8 +37,8 @@ class FlatModule:
     """Wraps `module`; tied parameters appear once, under the first of their names.
 
     Args:
-        instances: W, rows of the buffers; the module begins as the first of them.
-        multiple: each row is padded with zeros to a multiple of so many elements.
+        instances: W, the number of rows of the buffers; the module starts as the first row.
+        multiple: each row is padded with zeros to a multiple of this many elements.
     """
 
     def __init__(self, module: nn.Module, *, instances: int = 1, multiple: int = 1):
@@ -78,7 +78,7 @@ class FlatModule:
         return [row_P[slot.offset : slot.offset + slot.size] for slot in self.layout]
 
     def use(self, instance: int) -> None:
-        """Make the module this instance, its gradients going to this instance's row."""
+        """Make the module this instance; its gradients then go to this instance's row."""
         for parameter, (values, gradient) in zip(
             self._parameters.values(), self._views[instance], strict=True
         ):
@@ -86,12 +86,13 @@ class FlatModule:
 
 
 def empty_instances(number: int, num_params: int) -> torch.Tensor:
-    """Room for so many instances, float32 [number, P], not filled. NumPy asks the kernel for huge pages, where torch
-    would have each page of 4 KB faulted in for itself.
+    """Uninitialised room for some instances, float32 [number, P].
+
+    NumPy asks the kernel for huge pages; with torch each page of 4 KB would be faulted in one by one.
     """
     return torch.from_numpy(np.empty((number, num_params), np.float32))
 
 
 def unflatten(flat_P: torch.Tensor, layout: list[ParameterSlot]) -> dict[str, torch.Tensor]:
-    """Name → tensor, as views of `flat_P`."""
+    """The parameters by name, as views of `flat_P`."""
     return {slot.name: flat_P[slot.offset : slot.offset + slot.size].view(slot.shape) for slot in layout}

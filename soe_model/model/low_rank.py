@@ -1,7 +1,7 @@
-"""Low-rank experts (section 2.6): of each matrix of the backbone an expert holds two thin factors, A Bᵀ.
+"""Low-rank experts (section 2.6): for each matrix of the backbone an expert holds two thin factors, A and B.
 
-What is not a matrix, or too small for the rank, is only shared. The factors are small, so every rank holds all of
-them and their gradients are formed; the shared parameters stay sharded.
+An expert adds A Bᵀ to the matrix. Parameters that are not matrices, or too small for the rank, are shared only. The
+factors are small: every rank holds them all and forms their gradients. The shared parameters stay sharded.
 
 Legend: W mixtures, N experts, P parameters of one model, p of them on this rank, Q numbers of an expert's factors,
 a x b a matrix, r the rank.
@@ -21,7 +21,7 @@ from storage_schema.errors import UserError
 
 
 def factor_slots(layout: list[ParameterSlot], rank: int) -> list[ParameterSlot]:
-    """Where A [a, r] and B [b, r] of each matrix lie in an expert's factors: ``name.A``, ``name.B``, ...
+    """Where A [a, r] and B [b, r] of each matrix lie in the vector of an expert's factors: ``name.A``, ``name.B``, ...
 
     Raises ValueError if no matrix is larger than the rank.
     """
@@ -40,7 +40,7 @@ def _matrices(layout: list[ParameterSlot], rank: int) -> list[ParameterSlot]:
 
 
 def expanded(factors: dict[str, torch.Tensor], layout: list[ParameterSlot]) -> torch.Tensor:
-    """An expert's factors by name as the parameters they stand for, float32 [P]."""
+    """The parameters that an expert's factors stand for, float32 [P]."""
     full_P = torch.zeros(layout[-1].offset + layout[-1].size)
     for slot in layout:
         if f"{slot.name}.A" in factors:
@@ -50,10 +50,10 @@ def expanded(factors: dict[str, torch.Tensor], layout: list[ParameterSlot]) -> t
 
 
 class LowRankExperts:
-    """The experts' factors with exact Adam; every rank holds all.
+    """The factors of all experts, with exact Adam; every rank holds them all.
 
     Args:
-        std: standard deviation of the experts' parameters at the start; 0: B is zero, and A is not.
+        std: standard deviation of the experts' parameters at the start; with 0 only B is zero.
     """
 
     def __init__(
@@ -83,15 +83,15 @@ class LowRankExperts:
         self._gradient_NQ: torch.Tensor | None = None
 
     def _factor(self, factors_NQ: torch.Tensor, slot: ParameterSlot) -> torch.Tensor:
-        """[N, a, r], as a view."""
+        """One factor of all experts, as a view [N, a, r]."""
         return factors_NQ[:, slot.offset : slot.offset + slot.size].unflatten(1, slot.shape)
 
     def _pairs(self) -> Iterator[tuple[ParameterSlot, ParameterSlot, ParameterSlot]]:
-        """Each matrix with the places of its A and B."""
+        """Each matrix with the slots of its A and B."""
         yield from zip(self.matrices, self.slots[::2], self.slots[1::2], strict=True)
 
     def combine(self, shared_p: torch.Tensor, coefficients_WN: torch.Tensor, out_Wp: torch.Tensor) -> None:
-        """``out = shared + sum_j coefficient_j A_j B_jᵀ``, this rank's columns."""
+        """Write ``shared + sum_j coefficient_j A_j B_jᵀ`` to `out_Wp`, this rank's columns of it."""
         out_Wp.copy_(shared_p.expand_as(out_Wp))
         mine = self.sharding.columns
         for matrix, a, b in self._pairs():
@@ -106,9 +106,9 @@ class LowRankExperts:
                 out_Wp[w, start - mine.start : stop - mine.start] += part
 
     def coefficient_gradients(self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor) -> torch.Tensor:
-        """[W, N], to be summed over the ranks: the first has all of it.
+        """Gradient of the coefficients [W, N], to be summed over the ranks: rank 0 has all of it, the others zeros.
 
-        Forms the factors' gradient besides, which :meth:`squared_norm` and :meth:`update` need: with
+        It also computes the factors' gradient, which :meth:`squared_norm` and :meth:`update` need: with
         G_j = sum_w coefficient_wj G_w, dA = G_j B and dB = G_jᵀ A.
         """
         grads_WP = self.sharding.gather(grads_Wp)
@@ -126,15 +126,15 @@ class LowRankExperts:
         return total_WN if self.sharding.rank == 0 else total_WN.zero_()
 
     def _gradients_of(self, matrix: ParameterSlot, grads_WP: torch.Tensor) -> torch.Tensor:
-        """[W, a, b]."""
+        """The gradients of one matrix, a view [W, a, b]."""
         return grads_WP[:, matrix.offset : matrix.offset + matrix.size].unflatten(1, matrix.shape)
 
     def squared_norm(self) -> torch.Tensor:
-        """Of the gradient of all factors, on every rank."""
+        """Squared norm of the gradient of all factors, on every rank."""
         return self._gradient().square().sum()
 
     def update(self, *, scale: float, step: int, learning_rate: float) -> None:
-        """One step of Adam with `scale` times the factors' gradient, which is then spent. `step` counts from 0."""
+        """One step of Adam with `scale` times the factors' gradient, which it uses up. `step` counts from 0."""
         gradient_NQ = self._gradient().mul_(scale)
         self._optimizer.update(gradient_NQ, step=step, learning_rate=learning_rate)
         self._gradient_NQ = None
@@ -144,10 +144,10 @@ class LowRankExperts:
         return self._gradient_NQ
 
     def expert_tensors(self, number: int) -> dict[str, torch.Tensor]:
-        """One expert's factors by name."""
+        """The factors of one expert by name."""
         row = self.factors_NQ[number : number + 1]
         return {slot.name: self._factor(row, slot)[0] for slot in self.slots}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything to keep, by name: [N, Q] each, the same on every rank."""
+        """What a checkpoint keeps, by name: [N, Q] each, the same on every rank."""
         return {"factors": self.factors_NQ} | self._optimizer.tensors()

@@ -1,4 +1,4 @@
-"""phi: domain weights to expert coefficients, a two-layer MLP (section 2.3).
+"""The router φ: a two-layer MLP from domain weights to expert coefficients (section 2.3).
 
 Legend: W mixtures, K domains, H hidden units, N experts, D embedding size.
 """
@@ -11,7 +11,7 @@ from torch import nn
 from storage_schema.errors import UserError
 
 SUM_TOLERANCE = 1e-4
-"""Of weights in float32: rounding 4096 of them moves their sum by less."""
+"""How far the sum of the weights may be from 1; rounding 4096 weights to float32 moves it by less."""
 
 
 class Router(nn.Module):
@@ -19,10 +19,10 @@ class Router(nn.Module):
 
     Args:
         input_scale: size of the first layer's weights. A mixture is a convex combination of the layer's
-            columns, so PyTorch's default (1/sqrt(K)) would make every mixture look the same.
-        output_scale: standard deviation of the coefficients at the start, up to the activation's gain.
-        centroids_KD: start the first layer as a random projection of the domains' centroids, so that
-            neighbouring domains start with neighbouring coefficients; without them, at random.
+            columns, so with PyTorch's default (1/sqrt(K)) all mixtures would look the same.
+        output_scale: standard deviation of the coefficients at the start, up to the gain of the activation.
+        centroids_KD: the domains' centroids. The first layer starts as a random projection of them, so that
+            neighbouring domains start with neighbouring coefficients. Without them it starts at random.
     """
 
     def __init__(
@@ -50,8 +50,9 @@ class Router(nn.Module):
 
 
 def check_domain_weights(domain_weights_WK: torch.Tensor, num_domains: int) -> None:
-    """Raise ValueError, naming the value, unless each row is a distribution over so many domains: the router knows no
-    other, and would answer anything.
+    """Raise ValueError, naming the value, unless each row [K] is a distribution over `num_domains` domains.
+
+    The router has learned no other weights, and would answer them with anything.
     """
     if domain_weights_WK.ndim != 2 or domain_weights_WK.shape[1] != num_domains:
         raise UserError(
@@ -76,8 +77,9 @@ def check_domain_weights(domain_weights_WK: torch.Tensor, num_domains: int) -> N
 
 
 def _projected(centroids_KD: torch.Tensor, hidden: int) -> torch.Tensor:
-    """Random projections [K, H] of the unit directions of the centroids from their mean; an empty domain's
-    centroid is NaN and becomes zero.
+    """Random projections [K, H] of the directions from the centroids' mean to each centroid.
+
+    The centroid of an empty domain is NaN; its projection is zero.
     """
     empty = centroids_KD.isnan().any(1, keepdim=True)
     mean_D = centroids_KD[~empty[:, 0]].mean(0)

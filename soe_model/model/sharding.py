@@ -1,9 +1,9 @@
-"""The bank split along its parameters over the ranks of a process group.
+"""How the bank is split along its parameters over the ranks of a process group.
 
-A rank combines its own slice of every instance; each instance goes to the ranks whose sequences need it, and its
-gradient comes back: with one mixture that is an all-gather and a reduce-scatter, with a mixture a rank an
-all-to-all of the same volume. So the traffic is that of the small models, whatever the number of experts.
-Outside torch.distributed there is one rank and nothing is sent.
+A rank combines its own slice of every instance. Each instance goes to the ranks whose sequences need it, and its
+gradient comes back: an all-gather and a reduce-scatter with one mixture, an all-to-all of the same volume with one
+mixture per rank. The traffic is so that of the small models, whatever the number of experts. Outside
+torch.distributed there is one rank and nothing is sent.
 
 Legend: W mixtures of a step, V of them on this rank, P parameters of one model, p of them on this rank (padded
 to be equal everywhere), R ranks.
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 ALIGNMENT = 1024
-"""Columns of a shard are a multiple of it: blocks of columns that share a number lie on one rank."""
+"""The columns of a shard are a multiple of this, so that columns which share a number lie on one rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Sharding:
 
     @property
     def width(self) -> int:
-        """p: columns a rank holds, the last ones padding where P does not divide evenly."""
+        """p: the columns of a rank; the last ones are padding where P does not divide evenly."""
         return -(-self.num_params // (self.world_size * ALIGNMENT)) * ALIGNMENT
 
     @property
@@ -46,7 +46,7 @@ class Sharding:
         return slice(start, min(start + self.width, self.num_params))
 
     def owned(self, num_mixtures: int, rank: int | None = None) -> range:
-        """Mixtures of which a rank has sequences: slots and mixtures are both dealt in order."""
+        """The mixtures of which a rank has sequences."""
         return owned_mixtures(num_mixtures, self.rank if rank is None else rank, self.world_size)
 
     def shard(self, full_P: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ class Sharding:
         return torch.nn.functional.pad(part, (0, padding)).contiguous()
 
     def gather(self, part_Wp: torch.Tensor) -> torch.Tensor:
-        """[W, p] of every rank → [W, P] on every rank."""
+        """From [W, p] on every rank to [W, P] on every rank."""
         if self.world_size == 1:
             return part_Wp[:, : self.num_params]
         parts = part_Wp.new_empty(self.world_size, *part_Wp.shape)
@@ -64,7 +64,7 @@ class Sharding:
         return parts.transpose(0, 1).reshape(len(part_Wp), -1)[:, : self.num_params]
 
     def to_owners(self, part_Wp: torch.Tensor, out_VP: torch.Tensor) -> None:
-        """This rank's columns of all instances → the whole of its own ones, padded [V, R * p]."""
+        """From this rank's columns of all instances to all columns of its own instances, padded [V, R * p]."""
         every = range(self.world_size)
         sent = torch.cat([part_Wp[list(self.owned(len(part_Wp), rank))].reshape(-1) for rank in every])
         received_RVp = part_Wp.new_empty(self.world_size, len(out_VP), self.width)
@@ -75,9 +75,9 @@ class Sharding:
         out_VP.view(len(out_VP), self.world_size, self.width).copy_(received_RVp.transpose(0, 1))
 
     def from_owners(self, grads_VP: torch.Tensor, num_mixtures: int) -> torch.Tensor:
-        """Gradients of this rank's instances, padded [V, R * p] → this rank's columns of all of them, [W, p].
+        """From the gradients of this rank's instances, padded [V, R * p], to its columns of all gradients, [W, p].
 
-        What several ranks have of one instance is added, in the order of the ranks.
+        The parts that several ranks have of one instance's gradient are added in the order of the ranks.
         """
         if self.world_size == 1:
             return grads_VP
@@ -106,5 +106,5 @@ def current_rank() -> tuple[int, int]:
 
 
 def owned_mixtures(num_mixtures: int, rank: int, world_size: int) -> range:
-    """Of W mixtures with equal shares of the slots, those that rank's slots belong to."""
+    """The mixtures that a rank's slots belong to. All W mixtures have equally many slots, in order."""
     return range(rank * num_mixtures // world_size, -(-(rank + 1) * num_mixtures // world_size))

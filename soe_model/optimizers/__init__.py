@@ -1,4 +1,4 @@
-"""Optimizers of the experts, by name. `adam` is Algorithm 2's; what is not exactly Adam says so in its name."""
+"""Optimizers of the experts, by name. `adam` is that of Algorithm 2; the others say in their names how they differ."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["MOMENTS", "OPTIMIZERS", "Adam", "AdamConfig", "AdamExperts", "Compac
 
 
 def bytes_of(name: str) -> tuple[float, float]:
-    """Bytes of an element of the bank: held (weight and moments), and moved in a step.
+    """Bytes per element of the bank: those held (weight and moments), and those moved in a step.
 
-    Raises ValueError for a name that is none.
+    Raises ValueError, listing the names, for an unknown one.
     """
     check_name(name)
     of: Any = MOMENTS.get(name) or OPTIMIZERS[name]
@@ -32,6 +32,6 @@ def bytes_of(name: str) -> tuple[float, float]:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError, listing the names, for one that is no optimizer's."""
+    """Raise ValueError, listing the names, for one that no optimizer has."""
     if name not in OPTIMIZERS:
         raise UserError(f"no optimizer {name!r}; there are {', '.join(OPTIMIZERS)}.")

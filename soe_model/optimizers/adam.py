@@ -1,7 +1,7 @@
-"""Exact Adam (Algorithm 2, Table 3), without a gradient of the bank's size.
+"""Exact Adam (Algorithm 2, Table 3) without a gradient as large as the bank.
 
-The gradient of the experts is ``coefficientsᵀ G``; it is formed for one tile of columns at a time and consumed
-there. Large banks are updated by the compiled expressions of tile.py, the others by PyTorch's own fused Adam.
+The gradient of the experts is ``coefficientsᵀ G``. It is computed for one tile of columns at a time, used and
+forgotten. The compiled expressions of tile.py update large banks, PyTorch's own fused Adam the others.
 
 Legend: W mixtures, N experts, p parameters on this rank, t columns of a tile.
 """
@@ -17,11 +17,11 @@ from soe_model.optimizers.compiling import updating
 from soe_model.optimizers.tile import AdamConfig, hyperparameters, tiles, update_tile
 
 COLUMNS_OF_ROW = 1 << 19
-"""Combined at once on a CPU: few calls, and the sum stays in the cache."""
+"""Columns that a CPU combines at once: few calls, and the sum stays in the cache."""
 
 
 class Adam:
-    """Adam of one vector of parameters [p], updated in place. `step` counts from 0."""
+    """Adam of one tensor of float32 parameters, which it updates in place. `step` counts from 0."""
 
     def __init__(self, parameters: torch.Tensor, config: AdamConfig):
         self.parameters, self.config = parameters, config
@@ -29,7 +29,7 @@ class Adam:
         self.second_moment = torch.zeros_like(parameters)
 
     def update(self, gradient: torch.Tensor, *, step: int, learning_rate: float) -> None:
-        """One update with a gradient of the parameters' own shape."""
+        """One update; the gradient has the shape of the parameters."""
         apply(
             [(self.parameters, gradient, self.first_moment, self.second_moment)],
             self.config,
@@ -45,14 +45,16 @@ class AdamExperts:
     """Experts in float32 with exact Adam.
 
     Args:
-        fill: writes the initial values of a tile's columns (global numbers) into float32 [N, t]; None: zeros.
-        first_column: of this rank.
+        shape: N and p.
+        first_column: number of this rank's first column.
+        fill: writes the initial values of a tile, given as float32 [N, t] and the number of its first column; None:
+            zeros.
     """
 
     state_bytes = 12.0
-    """An element's weight and moments."""
+    """Bytes per element: weight and moments."""
     moved_bytes = 28.0
-    """Read and written of an element in a step: weight and moments twice, and once more the weight to combine."""
+    """Bytes read and written per element and step: weight and moments twice, and the weight once more to combine."""
 
     def __init__(
         self,
@@ -74,15 +76,15 @@ class AdamExperts:
                 fill(self.weights_Np[:, columns], first_column + columns.start)
 
     def row(self, number: int) -> torch.Tensor:
-        """The exact weights of one expert, float32 [p]."""
+        """The weights of one expert, float32 [p]."""
         return self.weights_Np[number]
 
     def combine(self, shared_p: torch.Tensor, coefficients_WN: torch.Tensor, out_Wp: torch.Tensor) -> None:
-        """``out = shared + coefficients @ experts``."""
+        """Write ``shared + coefficients @ experts`` to `out_Wp`."""
         if self.weights_Np.device.type != "cpu" or len(coefficients_WN) > 1:
             torch.addmm(shared_p, coefficients_WN, self.weights_Np, out=out_Wp)
             return
-        # Row by row: a core reads one long stream faster than a product of matrices reads N at once.
+        # Row by row: a core reads one long stream faster than N streams at once, as a product of matrices does.
         for start in range(0, len(shared_p), COLUMNS_OF_ROW):
             columns = slice(start, start + COLUMNS_OF_ROW)
             part_t = out_Wp[0, columns].copy_(shared_p[columns])
@@ -92,7 +94,7 @@ class AdamExperts:
                 part_t.add_(weights_t, alpha=coefficient)
 
     def coefficient_gradients(self, grads_Wp: torch.Tensor) -> torch.Tensor:
-        """``G expertsᵀ``, [W, N]."""
+        """Gradient of the coefficients, ``G expertsᵀ`` [W, N]."""
         return grads_Wp @ self.weights_Np.T
 
     def update(
@@ -124,7 +126,7 @@ class AdamExperts:
         step: int,
         learning_rate: float,
     ) -> None:
-        """The same by a compiled :func:`~soe_model.optimizers.tile.update_tile` or a kernel."""
+        """The same update by a compiled :func:`~soe_model.optimizers.tile.update_tile` or by a kernel."""
         numbers = hyperparameters(self.config, step, learning_rate, grads_Wp.device)
         for columns in tiles(self.weights_Np, fused=True, multiple=1024):
             weights, first, second = (t[:, columns] for t in self.tensors().values())
@@ -132,7 +134,7 @@ class AdamExperts:
             update(weights, None, first, None, second, None, None, *of_gradient, None, None)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything to keep, by name: [N, p] each."""
+        """What a checkpoint keeps, by name: float32 [N, p] each."""
         return {
             "weights": self.weights_Np,
             "first_moment": self.first_moment,
@@ -141,7 +143,7 @@ class AdamExperts:
 
 
 def apply(rows: list[tuple[torch.Tensor, ...]], config: AdamConfig, step: int, learning_rate: float) -> None:
-    """PyTorch's fused Adam of (parameters, gradient, first moment, second moment)."""
+    """PyTorch's fused Adam on rows of (parameters, gradient, first moment, second moment)."""
     if not rows:
         return
     parameters, gradients, first, second = map(list, zip(*rows, strict=True))

@@ -1,12 +1,12 @@
-"""Experts in fewer bytes: exact weights as 16 + 16 bits, moments rounded stochastically or shared.
+"""Optimizers of fewer bytes: exact weights as 16 + 16 bits, moments that are rounded or shared.
 
-The weights are those of float32, bit for bit, held as a bfloat16 (which is all that combining and the gradient
-of the coefficients read) and a remainder. What makes these optimizers other than Adam is their moments:
+A weight is a float32, bit for bit, held as a bfloat16 and a remainder. Combining and the gradient of the coefficients
+read the bfloat16 only. These optimizers differ from Adam in their moments:
 
-    adam-bf16-moments   both moments bfloat16, rounded stochastically
-    factored            the second moment as an outer product of its row and column sums, in each block of 1024
-                        columns (as Adafactor's, Shazeer and Stern 2018, over a whole matrix)
-    factored-int8       factored, and the first moment 8 bits with one scale in 256 columns
+    adam-bf16-moments   both moments are bfloat16, rounded stochastically
+    factored            the second moment is the outer product of its row and column sums in each block of 1024 columns
+                        (Adafactor, Shazeer and Stern 2018, has one for a whole matrix)
+    factored-int8       factored, and the first moment has 8 bits with one scale for 256 columns
 
 Legend: W mixtures, N experts, p parameters on this rank, t columns of a tile, F = FACTORED columns of a block.
 """
@@ -34,28 +34,28 @@ from storage_schema.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """How the moments are held."""
+    """How an optimizer holds its moments."""
 
     int8_first: bool = False
     factored_second: bool = False
 
     @property
     def state_bytes(self) -> float:
-        """An element's weight and moments, without what a whole block shares."""
+        """Bytes per element: weight and moments, without the numbers that a whole block shares."""
         first = 1 + 4 / rounding.BLOCK if self.int8_first else 2
         second = 4 / FACTORED if self.factored_second else 2
         return 4 + first + second
 
     @property
     def moved_bytes(self) -> float:
-        """Read and written of an element in a step, the upper half of the weight once more to combine."""
+        """Bytes read and written per element and step; combining reads the upper half of the weight once more."""
         return 2 * self.state_bytes + 2
 
 
 class CompactExperts:
-    """Experts as bfloat16 + remainder, with the moments that `moments` names; see AdamExperts.
+    """Experts as bfloat16 and a remainder, with the moments that `moments` describes; see AdamExperts.
 
-    The number of columns, and `first_column`, must be multiples of 1024.
+    Raises ValueError unless the number of columns and `first_column` are multiples of 1024.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class CompactExperts:
         return rounding.joined(self.high_Np[number], self.low_Np[number])
 
     def combine(self, shared_p: torch.Tensor, coefficients_WN: torch.Tensor, out_Wp: torch.Tensor) -> None:
-        """``out = shared + coefficients @ experts``, the experts rounded to bfloat16."""
+        """Write ``shared + coefficients @ experts`` to `out_Wp`, with the experts rounded to bfloat16."""
         for columns in self._tiles():
             self._combine(shared_p[columns], coefficients_WN, self.high_Np[:, columns], out_Wp[:, columns])
 
     def coefficient_gradients(self, grads_Wp: torch.Tensor) -> torch.Tensor:
-        """``G expertsᵀ``, [W, N], of the same rounded experts."""
+        """Gradient of the coefficients, ``G expertsᵀ`` [W, N], with the same rounded experts."""
         total = grads_Wp.new_zeros(len(grads_Wp), len(self.high_Np))
         for columns in self._tiles():
             total += self._dots(grads_Wp[:, columns], self.high_Np[:, columns])
@@ -135,12 +135,12 @@ class CompactExperts:
         )  # fmt: skip
 
     def _part(self, tensor: torch.Tensor, columns: slice) -> torch.Tensor:
-        """The columns' share of a tensor whose last axis may count blocks."""
+        """These columns of a tensor whose last axis may count blocks of columns."""
         width = self.high_Np.shape[1] // tensor.shape[-1]
         return tensor[..., columns.start // width : columns.stop // width]
 
     def _factors(self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor, share: float) -> None:
-        """Running means of the row and column sums of the squared gradient, in closed form.
+        """Update the running means of the row and column sums of the squared gradient, in closed form.
 
         With a the coefficients of expert j and g the gradients in column k: the square is (a·g)², its sum over
         a block's columns ``aᵀ (Σ g gᵀ) a``, and over the experts ``gᵀ (Σ a aᵀ) g``.
@@ -154,6 +154,6 @@ class CompactExperts:
         self.second_columns.lerp_(columns.clamp_(min=0), share)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything to keep, by name; the last axis counts columns or whole blocks of them."""
+        """What a checkpoint keeps, by name; the last axis counts columns or whole blocks of them."""
         names = "high", "low", "first_moment", "first_scale", "second_moment", "second_rows", "second_columns"
         return {name: t for name, t in zip(names, self._states(), strict=True) if t is not None}

@@ -1,4 +1,4 @@
-"""Where torch.compile pays: kernels over a whole bank on a GPU, or on a CPU with a C++ compiler."""
+"""Decides where torch.compile pays: for a large bank on a GPU, or on a CPU with a C++ compiler."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from soe_model.optimizers.tile import update_tile
 
 WORTH_IT = 1 << 24
-"""Elements of a bank; compiling takes longer than a smaller one's training gains."""
+"""Elements of a bank from which on compiling pays; for a smaller one it takes longer than training gains."""
 
 
 @cache
 def can_compile(device_type: str) -> bool:
-    """GPUs compile through Triton, CPUs through the C++ compiler of the machine."""
+    """Whether the compiler is there: Triton for GPUs, a C++ compiler for CPUs."""
     if device_type == "cpu":
         return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "c++"))
     try:
@@ -28,15 +28,17 @@ def can_compile(device_type: str) -> bool:
 
 
 def compiled(function: Callable, bank: torch.Tensor) -> Callable:
-    """`function` compiled for tiles of `bank`, or as it is where that would not pay."""
+    """`function`, compiled for tiles of `bank` where that pays."""
     if bank.numel() < WORTH_IT or not can_compile(bank.device.type):
         return function
     return torch.compile(function, dynamic=False)
 
 
 def updating(bank: torch.Tensor) -> Callable[..., None]:
-    """What updates a tile of `bank`: on a GPU with SOE_KERNELS=triton our own kernel, else the expressions, compiled
-    where that pays.
+    """The function that updates a tile of `bank`.
+
+    On a GPU with SOE_KERNELS=triton it is our own kernel, otherwise the expressions of tile.py, compiled where that
+    pays.
     """
     if bank.device.type == "cuda" and os.environ.get("SOE_KERNELS") == "triton":
         from soe_model.optimizers.kernels import update_tile as kernel

@@ -1,7 +1,7 @@
-"""The update of a tile of experts as one Triton kernel: read once, written once, nothing in between in memory.
+"""The update of a tile of experts as one Triton kernel, which reads and writes each number once.
 
-One program updates 1024 columns of one expert; it does what `compact.update_tile` (or exact Adam in float32) does, with
-the same random bits. Without a GPU the tests run it in Triton's interpreter.
+One program updates 1024 columns of one expert. It does what `tile.update_tile` does, with the same random bits. Without
+a GPU the tests run it in Triton's interpreter.
 
 Legend: W mixtures, N experts, t columns of the tile, BLOCK columns of a program.
 """
@@ -61,7 +61,7 @@ def _update(
     first += share1 * (gradient - first)
     if FACTORED:
         of_columns = tl.load(columns_ptr + columns)
-        # Smaller numbers are no normal float32, and Triton 3.7 takes them for float64.
+        # Smaller numbers are not normal in float32, and Triton 3.7 takes them for float64.
         total = tl.maximum(tl.sum(of_columns), 1.2e-38)
         square = tl.load(rows_ptr + expert * (stride // BLOCK) + block) / total * of_columns
     else:
@@ -101,9 +101,9 @@ def update_tile(
     high, low, first, first_scale, second, second_rows, second_columns, coefficients_WN, grads_Wt, numbers, keys_N,
     columns_t,
 ) -> None:  # fmt: skip
-    """As :func:`soe_model.optimizers.compact.update_tile`; float32 `high` without `low` is exact Adam.
+    """The same as :func:`soe_model.optimizers.tile.update_tile`: with a float32 `high` and no `low` it is exact Adam.
 
-    Tensors are views of contiguous ones whose columns are multiples of 1024.
+    The tensors are views of contiguous ones whose numbers of columns are multiples of 1024.
     """
     num_experts, width = high.shape
     nothing = numbers

@@ -1,4 +1,4 @@
-"""What is done to one tile of a bank's columns, as tensor expressions for torch.compile to fuse.
+"""The work on one tile of a bank's columns, as tensor expressions that torch.compile can fuse.
 
 Legend: W mixtures, N experts, t columns, F = FACTORED columns of a block.
 """
@@ -15,16 +15,16 @@ from soe_model.bounds import finite_positive, require
 from soe_model.optimizers import rounding
 
 CACHE_ELEMENTS = 1 << 18
-"""Of a tile in eager mode on a CPU: what lies between two expressions stays in a core's cache."""
+"""Elements of a tile in eager mode on a CPU, so that what one expression leaves for the next stays in the cache."""
 FUSED_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
-"""Of a tile otherwise: far below 2^31, and few calls."""
+"""Elements of a tile otherwise: few calls, and far below 2^31."""
 FACTORED = 1024
-"""Columns that share the rows' second moments; one block for a whole matrix is wrong for rows of an embedding."""
+"""Columns that share the rows' second moments. One block for a whole matrix would be wrong for an embedding's rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamConfig:
-    """Adam's constants: the betas are the paper's (Table 3), of whose epsilon it says nothing."""
+    """Adam's constants. The betas are the paper's (Table 3); it does not give an epsilon."""
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -36,10 +36,10 @@ class AdamConfig:
 
 
 def tiles(rows_Np: torch.Tensor, *, fused: bool, multiple: int = 1) -> Iterator[slice]:
-    """Slices of the columns, so that a tile of all rows fits; each but the last a multiple of `multiple` wide.
+    """Slices of the columns; each but the last is a multiple of `multiple` wide.
 
     Args:
-        fused: one kernel does all of a tile, so that nothing between the expressions has to fit the cache.
+        fused: one kernel does all the work on a tile, so that nothing between expressions must fit into the cache.
     """
     device = rows_Np.device.type
     most = FUSED_ELEMENTS[device] if fused or device != "cpu" else CACHE_ELEMENTS
@@ -51,8 +51,9 @@ def tiles(rows_Np: torch.Tensor, *, fused: bool, multiple: int = 1) -> Iterator[
 def hyperparameters(
     config: AdamConfig, step: int, learning_rate: float, device: torch.device
 ) -> torch.Tensor:
-    """float32 [5], as a tensor so that a new rate compiles nothing: 1 - beta1, 1 - beta2, the rate with the first
-    moment's correction, the root of the second's, epsilon. `step` counts from 0.
+    """1 - beta1, 1 - beta2, the rate with the first moment's correction, the root of the second's, epsilon.
+
+    They are a tensor, float32 [5], so that a new rate compiles nothing anew. `step` counts from 0.
     """
     correction1, correction2 = 1 - config.beta1 ** (step + 1), 1 - config.beta2 ** (step + 1)
     return torch.tensor(
@@ -64,18 +65,16 @@ def hyperparameters(
 def combine_tile(
     shared_t: torch.Tensor, coefficients_WN: torch.Tensor, high_Nt: torch.Tensor, out_Wt: torch.Tensor
 ) -> None:
-    """``out = shared + coefficients @ experts`` of one tile, into `out_Wt`."""
+    """Write ``shared + coefficients @ experts`` of one tile to `out_Wt`."""
     if not torch.compiler.is_compiling():
         out_Wt.copy_(shared_t + coefficients_WN @ high_Nt.float())
         return
-    for number in range(
-        len(coefficients_WN)
-    ):  # a sum that the compiler fuses; a product of matrices it would not
+    for number in range(len(coefficients_WN)):  # the compiler fuses a sum, and not a product of matrices
         out_Wt[number] = shared_t + (coefficients_WN[number][:, None] * high_Nt.float()).sum(0)
 
 
 def dots_tile(grads_Wt: torch.Tensor, high_Nt: torch.Tensor) -> torch.Tensor:
-    """A tile's part of the coefficients' gradient, [W, N]."""
+    """A tile's part of the gradient of the coefficients, [W, N]."""
     if not torch.compiler.is_compiling():
         return grads_Wt @ high_Nt.float().T
     return torch.stack([(gradient_t * high_Nt.float()).sum(1) for gradient_t in grads_Wt])
@@ -85,7 +84,7 @@ def update_tile(
     high, low, first, first_scale, second, second_rows, second_columns, coefficients_WN, grads_Wt, numbers, keys_N,
     columns_t,
 ) -> None:  # fmt: skip
-    """One tile's update, in place; what a variant does not have is None. Without `low` all is float32: exact Adam."""
+    """Update one tile in place. What a variant does not have is None; without `low` it is exact Adam in float32."""
     share1, share2, rate, correction, epsilon = numbers.unbind()
     gradient = outer(coefficients_WN, grads_Wt)
     bits: Any = None if low is None else rounding.random_bits(keys_N, columns_t)
@@ -115,7 +114,7 @@ def update_tile(
 
 
 def outer(coefficients_WN: torch.Tensor, grads_Wt: torch.Tensor) -> torch.Tensor:
-    """``coefficientsᵀ grads`` [N, t] as a pointwise expression, which a compiler keeps in registers."""
+    """``coefficientsᵀ grads`` [N, t] as a pointwise expression, which the compiler keeps in registers."""
     total = coefficients_WN[0][:, None] * grads_Wt[0]
     for number in range(1, len(grads_Wt)):
         total = total + coefficients_WN[number][:, None] * grads_Wt[number]
@@ -123,7 +122,7 @@ def outer(coefficients_WN: torch.Tensor, grads_Wt: torch.Tensor) -> torch.Tensor
 
 
 def _from_factors(rows_Nb: torch.Tensor, columns_t: torch.Tensor) -> torch.Tensor:
-    """float32 [N, t]: each block's row sums times column sums over their common total."""
+    """Second moments, float32 [N, t]: in each block, row sums times column sums over their common total."""
     blocks_bF = columns_t.view(-1, FACTORED)
     total_b = blocks_bF.sum(1).clamp(min=1.2e-38)
     return ((rows_Nb / total_b)[..., None] * blocks_bF).view(len(rows_Nb), -1)

@@ -1,1 +1,1 @@
-"""Memory, disk and time of a run before it starts."""
+"""What a run needs before it starts: memory, disk and time."""

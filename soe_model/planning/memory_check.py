@@ -1,4 +1,4 @@
-"""Whether a run fits into its workers' memory, and if not, which settings nearest to it do."""
+"""Checks that a run fits into its workers' memory; if not, finds the nearest settings that do."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Fits = Callable[[Setup], bool]
 
 
 def needed(setup: Setup) -> float:
-    """Bytes a worker needs; on a CPU its checkpoint's copy lies in the same memory."""
+    """Bytes that a worker needs; on a CPU the copy for a checkpoint lies in the same memory."""
     copy = state_bytes(setup) if setup.device_type == "cpu" else 0
     return sum(worker_memory(setup).values()) + copy
 
 
 def refuse_what_cannot_fit(setup: Setup, memory: float, *, of: str, workers_there: int = 1) -> None:
-    """Raise ValueError, naming the nearest settings that fit, unless each worker finds what it needs.
+    """Raise ValueError, naming the nearest settings that fit, unless each worker has the memory that it needs.
 
     Args:
-        memory: bytes of one GPU, or those available on a machine.
-        of: whose memory that is, for the message.
-        workers_there: how many workers share it; more workers are then no way out.
+        memory: bytes of one GPU, or bytes available on a machine.
+        of: the name of the GPU or machine, for the message.
+        workers_there: number of workers that share the memory; if it is above 1, more workers are no way out.
     """
 
     def fits(changed: Setup) -> bool:
@@ -51,11 +51,11 @@ def refuse_what_cannot_fit(setup: Setup, memory: float, *, of: str, workers_ther
 def share_of_worker(
     machines: Iterable[tuple[float, int]], num_workers: int, *, together: bool
 ) -> float | None:
-    """Bytes that every worker finds at least, when they are spread over the machines as well as can be.
+    """Bytes that every worker has at least when the workers are spread over the machines in the best way.
 
     Args:
-        machines: bytes of each, and places for workers.
-        together: the workers of a machine share its bytes; else each place has so many, as a GPU has.
+        machines: bytes of each, and its places for workers.
+        together: whether the workers of a machine share its bytes; otherwise each place has them, as with GPUs.
 
     Returns:
         None if there are fewer places than workers.
@@ -65,7 +65,7 @@ def share_of_worker(
         for memory, places in machines
         for number in range(1, min(places, num_workers) + 1)
     ]
-    # A machine of m bytes holds k workers of m / k bytes: as many of its shares are at least so large.
+    # A machine of m bytes holds k workers of m / k bytes, and k of its shares here are at least that large.
     return sorted(shares, reverse=True)[num_workers - 1] if len(shares) >= num_workers else None
 
 
@@ -76,8 +76,10 @@ def _largest(setup: Setup) -> str:
 
 
 def _ways_out(setup: Setup, fits: Fits, *, more_workers: bool) -> Iterator[dict[str, Any]]:
-    """Settings to change, the nearest first: the micro-batch alone, if that is enough; else the next optimizer by
-    bytes held, the least number of workers, the most experts, each with as large a micro-batch as it allows.
+    """Settings to change, the nearest first.
+
+    It is the micro-batch alone if that is enough. Otherwise: the optimizer with the next fewer bytes, the fewest more
+    workers, and the most experts, each with the largest micro-batch that it allows.
     """
     alone = _largest_micro_batch(setup, fits)
     if alone:
@@ -93,7 +95,7 @@ def _ways_out(setup: Setup, fits: Fits, *, more_workers: bool) -> Iterator[dict[
 
 
 def _largest_micro_batch(setup: Setup, fits: Fits) -> tuple[Setup, dict[str, Any]] | None:
-    """`setup` as it is, or with its micro-batch halved until it fits; None if even one sequence is too many."""
+    """`setup` with the largest micro-batch, halved until it fits, and the changed setting; None if none fits."""
     if fits(setup):
         return setup, {}
     size = setup.micro_batch
@@ -116,7 +118,7 @@ def _optimizers(setup: Setup) -> Iterator[tuple[dict[str, Any], Setup]]:
 
 def _workers(setup: Setup) -> Iterator[tuple[dict[str, Any], Setup]]:
     for number in range(setup.num_workers + 1, setup.training.batch_size + 1):
-        if setup.training.batch_size % number == 0:  # others would not share it evenly
+        if setup.training.batch_size % number == 0:  # with other numbers the shares would be uneven
             yield {"num_workers": number}, replace(setup, num_workers=number)
 
 

@@ -1,4 +1,4 @@
-"""What of a backbone decides its cost, measured without its memory."""
+"""Measures what decides the cost of a backbone, without allocating it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from storage_schema.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """What of a backbone decides its cost."""
+    """The numbers of a backbone that decide its cost."""
 
     num_params: int
     """P; tied parameters count once."""
     matmul_params: int
-    """Those that every token is multiplied with: the matrices, without tables that are only looked up."""
+    """Parameters that every token is multiplied with: the matrices, without tables that are only looked up."""
     matrices: tuple[tuple[int, int], ...]
     """Shapes of the two-dimensional parameters."""
     num_layers: int
@@ -26,9 +26,9 @@ class ModelSize:
     hidden_size: int
     """Width of the MLP."""
     gated: bool
-    """The MLP is gated, as Llama's."""
+    """Whether the MLP is gated, as in Llama."""
     gelu_new: bool
-    """The activation is transformers' own formula of GELU, which eagerly keeps each step of it."""
+    """Whether the activation is transformers' own formula of GELU, which in eager mode keeps each step of it."""
     vocab_size: int
 
 
@@ -48,7 +48,9 @@ def model_size(backbone: dict[str, Any]) -> ModelSize:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parameters = dict(model.named_parameters())
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    tables.discard(id(getattr(model.get_output_embeddings(), "weight", None)))  # tied: multiplied after all
+    tables.discard(
+        id(getattr(model.get_output_embeddings(), "weight", None))
+    )  # a tied table is multiplied with too
     names = ("intermediate_size", "n_inner", "ffn_dim")
     hidden = next((size for name in names if (size := getattr(config, name, None))), 4 * config.hidden_size)
     activation = getattr(config, "activation_function", None) or getattr(config, "hidden_act", None)

@@ -1,4 +1,4 @@
-"""A run as the plan sees it: the settings that decide its cost, and what follows from them.
+"""The setup of a run: the settings that decide its cost, and the sizes that follow from them.
 
 Legend: W mixtures of a step, P parameters of one model, p of them on a rank, Q numbers of a low-rank expert's factors,
 n ranks.
@@ -17,7 +17,7 @@ from soe_model.presets import SoupConfig, TrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A run to be priced: the settings that matter, on `num_workers` equal workers."""
+    """The settings of a run that matter for its cost, on `num_workers` equal workers."""
 
     size: ModelSize
     soup: SoupConfig
@@ -28,18 +28,18 @@ class Setup:
 
     @property
     def width(self) -> int:
-        """p, with the padding."""
+        """p, padding included."""
         return Sharding(num_params=self.size.num_params, world_size=self.num_workers).width
 
     @property
     def owned(self) -> list[int]:
-        """Instances of each rank: rank r has ceil((r + 1) W / n) - floor(r W / n)."""
+        """Number of instances of each rank: rank r has ceil((r + 1) W / n) - floor(r W / n)."""
         mixtures, ranks = self.training.mixtures_per_step, self.num_workers
         return [len(owned_mixtures(mixtures, rank, ranks)) for rank in range(ranks)]
 
     @property
     def factors(self) -> list[ParameterSlot]:
-        """A and B of each matrix, in turn; none for full experts.
+        """A and B of each matrix, one after the other; none for full experts.
 
         Raises ValueError if no matrix is larger than the rank.
         """
@@ -51,12 +51,12 @@ class Setup:
 
     @property
     def factor_size(self) -> int:
-        """Q; 0 for full experts. Raises ValueError if no matrix is larger than the rank."""
+        """Q; 0 for full experts. Raises ValueError as :attr:`factors`."""
         return sum(slot.size for slot in self.factors)
 
     @property
     def micro_batch(self) -> int:
-        """Sequences of one pass: the setting, or all that a rank has of one mixture."""
+        """Sequences in one pass: the setting, or all that a rank has of one mixture."""
         training = self.training
         most = min(
             training.batch_size // training.mixtures_per_step, -(-training.batch_size // self.num_workers)

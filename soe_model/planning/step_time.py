@@ -1,4 +1,4 @@
-"""How much work a step is, and how long it takes: FLOPs of the backbone, bytes moved of the bank.
+"""How much work a step is and how long it takes, from the FLOPs of the backbone and the bytes of the bank.
 
 Legend: W mixtures of a step, N experts, P parameters of one model, p of them on a rank, n ranks, L tokens in a
 sequence, h the embedding size. All times are in seconds.
@@ -15,19 +15,19 @@ from soe_model.planning.setup import Setup
 from soe_model.planning.state_size import bank_params
 
 ADAM_FLOPS = 14
-"""Operations of Adam on one parameter (section 2.5)."""
+"""Operations of Adam per parameter and step (section 2.5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Predicted seconds; None where the model has no number."""
+    """Predicted seconds per step; None where nothing is predicted."""
 
     backbone: float | None
     bank: float | None
 
     @property
     def ratio(self) -> float | None:
-        """Tokens a second of the soup over those of its plain twin, whose sending of gradients costs the same."""
+        """Tokens per second of the soup over those of its twin, which is taken to spend as much on communication."""
         if self.backbone is None or self.bank is None:
             return None
         return self.backbone / (self.backbone + self.bank)
@@ -46,7 +46,7 @@ def step_flops(setup: Setup) -> float:
 
 
 def instance_flops(setup: Setup) -> float:
-    """FLOPs from domain weights to one instance: the router's two layers, and the experts' weighted sum (eq. 2)."""
+    """FLOPs from domain weights to one instance: the two layers of the router and the sum of the experts (eq. 2)."""
     soup = setup.soup
     if not soup.num_experts:
         return 0
@@ -56,15 +56,16 @@ def instance_flops(setup: Setup) -> float:
 def update_flops(setup: Setup) -> float:
     """FLOPs of a whole step, over all workers: the backbone's, the bank's and Adam's.
 
-    The bank makes W instances, and of their gradients those of the coefficients and of the experts, each at the same
-    cost. The paper (section 2.5) counts N P for all this, and 14 operations for Adam on each parameter.
+    The bank computes W instances, the gradients of their coefficients and those of the experts; each of the three costs
+    the same. The paper (section 2.5) counts N P operations for the three together. Its 14 operations of Adam per
+    parameter are taken as they are.
     """
     bank = 3 * setup.training.mixtures_per_step * _products(setup)
     return step_flops(setup) + bank + ADAM_FLOPS * bank_params(setup)
 
 
 def _products(setup: Setup) -> float:
-    """FLOPs of multiplying every expert once with a coefficient, or with a gradient."""
+    """FLOPs of one product with all experts, such as their sum for one instance."""
     if not setup.soup.expert_rank:
         return 2 * setup.soup.num_experts * setup.size.num_params
     factors = setup.factors
@@ -76,10 +77,10 @@ def _products(setup: Setup) -> float:
 
 
 def step_time(setup: Setup, device: Device, *, mfu: float | None = None) -> StepTime:
-    """Backbone: FLOPs over what is reached of the peak. Bank: bytes moved over the bandwidth.
+    """Predict a step's time: FLOPs over the part of the peak that is reached, and the bank's bytes over the bandwidth.
 
-    Kernels reach 0.8 to 0.9 of a copy's bandwidth, which the bank's time leaves out. Low-rank experts cost FLOPs
-    rather than bytes: no time of theirs is predicted.
+    The bank's time is a lower bound: kernels reach 0.8 to 0.9 of a copy's bandwidth. Low-rank experts cost FLOPs rather
+    than bytes, and their time is not predicted.
     """
     mfu, ranks = mfu or device.mfu, setup.num_workers
     backbone = bank = None

@@ -1,7 +1,7 @@
 """How much memory a worker needs, by part.
 
-Counted exactly, from the shapes that the trainer allocates: state, instances and communication buffers. Estimated:
-activations (:func:`activation_bytes`). Assumed: the process itself.
+State, instances and communication buffers are exact: they follow from the shapes that the trainer allocates.
+Activations are estimated (:func:`activation_bytes`), and the size of the process itself is assumed.
 
 Legend: W mixtures of a step, N experts, P parameters of one model, p of them on a rank, n ranks, L tokens in a
 sequence, h the embedding size, f the width of the MLP. All sizes are in bytes.
@@ -14,15 +14,17 @@ from soe_model.planning.setup import Setup
 from soe_model.planning.state_size import ADAM_STATE, FLOAT, experts_bytes, router_params
 
 TILE = {"cuda": FUSED_ELEMENTS["cuda"], "cpu": CACHE_ELEMENTS}
-"""Elements of the bank that an optimizer works on at a time, at most."""
+"""The most elements of the bank that an optimizer works on at a time."""
 PROCESS = {"cuda": 1.0e9, "cpu": 0.6e9}
-"""Held before the first tensor, in the memory that is counted: the CUDA context and its libraries' work space; or
-the interpreter with torch and transformers. Assumed."""
+"""Bytes that are held before the first tensor (assumed): on a GPU the CUDA context and its libraries' work space, on a
+CPU the interpreter with torch and transformers."""
 
 
 def worker_memory(setup: Setup) -> dict[str, float]:
-    """Bytes of the worker that needs most, by part. They are simply added: communication and activations do not
-    meet, but an allocator does not always reuse the one for the other.
+    """Bytes of the worker that needs most, by part.
+
+    The need is their sum. Communication and activations are not there at the same time, but an allocator does not
+    always reuse the memory of the one for the other.
     """
     width, ranks, mixtures = setup.width, setup.num_workers, setup.training.mixtures_per_step
     most = max(setup.owned)
@@ -45,10 +47,10 @@ def worker_memory(setup: Setup) -> dict[str, float]:
 
 
 def communication_bytes(setup: Setup) -> float:
-    """Every mixture's columns of this rank, and what is sent and received; 0 on one rank.
+    """Bytes of this rank's columns of every mixture, and of what it sends and receives; 0 on one rank.
 
-    Low-rank experts instead need all gradients whole on every rank: as they were received, and (of several mixtures)
-    in order.
+    Low-rank experts instead need the whole gradients on every rank: as they were received and, with several mixtures,
+    once more in order.
     """
     ranks, mixtures, owned = setup.num_workers, setup.training.mixtures_per_step, setup.owned
     if ranks == 1:
@@ -60,16 +62,16 @@ def communication_bytes(setup: Setup) -> float:
 
 
 def activation_bytes(setup: Setup) -> float:
-    """What one micro-batch keeps for its backward pass; an estimate.
+    """Estimate the bytes that one micro-batch keeps for its backward pass.
 
-    A layer, after Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1) without dropout and with fused
-    attention, which keeps no scores: inputs of the attention's and MLP's matrices, queries, keys and values,
-    6 h values; inputs of two norms, 2 h; and of the MLP of width f, 2 f (4 f if gated). Their 34 h bytes in 16 bits
-    (f = 4 h) are these and two masks. Autocast keeps the norms' inputs in float32. ``gelu_new`` is written
-    in steps, and unless it is compiled each is kept: 5 f values, three of them float32 in any case.
+    A layer keeps, per token, after Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1), without dropout and with
+    fused attention, which keeps no scores: 6 h values for queries, keys, values and the inputs of the attention's and
+    the MLP's matrices; 2 h for the inputs of two norms; and 2 f for the MLP (4 f if it is gated). Their 34 h bytes in
+    16 bits, with f = 4 h, are these and two masks. Autocast keeps the norms' inputs in float32. ``gelu_new`` is written
+    in steps, and unless it is compiled each step is kept: 5 f values, of which three are always float32.
 
-    A logit costs 12 bytes at the peak: its log-softmax and two gradients in float32. Autocast also keeps the
-    matrices in bfloat16.
+    A logit costs 12 bytes at the peak: its log-softmax and two gradients in float32. Autocast also keeps the matrices
+    in bfloat16.
     """
     size, cuda = setup.size, setup.device_type == "cuda"
     number = 2 if cuda else FLOAT

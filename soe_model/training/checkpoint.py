@@ -1,4 +1,4 @@
-"""Resumable training state: one safetensors file a rank, its sha256 beside it, and one JSON of the run.
+"""Checkpoints: a training state on disk, written by any number of ranks and read by any other number.
 
 checkpoint.json                       step, world size, what the run must match, and a digest of all this
 rank-00000-of-00002.safetensors       this rank's columns of the bank and its optimizer; rank 0 also what every
@@ -37,27 +37,27 @@ _TRAINING = (
     "optimizer", "learning_rate", "expert_learning_rate", "router_learning_rate", "steps", "warmup_steps",
     "final_learning_rate_fraction", "gradient_clip",
 )  # fmt: skip
-"""What of the training the next steps hang on, besides Adam's constants; the plan's digest stands for the data."""
+"""Settings that the next steps depend on, besides Adam's constants; the plan's digest stands for the data."""
 MOST_RANKS = 99_999
-"""Of which the files' names have room."""
+"""The names of the files have room for no more."""
 
 
 class DamagedCheckpoint(StoreError):
-    """A file of a checkpoint is missing, truncated or altered; an earlier checkpoint may be whole."""
+    """A file of the checkpoint is missing, truncated or altered; an earlier checkpoint may be whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One rank's share of a trainer's state at one step, copied to host memory: training may go on."""
+    """A copy in host memory of one rank's share of a trainer's state, so that training can go on."""
 
     sharding: Sharding
     tensors: dict[str, torch.Tensor]
     state: dict[str, Any]
-    """What checkpoint.json says."""
+    """The content of checkpoint.json."""
 
     @classmethod
     def of(cls, trainer: SoupTrainer, *, plan_digest: str, notes: dict[str, Any]) -> Snapshot:
-        """Copy the trainer's state. `notes` is anything JSON that a resume wants back."""
+        """Copy the trainer's state. `notes` is any JSON that a resume wants back."""
         sharding = trainer.sharding
         state = (
             written_with()
@@ -96,16 +96,16 @@ def save_checkpoint(
     """Write this rank's share of the trainer's state into `folder` (rank 0 writes the JSON too).
 
     Args:
-        plan_digest: of the data plan; a resume with another one is refused.
-        notes: anything JSON that a resume wants back, such as the seconds trained.
+        plan_digest: digest of the data plan; a resume with another plan is refused.
+        notes: any JSON that a resume wants back, such as the seconds trained.
     """
     Snapshot.of(trainer, plan_digest=plan_digest, notes=notes).write(folder)
 
 
 def load_checkpoint(folder: str | Path, trainer: SoupTrainer, *, plan_digest: str) -> dict[str, Any]:
-    """Restore `trainer` from a checkpoint written on any number of ranks; returns its notes.
+    """Restore `trainer` from a checkpoint of any number of ranks; return its notes.
 
-    Each rank checks and reads only the files that hold its columns, and rank 0's.
+    Each rank checks and reads the files that hold its columns, and that of rank 0.
 
     Raises:
         DamagedCheckpoint: a file is missing, truncated or altered; the trainer's tensors are untouched.
@@ -140,7 +140,7 @@ def load_checkpoint(folder: str | Path, trainer: SoupTrainer, *, plan_digest: st
 
 
 def is_whole(folder: str | Path) -> bool:
-    """Whether every rank's file is there with the size it was written with; a load checks their sha256 too.
+    """Whether the file of every rank is there with the size it was written with; a load also checks its sha256.
 
     Raises StoreError for a checkpoint of another schema version and for one that cannot be read, which may be whole.
     """
@@ -182,14 +182,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _not_read(path: Path, error: OSError) -> StoreError:
-    """Damage where there is no such file; not where the system does not give it to us."""
+    """The error of a file: damage if it is not there, but not if the system does not let us read it."""
     if isinstance(error, NOT_THERE):
         return DamagedCheckpoint(f"{path} is missing: {error.strerror}.")
     return unreadable(path, error)
 
 
 def _verify(path: Path, *, content: bool = True) -> None:
-    """Raise DamagedCheckpoint unless the file is the one that was written (by its size alone without `content`)."""
+    """Raise DamagedCheckpoint unless the file is as it was written; without `content` only its size is checked."""
     entry = _read_json(path.with_suffix(".json"))
     try:
         there = path.stat().st_size
@@ -203,7 +203,7 @@ def _verify(path: Path, *, content: bool = True) -> None:
 
 
 def _to_match(trainer: SoupTrainer) -> dict[str, Any]:
-    """What a trainer must have in common with a checkpoint, besides the plan, as JSON gives it back."""
+    """What a checkpoint and a trainer must have in common besides the plan, in the types of JSON."""
     training = {name: getattr(trainer.training, name) for name in _TRAINING}
     return json.loads(
         json.dumps(
@@ -224,7 +224,7 @@ def _check(folder: Path, state: dict[str, Any], trainer: SoupTrainer, plan_diges
         changed = [
             f"{key} was {state[part][key]!r}, now {value!r}"
             for key, value in mine[part].items()
-            if key in state[part] and state[part][key] != value  # an older release wrote fewer
+            if key in state[part] and state[part][key] != value  # an older release wrote fewer settings
         ]
         if changed:
             raise StoreError(
@@ -233,7 +233,7 @@ def _check(folder: Path, state: dict[str, Any], trainer: SoupTrainer, plan_diges
 
 
 def _overlap(mine: Sharding, rank: int, world_size: int) -> tuple[slice, slice] | None:
-    """Columns that a rank of the saved world and this one share: numbered within this rank's, within theirs."""
+    """Columns that a rank of the checkpoint has in common with this one: their numbers here, and there."""
     theirs = Sharding(num_params=mine.num_params, rank=rank, world_size=world_size).columns
     start, stop = max(mine.columns.start, theirs.start), min(mine.columns.stop, theirs.stop)
     if start >= stop:
@@ -245,7 +245,7 @@ def _overlap(mine: Sharding, rank: int, world_size: int) -> tuple[slice, slice] 
 def _check_tensors(
     path: Path, file: safe_open, trainer: SoupTrainer, overlap: tuple[slice, slice] | None, *, whole: bool
 ) -> None:
-    """Raise DamagedCheckpoint unless the file has what :func:`_restore` will take of it: nothing is copied before."""
+    """Raise DamagedCheckpoint unless the file has what :func:`_restore` will copy; nothing is copied before that."""
     for name, tensor in trainer.tensors().items():
         if whole if trainer.is_whole(name) else overlap is not None:
             found = file.get_slice(name)
@@ -264,13 +264,13 @@ def _check_tensors(
 def _restore(
     file: safe_open, trainer: SoupTrainer, overlap: tuple[slice, slice] | None, *, whole: bool
 ) -> None:
-    """Copy what one rank's file has for this rank: its columns, and all of the tensors held whole."""
+    """Copy from one rank's file what this rank needs: its columns, and the tensors that every rank holds whole."""
     for name, tensor in trainer.tensors().items():
         if trainer.is_whole(name):
             if whole:
                 tensor.copy_(file.get_tensor(name))
         elif overlap is not None:
-            # Ranks begin at multiples of 1024 columns, so blocks are never cut, whatever the world sizes.
+            # Every rank begins at a multiple of 1024 columns, so no block is cut, whatever the world sizes.
             granularity = trainer.sharding.width // tensor.shape[-1]
             mine, theirs = (
                 slice(part.start // granularity, -(-part.stop // granularity)) for part in overlap

@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Measures where the time of a step goes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 MOST_MARKS = 10_000
-"""Kept between two readings; of a clock that nobody reads, the oldest are dropped."""
+"""The most marks that are kept between two readings; if nobody reads the clock, it drops the oldest."""
 
 
 class StepClock:
-    """Seconds of the parts of a step.
+    """Counts the seconds of each part of a step.
 
-    A GPU does its work later than it is asked to, so there the marks are events in its own stream and nothing waits
-    for them until the clock is read.
+    A GPU works later than it is asked to. There the marks are events in its stream, and nothing waits for them until
+    the clock is read.
     """
 
     def __init__(self, device: torch.device):
@@ -25,15 +25,15 @@ class StepClock:
         self._marks: deque = deque(maxlen=MOST_MARKS)
 
     def begin(self) -> None:
-        """A step begins; what was before it belongs to no part."""
+        """Mark the beginning of a step; the time before it belongs to no part."""
         self._marks.append((None, self._now()))
 
     def end_of(self, part: str) -> None:
-        """The part that began at the last mark ends here."""
+        """Mark the end of the part that began at the last mark."""
         self._marks.append((part, self._now()))
 
     def read(self) -> dict[str, float]:
-        """Seconds of each part since the clock was last read, summed over the steps."""
+        """Seconds of each part since the last reading, summed over the steps."""
         seconds: dict[str, float] = defaultdict(float)
         if self._marks and self._on_gpu:
             self._marks[-1][1].synchronize()

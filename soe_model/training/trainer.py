@@ -1,4 +1,4 @@
-"""One pretraining step of a soup (Algorithm 2, with W mixtures a step), and the state that resumes it.
+"""Pretraining of a soup: one step (Algorithm 2, with W mixtures per step) and the state that resumes it.
 
 Legend: W mixtures, V of them on this rank, K domains, N experts, P parameters of one model, p on this rank,
 B sequences of this rank, L tokens.
@@ -25,24 +25,24 @@ from soe_model.training.step_clock import StepClock
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one step reports, equal on every rank."""
+    """What a step reports; equal on every rank."""
 
     loss: float
-    """Mean over the global batch, nats per token, before the update."""
+    """Mean over the global batch before the update, in nats per token."""
     gradient_norm: float
-    """Global norm before clipping."""
+    """Norm of the whole gradient before clipping."""
     router_gradient_norm: float
     router_entropy: float
-    """Of the coefficients' shares |alpha_j| / sum |alpha|, nats, mean over the mixtures: ln N where all experts
-    weigh the same, 0 where one does all (and without experts)."""
+    """Entropy of the shares |alpha_j| / sum |alpha| in nats, mean over the mixtures: ln N if all experts weigh the
+    same, 0 if one expert has all the weight or there are no experts."""
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is NaN or infinite; the parameters have not been touched.
+    """The loss or its gradient is NaN or infinite; no parameter was changed.
 
     Args:
-        step: the one that was to be made, from 0.
-        mixtures: of that step whose loss or gradient is not finite.
+        step: the number of the step, from 0.
+        mixtures: the mixtures of that step whose loss or gradient is not finite.
     """
 
     def __init__(self, message: str, *, step: int, mixtures: list[int]):
@@ -54,7 +54,7 @@ class SoupTrainer:
     """A bank, a router and their optimizers, over the current process group.
 
     Args:
-        centroids_KD: of the domains; the router starts from them (see :class:`Router`).
+        centroids_KD: the domains' centroids; the router starts from them (see :class:`Router`).
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class SoupTrainer:
         self.router = FlatModule(_build_router(soup, training.seed, centroids_KD).to(device))
         self._router_optimizer = Adam(self.router.params_P, training.adam)
         self.clock = StepClock(self.device)
-        """Of ``combine``, ``forward_backward`` and ``update``; all communication but combine's is in the last."""
+        """Times ``combine``, ``forward_backward`` and ``update``, with all communication that is not in ``combine``."""
         self.step = 0
-        """Steps done; the next one to run."""
+        """Number of steps done, and so of the next one."""
 
     def train_step(
         self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor, domain_weights_WK: torch.Tensor
@@ -101,12 +101,12 @@ class SoupTrainer:
 
         Args:
             tokens_BL1: int64, this rank's sequences of L + 1 tokens.
-            mixture_B: which of the W mixtures each sequence was drawn from, ascending; best on the CPU, where reading
-                it makes no GPU wait.
+            mixture_B: int64, the mixture of each sequence, ascending. Keep it on the CPU: reading it there makes no
+                GPU wait.
             domain_weights_WK: float32, the domain weights of all W mixtures.
 
         Raises:
-            NonFiniteLoss: before anything was updated.
+            NonFiniteLoss: the loss or its gradient is not finite; nothing was updated.
         """
         with _deterministic() if self.training.deterministic else nullcontext():
             return self._train_step(tokens_BL1, mixture_B, domain_weights_WK)
@@ -130,12 +130,12 @@ class SoupTrainer:
         return result
 
     def _instance_gradients(self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor) -> torch.Tensor:
-        """Fill the gradients of this rank's instances; its share of each mixture's part of the mean loss, [W]."""
+        """Compute the gradients of this rank's instances; return its share of each mixture's part of the loss, [W]."""
         num_mixtures, size = self.training.mixtures_per_step, self.training.micro_batch_size
         tokens_in_step = self.training.batch_size * (tokens_BL1.shape[1] - 1)
         loss_W = torch.zeros(num_mixtures, device=self.device)
         self.backbone.padded_grads_WP.zero_()
-        # Their lengths at once: a comparison for each mixture would make the GPU wait for each.
+        # All lengths at once: with a comparison for each mixture the GPU would wait for each.
         lengths = mixture_B.bincount(minlength=num_mixtures).tolist()
         for place, w in enumerate(self.sharding.owned(num_mixtures)):
             self.backbone.use(place)
@@ -195,22 +195,22 @@ class SoupTrainer:
         return self.bank.instances(self.router.module(domain_weights_WK.to(self.device)))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything a resume needs besides the step, by name. See :meth:`is_whole` for what is this rank's share."""
+        """What a resume needs besides the step, by name. :meth:`is_whole` says which are only this rank's share."""
         moments = {f"router.{name}": tensor for name, tensor in self._router_optimizer.tensors().items()}
         return {"router": self.router.params_P} | moments | self.bank.tensors()
 
     def is_whole(self, name: str) -> bool:
-        """Whether every rank holds all of this tensor, rather than its columns (or blocks of columns)."""
+        """Whether every rank holds all of this tensor and not only its columns (or blocks of columns)."""
         return name.startswith("router") or (self.soup.expert_rank is not None and name.startswith("experts"))
 
     def _precision(self) -> torch.autocast:
-        """bfloat16 compute on GPUs; parameters, gradients and the loss stay float32."""
+        """Compute in bfloat16 on GPUs; parameters, gradients and the loss stay float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
 
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """PyTorch's bitwise reproducible kernels, for a while: the setting is the whole process's."""
+    """Use PyTorch's bitwise reproducible kernels inside; the setting is global, so it is put back afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
@@ -221,14 +221,14 @@ def _deterministic() -> Iterator[None]:
 
 
 def _entropy(coefficients_WN: torch.Tensor) -> torch.Tensor:
-    """Entropy [W] of each row's shares of the sum of magnitudes, nats."""
+    """Entropy [W] in nats of each row's shares of the sum of its magnitudes."""
     sizes_WN = coefficients_WN.abs()
     shares_WN = sizes_WN / sizes_WN.sum(1, keepdim=True).clamp_min(1e-30)
     return torch.special.entr(shares_WN).sum(1)
 
 
 def learning_rate_factor(step: int, training: TrainingConfig) -> float:
-    """Share of the peak rate at `step` (from 0): linear warm-up, then cosine to the final fraction."""
+    """Share of the peak rate at `step` (from 0): a linear warm-up, then a cosine to the final fraction."""
     if step < training.warmup_steps:
         return (step + 1) / training.warmup_steps
     progress = (step - training.warmup_steps) / max(training.steps - training.warmup_steps, 1)

@@ -30,7 +30,8 @@ def make(name, *, rank=None, epsilon=1e-8):
     )
     training = TrainingConfig(
         steps=STEPS, batch_size=B, sequence_length=L, mixtures_per_step=2, support_size=2, warmup_steps=5,
-        learning_rate=1e-2, expert_learning_rate=5e-3, router_learning_rate=5e-3, gradient_clip=1.0, adam=AdamConfig(epsilon=epsilon),
+        learning_rate=1e-2, expert_learning_rate=5e-3, router_learning_rate=5e-3, gradient_clip=1.0,
+        adam=AdamConfig(epsilon=epsilon),
     )  # fmt: skip
     return method(name)(soup=soup, training=training, generic_K=GENERIC_K)
 
