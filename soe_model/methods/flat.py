@@ -17,7 +17,7 @@ from soe_model.model.flat_module import FlatModule
 from soe_model.model.router import check_domain_weights
 from soe_model.planning.model_size import ModelSize, model_size
 from soe_model.planning.setup import Setup
-from soe_model.planning.step_time import token_flops, update_flops
+from soe_model.planning.step_time import token_flops, whole_step_flops
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.specialists.evaluation import window_losses
 from soe_model.training.trainer import SoupTrainer
@@ -57,7 +57,7 @@ class FlatMethod(Method):
         runs = self.runs()
         training = self.training
         tokens = [run.training.steps * run.training.batch_size * run.training.sequence_length for run in runs]
-        flops = [run.training.steps * update_flops(self.setup(run)) for run in runs]
+        flops = [run.training.steps * whole_step_flops(self.setup(run)) for run in runs]
         return Cost(
             specialist_size=self.size.num_params,
             pretrained_size=pretrained_size,

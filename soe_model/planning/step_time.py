@@ -53,7 +53,7 @@ def instance_flops(setup: Setup) -> float:
     return 2 * soup.router_hidden * (soup.num_domains + soup.num_experts) + _products(setup)
 
 
-def update_flops(setup: Setup) -> float:
+def whole_step_flops(setup: Setup) -> float:
     """FLOPs of a whole step, over all workers: the backbone's, the bank's and Adam's.
 
     The bank computes W instances, the gradients of their coefficients and those of the experts; each of the three costs
@@ -66,14 +66,11 @@ def update_flops(setup: Setup) -> float:
 
 def _products(setup: Setup) -> float:
     """FLOPs of one product with all experts, such as their sum for one instance."""
-    if not setup.soup.expert_rank:
-        return 2 * setup.soup.num_experts * setup.size.num_params
-    factors = setup.factors
-    return (
-        2
-        * setup.soup.num_experts
-        * sum(left.size * right.shape[0] for left, right in zip(factors[::2], factors[1::2], strict=True))
-    )
+    of_one = setup.size.num_params
+    if setup.soup.expert_rank:
+        pairs = zip(setup.factors[::2], setup.factors[1::2], strict=True)
+        of_one = sum(left.size * right.shape[0] for left, right in pairs)
+    return 2 * setup.soup.num_experts * of_one
 
 
 def step_time(setup: Setup, device: Device, *, mfu: float | None = None) -> StepTime:

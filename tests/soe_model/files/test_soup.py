@@ -61,7 +61,7 @@ WEIGHTS = torch.tensor([[0.5, 0.5, 0, 0, 0], [0, 0, 0.25, 0.25, 0.5]])
 def test_an_opened_soup_makes_the_trainers_instances(made):
     folder, trainer = made
     soup = SoupOfExperts.open(folder)
-    expected = trainer.bank.instances(trainer.router.module(WEIGHTS).detach())
+    expected = trainer.instantiate(WEIGHTS)
     for instance, wanted in zip(soup.instances(soup.coefficients(WEIGHTS)), expected, strict=True):
         found = unflatten(instance, soup.layout)
         for name, tensor in unflatten(wanted, trainer.backbone.layout).items():
@@ -125,7 +125,7 @@ def test_plain_transformers_gives_the_soups_logits(made, tmp_path):
     for place, weights in zip((tmp_path / "a", tmp_path / "b"), WEIGHTS, strict=True):
         manifest = write(soup, place, weights)
         model = AutoModelForCausalLM.from_pretrained(place)
-        instance = trainer.bank.instances(trainer.router.module(weights[None]).detach())[0]
+        instance = trainer.instantiate(weights[None])[0]
         parameters = unflatten(instance, trainer.backbone.layout)
         expected = torch.func.functional_call(
             trainer.backbone.module, parameters, kwargs={"input_ids": tokens}
