@@ -1,10 +1,7 @@
 """The soup and its twin behind one interface: both learn, and cost what their tensors and products count to."""
 
-from functools import partial
-
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from soe_model.methods import METHODS, method
 from soe_model.model.backbone import gpt2_config, token_losses
@@ -149,6 +146,14 @@ def test_sizes_are_what_the_tensors_count_to(name, rank):
     assert cost.pretraining_tokens == STEPS * B * L
 
 
+def counted():
+    """Counts the FLOPs of products of matrices."""
+    # Not at the top: it imports triton, before test_kernels.py can ask for its interpreter.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    return FlopCounterMode(display=False)
+
+
 def router_flops(run):
     """Of its training: the domain weights need no gradient."""
     soup = run.soup
@@ -163,7 +168,6 @@ def test_flops_are_those_of_the_products_that_autograd_makes(name):
     learner, cost = one.begin(run), one.cost()
     reference = reference_of(learner)
     tokens, _, weights_WK = draw(run, 0)
-    counted = partial(FlopCounterMode, display=False)
     with counted() as of_step:
         reference.step(weights_WK.double(), tokens.unflatten(0, (len(weights_WK), -1)))
     experts = run.soup.num_experts
@@ -182,7 +186,7 @@ def test_flops_of_low_rank_experts_are_those_of_the_trainers_products():
     one = make("soup", rank=2)
     [run] = one.runs()
     learner, cost = one.begin(run), one.cost()
-    with FlopCounterMode(display=False) as of_step:
+    with counted() as of_step:
         learner.train_step(*draw(run, 0))
     gram = 2 * run.training.mixtures_per_step**2 * learner.sharding.width  # for the norm; not in the plan
     bank_params = cost.specialist_size + learner.bank.experts.factors_NQ.numel()
