@@ -15,12 +15,11 @@ import json
 import os
 import secrets
 import shutil
-import urllib.request
-from http.client import HTTPException
 from pathlib import Path
 
 import bcrypt
 
+from flows.http_client import http_client
 from flows.local_stack import state as stack_state
 from flows.local_stack.state import Stack, StackError
 
@@ -104,14 +103,15 @@ def for_ray(stack: Stack) -> dict[str, str]:
 
 def answers(stack: Stack) -> bool:
     """Whether it is ready, and knows our password."""
-    request = urllib.request.Request(
-        f"{stack.metrics_url}/-/ready", headers={"Authorization": authorization()}
-    )
+    import httpx
+
     try:
-        with urllib.request.urlopen(request, timeout=5.0) as answer:
-            return answer.status == 200
-    except (OSError, HTTPException):
+        answer = http_client().get(
+            f"{stack.metrics_url}/-/ready", headers={"Authorization": authorization()}, timeout=5.0
+        )
+    except httpx.HTTPError:
         return False
+    return answer.status_code == 200
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import time
-import urllib.error
-import urllib.request
 import uuid
 from dataclasses import dataclass
-from http.client import HTTPException
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from flows.http_client import http_client
 from storage_schema.errors import UserError
+
+if TYPE_CHECKING:
+    import httpx
 
 TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 """The types of the states that a flow run does not leave by itself."""
@@ -71,31 +72,28 @@ class PrefectApi:
                 time.sleep(pause)
 
     def _call_once(self, method: str, path: str, body: Any, timeout: float) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}{path}",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", **self._credentials()},
-        )
+        import httpx
+
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                content = answer.read()
-        except urllib.error.HTTPError as error:
-            raise ApiError(_reason(error), error.code) from error
-        except (OSError, HTTPException) as error:
-            if isinstance(getattr(error, "reason", error), TimeoutError):
-                raise ApiError(
-                    f"the Prefect server at {self.url} has not answered within {timeout:.0f} s: it may be busy. "
-                    "`soe status` says whether it runs."
-                ) from error
+            answer = http_client().request(
+                method, f"{self.url}{path}", json=body, headers=self._credentials(), timeout=timeout
+            )
+        except httpx.TimeoutException as error:
+            raise ApiError(
+                f"the Prefect server at {self.url} has not answered within {timeout:.0f} s: it may be busy. "
+                "`soe status` says whether it runs."
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ApiError(
                 f"no Prefect server answers at {self.url} ({error}): start one with `soe up`."
             ) from error
+        if not answer.is_success:
+            raise ApiError(_reason(answer), answer.status_code)
         try:
-            return json.loads(content) if content else None
+            return answer.json() if answer.content else None
         except ValueError as error:
             raise ApiError(
-                f"what answers at {self.url} is not a Prefect server: it sends {content[:40]!r}, and no JSON."
+                f"what answers at {self.url} is not a Prefect server: it sends {answer.content[:40]!r}, and no JSON."
             ) from error
 
     def health(self) -> str:
@@ -163,14 +161,14 @@ class PrefectApi:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
 
-def _reason(error: urllib.error.HTTPError) -> str:
+def _reason(answer: httpx.Response) -> str:
     """The server's own words, if it gave any."""
     try:
-        body = json.loads(error.read())
+        body = answer.json()
     except ValueError:
         body = None
     if isinstance(body, dict):
         detail = body.get("detail") or body.get("exception_message") or body.get("exception_detail")
         if detail:
             return detail if isinstance(detail, str) else json.dumps(detail)
-    return f"{error.url} answers {error.code} {error.reason}"
+    return f"{answer.url} answers {answer.status_code} {answer.reason_phrase}"
