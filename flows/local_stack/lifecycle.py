@@ -252,9 +252,16 @@ def _deploy(stack: Stack) -> None:
 def _activate_profile(stack: Stack) -> None:
     if prefect_profile.is_active(stack.api.url) and stack.profile_before is not None:
         return
-    before = prefect_profile.activate(prefect_profile.settings(stack.api.url, stack.api.auth_string or ""))
-    stack.profile_before = stack.profile_before or before
-    stack.save()
+
+    def remember(before: dict[str, Any]) -> None:
+        known = stack.profile_before
+        # What an earlier `soe up` saved counts for as long as the profile that it wrote is there.
+        if known is None or (known["file"], known["settings"]) == (before["file"], before["settings"]):
+            stack.profile_before = before
+            stack.save()
+
+    wanted = prefect_profile.settings(stack.api.url, stack.api.auth_string or "")
+    prefect_profile.activate(wanted, remember)
 
 
 def _stop_all(stack: Stack, report: Report) -> None:

@@ -76,10 +76,11 @@ def test_two_stacks_at_once_keep_each_others_profiles(stand_ins, monkeypatch, tm
 
     def activate(url):
         barrier.wait()
-        return prefect_profile.activate(prefect_profile.settings(url, "soe:x"))
+        prefect_profile.activate(prefect_profile.settings(url, "soe:x"), earlier.append)
 
+    earlier: list[dict] = []
     with ThreadPoolExecutor(2) as pool:
-        earlier = list(pool.map(activate, ["http://one/api", "http://two/api"]))
+        list(pool.map(activate, ["http://one/api", "http://two/api"]))
     assert sorted(before["settings"] is None for before in earlier) == [False, True]
 
 
@@ -100,7 +101,9 @@ def test_an_up_that_fails_spares_the_runs_that_were_there(stand_ins, monkeypatch
     known = start()
     run = run_of_the_dead_worker(known)
     monkeypatch.setattr(
-        stand_ins, "_deploy", lambda known: (_ for _ in ()).throw(StackError("the deployments were refused."))
+        stand_ins,
+        "_deploy",
+        lambda known: (_ for _ in ()).throw(StackError("the deployments were refused.")),
     )
     with pytest.raises(StackError, match="refused"):
         stand_ins.up()
