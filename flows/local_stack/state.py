@@ -19,7 +19,7 @@ import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +35,8 @@ from storage_schema.manifest import write_atomically
 COMPONENTS = ("prefect-server", "ray-head", "prefect-worker")
 PROMETHEUS = "prometheus"
 """A component of those stacks that were started with ``--metrics`` (flows/local_stack/prometheus.py)."""
+Report = Callable[[str, str], None]
+"""``report(component, state)``: ``starting`` or ``waiting``, ``ready``; ``stopping``, ``stopped``."""
 LONGEST_RAY_FOLDER = 40
 """Characters. A Unix socket's path has at most 107, and Ray adds up to 65 to its folder's."""
 

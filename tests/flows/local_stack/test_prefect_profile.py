@@ -86,7 +86,7 @@ def test_killed_between_any_two_writes_the_user_loses_nothing(stand_ins, monkeyp
     if command == "up":
         stand_ins.down()
     # Who is killed tidies nothing up.
-    monkeypatch.setattr(stand_ins, "_stop_begun", lambda known, before: None)
+    monkeypatch.setattr(stand_ins, "stop_begun", lambda known, before: None)
     left = writes + (3 if command == "up" else 0)  # the processes are written down first, one by one
 
     def killed(write):
