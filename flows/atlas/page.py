@@ -32,6 +32,8 @@ from storage_schema.manifest import (
 
 FILE_NAME = "atlas.html"
 PAGE_FILES = Path(__file__).parent
+STYLES = ("shared/colours.css", "page.css")
+"""Parts of one style sheet, in this order; the page of `soe serve` takes the first one too."""
 SCRIPTS = ("state.js", "map.js", "panel.js", "actions.js")
 """Parts of one script, in this order."""
 MOST_DOMAINS = 16_384
@@ -88,18 +90,14 @@ def atlas_page(atlas: Atlas, store: str, specialists: Mapping[str, Weights], *, 
     """
     from plotly.offline import get_plotlyjs
 
-    scripts = {
-        "PLOTLY": get_plotlyjs(),
-        "SCRIPT": "\n".join((PAGE_FILES / name).read_text("utf-8") for name in SCRIPTS),
-    }
+    scripts = {"PLOTLY": get_plotlyjs(), "SCRIPT": "\n".join(map(_part, SCRIPTS))}
     parts = scripts | {
         "IDENTITY": identity,
-        "STYLE": (PAGE_FILES / "page.css").read_text("utf-8"),
+        "STYLE": "".join(map(_part, STYLES)),
         "DATA": embedded_json(_columns(atlas, store, specialists)),
         "SCRIPT_HASHES": " ".join(map(_hash_source, scripts.values())),
     }
-    template = (PAGE_FILES / "page.html").read_text("utf-8")
-    return re.sub(r"\{\{([A-Z_]+)\}\}", lambda mark: parts[mark[1]], template)
+    return re.sub(r"\{\{([A-Z_]+)\}\}", lambda mark: parts[mark[1]], _part("page.html"))
 
 
 def read_specialists(folder: str | Path, store: DomainStore) -> dict[str, dict[int, float]]:
@@ -162,6 +160,10 @@ def _rounded(portrait: DomainPortrait) -> float | None:
     return None if distance is None else round(distance, 4)
 
 
+def _part(name: str) -> str:
+    return (PAGE_FILES / name).read_text("utf-8")
+
+
 def _hash_source(script: str) -> str:
     """The script as a Content-Security-Policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
@@ -172,11 +174,7 @@ def _identity(store: DomainStore, specialists: Mapping[str, Weights]) -> str:
         {
             "domains": store.digest,
             "specialists": {name: sorted(weights.items()) for name, weights in specialists.items()},
-            "parts": {
-                path.name: file_digest(path)
-                for path in PAGE_FILES.iterdir()
-                if path.suffix in (".js", ".css", ".html")
-            },
+            "parts": {name: file_digest(PAGE_FILES / name) for name in (*STYLES, *SCRIPTS, "page.html")},
             "written_by": [WRITTEN_BY, version("plotly")],
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from flows.atlas import page as atlas_page
+from flows import atlas
 from flows.serving.access import Access
 from flows.serving.completions import completions_api
 from flows.serving.compute_queue import ComputeQueue
@@ -21,8 +23,9 @@ from flows.serving.page_routes import page_api
 from flows.serving.specialist_cache import Specialists
 
 PAGE = Path(__file__).parent / "page"
-END_OF_LOOK = "\n* {"
-"""In the atlas's style sheet, what comes after its colours."""
+STATIC = PAGE / "static"
+# Python before 3.12 calls scripts application/javascript, and a machine's own list may say anything.
+mimetypes.add_type("text/javascript", ".js")
 
 
 def create_app(specialists: Specialists, access: Access, *, max_queue: int = 64) -> FastAPI:
@@ -49,18 +52,7 @@ def create_app(specialists: Specialists, access: Access, *, max_queue: int = 64)
     return app
 
 
-def style() -> str:
-    """The page's style sheet: the atlas's colours, then the page's own rules."""
-    look = (atlas_page.PAGE_FILES / "page.css").read_text("utf-8").partition(END_OF_LOOK)[0]
-    return f"{look}\n{(PAGE / 'page.css').read_text('utf-8')}"
-
-
 def _add_page(app: FastAPI, access: Access) -> None:
-    static = {
-        "page.css": (style(), "text/css"),
-        "page.js": ((PAGE / "page.js").read_text("utf-8"), "text/javascript"),
-    }
-
     @app.get("/")
     async def page(request: Request, token: str | None = None) -> Response:
         right = token is not None and access.is_token(token)
@@ -71,16 +63,12 @@ def _add_page(app: FastAPI, access: Access) -> None:
             response.set_cookie(access.cookie_name, access.cookie_value, httponly=True, samesite="strict")
         return response
 
-    @app.get("/static/{name}")
-    async def part(name: str) -> Response:
-        if name not in static:
-            raise HTTPException(404)
-        text, kind = static[name]
-        return Response(text, media_type=kind)
-
     @app.get("/healthz")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
+
+    # Without a token: there is nothing of the soup in them.
+    app.mount("/static", StaticFiles(directory=STATIC, packages=[(atlas.__name__, "shared")]))
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,12 +40,12 @@ class Guard:
             return
         if scope["type"] != "http":
             return  # there is no WebSocket here
-        headers, answer = Headers(scope=scope), _with_headers(send)
+        request, answer = HTTPConnection(scope), _with_headers(send)
         try:
-            self._check_origin(headers)
-            self._check_token(scope["path"], headers)
+            self._check_origin(request.headers)
+            self._check_token(scope["path"], request)
             if scope["method"] not in READING:
-                receive = await self._whole_body(headers, receive)
+                receive = await self._whole_body(request.headers, receive)
         except Refused as refused:
             response = JSONResponse(refused.body(), refused.status, headers=refused.headers)
             await response(scope, receive, answer)
@@ -66,13 +66,14 @@ class Guard:
         if origin is not None and origin != f"http://{hosts[0]}":
             raise Refused(403, "Pages of other origins may not use this service.", code="foreign_origin")
 
-    def _check_token(self, path: str, headers: Headers) -> None:
+    def _check_token(self, path: str, request: HTTPConnection) -> None:
         if path in OPEN or path.startswith(STATIC):
             return
-        given = headers.get("authorization")
+        given = request.headers.get("authorization")
+        cookie = request.cookies.get(self.access.cookie_name, "")
         if given is not None and self.access.is_bearer(given):
             return
-        if given is None and not path.startswith("/v1/") and self.access.is_cookie(self.cookie(headers)):
+        if given is None and not path.startswith("/v1/") and self.access.is_cookie(cookie):
             return
         said = "The token is wrong." if given is not None else "There is no token."
         raise Refused(
@@ -82,14 +83,6 @@ class Guard:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-
-    def cookie(self, headers: Headers) -> str:
-        """The page's cookie; an empty text where there is none."""
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(self.access.cookie_name)
-        except CookieError:
-            return ""
-        return found.value if found is not None else ""
 
     async def _whole_body(self, headers: Headers, receive: Receive) -> Receive:
         """Read the body, bounded in size and time; returns a `receive` that gives it again."""
