@@ -1,7 +1,7 @@
-"""The domain atlas: one HTML page with the map, the data and plotly.js inside, which reaches no network.
+"""The domain atlas: one HTML page with the map, the data and plotly.js inside, which needs no network.
 
-Written beside the store as ``<store>/atlas.html``. With specialists their domain weights h are laid over the
-same map, in a file of its own. The parts of the page lie in ``flows/atlas/``.
+It is written beside the store as ``<store>/atlas.html``. A page with specialists shows their domain weights h on the
+same map, and is a file of its own. The parts of the page are the files of ``flows/atlas/``.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ STYLES = ("shared/colours.css", "page.css")
 SCRIPTS = ("state.js", "map.js", "panel.js", "actions.js")
 """Parts of one script, in this order."""
 MOST_DOMAINS = 16_384
-"""A browser draws no map of more tiles in a time one would wait."""
+"""A browser takes too long to draw a map of more tiles."""
 HEAD_BYTES = 1024
-"""The identity stands in so many first bytes of a page."""
+"""The identity is within so many first bytes of a page."""
 
 Weights = Mapping[int, float]
 
@@ -51,15 +51,15 @@ def write_atlas(
     out: str | Path | None = None,
     report: Report = ignore_progress,
 ) -> Path:
-    """Write the atlas of a finished store, unless the same page is already there; returns its path.
+    """Write the atlas of a finished store, unless the file has the same page already; returns its path.
 
     Args:
         folder: the store's folder.
-        specialists: a specialist's folder, or one of several; without one the page is the store's own.
-        out: the file; ``atlas.html`` in the store's folder by default, ``atlas-<specialists>.html`` with any.
+        specialists: the folder of a specialist, or of several; None: the page shows the store only.
+        out: the file. By default ``atlas.html`` in the store's folder, with specialists ``atlas-<folder>.html``.
 
     Raises:
-        StoreError: the store or a specialist is not finished, or they do not belong together.
+        StoreError: the store or a specialist is not finished, or the specialist is of another store.
         ValueError: the store has more than ``MOST_DOMAINS`` domains.
     """
     store = DomainStore(folder)
@@ -84,9 +84,9 @@ def atlas_page(atlas: Atlas, store: str, specialists: Mapping[str, Weights], *, 
     """The page's HTML.
 
     Args:
-        store: the store's name, as shown.
+        store: the name that the page shows.
         specialists: name → domain → weight; the first is shown when the page opens.
-        identity: what the page was made from, to be recognised by.
+        identity: a digest of what the page was made from.
     """
     from plotly.offline import get_plotlyjs
 
@@ -101,9 +101,9 @@ def atlas_page(atlas: Atlas, store: str, specialists: Mapping[str, Weights], *, 
 
 
 def read_specialists(folder: str | Path, store: DomainStore) -> dict[str, dict[int, float]]:
-    """Name → domain → weight of the specialist in `folder`, or of each one in a folder below it.
+    """Name → domain → weight of the specialist in `folder`, or of each specialist in a folder below it.
 
-    Raises :class:`StoreError` if there is none, or if one is of a soup of other domains.
+    Raises :class:`StoreError` if there is none, or if one is of a soup with other domains.
     """
     from soe_model.specialists.recipe import read_recipe
 
@@ -133,7 +133,7 @@ def read_specialists(folder: str | Path, store: DomainStore) -> dict[str, dict[i
 
 
 def embedded_json(value: Any) -> str:
-    """JSON that can stand inside a ``<script>`` element, whatever text it holds."""
+    """JSON that is safe inside a ``<script>`` element, whatever text it contains."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -165,7 +165,7 @@ def _part(name: str) -> str:
 
 
 def _hash_source(script: str) -> str:
-    """The script as a Content-Security-Policy names it."""
+    """The script's hash, as a Content-Security-Policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 

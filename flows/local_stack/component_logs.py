@@ -47,9 +47,7 @@ def log_lines(component: str, last: int, *, follow: bool) -> Iterator[str]:
     try:
         yield from (line.rstrip("\n") for line in file.readlines()[-last:])
         while follow:
-            replaced = _is_replaced(
-                file, log
-            )  # asked first: what the old file was still given is read before it is left
+            replaced = _is_replaced(file, log)  # asked first: the old file is then read to its end
             yield from (line.rstrip("\n") for line in file)
             if replaced:
                 file.close()

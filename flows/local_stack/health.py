@@ -21,8 +21,10 @@ def is_up(stack: Stack) -> bool:
 
 
 def states(stack: Stack) -> dict[str, str]:
-    """How each component is: ``up``; ``down``, where its process is gone; ``does not answer`` or ``answers STATUS``,
-    where it lives; ``unknown`` for a worker that only a server which does not answer could tell of.
+    """The state of each component.
+
+    ``up``: it runs and answers. ``down``: its process has ended. ``does not answer``, ``answers STATUS``: its process
+    runs. ``unknown``: only the Prefect server knows whether the worker polls, and the server does not answer.
     """
     asked: dict[str, Callable[[], str]] = {
         "prefect-server": stack.api.health,
@@ -45,12 +47,12 @@ def _worker(stack: Stack) -> str:
 
 
 def members(stack: Stack) -> set[int]:
-    """The numbers of all the stack's processes."""
+    """The process ids of the whole stack."""
     return processes.members(stack.processes.values(), stack.mark())
 
 
 def ray_answers(stack: Stack) -> bool:
-    """Whether the dashboard answers, knows our token, belongs to our Ray head, and has a living node."""
+    """Whether the dashboard answers, takes our token, belongs to our Ray head, and lists a living node."""
     import httpx
 
     try:

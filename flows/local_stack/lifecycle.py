@@ -1,6 +1,7 @@
-"""``soe up | down``: a Prefect server on SQLite, a process worker, a Ray head and, if asked for, Prometheus, all on the
-loopback interface. What lies where: ``flows/local_stack/state.py``; how processes are found again:
-``flows/local_stack/processes.py``.
+"""``soe up | down``: a Prefect server on SQLite, a process worker, a Ray head and, if asked for, Prometheus.
+
+All of them listen on the loopback interface only. ``state.py`` says where their files are, ``processes.py`` how their
+processes are found again.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ def up(
     metrics_port: int | None = None,
     report: Report = lambda component, state: None,
 ) -> Stack:
-    """Start whatever of the stack is not running, deploy the flows, and activate the Prefect profile.
+    """Start the components that do not run, deploy the flows, and activate the Prefect profile.
 
-    A port that is not given is the one of last time, at first 4200 (Prefect), 8265 (Ray's dashboard), 6379 (Ray) and
-    9190 (Prometheus). `metrics` says whether Prometheus belongs to the stack; None: as last time, at first no. Raises
-    :class:`StackError` on a port in use, or when a component ends instead of answering.
+    A port that is not given stays what it was; the first time it is 4200 (Prefect), 8265 (Ray's dashboard), 6379 (Ray)
+    or 9190 (Prometheus). `metrics` says whether Prometheus belongs to the stack; None: as it was, the first time no.
+    Raises :class:`StackError` if a port is in use, or a component ends or does not answer.
     """
     with _lock(report):
         old = stack_state.load()
@@ -77,9 +78,9 @@ def down(report: Report = lambda component, state: None) -> bool:
 
 
 def _with_ports(old: Stack | None, prefect: int | None, dashboard: int | None, ray: int | None) -> Stack:
-    """The stack to start: the `old` one if it runs or keeps its ports, else a new one.
+    """The stack to start: the `old` one if any of its processes run, else a new one on the ports asked for.
 
-    Raises :class:`StackError` if the old one runs with other ports than those asked for.
+    Raises :class:`StackError` if the old one runs on other ports than those asked for.
     """
     asked = {"prefect_port": prefect, "dashboard_port": dashboard, "ray_port": ray}
     known = {name: getattr(old, name) for name in asked} if old else {}
@@ -98,7 +99,7 @@ def _with_ports(old: Stack | None, prefect: int | None, dashboard: int | None, r
 
 
 def _choose_metrics(stack: Stack, wanted: bool | None, port: int | None) -> None:
-    """Set the port of Prometheus, or that there is none. Raises :class:`StackError` if it runs otherwise."""
+    """Set Prometheus' port, or None for no Prometheus. Raises :class:`StackError` if it already runs on another one."""
     if wanted is None and port is None:
         chosen = stack.metrics_port
     else:
@@ -127,7 +128,7 @@ def _activate_profile(stack: Stack) -> None:
 
 @contextmanager
 def _lock(report: Report) -> Iterator[None]:
-    """One ``soe up`` or ``soe down`` at a time for a ``SOE_HOME``: the state is read and written under it."""
+    """Let one ``soe up`` or ``soe down`` at a time read and change the stack of this ``SOE_HOME``."""
     stack_state.folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(stack_state.folder() / "lock", "w") as file:
         try:

@@ -22,12 +22,16 @@ from flows.prefect_client.api import ApiError
 
 PREFECT_FILE = Path(__file__).parents[1] / "prefect_flows/prefect.yaml"
 START_SECONDS = 180.0
-"""After so long a component that does not answer is given up."""
+"""A component that has not answered by then counts as failed."""
 
 
 def start_missing(stack: Stack, missing: list[str], report: Report) -> None:
+    """Start the components named in `missing`, and wait until every component of the stack answers.
+
+    Raises :class:`StackError` if a port is in use, a component ends or does not answer, or the deployment fails.
+    """
     for name in missing:
-        if name != "prefect-worker":  # the flow runs of a dead worker go on by themselves
+        if name != "prefect-worker":  # its flow runs go on without it
             stop_component(stack, name, patience=5.0)
     for name in missing:
         _check_ports(stack, name)
@@ -70,7 +74,7 @@ def _start(stack: Stack, name: str, report: Report) -> None:
 
 
 def _clear_ray_folder() -> None:
-    """The logs of the session before say why it ended: they are kept, the rest is of no use."""
+    """Keep the logs of the session before, which say why it ended; delete the rest of it."""
     logs, kept = stack_state.ray_folder() / "session_latest/logs", stack_state.former_ray_logs()
     if logs.is_dir():
         shutil.rmtree(kept, ignore_errors=True)

@@ -12,7 +12,7 @@ from flows.prefect_client.api import ApiError
 
 
 def stop_all(stack: Stack, report: Report) -> None:
-    """The worker first, so that its flow runs can stop their jobs and say so; then Ray; then the server."""
+    """Stop the worker first, so that its flow runs can stop their jobs and report that; then Ray; then the server."""
     patience_of = {"prefect-worker": 15.0, "ray-head": 4.0, "prefect-server": 8.0, PROMETHEUS: 8.0}
     for name in (name for name in patience_of if name in stack.components):
         patience = patience_of[name]
@@ -25,7 +25,7 @@ def stop_all(stack: Stack, report: Report) -> None:
 
 
 def stop_component(stack: Stack, name: str, patience: float) -> None:
-    """Stop one component with all its processes, those left of a dead one too."""
+    """Stop all processes of a component, also those that outlived it."""
     leaders = [stack.processes.pop(name)] if name in stack.processes else []
     left = processes.stop(lambda: processes.members(leaders, stack.mark(name)), patience=patience)
     if left:
@@ -33,8 +33,8 @@ def stop_component(stack: Stack, name: str, patience: float) -> None:
 
 
 def stop_begun(stack: Stack, before: dict[str, Process]) -> None:
-    """Stop what was started since these were the components' processes, and nothing else: a cluster that was up may be
-    in the middle of a long job, and a flow run outlives its worker.
+    """Stop the components that were started after `before` was noted, and nothing else: a cluster that ran already may
+    be in the middle of a long job, and a flow run outlives its worker.
     """
     for name, process in list(stack.processes.items()):
         if process != before.get(name):

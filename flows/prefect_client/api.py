@@ -1,4 +1,4 @@
-"""The few calls we make to a Prefect server's REST API, without the seconds that importing Prefect takes."""
+"""The few calls that we make to a Prefect server's REST API; importing Prefect itself would take seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import httpx
 
 TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-"""The types of the states that a flow run does not leave by itself."""
+"""The types of the states in which a flow run stays."""
 
 
 class ApiError(UserError):
@@ -59,7 +59,7 @@ class PrefectApi:
     ) -> Any:
         """One request; the answer's JSON (None if empty). Raises :class:`ApiError`.
 
-        A server that is too busy for its database says so (503, 429), and is asked again for `patience` seconds.
+        If the server says that it is busy (503, 429), it is asked again for `patience` seconds.
         """
         waited = 0.0
         for pause in (0.5, 1, 2, 4, 8, 16, float("inf")):
@@ -105,11 +105,11 @@ class PrefectApi:
         return "up" if well else "does not answer"
 
     def healthy(self) -> bool:
-        """Whether the server answers, and well."""
+        """Whether the server is up."""
         return self.health() == "up"
 
     def create_flow_run(self, deployment: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Schedule a run of the deployment ``FLOW/NAME`` for now; the server checks the parameters."""
+        """Schedule a run of the deployment ``FLOW/NAME`` to start now. The server checks the parameters."""
         try:
             found = self.call("GET", f"/deployments/name/{deployment}")
         except ApiError as error:
@@ -138,7 +138,7 @@ class PrefectApi:
         return self.call("POST", "/flow_runs/filter", query)
 
     def ended(self, limit: int) -> list[dict[str, Any]]:
-        """The `limit` flow runs that ended last; the last one first."""
+        """The `limit` flow runs that ended last; the latest first."""
         query = {
             "flow_runs": {"state": {"type": {"any_": sorted(TERMINAL)}}},
             "sort": "END_TIME_DESC",

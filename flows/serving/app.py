@@ -1,4 +1,4 @@
-"""The application: the page, its API, the OpenAI-style API, and how errors are said."""
+"""The application: the page, its API, the OpenAI-style API, and the form of errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def create_app(specialists: Specialists, access: Access, *, max_queue: int = 64)
     """The service of one soup.
 
     Args:
-        max_queue: requests that may wait for the one that is computed.
+        max_queue: so many requests may wait while another one is computed.
     """
     queue = ComputeQueue(max_waiting=max_queue, seconds=specialists.limits.seconds)
 
@@ -41,7 +41,7 @@ def create_app(specialists: Specialists, access: Access, *, max_queue: int = 64)
         yield
         queue.close()
 
-    # The descriptions FastAPI makes would be open to all, and their pages load scripts from elsewhere.
+    # FastAPI's descriptions of the API would be open to everybody, and their pages load scripts from elsewhere.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.queue = queue
     app.add_middleware(Guard, access=access, limits=specialists.limits)
@@ -59,7 +59,7 @@ def _add_page(app: FastAPI, access: Access) -> None:
         if not right and not access.is_cookie(request.cookies.get(access.cookie_name, "")):
             return Response((PAGE / "locked.html").read_text("utf-8"), 401, media_type="text/html")
         response = Response((PAGE / "page.html").read_text("utf-8"), media_type="text/html")
-        if right:  # the script then takes the token out of the address
+        if right:  # the script takes the token out of the address
             response.set_cookie(access.cookie_name, access.cookie_value, httponly=True, samesite="strict")
         return response
 
@@ -67,7 +67,7 @@ def _add_page(app: FastAPI, access: Access) -> None:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    # Without a token: there is nothing of the soup in them.
+    # These files need no token: nothing in them comes from the soup.
     app.mount("/static", StaticFiles(directory=STATIC, packages=[(atlas.__name__, "shared")]))
 
 

@@ -1,4 +1,4 @@
-"""What every request passes before the application sees it: Host, Origin, token, size; and every answer's headers."""
+"""Check each request before the application sees it (Host, Origin, token, size), and set each answer's headers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 OPEN = ("/", "/healthz")
-"""Paths without a token: the page's own asks for it itself."""
+"""No token is needed here; ``/`` checks its own cookie or token."""
 STATIC = "/static/"
 READING = ("GET", "HEAD", "OPTIONS")
 
@@ -39,7 +39,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # there is no WebSocket here
+            return  # the service has no WebSocket
         request, answer = HTTPConnection(scope), _with_headers(send)
         try:
             self._check_origin(request.headers)
@@ -85,7 +85,7 @@ class Guard:
         )
 
     async def _whole_body(self, headers: Headers, receive: Receive) -> Receive:
-        """Read the body, bounded in size and time; returns a `receive` that gives it again."""
+        """Read the body within the limits of size and time; returns a `receive` that gives it again."""
         said = headers.get("content-length", "0")
         if not said.isdigit():
             raise Refused(400, f"The Content-Length is {said[:40]!r}; it must be a number of bytes.")

@@ -32,7 +32,7 @@ function map() {
     ? "The domains your texts fall into are highlighted, the cross is their middle. Point at a bubble, or walk with the arrow keys."
     : "Each bubble is a domain of the corpus; near ones are alike. Point at one, or walk with the arrow keys.";
 }
-/* Names of the heaviest domains, and of others where there are few, each where no other name is. */
+/* Names for the heaviest domains, each placed where it covers no other name. */
 function labels(known, words) {
   const size = narrow.matches ? 20 : 13, shown = known.slice(0, LABELS), taken = [], found = [];
   const meets = (box, one) => Math.abs(one.x - box.x) < one.half + box.half && Math.abs(one.y - box.y) < one.high + box.high;

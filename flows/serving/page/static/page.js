@@ -39,7 +39,7 @@ function show(specialist) {
 
 /* The page as it opens. */
 async function start() {
-  if (location.search) history.replaceState(null, "", "/");  // the token stays out of the address and the history
+  if (location.search) history.replaceState(null, "", "/");  // takes the token out of the address and the history
   const drop = at("drop");
   for (const kind of ["dragenter", "dragover"]) {
     document.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
@@ -59,7 +59,7 @@ async function start() {
     const { name, experts, parameters, positions, domains } = state.soup;
     document.title = `Specialists of ${name}`;
     at("soup").textContent = name;
-    at("summary").textContent = `${count(experts)} experts · ${count(domains.x.length)} domains · ${count(parameters)} parameters a model · ` +
+    at("summary").textContent = `${count(experts)} experts · ${count(domains.x.length)} domains · ${count(parameters)} parameters per model · ` +
       `${count(positions)} positions`;
     at("tokens").max = String(Math.min(positions - 1, state.soup.limits.max_tokens));
     at("tokens").value = String(Math.min(48, Math.floor(positions / 2)));

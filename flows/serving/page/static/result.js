@@ -35,10 +35,10 @@ function losses() {
   at("losses").replaceChildren(bar("This specialist", found.made, longest, true), bar("Generic instance", found.generic_instance, longest, false));
   at("verdict").className = gain > 0 ? "good" : "bad";
   const windows = `${count(found.windows)} ${found.windows === 1 ? "window" : "windows"}`;
-  const sure = found.gain_interval ? ` With 90 % of resamples the gain is ${fixed(found.gain_interval[0])} to ${fixed(found.gain_interval[1])}.` : "";
+  const sure = found.gain_interval ? ` In 90 % of the resamples the gain is ${fixed(found.gain_interval[0])} to ${fixed(found.gain_interval[1])}.` : "";
   at("verdict").replaceChildren(
     make("strong", gain > 0 ? `${fixed(gain)} nats per token better` : `${fixed(-gain)} nats per token worse`),
-    ` than the generic instance, on ${windows} of your text that chose no domain (less is better).${sure}`,
+    ` than the generic instance, on ${windows} of your text that were held out (less is better).${sure}`,
   );
 }
 
@@ -73,6 +73,6 @@ async function copy() {
     await navigator.clipboard.writeText(at("recipe").textContent);
     at("copied").textContent = "Copied.";
   } catch {
-    at("copied").textContent = "The browser does not let it be copied: open “Recipe” and copy it there.";
+    at("copied").textContent = "The browser forbids it: open “Recipe” and copy it there.";
   }
 }

@@ -6,7 +6,7 @@ const count = (value) => value.toLocaleString("en");
 const fixed = (value, digits = 3) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const state = { soup: null, specialist: null, files: [], walked: null, all: false };
 
-/* Small builders: what comes from texts or the service only ever becomes text nodes. */
+/* Small builders. What comes from texts or the service becomes text nodes only. */
 function make(tag, text, attributes = {}) {
   const node = Object.assign(document.createElement(tag), attributes);
   if (text !== undefined) node.textContent = text;
@@ -19,7 +19,7 @@ function draw(tag, attributes, text) {
   return node;
 }
 
-/* The service, and what it says when it cannot. */
+/* Questions to the service, and its errors. */
 async function ask(path, body) {
   const options = body === undefined ? {} :
     { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };

@@ -7,7 +7,7 @@ function counted() {
   const texts = given(), characters = texts.reduce((sum, text) => sum + text.length, 0);
   at("count").textContent = texts.length
     ? `${count(texts.length)} ${texts.length === 1 ? "text" : "texts"}, ${count(characters)} characters` +
-      (texts.length < 10 ? ". More of them make a surer choice; from 10 passages on some are kept apart to measure on." : "")
+      (texts.length < 10 ? ". More texts make the choice surer; from 10 passages on, some are held out to measure on." : "")
     : "";
 }
 async function addFiles(files) {
@@ -44,7 +44,7 @@ async function makeOne(event) {
   const timer = setInterval(tick, 500);
   try {
     show(await ask("/api/specialists", { texts }));
-    // At once: the list's answer must not take the focus from where the reader went meanwhile.
+    // Before the list is asked for: its answer must not take the focus from where the reader went meanwhile.
     at("map-title").focus({ preventScroll: true });
     at("map-title").scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
     await listMade();
