@@ -105,7 +105,7 @@ def test_the_page_takes_every_part_from_the_service(client):
 
 @pytest.mark.parametrize(
     "path",
-    ["", "page.html", "../page.html", "%2e%2e/page.html", "..%2fpage.html", "../../app.py", "%00", "a" * 300],
+    ["", "page.html", "%2e%2e/page.html", "..%2fpage.html", "%2e%2e/%2e%2e/app.py", "%00", "a" * 300],
 )
 def test_nothing_else_lies_there(client, path):
     assert "There is nothing at" in refusal(stranger(client).get(f"http://127.0.0.1:8300/static/{path}"), 404)
