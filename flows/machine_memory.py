@@ -1,4 +1,4 @@
-"""How much memory this machine, or the container that we are in, has and has left; and the nodes of the Ray cluster."""
+"""How much memory this machine or its container has, and has left; the same of the nodes of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import psutil
 from pipeline.cores import control_groups
 
 ANSWER_SECONDS = 60.0
-"""A node that does not say so long how much memory it has is not waited for."""
+"""How long a node may take to say how much memory it has."""
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes: what the kernel can give without swapping, or what the tightest control group leaves, if that is less.
+    """Bytes that the kernel can give without swapping, or that the tightest control group leaves, if that is less.
 
     Args:
-        root: where ``proc/self/cgroup`` and ``sys`` lie.
+        root: the folder with ``proc/self/cgroup`` and ``sys``.
     """
     groups = control_groups("memory", root)
     left = [folder_left for folder in groups if (folder_left := _left(folder)) is not None]
@@ -24,14 +24,14 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """Bytes: the machine's memory, or the limit of the tightest control group, if that is less."""
+    """Bytes of the machine's memory, or the limit of the tightest control group, if that is less."""
     groups = control_groups("memory", root)
     limits = [limit for folder in groups if (limit := _limit(folder)) is not None]
     return min([psutil.virtual_memory().total, *limits])
 
 
 def smallest_gpu() -> tuple[str, int] | None:
-    """Name and bytes of the smallest GPU that torch sees here; None if it sees none."""
+    """Name and bytes of the smallest GPU that torch sees; None if it sees none."""
     import torch
 
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -40,9 +40,10 @@ def smallest_gpu() -> tuple[str, int] | None:
 
 
 def memory_of_nodes(use_gpu: bool) -> list[tuple[int, int]] | None:
-    """Bytes, and places for workers, of each node of a Ray cluster that workers may start on: of a GPU, or available.
+    """For each node of the Ray cluster that workers may start on: bytes, and how many workers may start there.
 
-    Empty where workers can start on this machine only; None if a node does not say.
+    With `use_gpu` these are the bytes of the node's smallest GPU, else its available memory. Empty if workers can start
+    on this machine only; None if a node does not answer.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -79,7 +80,7 @@ def _memory_here(use_gpu: bool) -> int | None:
 
 
 def _limit(folder: Path) -> int | None:
-    """The group's limit in bytes; None where there is none."""
+    """The group's limit in bytes; None if it has none."""
     for name in ("memory.max", "memory.limit_in_bytes"):
         try:
             return int((folder / name).read_text())
@@ -89,7 +90,7 @@ def _limit(folder: Path) -> int | None:
 
 
 def _left(folder: Path) -> int | None:
-    """Bytes below the group's limit, its file cache counted as free; None where there is no limit."""
+    """Bytes that the group may still take, its file cache counted as free; None if it has no limit."""
     for limit, usage, cache in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

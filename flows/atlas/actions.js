@@ -1,4 +1,4 @@
-/* What a person can do. */
+/* What the reader can do. */
 function choose(i, { focus = true } = {}) {
   const before = state.domain;
   state.domain = i;
@@ -34,7 +34,7 @@ function search(text) {
   if (zoomed) draw();
 }
 
-/* The next domain in the order of their numbers, or of the list's while something is searched. */
+/* The next domain by number; during a search, the next one of the list. */
 function step(by) {
   const order = matches();
   if (!order.length) return;

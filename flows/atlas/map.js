@@ -18,13 +18,13 @@ function colours() {
   return { least, most: most > least ? most : least + 1, values: [least, ...clusters, ...values.map((v) => v ?? least)] };
 }
 
-/* Ink for a tile: the one of two that stands out from its colour, 4.2 to 1 at the least. */
+/* The text colour of a tile: of two, the one with more contrast, which is at least 4.2 to 1. */
 function inks({ least, most, values }) {
   const turn = dark.matches ? 0.55 : 0.78;
   return values.map((value) => ((value - least) / (most - least) < turn) === dark.matches ? "#ffffff" : "#0b1519");
 }
 
-/* A cluster's number and as many of its words as a cluster of middling size has room for. */
+/* A cluster's number, and as many of its words as fit into an average cluster. */
 function name(cluster) {
   const room = Math.sqrt((at("map").clientWidth * at("map").clientHeight) / C) / 7;
   let text = String(cluster);
@@ -36,7 +36,7 @@ function name(cluster) {
   return text;
 }
 
-/* Only words, numbers and our own text go on the map: plotly reads some HTML in what it is given. */
+/* Only words, numbers and our own text go on the map: plotly interprets some HTML. */
 function texts() {
   const inside = (i) => state.cluster === clusterOf(i);
   const enlarged = narrow.matches ? 2 : branching > 32 ? 3 : 6;
@@ -101,7 +101,7 @@ function draw() {
   drawn = drawn.then(() => Plotly.react("map", [trace()], layout, { displayModeBar: false, responsive: true })).then(mark);
 }
 
-/* Fading and the outline are set on the drawn tiles: laying the map out anew for each key would be slow. */
+/* Fading and outlines are set on the drawn tiles: a new layout at each key would be slow. */
 function mark() {
   const found = state.query ? new Set(matches()) : null;
   for (const slice of at("map").querySelectorAll(".slice")) {

@@ -1,7 +1,7 @@
-"""The domain atlas: one HTML page with the map, the data and plotly.js inside, which reaches no network.
+"""The domain atlas: one HTML page with the map, the data and plotly.js inside, which needs no network.
 
-Written beside the store as ``<store>/atlas.html``. With specialists their domain weights h are laid over the
-same map, in a file of its own. The parts of the page lie in ``flows/atlas/``.
+It is written beside the store as ``<store>/atlas.html``. A page with specialists shows their domain weights h on the
+same map, and is a file of its own. The parts of the page are the files of ``flows/atlas/``.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from storage_schema.manifest import (
 
 FILE_NAME = "atlas.html"
 PAGE_FILES = Path(__file__).parent
+STYLES = ("shared/colours.css", "page.css")
+"""Parts of one style sheet, in this order; the page of `soe serve` takes the first one too."""
 SCRIPTS = ("state.js", "map.js", "panel.js", "actions.js")
 """Parts of one script, in this order."""
 MOST_DOMAINS = 16_384
-"""A browser draws no map of more tiles in a time one would wait."""
+"""A browser takes too long to draw a map of more tiles."""
 HEAD_BYTES = 1024
-"""The identity stands in so many first bytes of a page."""
+"""The identity is within so many first bytes of a page."""
 
 Weights = Mapping[int, float]
 
@@ -49,15 +51,15 @@ def write_atlas(
     out: str | Path | None = None,
     report: Report = ignore_progress,
 ) -> Path:
-    """Write the atlas of a finished store, unless the same page is already there; returns its path.
+    """Write the atlas of a finished store, unless the file has the same page already; returns its path.
 
     Args:
         folder: the store's folder.
-        specialists: a specialist's folder, or one of several; without one the page is the store's own.
-        out: the file; ``atlas.html`` in the store's folder by default, ``atlas-<specialists>.html`` with any.
+        specialists: the folder of a specialist, or of several; None: the page shows the store only.
+        out: the file. By default ``atlas.html`` in the store's folder, with specialists ``atlas-<folder>.html``.
 
     Raises:
-        StoreError: the store or a specialist is not finished, or they do not belong together.
+        StoreError: the store or a specialist is not finished, or the specialist is of another store.
         ValueError: the store has more than ``MOST_DOMAINS`` domains.
     """
     store = DomainStore(folder)
@@ -82,30 +84,26 @@ def atlas_page(atlas: Atlas, store: str, specialists: Mapping[str, Weights], *, 
     """The page's HTML.
 
     Args:
-        store: the store's name, as shown.
+        store: the name that the page shows.
         specialists: name → domain → weight; the first is shown when the page opens.
-        identity: what the page was made from, to be recognised by.
+        identity: a digest of what the page was made from.
     """
     from plotly.offline import get_plotlyjs
 
-    scripts = {
-        "PLOTLY": get_plotlyjs(),
-        "SCRIPT": "\n".join((PAGE_FILES / name).read_text("utf-8") for name in SCRIPTS),
-    }
+    scripts = {"PLOTLY": get_plotlyjs(), "SCRIPT": "\n".join(map(_part, SCRIPTS))}
     parts = scripts | {
         "IDENTITY": identity,
-        "STYLE": (PAGE_FILES / "page.css").read_text("utf-8"),
+        "STYLE": "".join(map(_part, STYLES)),
         "DATA": embedded_json(_columns(atlas, store, specialists)),
         "SCRIPT_HASHES": " ".join(map(_hash_source, scripts.values())),
     }
-    template = (PAGE_FILES / "page.html").read_text("utf-8")
-    return re.sub(r"\{\{([A-Z_]+)\}\}", lambda mark: parts[mark[1]], template)
+    return re.sub(r"\{\{([A-Z_]+)\}\}", lambda mark: parts[mark[1]], _part("page.html"))
 
 
 def read_specialists(folder: str | Path, store: DomainStore) -> dict[str, dict[int, float]]:
-    """Name → domain → weight of the specialist in `folder`, or of each one in a folder below it.
+    """Name → domain → weight of the specialist in `folder`, or of each specialist in a folder below it.
 
-    Raises :class:`StoreError` if there is none, or if one is of a soup of other domains.
+    Raises :class:`StoreError` if there is none, or if one is of a soup with other domains.
     """
     from soe_model.specialists.recipe import read_recipe
 
@@ -135,7 +133,7 @@ def read_specialists(folder: str | Path, store: DomainStore) -> dict[str, dict[i
 
 
 def embedded_json(value: Any) -> str:
-    """JSON that can stand inside a ``<script>`` element, whatever text it holds."""
+    """JSON that is safe inside a ``<script>`` element, whatever text it contains."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -162,8 +160,12 @@ def _rounded(portrait: DomainPortrait) -> float | None:
     return None if distance is None else round(distance, 4)
 
 
+def _part(name: str) -> str:
+    return (PAGE_FILES / name).read_text("utf-8")
+
+
 def _hash_source(script: str) -> str:
-    """The script as a Content-Security-Policy names it."""
+    """The script's hash, as a Content-Security-Policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -172,11 +174,7 @@ def _identity(store: DomainStore, specialists: Mapping[str, Weights]) -> str:
         {
             "domains": store.digest,
             "specialists": {name: sorted(weights.items()) for name, weights in specialists.items()},
-            "parts": {
-                path.name: file_digest(path)
-                for path in PAGE_FILES.iterdir()
-                if path.suffix in (".js", ".css", ".html")
-            },
+            "parts": {name: file_digest(PAGE_FILES / name) for name in (*STYLES, *SCRIPTS, "page.html")},
             "written_by": [WRITTEN_BY, version("plotly")],
         }
     )

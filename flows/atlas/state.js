@@ -36,7 +36,7 @@ const state = {
   query: "", cluster: null, domain: null, measure: 0, sort: data.specialists.length ? 1 : 0, shown: SHOWN, scroll: 0,
 };
 
-/* Small builders: text from the data only ever becomes text nodes. */
+/* Small builders. Text from the data becomes text nodes only. */
 function make(tag, text, attributes = {}) {
   const node = Object.assign(document.createElement(tag), attributes);
   if (text !== undefined) node.textContent = text;

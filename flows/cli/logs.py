@@ -7,11 +7,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from flows.cli.follow_run import SILENT_SECONDS, patiently
 from flows.local_stack import state as stack_state
+from flows.local_stack.component_logs import log_lines
 from flows.local_stack.state import COMPONENTS, PROMETHEUS, StackError
 from flows.prefect_client.api import TERMINAL, ApiError, PrefectApi
 from flows.reporting.local_time import local_time
@@ -31,7 +31,7 @@ def show(what: str | None, *, lines: int, follow: bool) -> int:
         if known is None and what in (*COMPONENTS, PROMETHEUS):
             raise StackError(f"no stack was ever started for SOE_HOME={layout.home()}: `soe up` does.")
         if known is not None and what in known.components:
-            source = _of_file(stack_state.logs_folder() / f"{what}.log", lines, follow)
+            source = log_lines(what, lines, follow=follow)
         else:
             source = _of_run(PrefectApi.of_active_profile(), what, lines, follow)
         for line in source:
@@ -42,17 +42,6 @@ def show(what: str | None, *, lines: int, follow: bool) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def _of_file(path: Path, lines: int, follow: bool) -> Iterator[str]:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        yield from [line.rstrip("\n") for line in file.readlines()[-lines:]]
-        while follow:
-            line = file.readline()
-            if line:
-                yield line.rstrip("\n")
-            else:
-                time.sleep(POLL_SECONDS)
 
 
 def _of_run(api: PrefectApi, what: str | None, lines: int, follow: bool) -> Iterator[str]:

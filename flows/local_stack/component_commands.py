@@ -16,7 +16,7 @@ WORK_POOL = "soe"
 
 
 def command(stack: Stack, component: str) -> list[str]:
-    """The words that start one of the stack's components."""
+    """The command line that starts a component of the stack."""
     return _COMMANDS[component](stack)
 
 
@@ -31,7 +31,7 @@ def _prefect_worker(stack: Stack) -> list[str]:
 
 
 def _ray_head(stack: Stack) -> list[str]:
-    """Logical CPUs are at least four: training workers must leave some for the tasks that feed them."""
+    """Ray counts at least four CPUs: training workers must leave some for the tasks that feed them."""
     options = {
         "node-ip-address": "127.0.0.1",
         "port": stack.ray_port,
@@ -60,7 +60,7 @@ _COMMANDS = {
 
 
 def _object_store_bytes() -> int:
-    """30 % of the memory, at most 4 GB, and what a usable shared-memory file system has free."""
+    """30 % of the memory, at most 4 GB, and no more than a usable ``/dev/shm`` has free."""
     wanted = min(int(0.3 * memory_limit()), 4_000_000_000)
     shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
     return min(wanted, int(0.9 * shared)) if shared > 400_000_000 else wanted

@@ -1,4 +1,4 @@
-"""Flow runs whose process is gone: the server would show them as running for ever, and queue others behind."""
+"""Flow runs whose process ended without saying so: the server would show them as running, and let others wait."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ACTIVE = ["PENDING", "RUNNING", "CANCELLING"]
 
 
 def close(stack: Stack, why: str, *, patience: float = 30.0) -> list[str]:
-    """Mark the active runs of the stack's pool that have no process as crashed, saying `why` and the way on.
+    """Mark the active runs of the stack's pool that have no process as crashed, and say `why` and how to go on.
 
-    To be called while no worker runs. Returns the runs' names. Raises :class:`ApiError` if the server does not answer
-    a question within `patience` seconds, or refuses it.
+    Call this while no worker runs. Returns the runs' names. Raises :class:`ApiError` if the server refuses a request,
+    or does not answer it within `patience` seconds.
     """
     ask = partial(stack.api.call, timeout=patience, patience=patience)
     query = {
@@ -31,7 +31,7 @@ def close(stack: Stack, why: str, *, patience: float = 30.0) -> list[str]:
         message = f"{why} To go on with it: prefect flow-run retry {run['id']}"
         state = {"type": "CRASHED", "name": "Crashed", "message": message}
         try:
-            # Asked again: a process that is gone now may have reported its end since the first question.
+            # Ask again: the process may have reported its end after the first question.
             if ask("GET", f"/flow_runs/{run['id']}")["state_type"] not in _ACTIVE:
                 continue
             ask("POST", f"/flow_runs/{run['id']}/set_state", {"state": state})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
 
+from flows.http_client import http_client
 from flows.local_stack import processes, prometheus
 from flows.local_stack import state as stack_state
 from flows.local_stack.component_commands import WORK_POOL
@@ -23,8 +21,10 @@ def is_up(stack: Stack) -> bool:
 
 
 def states(stack: Stack) -> dict[str, str]:
-    """How each component is: ``up``; ``down``, where its process is gone; ``does not answer`` or ``answers STATUS``,
-    where it lives; ``unknown`` for a worker that only a server which does not answer could tell of.
+    """The state of each component.
+
+    ``up``: it runs and answers. ``down``: its process has ended. ``does not answer``, ``answers STATUS``: its process
+    runs. ``unknown``: only the Prefect server knows whether the worker polls, and the server does not answer.
     """
     asked: dict[str, Callable[[], str]] = {
         "prefect-server": stack.api.health,
@@ -47,17 +47,19 @@ def _worker(stack: Stack) -> str:
 
 
 def members(stack: Stack) -> set[int]:
-    """The numbers of all the stack's processes."""
+    """The process ids of the whole stack."""
     return processes.members(stack.processes.values(), stack.mark())
 
 
 def ray_answers(stack: Stack) -> bool:
-    """Whether the dashboard answers, knows our token, belongs to our Ray head, and has a living node."""
+    """Whether the dashboard answers, takes our token, belongs to our Ray head, and lists a living node."""
+    import httpx
+
     try:
         session = _ask_ray(stack, "/api/version")["session_name"]
         ours = Path(os.readlink(stack_state.ray_folder() / "session_latest")).name
         nodes = _ask_ray(stack, "/api/v0/nodes")["data"]["result"]["result"]
-    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+    except (OSError, httpx.HTTPError, ValueError, KeyError, TypeError):
         return False
     return session == ours and any(node["state"] == "ALIVE" for node in nodes)
 
@@ -75,8 +77,7 @@ def metrics_answer(stack: Stack) -> bool:
 
 def _ask_ray(stack: Stack, path: str) -> dict:
     token = stack_state.token_file().read_text().strip()
-    request = urllib.request.Request(
-        f"{stack.dashboard_url}{path}", headers={"Authorization": f"Bearer {token}"}
+    answer = http_client().get(
+        f"{stack.dashboard_url}{path}", headers={"Authorization": f"Bearer {token}"}, timeout=5.0
     )
-    with urllib.request.urlopen(request, timeout=5.0) as answer:
-        return json.loads(answer.read())
+    return answer.raise_for_status().json()

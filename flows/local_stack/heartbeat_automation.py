@@ -1,8 +1,8 @@
-"""What the Prefect server does by itself: close a flow run whose process has fallen silent.
+"""The automation by which the Prefect server closes a flow run whose process no longer reports that it lives.
 
-A flow's process reports that it lives (``PREFECT_FLOWS_HEARTBEAT_FREQUENCY``, set by :mod:`flows.local_stack.state`
-for the worker). Where a machine is lost with worker and run, nobody else would ever say so, and the run would keep
-its place.
+The process reports every ``PREFECT_FLOWS_HEARTBEAT_FREQUENCY`` seconds, which :mod:`flows.local_stack.state` sets for
+the worker. When a machine fails together with its worker and the run, nobody else would close the run, and it would
+block the runs that wait for it.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from flows.prefect_client.api import PrefectApi
 
 NAME = "soe: close silent flow runs"
 HEARTBEAT_SECONDS = 30
-"""Prefect's least."""
+"""The smallest value that Prefect allows."""
 SILENT_SECONDS = 120
 _ENDED = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")
 
 
 def ensure(api: PrefectApi) -> None:
-    """Create the automation on the server, if it is not there. Raises :class:`flows.prefect_client.api.ApiError`."""
+    """Create the automation unless the server has it. Raises :class:`flows.prefect_client.api.ApiError`."""
     if api.call("POST", "/automations/filter", {"automations": {"name": {"any_": [NAME]}}}):
         return
     heartbeat = "prefect.flow-run.heartbeat"
     body = {
         "name": NAME,
-        "description": "A flow run that reported that it lives, and no longer does, ends CRASHED.",
+        "description": "A flow run that stops reporting that it lives ends CRASHED.",
         "enabled": True,
         "trigger": {
             "type": "event",
@@ -39,8 +39,8 @@ def ensure(api: PrefectApi) -> None:
             {
                 "type": "change-flow-run-state",
                 "state": "CRASHED",
-                "message": f"Its process has been silent for {SILENT_SECONDS} s. `prefect flow-run retry` goes on "
-                "with it: a Ray job that still runs is followed, another is resumed.",
+                "message": f"Its process has been silent for {SILENT_SECONDS} s. `prefect flow-run retry` follows its "
+                "Ray job if that still runs, and resumes it if it has ended.",
             }
         ],
     }

@@ -7,14 +7,14 @@ its mode becomes 0600. What was there before is remembered and put back when the
 from __future__ import annotations
 
 import fcntl
+import json
 import os
-import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import toml
+import tomlkit
 
 from flows.local_stack.state import StackError
 from storage_schema.manifest import write_atomically
@@ -41,26 +41,27 @@ def settings(api_url: str, auth_string: str) -> dict[str, str]:
     }
 
 
-def activate(wanted: dict[str, str]) -> dict[str, Any]:
+def activate(wanted: dict[str, str], remember: Callable[[dict[str, Any]], None]) -> None:
     """Write the profile and make it the active one.
 
-    Returns what :func:`restore` needs: the file, the profile that was active (None for Prefect's default) and
-    the settings that a profile of the same name had (None if there was none).
+    Args:
+        remember: called before anything is written, with what :func:`restore` needs: the file, the profile that was
+            active (None for Prefect's default) and the settings of a profile of the same name (None if there was
+            none). Whatever it keeps survives a crash that happens later.
     """
     file = path()
     with _lock(file):
         body = _read(file)
-        before = {"file": str(file), "active": body.get("active"), "settings": body["profiles"].get(NAME)}
-        body["active"] = NAME
-        body["profiles"][NAME] = wanted
-        _write(file, body)
-    return before
+        there = body.unwrap()
+        settings = there.get("profiles", {}).get(NAME)
+        remember({"file": str(file), "active": there.get("active"), "settings": settings})
+        _write(file, body, active=NAME, settings=wanted)
 
 
 def is_active(api_url: str) -> bool:
     """Whether plain ``prefect`` commands reach this API by way of our profile."""
     body = _read(path())
-    return body.get("active") == NAME and body["profiles"].get(NAME, {}).get("PREFECT_API_URL") == api_url
+    return body.get("active") == NAME and _url(body) == api_url
 
 
 def restore(before: dict[str, Any], api_url: str) -> None:
@@ -70,18 +71,10 @@ def restore(before: dict[str, Any], api_url: str) -> None:
         return
     with _lock(file):
         body = _read(file)
-        if body["profiles"].get(NAME, {}).get("PREFECT_API_URL") != api_url:
+        if _url(body) != api_url:
             return
-        if before["settings"] is None:
-            del body["profiles"][NAME]
-        else:
-            body["profiles"][NAME] = before["settings"]
-        if body.get("active") == NAME:
-            body["active"] = before["active"]
-        if body["profiles"] or body.get("active"):
-            _write(file, body)
-        else:
-            file.unlink()
+        active = before["active"] if body.get("active") == NAME else body.get("active")
+        _write(file, body, active=active, settings=before["settings"])
 
 
 @contextmanager
@@ -96,20 +89,46 @@ def _lock(file: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> tomlkit.TOMLDocument:
     try:
-        body = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+        return tomlkit.parse(file.read_text("utf-8") if file.exists() else "")
     except ValueError as error:
         raise StackError(f"{file} is not TOML ({error}): mend it, or move it away.") from error
-    body.setdefault("profiles", {})
-    return body
 
 
-def _write(file: Path, body: dict[str, Any]) -> None:
-    if body.get("active") is None:
+def _url(body: tomlkit.TOMLDocument) -> str | None:
+    """The server that our profile points at; None if the profile is not there."""
+    return body.get("profiles", {}).get(NAME, {}).get("PREFECT_API_URL")
+
+
+def _write(
+    file: Path, body: tomlkit.TOMLDocument, *, active: str | None, settings: dict[str, str] | None
+) -> None:
+    """Change which profile is active and what ours holds; the user's comments and order stay as they are.
+
+    A file that is then empty is deleted.
+    """
+    if active is None:
         body.pop("active", None)
+    elif "active" in body:
+        body["active"] = active
+    else:  # tomlkit would add the key between the first profile and the comment above it
+        body = tomlkit.parse(f"active = {json.dumps(active)}\n\n{body.as_string()}")
+    profiles = body.setdefault("profiles", tomlkit.table(is_super_table=True))
+    if settings is None:
+        profiles.pop(NAME, None)
+    elif NAME in profiles:
+        for name in profiles[NAME].keys() - settings.keys():
+            del profiles[NAME][name]
+        profiles[NAME].update(settings)
+    else:
+        profiles[NAME] = settings
+    text = body.as_string().strip("\n")
+    if not text:
+        file.unlink(missing_ok=True)
+        return
     before = os.umask(0o077)
     try:
-        write_atomically(file, toml.dumps(body))
+        write_atomically(file, text + "\n")
     finally:
         os.umask(before)

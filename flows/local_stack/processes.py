@@ -1,9 +1,11 @@
-"""The processes of a local stack: starting them apart from the terminal, finding them again, stopping them.
+"""Start the processes of a local stack apart from the terminal, find them again, and stop them.
 
-A component is started as the leader of its own session, with a mark in its environment. Its members are the
-processes of that session, their descendants, and whatever carries the mark (Ray starts job drivers in new
-sessions, and its workers overwrite the memory in which the kernel shows their environment: no single sign
-finds them all). Linux only: boot, environments and port ranges are read from ``/proc``.
+Each component leads a session of its own and has a mark in its environment. The processes of that session, their
+descendants and every process with the mark belong to it. No single sign finds them all: Ray starts job drivers in new
+sessions, and its workers overwrite the memory from which the kernel shows their environment.
+
+Linux only: the boot's id, environments and the kernel's port range are read from ``/proc``; psutil has none of them
+whole.
 """
 
 from __future__ import annotations
@@ -26,21 +28,21 @@ MARK = "SOE_STACK"
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A process, told from a later one that was given the same number by the time it started, and by the boot."""
+    """A process. Its start time and the boot tell it from a later process with the same number."""
 
     pid: int
     started: int
-    """Clock ticks since the machine started: setting the clock does not change it."""
+    """In clock ticks since the machine started; setting the clock does not change it."""
     boot: str = ""
-    """:func:`boot_id` when it was started; empty in states of versions that did not keep it."""
+    """:func:`boot_id` when it was started; empty in state files of older versions."""
     mark: str = ""
     """The value of :data:`MARK` that it was started with."""
     folder: str = ""
-    """That it was started in."""
+    """The folder that it was started in."""
 
     @property
     def of_this_boot(self) -> bool:
-        """False: the machine was started anew since, and the number is another process's, if anybody's."""
+        """Whether the machine has not restarted since. If it has, the number belongs to another process or to none."""
         return self.boot in ("", boot_id())
 
     @property
@@ -81,13 +83,13 @@ def start(command: list[str], *, environment: dict[str, str], log: Path, folder:
 
 
 def boot_id() -> str:
-    """The kernel's name for the time since the machine was last started."""
+    """The kernel's id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def members(leaders: Iterable[Process], mark: str) -> set[int]:
-    """Numbers of the living processes in the sessions of the `leaders` (which may have ended), of those whose
-    mark begins with `mark`, and of the descendants of both. The calling process is never among them.
+    """The numbers of the living processes in the sessions of the `leaders`, of those whose mark begins with `mark`, and
+    of the descendants of both. A leader may have ended; the calling process is left out.
     """
     table = _table()
     marked = carrying(f"{MARK}={mark}") & table.keys()
@@ -105,8 +107,8 @@ def members(leaders: Iterable[Process], mark: str) -> set[int]:
 
 
 def _is_left_of(leader: Process, session: set[int], marked: set[int]) -> bool:
-    """Whether this is the session of the leader, which has ended, and not a later one of the same number: the
-    kernel keeps the number while anybody is in the session, so that one process of ours in it is enough.
+    """Whether this is still the session of the leader, which has ended, and not a later one with the same number. The
+    kernel keeps the number while a process is in the session, so one process of ours in it is proof.
     """
     return leader.of_this_boot and (
         bool(session & marked) or any(_works_in(leader.folder, p) for p in session)
@@ -121,15 +123,15 @@ def _works_in(folder: str, pid: int) -> bool:
 
 
 def carrying(variable: str) -> set[int]:
-    """Numbers of the processes with an environment variable that begins so: ``NAME=value``."""
+    """The numbers of the processes with an environment variable that begins with ``NAME=value``."""
     sign = b"\0" + variable.encode()
     return {pid for pid in psutil.pids() if sign in b"\0" + _environment(pid)}
 
 
 def stop(find: Callable[[], set[int]], *, patience: float) -> set[int]:
-    """Ask the processes that `find` names to end, and after `patience` seconds make them.
+    """Ask the processes that `find` names to end (SIGTERM); after `patience` seconds kill them.
 
-    Returns the numbers of those that are still there two seconds after SIGKILL (none, short of a hung disk).
+    Returns the numbers of those that still run two seconds after SIGKILL: none, unless a disk hangs.
     """
     asked: set[int] = set()
     deadline = time.monotonic() + patience
@@ -148,9 +150,9 @@ def stop(find: Callable[[], set[int]], *, patience: float) -> set[int]:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that is free now, and that the kernel gives to nobody who asks for any.
+    """A free port of the loopback interface, outside the range from which the kernel takes ports for connections.
 
-    A port of its own range (32768 to 60999, unless set) may be some connection's before a server listens there.
+    Inside that range (32768 to 60999, unless set) a connection may take the port before a server listens on it.
     """
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     below = range(max(1024, first - 12_000), first)
@@ -191,7 +193,7 @@ def _table() -> dict[int, _Row]:
             with process.oneshot():
                 if process.status() not in _ENDED:
                     table[process.pid] = _Row(process.ppid(), os.getsid(process.pid))
-        except (psutil.Error, ProcessLookupError):  # it ended meanwhile
+        except (psutil.Error, ProcessLookupError):  # it has just ended
             pass
     return table
 
@@ -205,7 +207,7 @@ def _started(pid: int) -> int | None:
         process = psutil.Process(pid)
         if process.status() in _ENDED:
             return None
-        # psutil adds the time of the boot by the wall clock, which moves when that is set.
+        # psutil adds the time of the boot, which moves when the clock is set.
         return round((process.create_time() - psutil.boot_time()) * os.sysconf("SC_CLK_TCK"))
     except psutil.Error:
         return None

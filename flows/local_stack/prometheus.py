@@ -1,4 +1,4 @@
-"""``soe up --metrics``: a Prometheus on the loopback interface that scrapes the Ray cluster, behind a password.
+"""``soe up --metrics``: a Prometheus on the loopback interface that scrapes the Ray cluster and asks for a password.
 
 $SOE_HOME/stack/metrics/     mode 0700
     password                 of the user ``soe``, mode 0600
@@ -15,23 +15,22 @@ import json
 import os
 import secrets
 import shutil
-import urllib.request
-from http.client import HTTPException
 from pathlib import Path
 
 import bcrypt
 
+from flows.http_client import http_client
 from flows.local_stack import state as stack_state
 from flows.local_stack.state import Stack, StackError
 
 USER = "soe"
 SCRAPE_SECONDS = 5
 TARGETS = "prom_metrics_service_discovery.json"
-"""Ray keeps this list of its nodes' metric ports in its folder."""
+"""In this file in its folder Ray lists the metric ports of its nodes."""
 
 
 def folder() -> Path:
-    """Where Prometheus keeps everything."""
+    """The folder with Prometheus' configuration, password and data."""
     return stack_state.folder() / "metrics"
 
 
@@ -52,7 +51,7 @@ def program() -> str:
 
 
 def command(stack: Stack) -> list[str]:
-    """The words that start it."""
+    """The command line that starts it."""
     options = {
         "config.file": folder() / "prometheus.yml",
         "web.config.file": folder() / "web.yml",
@@ -75,7 +74,7 @@ def prepare(stack: Stack) -> None:
         folder() / "web.yml",
         json.dumps({"basic_auth_users": {USER: bcrypt.hashpw(password, bcrypt.gensalt(10)).decode()}}),
     )
-    # Looked at again and again: its folder is not there yet, and Ray makes it anew whenever it starts.
+    # Prometheus reads this file again and again: Ray makes a new folder at each start, and has made none yet.
     nodes = {"files": [str(stack_state.ray_folder() / TARGETS)], "refresh_interval": f"{SCRAPE_SECONDS}s"}
     job = {"job_name": "ray", "file_sd_configs": [nodes]}
     interval = {"scrape_interval": f"{SCRAPE_SECONDS}s", "scrape_timeout": f"{SCRAPE_SECONDS}s"}
@@ -103,19 +102,20 @@ def for_ray(stack: Stack) -> dict[str, str]:
 
 
 def answers(stack: Stack) -> bool:
-    """Whether it is ready, and knows our password."""
-    request = urllib.request.Request(
-        f"{stack.metrics_url}/-/ready", headers={"Authorization": authorization()}
-    )
+    """Whether it is ready and takes our password."""
+    import httpx
+
     try:
-        with urllib.request.urlopen(request, timeout=5.0) as answer:
-            return answer.status == 200
-    except (OSError, HTTPException):
+        answer = http_client().get(
+            f"{stack.metrics_url}/-/ready", headers={"Authorization": authorization()}, timeout=5.0
+        )
+    except httpx.HTTPError:
         return False
+    return answer.status_code == 200
 
 
 def _write(path: Path, text: str) -> None:
-    """JSON is YAML too."""
+    """Write a file that only its owner can read. JSON is YAML too."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)

@@ -1,13 +1,13 @@
-"""What is known of a local stack: its folder, ports, processes and secrets, and the environment of each part.
+"""The state of a local stack: its folder, ports, processes and secrets, and the environment of each component.
 
 $SOE_HOME/stack/             mode 0700
     state.json               this file's :class:`Stack`
     prefect-password         user:password of the Prefect server, mode 0600
     ray-token                the Ray cluster's token, mode 0600
-    logs/                    one file a component
+    logs/                    one file per component
     prefect/                 PREFECT_HOME of server and worker; the database
     ray/                     Ray's session (under the temporary folder where this path would be too long)
-    ray-logs.1/              the logs of the one before, beside it
+    ray-logs.1/              the logs of the session before, beside ray/
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +34,9 @@ from storage_schema.manifest import write_atomically
 
 COMPONENTS = ("prefect-server", "ray-head", "prefect-worker")
 PROMETHEUS = "prometheus"
-"""A component of those stacks that were started with ``--metrics`` (flows/local_stack/prometheus.py)."""
+"""A component of stacks that were started with ``--metrics`` (flows/local_stack/prometheus.py)."""
+Report = Callable[[str, str], None]
+"""``report(component, state)``: ``starting`` or ``waiting``, ``ready``; ``stopping``, ``stopped``."""
 LONGEST_RAY_FOLDER = 40
 """Characters. A Unix socket's path has at most 107, and Ray adds up to 65 to its folder's."""
 
@@ -45,14 +47,14 @@ class StackError(RuntimeError):
 
 @dataclass(kw_only=True)
 class Stack:
-    """A stack that is up, was, or is about to be."""
+    """A stack that runs, has run, or is about to start."""
 
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     prefect_port: int
     dashboard_port: int
     ray_port: int
     metrics_port: int | None = None
-    """Of Prometheus; None where there is none."""
+    """Prometheus' port; None without Prometheus."""
     processes: dict[str, Process] = field(default_factory=dict)
     profile_before: dict[str, Any] | None = None
     """What :func:`flows.local_stack.prefect_profile.restore` needs; None while the profile is not ours."""
@@ -75,12 +77,12 @@ class Stack:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """What belongs to this stack."""
+        """The names of this stack's components."""
         return COMPONENTS if self.metrics_port is None else (*COMPONENTS, PROMETHEUS)
 
     @property
     def of_an_earlier_boot(self) -> bool:
-        """Whether it ran when the machine was started anew: all its processes ended then."""
+        """Whether the machine has restarted since the stack ran, which ended all its processes."""
         return any(not process.of_this_boot for process in self.processes.values())
 
     def alive(self, component: str) -> bool:
@@ -88,7 +90,7 @@ class Stack:
         return process is not None and process.alive
 
     def mark(self, component: str = "") -> str:
-        """What the mark of a component's processes begins with; of all of them, without one."""
+        """How the mark of a component's processes begins; without a component, that of all the stack's processes."""
         return f"{self.id}:{component}"
 
     def save(self) -> None:
@@ -130,7 +132,7 @@ def former_ray_logs() -> Path:
 
 
 def load() -> Stack | None:
-    """The stack of this ``SOE_HOME``, running or not; None if there never was one."""
+    """The stack of this ``SOE_HOME``, whether it runs or not; None if there never was one."""
     try:
         body = read_object(_state_file())
         processes = {name: Process(**process) for name, process in body.pop("processes").items()}
@@ -165,8 +167,8 @@ def prepare_folders() -> None:
 
 
 def _take(path: Path) -> None:
-    """Make the folder among everybody's temporary files. Another user knows its name, and may have made it, or a link
-    that leads into a folder of ours.
+    """Make a folder in the temporary folder that all users share. Another user can guess its name and be the first to
+    make it, or to make a link there that leads into a folder of ours.
     """
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)
@@ -180,8 +182,8 @@ def _take(path: Path) -> None:
 
 
 def environment(stack: Stack, component: str) -> dict[str, str]:
-    """The environment of one start of a component: the caller's, less what would point it elsewhere, plus what it
-    needs. Its mark is told from that of other starts by its end.
+    """The environment to start a component in: the caller's, without the variables that point elsewhere, and with those
+    that the component needs. The end of the mark differs at each start.
     """
     password = password_file().read_text().strip()
     inherited = without_pointers(os.environ)
@@ -207,8 +209,8 @@ def environment(stack: Stack, component: str) -> dict[str, str]:
         "PREFECT_API_URL": f"{stack.prefect_url}/api",
         "PREFECT_API_AUTH_STRING": password,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # Look often, but take a run only when it is due: one that waits for another pretraining to end would
-        # otherwise be tried, refused and logged at every look.
+        # Look often, but take a run only when it is due. A run that waits for another pretraining would otherwise be
+        # tried, refused and logged at each look.
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_WORKER_PREFETCH_SECONDS": "1",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),

@@ -1,1 +1,1 @@
-"""The Prefect server, seen from outside: the calls we make, the plug-in of its command line."""
+"""How we reach a Prefect server: calls to its API, and a plug-in for its command line."""

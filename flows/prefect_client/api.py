@@ -1,21 +1,22 @@
-"""The few calls we make to a Prefect server's REST API, without the seconds that importing Prefect takes."""
+"""The few calls that we make to a Prefect server's REST API; importing Prefect itself would take seconds."""
 
 from __future__ import annotations
 
 import base64
 import json
 import time
-import urllib.error
-import urllib.request
 import uuid
 from dataclasses import dataclass
-from http.client import HTTPException
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from flows.http_client import http_client
 from storage_schema.errors import UserError
 
+if TYPE_CHECKING:
+    import httpx
+
 TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-"""The types of the states that a flow run does not leave by itself."""
+"""The types of the states in which a flow run stays."""
 
 
 class ApiError(UserError):
@@ -58,7 +59,7 @@ class PrefectApi:
     ) -> Any:
         """One request; the answer's JSON (None if empty). Raises :class:`ApiError`.
 
-        A server that is too busy for its database says so (503, 429), and is asked again for `patience` seconds.
+        If the server says that it is busy (503, 429), it is asked again for `patience` seconds.
         """
         waited = 0.0
         for pause in (0.5, 1, 2, 4, 8, 16, float("inf")):
@@ -71,31 +72,28 @@ class PrefectApi:
                 time.sleep(pause)
 
     def _call_once(self, method: str, path: str, body: Any, timeout: float) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}{path}",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", **self._credentials()},
-        )
+        import httpx
+
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                content = answer.read()
-        except urllib.error.HTTPError as error:
-            raise ApiError(_reason(error), error.code) from error
-        except (OSError, HTTPException) as error:
-            if isinstance(getattr(error, "reason", error), TimeoutError):
-                raise ApiError(
-                    f"the Prefect server at {self.url} has not answered within {timeout:.0f} s: it may be busy. "
-                    "`soe status` says whether it runs."
-                ) from error
+            answer = http_client().request(
+                method, f"{self.url}{path}", json=body, headers=self._credentials(), timeout=timeout
+            )
+        except httpx.TimeoutException as error:
+            raise ApiError(
+                f"the Prefect server at {self.url} has not answered within {timeout:.0f} s: it may be busy. "
+                "`soe status` says whether it runs."
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ApiError(
                 f"no Prefect server answers at {self.url} ({error}): start one with `soe up`."
             ) from error
+        if not answer.is_success:
+            raise ApiError(_reason(answer), answer.status_code)
         try:
-            return json.loads(content) if content else None
+            return answer.json() if answer.content else None
         except ValueError as error:
             raise ApiError(
-                f"what answers at {self.url} is not a Prefect server: it sends {content[:40]!r}, and no JSON."
+                f"what answers at {self.url} is not a Prefect server: it sends {answer.content[:40]!r}, and no JSON."
             ) from error
 
     def health(self) -> str:
@@ -107,11 +105,11 @@ class PrefectApi:
         return "up" if well else "does not answer"
 
     def healthy(self) -> bool:
-        """Whether the server answers, and well."""
+        """Whether the server is up."""
         return self.health() == "up"
 
     def create_flow_run(self, deployment: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Schedule a run of the deployment ``FLOW/NAME`` for now; the server checks the parameters."""
+        """Schedule a run of the deployment ``FLOW/NAME`` to start now. The server checks the parameters."""
         try:
             found = self.call("GET", f"/deployments/name/{deployment}")
         except ApiError as error:
@@ -140,7 +138,7 @@ class PrefectApi:
         return self.call("POST", "/flow_runs/filter", query)
 
     def ended(self, limit: int) -> list[dict[str, Any]]:
-        """The `limit` flow runs that ended last; the last one first."""
+        """The `limit` flow runs that ended last; the latest first."""
         query = {
             "flow_runs": {"state": {"type": {"any_": sorted(TERMINAL)}}},
             "sort": "END_TIME_DESC",
@@ -163,14 +161,14 @@ class PrefectApi:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
 
-def _reason(error: urllib.error.HTTPError) -> str:
+def _reason(answer: httpx.Response) -> str:
     """The server's own words, if it gave any."""
     try:
-        body = json.loads(error.read())
+        body = answer.json()
     except ValueError:
         body = None
     if isinstance(body, dict):
         detail = body.get("detail") or body.get("exception_message") or body.get("exception_detail")
         if detail:
             return detail if isinstance(detail, str) else json.dumps(detail)
-    return f"{error.url} answers {error.code} {error.reason}"
+    return f"{answer.url} answers {answer.status_code} {answer.reason_phrase}"

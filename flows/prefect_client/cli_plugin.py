@@ -1,9 +1,9 @@
 """Makes ``prefect deployment run build-domains`` mean ``prefect deployment run build-domains/build-domains``.
 
-Prefect asks for FLOW/DEPLOYMENT; our deployments bear their flow's name. Prefect runs this plug-in's hook
-when it is imported, before it reads the command line, in the profiles that ask for it
-(``PREFECT_PLUGINS_ENABLED``, which ``soe up`` sets in its own profile). Everything else on the command line
-is left as it is. The hook also keeps Prefect's usage events off (``DO_NOT_TRACK``), unless they were chosen.
+Prefect asks for FLOW/DEPLOYMENT; each of our deployments has its flow's name. When Prefect is imported, it runs this
+plug-in's hook before it reads the command line, if the profile enables plug-ins (``PREFECT_PLUGINS_ENABLED``, which
+``soe up`` sets in its own profile). The hook changes nothing else on the command line. It also turns Prefect's usage
+events off (``DO_NOT_TRACK``), unless the variable is set already.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _RUN_FLAGS = {"--prompt", "--no-prompt", "--watch", "--no-watch"}
 
 @register_hook
 def setup_environment(*, ctx: Any) -> None:
-    """Prefect's hook: runs once, before Prefect reads its command line."""
+    """Prefect calls this once, before it reads its command line."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     sys.argv[:] = complete(sys.argv)
 
@@ -44,8 +44,7 @@ def setup_environment(*, ctx: Any) -> None:
 def complete(argv: list[str]) -> list[str]:
     """Replace the bare NAME of ``prefect [flags] deployment run NAME`` by NAME/NAME.
 
-    A command line of any other form, with an option not known here before the name, or with ``--id``,
-    comes back unchanged.
+    Any other command line comes back unchanged; so does one with ``--id``, or with an unknown option before the name.
     """
     if not argv or not _is_prefect(argv[0]):
         return argv

@@ -18,14 +18,14 @@ SHORTEST_TOKEN = 16
 
 
 def default_token_file() -> Path:
-    """Where the token lies, unless another file is named."""
+    """The file with the token, unless another one is named."""
     return home() / "served" / ".token"
 
 
 def read_token(path: str | Path | None = None) -> str:
-    """The token in `path`, which is made with a new one (mode 0600) if it is not there.
+    """The token in `path`. A missing file is made, with a new token and mode 0600.
 
-    Raises ValueError if others can read the file, or what it holds is too short to be a secret.
+    Raises ValueError if other users can read the file, or if its token is too short to be a secret.
     """
     path = Path(path).expanduser() if path else default_token_file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -55,17 +55,17 @@ def _read(path: Path) -> str:
 
 
 class Access:
-    """What a request must bring.
+    """Checks what a request must bring: our name as its host, and the token or the page's cookie.
 
     Args:
-        host: that the service listens on; besides the loopback names it is the only one it answers to.
-        port: part of the cookie's name: cookies do not tell ports apart.
+        host: the service listens on it, and answers to this name and the loopback names only.
+        port: part of the cookie's name, since a browser sends cookies to every port of a host.
     """
 
     def __init__(self, token: str, *, host: str = "127.0.0.1", port: int = 8300):
         self._token, self.host, self.port = token.encode(), host, port
         self.cookie_name = f"soe_serve_{port}"
-        # The cookie is not the token: what reads a browser's cookies cannot use the API with it.
+        # The cookie is not the token: a program that reads the browser's cookies cannot use the API.
         self.cookie_value = hmac.new(self._token, b"the page's cookie", hashlib.sha256).hexdigest()
         self._everywhere = host in ("0.0.0.0", "::", "")
         own = {socket.gethostname().lower(), socket.getfqdn().lower()} if self._everywhere else {host.lower()}
@@ -83,7 +83,7 @@ class Access:
         return hmac.compare_digest(given.encode(), self.cookie_value.encode())
 
     def is_our_name(self, header: str) -> bool:
-        """Whether a Host header names this service: a page of another name that resolves to it is refused."""
+        """Whether a Host header names this service. Another name that resolves to this machine is refused."""
         name = _host(header)
         return name in self._names or (self._everywhere and _is_address(name))
 
@@ -96,7 +96,7 @@ def _host(header: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    """A number needs no name server that could be made to lie."""
+    """Whether the name is an IP address: no name server can lead that elsewhere."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

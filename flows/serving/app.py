@@ -1,7 +1,8 @@
-"""The application: the page, its API, the OpenAI-style API, and how errors are said."""
+"""The application: the page, its API, the OpenAI-style API, and the form of errors."""
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from flows.atlas import page as atlas_page
+from flows import atlas
 from flows.serving.access import Access
 from flows.serving.completions import completions_api
 from flows.serving.compute_queue import ComputeQueue
@@ -21,15 +23,16 @@ from flows.serving.page_routes import page_api
 from flows.serving.specialist_cache import Specialists
 
 PAGE = Path(__file__).parent / "page"
-END_OF_LOOK = "\n* {"
-"""In the atlas's style sheet, what comes after its colours."""
+STATIC = PAGE / "static"
+# Python before 3.12 calls scripts application/javascript, and a machine's own list may say anything.
+mimetypes.add_type("text/javascript", ".js")
 
 
 def create_app(specialists: Specialists, access: Access, *, max_queue: int = 64) -> FastAPI:
     """The service of one soup.
 
     Args:
-        max_queue: requests that may wait for the one that is computed.
+        max_queue: so many requests may wait while another one is computed.
     """
     queue = ComputeQueue(max_waiting=max_queue, seconds=specialists.limits.seconds)
 
@@ -38,7 +41,7 @@ def create_app(specialists: Specialists, access: Access, *, max_queue: int = 64)
         yield
         queue.close()
 
-    # The descriptions FastAPI makes would be open to all, and their pages load scripts from elsewhere.
+    # FastAPI's descriptions of the API would be open to everybody, and their pages load scripts from elsewhere.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.queue = queue
     app.add_middleware(Guard, access=access, limits=specialists.limits)
@@ -49,38 +52,23 @@ def create_app(specialists: Specialists, access: Access, *, max_queue: int = 64)
     return app
 
 
-def style() -> str:
-    """The page's style sheet: the atlas's colours, then the page's own rules."""
-    look = (atlas_page.PAGE_FILES / "page.css").read_text("utf-8").partition(END_OF_LOOK)[0]
-    return f"{look}\n{(PAGE / 'page.css').read_text('utf-8')}"
-
-
 def _add_page(app: FastAPI, access: Access) -> None:
-    static = {
-        "page.css": (style(), "text/css"),
-        "page.js": ((PAGE / "page.js").read_text("utf-8"), "text/javascript"),
-    }
-
     @app.get("/")
     async def page(request: Request, token: str | None = None) -> Response:
         right = token is not None and access.is_token(token)
         if not right and not access.is_cookie(request.cookies.get(access.cookie_name, "")):
             return Response((PAGE / "locked.html").read_text("utf-8"), 401, media_type="text/html")
         response = Response((PAGE / "page.html").read_text("utf-8"), media_type="text/html")
-        if right:  # the script then takes the token out of the address
+        if right:  # the script takes the token out of the address
             response.set_cookie(access.cookie_name, access.cookie_value, httponly=True, samesite="strict")
         return response
-
-    @app.get("/static/{name}")
-    async def part(name: str) -> Response:
-        if name not in static:
-            raise HTTPException(404)
-        text, kind = static[name]
-        return Response(text, media_type=kind)
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
+
+    # These files need no token: nothing in them comes from the soup.
+    app.mount("/static", StaticFiles(directory=STATIC, packages=[(atlas.__name__, "shared")]))
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -1,4 +1,4 @@
-"""The part of OpenAI's API that fits models without a chat format: models and completions, streamed or whole."""
+"""The part of OpenAI's API for models without a chat format: models and completions, streamed or whole."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ UNSUPPORTED: dict[str, tuple] = {
     "frequency_penalty": (0, None),
     "logit_bias": ({}, None),
 }
-"""Parameters of OpenAI's that would change the answer → the values under which they do not."""
+"""Parameters of OpenAI's that we do not support → the values that are the same as leaving them out."""
 
 
 class StreamOptions(BaseModel):
-    """What else a stream says."""
+    """What a stream is asked to add."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     include_usage: bool = False
@@ -72,7 +72,7 @@ class Wanted(BaseModel):
         return [given] if isinstance(given, str) else given
 
     def check(self, limits: Limits) -> None:
-        """Raises :class:`Refused` for what is not supported or beyond the limits."""
+        """Raises :class:`Refused` if a parameter is not supported or beyond the limits."""
         for name, harmless in UNSUPPORTED.items():
             if getattr(self, name) not in harmless:
                 raise Refused(400, f"{name} is not supported; leave it out.", code="unsupported", param=name)
@@ -86,7 +86,7 @@ class Wanted(BaseModel):
         too_many("characters in a stop sequence", longest, limits.stop_characters, param="stop")
 
     def sampling(self, number: int) -> Sampling:
-        """Of the completion `number` of a prompt: with a seed, each one has its own."""
+        """The sampling of completion `number` of a prompt. With a seed, each completion has its own seed."""
         return Sampling(
             max_tokens=self.max_tokens or 16,
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -97,7 +97,7 @@ class Wanted(BaseModel):
 
 
 class Answering:
-    """One request's completions: prompts in order, n of each."""
+    """The completions of one request: n for each prompt, in the prompts' order."""
 
     def __init__(self, wanted: Wanted, specialists: Specialists):
         wanted.check(specialists.limits)
@@ -126,7 +126,7 @@ class Answering:
         show: Callable[[int, str], None] = lambda index, text: None,
         ended: Callable[[int, Completion], None] = lambda index, completion: None,
     ) -> list[Completion]:
-        """All completions, in the worker's thread; `show` and `ended` are told of each by its index."""
+        """All completions; runs in the worker's thread. `show` and `ended` get the index of the completion."""
         found: list[Completion] = []
         model = self.specialists.model(self.wanted.model)
         for ids_1T in self.prompts:
@@ -150,12 +150,12 @@ class Answering:
         return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
     def whole(self, found: list[Completion]) -> dict[str, Any]:
-        """The answer that is not streamed."""
+        """The answer in one piece."""
         choices = [_choice(i, one.text, one.finish_reason) for i, one in enumerate(found)]
         return {**self.head, "choices": choices, "usage": self.usage(found)}
 
     async def events(self, queue: ComputeQueue, job: Job) -> AsyncIterator[str]:
-        """The answer as server-sent events; the job's place is given back at the end, or when the client goes."""
+        """The answer as server-sent events. At its end, or when the client goes, the job leaves the queue."""
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
@@ -181,7 +181,7 @@ class Answering:
             if self.wanted.stream_options is not None and self.wanted.stream_options.include_usage:
                 yield _event({**self.head, "choices": [], "usage": self.usage(found)})
             yield "data: [DONE]\n\n"
-        except Refused as refused:  # the answer has begun, so its status can no longer say it
+        except Refused as refused:  # the answer has begun: its status can no longer change
             yield _event(refused.body())
         except Exception:
             yield _event(error_body(500, "The service failed; its terminal says how."))
@@ -192,7 +192,7 @@ class Answering:
 
 
 class _Stream(StreamingResponse):
-    """An answer that is streamed. Its place in the queue is taken now, so that a refusal still has its status."""
+    """A streamed answer. It takes its place in the queue before it begins, so that a refusal can have its status."""
 
     def __init__(self, answering: Answering, queue: ComputeQueue):
         self._queue, self._job = queue, queue.enter()
@@ -202,7 +202,7 @@ class _Stream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._queue.leave(self._job)  # also if the client goes before the first event, and none is begun
+            self._queue.leave(self._job)  # also if the client goes before the first event
 
 
 def completions_api(specialists: Specialists, queue: ComputeQueue) -> APIRouter:

@@ -1,7 +1,7 @@
-"""One worker for all computing: requests wait in a bounded queue, in the order they came, each with a deadline.
+"""One worker computes all answers. Requests wait for it in a bounded queue, in their order, each with a deadline.
 
-Models, torch's random numbers and the soup's mapped bank are touched by this one thread only, so no request can see
-another's. What waits costs nothing but its place.
+Only the worker's thread uses the models, torch's random numbers and the soup's mapped bank, so no request can disturb
+another. A request that waits costs only its place.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from flows.serving.limits import Refused
 
 Answer = TypeVar("Answer")
 RECENT = 0.2
-"""Weight of the newest job in the mean of how long jobs take."""
+"""Weight of the newest job in the running mean of the jobs' seconds."""
 
 
 class Job:
-    """A request's turn: when it must be done, and whether anyone still waits for it."""
+    """A request in the queue: its deadline, and whether its client still waits."""
 
     def __init__(self, seconds: float):
         self.seconds, self.deadline = seconds, time.monotonic() + seconds
         self._abandoned = threading.Event()
 
     def abandon(self) -> None:
-        """Nobody waits any more; the computation ends at its next :meth:`check`."""
+        """Say that the client no longer waits: the computation ends at its next :meth:`check`."""
         self._abandoned.set()
 
     def check(self) -> None:
-        """Raises :class:`Refused` once the time is over or the client gone; long computations call it often."""
+        """Raises :class:`Refused` when the request was cancelled or timed out. Long computations call it often."""
         if self._abandoned.is_set():
             raise Refused(503, "The request was given up.", code="abandoned")
         if time.monotonic() > self.deadline:
             raise self.late()
 
     def late(self) -> Refused:
-        """What a client is told whose time is over."""
+        """The answer to a request that timed out."""
         return Refused(
             504,
             f"No answer within {self.seconds:g} seconds, the wait for other requests included. "
@@ -50,7 +50,7 @@ class Job:
 
 
 class ComputeQueue:
-    """The worker and those who wait for it."""
+    """The worker, and the requests that wait for it."""
 
     def __init__(self, *, max_waiting: int, seconds: float):
         self.max_waiting, self.seconds = max_waiting, seconds
@@ -61,13 +61,13 @@ class ComputeQueue:
 
     @property
     def waiting(self) -> int:
-        """Requests that are being computed or wait for it."""
+        """The number of requests in the queue, the running one included."""
         return len(self._jobs)
 
     def enter(self) -> Job:
-        """Take a place. Called in the event loop's thread, as :meth:`run` and :meth:`leave`.
+        """Take a place in the queue. Call this in the event loop's thread, like :meth:`run` and :meth:`leave`.
 
-        Raises :class:`Refused` (503, with Retry-After in seconds) if the queue is full or the service stops.
+        Raises :class:`Refused` (503) if the queue is full, with Retry-After in seconds, or if the service stops.
         """
         if self._closed:
             raise Refused(503, "The service is stopping.", code="stopping")
@@ -84,14 +84,14 @@ class ComputeQueue:
         return job
 
     def leave(self, job: Job) -> None:
-        """Give the place back; what is still computed for the job ends soon."""
+        """Give the place back. A computation for the job that still runs ends soon."""
         job.abandon()
         self._jobs.discard(job)
 
     async def run(self, job: Job, compute: Callable[[], Answer]) -> Answer:
-        """The answer of `compute`, called in the worker's thread when its turn comes.
+        """Call `compute` in the worker's thread when the job's turn comes; returns its answer.
 
-        Raises what `compute` raises; :class:`Refused` (504) once the job's time is over.
+        Raises what `compute` raises, and :class:`Refused` (504) when the job has timed out.
         """
         future = asyncio.get_running_loop().run_in_executor(self._worker, self._timed, job, compute)
         try:
@@ -108,14 +108,14 @@ class ComputeQueue:
             self.leave(job)
 
     def close(self) -> None:
-        """Take no more, give up what waits, and wait for what is being computed to notice."""
+        """Take no more requests, give up those that wait, and wait until the running one has ended."""
         self._closed = True
         for job in list(self._jobs):
             job.abandon()
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def _timed(self, job: Job, compute: Callable[[], Answer]) -> Answer:
-        job.check()  # those whose time passed while they waited cost nothing
+        job.check()  # a request that timed out while it waited costs nothing
         began = time.monotonic()
         try:
             return compute()

@@ -1,4 +1,4 @@
-"""What the page is told of a soup's domains: where they lie on its map, their words, their weights.
+"""What the page shows of a soup's domains: their positions on the map, their words and their weights.
 
 Legend: K domains.
 """
@@ -13,11 +13,11 @@ from pipeline.reports.domain_plane import centre, positions
 from soe_model.files.soup import SoupOfExperts
 
 WORDS = 8
-"""Of a domain, shown."""
+"""Words shown per domain."""
 
 
 class DomainMap:
-    """Positions and words of a soup's domains."""
+    """The positions and words of a soup's domains."""
 
     def __init__(self, soup: SoupOfExperts):
         self.positions_K2 = positions(soup.tree)
@@ -25,7 +25,7 @@ class DomainMap:
         self._words = soup.domain_words
 
     def words(self, domain: int) -> list[str]:
-        """What sets a domain apart; empty where the soup does not know."""
+        """The words that set a domain apart; empty if the soup has none."""
         return self._words[domain][:WORDS] if domain < len(self._words) else []
 
     def describe(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class DomainMap:
         }
 
     def rows(self, weights: Mapping[int, float]) -> list[dict[str, Any]]:
-        """The domains with weight, heaviest first: ``domain``, ``weight``, ``share`` of the corpus, ``words``."""
+        """The domains that have weight, heaviest first: ``domain``, ``weight``, ``share`` of the corpus, ``words``."""
         ordered = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
         return [
             {"domain": i, "weight": h, "share": float(self.generic_K[i]), "words": self.words(i)}
@@ -49,6 +49,6 @@ class DomainMap:
         ]
 
     def centre(self, weights: Mapping[int, float]) -> list[float] | None:
-        """Mean position ``[x, y]`` of the domains with weight; None where none of them has one."""
+        """Mean position ``[x, y]`` of the domains that have weight; None if none of them has a position."""
         mean_2 = centre(self.positions_K2, weights)
         return None if mean_2 is None else [round(float(v), 4) for v in mean_2]

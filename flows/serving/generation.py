@@ -1,4 +1,4 @@
-"""One completion: transformers generates, the text is followed token by token, and stops where it should.
+"""Generate one completion with transformers, follow its text token by token, and end it at a stop sequence.
 
 Legend: T tokens of a prompt.
 """
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COLDEST = 1e-5
-"""Temperatures below it are 0: the logits divided by them would be no numbers."""
+"""A temperature below it counts as 0: the logits divided by it would overflow."""
 UNFINISHED = "\ufffd"
-"""What the decoder gives for the first bytes of a character whose last ones are still to come."""
+"""The decoder gives this for a character of which only the first bytes are there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +30,16 @@ class Sampling:
 
     max_tokens: int
     temperature: float = 0.0
-    """0, or below ``COLDEST``: always the likeliest token."""
+    """At 0, or below ``COLDEST``: always the likeliest token."""
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
-    """The same seed gives the same text; None: another one each time."""
+    """The same seed gives the same text; None: another text each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What was written after a prompt."""
+    """The text that a model wrote after a prompt."""
 
     text: str
     tokens: int
@@ -49,10 +49,10 @@ class Completion:
 
 
 class TextStream:
-    """Token ids to text that can be shown at once: whole characters, and nothing that may begin a stop sequence.
+    """Turns token ids into text to show at once: whole characters, and nothing that may begin a stop sequence.
 
     Args:
-        show: called with each new piece of text; the pieces together are :attr:`text`.
+        show: gets each new piece of text; the pieces together are :attr:`text`.
     """
 
     def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str], show: Callable[[str], None]):
@@ -60,7 +60,7 @@ class TextStream:
         self.ids: list[int] = []
         self.text = ""
         self.finished = False
-        """At the end-of-text token or a stop sequence."""
+        """Whether the end-of-text token or a stop sequence has come."""
 
     def feed(self, token: int) -> None:
         """Take the next token."""
@@ -79,7 +79,7 @@ class TextStream:
         self._show_until(decoded[: len(decoded) - self._held_back(decoded)])
 
     def finish(self) -> None:
-        """Show what was held back: no more tokens come."""
+        """Say that no more tokens come; shows what was held back."""
         if not self.finished:
             self._show_until(self._decoded())
             self.finished = True
@@ -92,7 +92,7 @@ class TextStream:
         return min(found, default=None)
 
     def _held_back(self, decoded: str) -> int:
-        """Characters at the end that a stop sequence begins with."""
+        """How many characters at the end may be the beginning of a stop sequence."""
         lengths = [
             length
             for stop in self._stop
@@ -110,9 +110,9 @@ class TextStream:
 def prompt_ids(
     tokenizer: TextTokenizer, prompt: str, *, positions: int, max_tokens: int, param: str = "prompt"
 ) -> torch.Tensor:
-    """The prompt as int64 [1, T]; an empty one is the end-of-text token, after which a passage begins.
+    """The prompt as int64 [1, T]. An empty prompt becomes the end-of-text token, after which a passage begins.
 
-    Raises :class:`Refused` (400) if prompt and completion do not fit into the model's positions.
+    Raises :class:`Refused` (400) if the model has too few positions for prompt and completion.
     """
     ids = tokenizer.tokenizer.encode(prompt, add_special_tokens=False).ids or [tokenizer.end_of_text]
     if len(ids) + max_tokens > positions:
@@ -131,7 +131,7 @@ def prompt_ids(
 
 
 def positions_of(model: PreTrainedModel) -> int:
-    """How many tokens of prompt and completion the model can hold."""
+    """How many tokens the model can hold, prompt and completion together."""
     return int(getattr(model.config, "max_position_embeddings", None) or 1024)
 
 
@@ -144,10 +144,10 @@ def complete(
     show: Callable[[str], None] = lambda text: None,
     check: Callable[[], None] = lambda: None,
 ) -> Completion:
-    """Generate after the prompt. Not to be called by two threads at once: the seed is torch's own.
+    """Generate the text after the prompt. One thread at a time may call this: it sets the seed of all of torch.
 
     Args:
-        show: receives the text as it comes.
+        show: gets the text piece by piece.
         check: called after every token; what it raises ends the generation.
     """
     from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList

@@ -1,11 +1,11 @@
-"""What every request passes before the application sees it: Host, Origin, token, size; and every answer's headers."""
+"""Check each request before the application sees it (Host, Origin, token, size), and set each answer's headers."""
 
 from __future__ import annotations
 
 import asyncio
-from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,7 +23,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 OPEN = ("/", "/healthz")
-"""Paths without a token: the page's own asks for it itself."""
+"""No token is needed here; ``/`` checks its own cookie or token."""
 STATIC = "/static/"
 READING = ("GET", "HEAD", "OPTIONS")
 
@@ -39,13 +39,13 @@ class Guard:
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # there is no WebSocket here
-        headers, answer = Headers(scope=scope), _with_headers(send)
+            return  # the service has no WebSocket
+        request, answer = HTTPConnection(scope), _with_headers(send)
         try:
-            self._check_origin(headers)
-            self._check_token(scope["path"], headers)
+            self._check_origin(request.headers)
+            self._check_token(scope["path"], request)
             if scope["method"] not in READING:
-                receive = await self._whole_body(headers, receive)
+                receive = await self._whole_body(request.headers, receive)
         except Refused as refused:
             response = JSONResponse(refused.body(), refused.status, headers=refused.headers)
             await response(scope, receive, answer)
@@ -66,13 +66,14 @@ class Guard:
         if origin is not None and origin != f"http://{hosts[0]}":
             raise Refused(403, "Pages of other origins may not use this service.", code="foreign_origin")
 
-    def _check_token(self, path: str, headers: Headers) -> None:
+    def _check_token(self, path: str, request: HTTPConnection) -> None:
         if path in OPEN or path.startswith(STATIC):
             return
-        given = headers.get("authorization")
+        given = request.headers.get("authorization")
+        cookie = request.cookies.get(self.access.cookie_name, "")
         if given is not None and self.access.is_bearer(given):
             return
-        if given is None and not path.startswith("/v1/") and self.access.is_cookie(self.cookie(headers)):
+        if given is None and not path.startswith("/v1/") and self.access.is_cookie(cookie):
             return
         said = "The token is wrong." if given is not None else "There is no token."
         raise Refused(
@@ -83,16 +84,8 @@ class Guard:
             headers={"WWW-Authenticate": "Bearer"},
         )
 
-    def cookie(self, headers: Headers) -> str:
-        """The page's cookie; an empty text where there is none."""
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(self.access.cookie_name)
-        except CookieError:
-            return ""
-        return found.value if found is not None else ""
-
     async def _whole_body(self, headers: Headers, receive: Receive) -> Receive:
-        """Read the body, bounded in size and time; returns a `receive` that gives it again."""
+        """Read the body within the limits of size and time; returns a `receive` that gives it again."""
         said = headers.get("content-length", "0")
         if not said.isdigit():
             raise Refused(400, f"The Content-Length is {said[:40]!r}; it must be a number of bytes.")

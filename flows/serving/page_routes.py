@@ -1,4 +1,4 @@
-"""What the page asks for: the soup, its domains, specialists made of texts, two generations side by side, a zip."""
+"""What the page asks for: the soup and its domains, specialists made of texts, two texts side by side, a zip."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Answer = TypeVar("Answer")
 Text = Annotated[str, AfterValidator(whole_unicode)]
 LISTED = 50
 LOOK_SECONDS = 0.5
-"""Between looks whether a client has gone."""
+"""How often we look whether a client has gone."""
 
 
 class Texts(BaseModel):
@@ -40,7 +40,7 @@ class Texts(BaseModel):
 
 
 class Prompt(BaseModel):
-    """A request for two generations."""
+    """A request for two texts: the specialist's and the generic instance's."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     id: str
@@ -51,7 +51,7 @@ class Prompt(BaseModel):
 
 
 async def while_wanted(request: Request, queue: ComputeQueue, compute: Callable[[Job], Answer]) -> Answer:
-    """The answer of `compute` from the queue; given up if the client goes away first."""
+    """Let the queue call `compute`, and give that up if the client goes away first."""
     job = queue.enter()
 
     async def look() -> None:
@@ -134,7 +134,7 @@ def page_api(specialists: Specialists, queue: ComputeQueue) -> APIRouter:
 
 
 def _line(specialists: Specialists, name: str, created: int) -> dict[str, Any]:
-    """A specialist in the list: id, time, and the domain that weighs most."""
+    """A specialist in the list: its id, when it was made, and its heaviest domain."""
     manifest = specialists.box.manifest(name)
     weights = manifest.configuration["domain_weights"] or {}
     heaviest = max(weights, key=lambda domain: weights[domain], default=None)

@@ -1,6 +1,6 @@
-"""The recipes of the specialists that were made, a small file each, so that an id means the same after a restart.
+"""Keeps the recipe of each specialist in a small file, so that an id means the same after a restart.
 
-``$SOE_HOME/served/<soup>/<id>.json`` is a manifest as ``specialist.json`` is one, without files: ``soe materialize``
+``$SOE_HOME/served/<soup>/<id>.json`` is a manifest like ``specialist.json``, but lists no files; ``soe materialize``
 takes it. An id is the first 16 hexadecimal digits of a digest of soup and recipe.
 """
 
@@ -31,29 +31,29 @@ class RecipeBox:
     """The recipes of one soup.
 
     Args:
-        soup: its digest; files of a soup of the same name but another digest are left alone.
-        name: the soup's, of its folder.
+        soup: the soup's digest. Files of another soup with the same name are left alone.
+        name: the name of the soup's folder.
     """
 
     def __init__(self, soup: str, name: str):
         self.soup, self.folder = soup, home() / "served" / name
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._remove_stale_work()
-        # Recipes are put in the worker's thread, and listed in the event loop's.
+        # The worker's thread puts recipes, the event loop's thread lists them.
         self._lock = threading.Lock()
         self._known = {
             path.stem: path.stat().st_mtime for path in self.folder.glob("*.json") if self._ours(path)
         }
 
     def ids(self) -> list[tuple[str, int]]:
-        """Ids and when they were made (seconds since 1970), newest first."""
+        """The ids, each with the time it was made (seconds since 1970), newest first."""
         with self._lock:
             self._forget_deleted()
             newest = sorted(self._known.items(), key=lambda row: (-row[1], row[0]))
         return [(name, int(at)) for name, at in newest]
 
     def put(self, recipe: Recipe, counts: Mapping[str, Any]) -> str:
-        """Keep a recipe and what was measured of its specialist; returns its id.
+        """Keep a recipe, and what was measured of its specialist; returns the id.
 
         Raises :class:`Refused` (507) if there are ``MOST_RECIPES`` already.
         """
@@ -78,11 +78,11 @@ class RecipeBox:
         return name
 
     def made_at(self, name: str) -> float:
-        """When the recipe of a kept id was put here, in seconds since 1970."""
+        """When the recipe was put here, in seconds since 1970."""
         return self._path(name).stat().st_mtime
 
     def manifest(self, name: str) -> Manifest:
-        """The kept manifest of an id, as it is on disk. Raises :class:`Refused` (404) if there is none of this soup."""
+        """The manifest of an id, as it is on disk. Raises :class:`Refused` (404) if this soup has no such id."""
         if not ID.fullmatch(name):
             raise self._unknown(name)
         try:
@@ -94,12 +94,12 @@ class RecipeBox:
             raise self._unknown(name) from error
 
     def recipe(self, name: str) -> Recipe:
-        """The recipe of an id; errors as :meth:`manifest`."""
+        """The recipe of an id. Raises like :meth:`manifest`."""
         return recipe_of(self.manifest(name))
 
     @contextmanager
     def work(self) -> Iterator[Path]:
-        """A new folder beside the recipes, gone after the block if the block fails; else its taker removes it."""
+        """A new folder beside the recipes. If the block fails it is deleted; else the caller deletes it."""
         folder = Path(tempfile.mkdtemp(prefix=WORK, dir=self.folder))
         try:
             yield folder
@@ -108,7 +108,7 @@ class RecipeBox:
             raise
 
     def _forget_deleted(self) -> None:
-        """A user may delete files of the folder at any time. Under the lock: what is just being put is not deleted."""
+        """Forget the ids whose file a user has deleted. Call it under the lock: another thread may be writing one."""
         there = {path.stem for path in self.folder.glob("*.json")}
         for name in self._known.keys() - there:
             self._known.pop(name, None)
@@ -135,7 +135,7 @@ class RecipeBox:
         )
 
     def _remove_stale_work(self) -> None:
-        """What a killed service left; younger folders may be in use by another one of the same soup."""
+        """Delete what a killed service left. Another service of the same soup may still use younger folders."""
         for folder in self.folder.glob(f"{WORK}*"):
             if time.time() - folder.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What `soe serve` does: open the soup, listen, say where, stop cleanly."""
+"""What `soe serve` does: open the soup, listen, print the addresses, and stop cleanly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from storage_schema.errors import UserError
 from storage_schema.layout import soup_folder
 
 STOPPING_SECONDS = 3
-"""For answers that are under way when the service is stopped."""
+"""How long running answers may take when the service is stopped."""
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -33,8 +33,8 @@ def main(arguments: argparse.Namespace) -> int:
         arguments: ``soup``, ``host``, ``port``, ``token_file``, ``cache`` and ``max_queue``.
 
     Raises:
-        ValueError: a setting out of its bounds, a port that is taken, a soup that does not verify, a token file that
-            others can read.
+        ValueError: a setting is out of its bounds, the port is taken, the soup does not verify, or other users can
+            read the token file.
     """
     if arguments.max_queue < 1:
         raise UserError(f"--max-queue is {arguments.max_queue}; it must be at least 1.")
@@ -59,7 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the port. Raises ValueError if it is taken or not allowed, or the host is not this machine."""
+    """A socket on the port. Raises ValueError if the port is taken or forbidden, or the host is not this machine."""
     if not 0 <= port <= 65535:
         raise UserError(f"--port is {port}; it must be 0 (any) to 65535.")
     try:
@@ -68,13 +68,13 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
     except OSError as error:
         raise UserError(f"--host {host!r} is not known: {error}.") from error
-    # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named; a client acknowledges the first
-    # of two pieces 40 ms late.
+    # asyncio sends small pieces at once (TCP_NODELAY) only if the socket names its protocol. Without that the second of
+    # two pieces waits 40 ms for the client's acknowledgement.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen(128)  # a port that another one listens on is refused here at the latest
+        listening.listen(128)  # raises if another program listens on the port
     except OSError as error:
         listening.close()
         raise UserError(
@@ -97,7 +97,7 @@ def _say(arguments: argparse.Namespace, token: str, port: int) -> None:
     file = arguments.token_file or default_token_file()
     if sys.stdout.isatty():
         print(f"The page:  http://{named}:{port}/?token={token}")
-    else:  # a log, which others may read
+    else:  # a log file, which others may read
         print(f"The page:  http://{named}:{port}/ (it asks for the token, which is in {file})")
     print(f"OpenAI:    base_url http://{named}:{port}/v1, api_key in {file}")
     print("Ctrl-C stops it.", flush=True)
@@ -113,7 +113,7 @@ def _is_loopback(host: str) -> bool:
 def _serve(app: Any, listening: socket.socket, limits: Limits) -> None:
     config = uvicorn.Config(
         app,
-        # Its access log would hold the token of the page's address.
+        # The access log would contain the token, which is part of the page's address.
         access_log=False,
         log_level="warning",
         limit_concurrency=limits.connections,
@@ -122,7 +122,7 @@ def _serve(app: Any, listening: socket.socket, limits: Limits) -> None:
         server_header=False,
         ws="none",
     )
-    # uvicorn raises the signal again when it has stopped; for us that is the end, not a fault.
+    # uvicorn raises the signal again after it has stopped; for us that is a normal end.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         uvicorn.Server(config).run(sockets=[listening])

@@ -1,6 +1,6 @@
-"""The specialists of one soup: made of texts, kept as recipes, the last few as models in memory.
+"""Makes specialists of texts, keeps their recipes on disk, and the last few models in memory.
 
-All that computes here is called by the one worker of :class:`flows.serving.compute_queue.ComputeQueue`.
+Only the worker of :class:`flows.serving.compute_queue.ComputeQueue` calls the methods that compute.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ GENERIC = "generic"
 
 
 class Specialists:
-    """A soup with what was made of it.
+    """A soup, and the specialists that were made of it.
 
     Args:
-        cache: models kept in memory besides the generic one; more are made again from their recipes.
+        cache: so many models stay in memory, besides the generic one; others are made again from their recipes.
     """
 
     def __init__(self, soup: SoupOfExperts, *, cache: int = 4, limits: Limits | None = None):
@@ -59,14 +59,14 @@ class Specialists:
         return self.maker.meter.tokenizer
 
     def warm_up(self) -> None:
-        """Load the embedder and make the generic instance, so that the first request need not wait for them."""
+        """Load the embedder and make the generic instance, so that the first request does not wait for them."""
         self.maker.assign(["warm up"])
         self.model(GENERIC)
 
     def make(self, texts: Sequence[str], check: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Make a specialist of the texts; what :meth:`describe` says of it.
+        """Make a specialist of the texts; returns its description, as :meth:`describe` does.
 
-        Raises :class:`Refused` (400) for texts without a passage or of which one has no embedding.
+        Raises :class:`Refused` (400) if the texts have no passage, or a passage has no embedding.
         """
         try:
             with self.box.work() as folder:
@@ -81,7 +81,7 @@ class Specialists:
         return self.describe(self._keep(made))
 
     def describe(self, name: str) -> dict[str, Any]:
-        """A made specialist as JSON: id, domains, position, losses or why there are none, warnings, recipe."""
+        """A specialist as JSON: id, domains, position, losses or why there are none, warnings, recipe."""
         manifest = self.box.manifest(name)
         recipe, counts = recipe_of(manifest), manifest.counts
         sure = counts.get("texts", {})
@@ -112,11 +112,11 @@ class Specialists:
 
     @property
     def positions(self) -> int:
-        """Tokens that a model of this soup can hold, prompt and completion together."""
+        """How many tokens a model of this soup can hold, prompt and completion together."""
         return positions_of(self.model(GENERIC))
 
     def archive(self, name: str, check: Callable[[], None] = lambda: None) -> Path:
-        """A zip of the specialist's Hugging Face directory, in a work folder that its taker removes."""
+        """A zip of the specialist's Hugging Face directory, in a work folder that the caller deletes."""
         manifest = self.box.manifest(name)
         recipe = recipe_of(manifest)
         title = f"specialist-{name}"
@@ -126,7 +126,7 @@ class Specialists:
             write_specialist(
                 self.soup, folder / title, recipe, instance_of(recipe, self.soup), report=report, replace=None
             )
-            # Not compressed: float weights would hardly shrink, and that would take a minute a gigabyte.
+            # Not compressed: float weights would hardly shrink, and that would take a minute per gigabyte.
             with zipfile.ZipFile(folder / f"{title}.zip", "w", zipfile.ZIP_STORED) as archive:
                 for path in sorted((folder / title).iterdir()):
                     archive.write(path, f"{title}/{path.name}")
@@ -153,7 +153,7 @@ class Specialists:
 
 
 def _set_of(texts: Sequence[str], folder: Path, *, max_texts: int) -> SpecialistSet:
-    """The texts as `soe specialize` reads them from a file, each a document: cut, no passage twice, a fifth apart."""
+    """The texts as `soe specialize` reads them from a file: cut into passages without doubles, a fifth held out."""
     if not any(text.strip() for text in texts):
         raise Refused(
             400, "There is no text. Give at least one that is not empty.", code="no_text", param="texts"

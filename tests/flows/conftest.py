@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows.local_stack import processes
@@ -146,7 +147,7 @@ def running():
         done = place.run("soe", "down")
         assert done.returncode == 0, done.stdout + done.stderr
         left = processes.members(before.processes.values(), before.mark())
-        assert not left, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
+        assert not left, [psutil.Process(pid).cmdline() for pid in left]
         for port in ports:
             assert processes.port_is_free(int(port))
         assert not (folder / "prefect" / "profiles.toml").exists()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from flows.local_stack import lifecycle as stack
-from flows.local_stack import processes
+from flows.local_stack import processes, start_components
 from flows.prefect_client.api import PrefectApi
 
 
@@ -21,11 +21,11 @@ def stand_ins(monkeypatch, tmp_path):
     monkeypatch.delenv("PREFECT_PROFILES_PATH", raising=False)
     monkeypatch.setattr(PrefectApi, "healthy", lambda api: True)
     monkeypatch.setattr(PrefectApi, "call", lambda api, method, path, *rest, **named: [])
-    monkeypatch.setattr(stack, "command", lambda known, name: ["sleep", "60"])
-    monkeypatch.setattr(stack, "ray_answers", lambda known: True)
-    monkeypatch.setattr(stack, "worker_is_online", lambda known: True)
+    monkeypatch.setattr(start_components, "command", lambda known, name: ["sleep", "60"])
+    monkeypatch.setattr(start_components, "ray_answers", lambda known: True)
+    monkeypatch.setattr(start_components, "worker_is_online", lambda known: True)
     monkeypatch.setattr(stack, "is_up", lambda known: all(map(known.alive, known.components)))
-    monkeypatch.setattr(stack, "_deploy", lambda known: None)
+    monkeypatch.setattr(start_components, "_deploy", lambda known: None)
     yield stack
     processes.stop(lambda: processes.carrying(f"SOE_HOME={tmp_path / 'soe'}"), patience=2)
 

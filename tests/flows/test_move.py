@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 
 from flows.local_stack import processes
-from flows.local_stack.lifecycle import PREFECT_FILE
 from flows.local_stack.processes import MARK, Process
+from flows.local_stack.start_components import PREFECT_FILE
 from flows.prefect_client.api import ApiError, PrefectApi
 from storage_schema.manifest import read_manifest
 from tests import extras

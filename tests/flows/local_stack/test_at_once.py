@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flows.local_stack import prefect_profile, processes
+from flows.local_stack import prefect_profile, processes, start_components
 from flows.local_stack import state as stack_state
 from flows.local_stack.state import StackError
 from storage_schema import layout
@@ -29,7 +29,7 @@ def test_down_waits_for_the_up_before_it(stand_ins, monkeypatch, first):
         start()
         stand_ins.down()
     under_way, go_on = threading.Event(), threading.Event()
-    monkeypatch.setattr(stand_ins, "_deploy", lambda known: under_way.set() or go_on.wait(20))
+    monkeypatch.setattr(start_components, "_deploy", lambda known: under_way.set() or go_on.wait(20))
     said: list[tuple[str, str]] = []
     with ThreadPoolExecutor(2) as pool:
         going_up = pool.submit(start)
@@ -76,10 +76,11 @@ def test_two_stacks_at_once_keep_each_others_profiles(stand_ins, monkeypatch, tm
 
     def activate(url):
         barrier.wait()
-        return prefect_profile.activate(prefect_profile.settings(url, "soe:x"))
+        prefect_profile.activate(prefect_profile.settings(url, "soe:x"), earlier.append)
 
+    earlier: list[dict] = []
     with ThreadPoolExecutor(2) as pool:
-        earlier = list(pool.map(activate, ["http://one/api", "http://two/api"]))
+        list(pool.map(activate, ["http://one/api", "http://two/api"]))
     assert sorted(before["settings"] is None for before in earlier) == [False, True]
 
 
@@ -100,7 +101,9 @@ def test_an_up_that_fails_spares_the_runs_that_were_there(stand_ins, monkeypatch
     known = start()
     run = run_of_the_dead_worker(known)
     monkeypatch.setattr(
-        stand_ins, "_deploy", lambda known: (_ for _ in ()).throw(StackError("the deployments were refused."))
+        start_components,
+        "_deploy",
+        lambda known: (_ for _ in ()).throw(StackError("the deployments were refused.")),
     )
     with pytest.raises(StackError, match="refused"):
         stand_ins.up()
@@ -116,7 +119,7 @@ def test_an_up_that_fails_before_it_starts_anything_stops_nothing(stand_ins, mon
     known = start()
     run = run_of_the_dead_worker(known)
     monkeypatch.setattr(
-        stand_ins, "_check_ports", lambda known, name: (_ for _ in ()).throw(StackError("port taken"))
+        start_components, "_check_ports", lambda known, name: (_ for _ in ()).throw(StackError("port taken"))
     )
     with pytest.raises(StackError, match="taken"):
         stand_ins.up()

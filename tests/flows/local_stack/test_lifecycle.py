@@ -15,7 +15,7 @@ import pytest
 
 from flows.local_stack import component_commands as stack_commands
 from flows.local_stack import lifecycle as stack
-from flows.local_stack import prefect_profile, processes
+from flows.local_stack import prefect_profile, processes, start_components
 from flows.local_stack import state as stack_state
 from flows.local_stack.state import Stack, StackError
 from flows.prefect_client.api import ApiError, PrefectApi
@@ -74,7 +74,9 @@ def test_mending_that_fails_leaves_the_rest_running(running, monkeypatch):
     before = running.stack()
     kill_worker(before)
     monkeypatch.setenv("SOE_HOME", running.environment["SOE_HOME"])
-    monkeypatch.setattr(stack, "_deploy", lambda known: (_ for _ in ()).throw(StackError("refused")))
+    monkeypatch.setattr(
+        start_components, "_deploy", lambda known: (_ for _ in ()).throw(StackError("refused"))
+    )
     with pytest.raises(StackError, match="refused"):
         stack.up()
     after = running.stack()

@@ -6,8 +6,8 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 
 from flows.local_stack import processes
@@ -69,7 +69,7 @@ class Pretraining:
 
     def kill_flow(self) -> None:
         for pid in processes.carrying(f"PREFECT__FLOW_RUN_ID={self.id}"):
-            if b"prefect" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if any("prefect" in word for word in psutil.Process(pid).cmdline()):
                 os.kill(pid, signal.SIGKILL)
 
     @property

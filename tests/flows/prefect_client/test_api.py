@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from flows.http_client import http_client
 from flows.local_stack import processes
 from flows.prefect_client import api as prefect_api
 from flows.prefect_client.api import ApiError, PrefectApi
@@ -20,6 +22,7 @@ def server(monkeypatch):
 
     class Handler(BaseHTTPRequestHandler):
         answers: list[tuple[int, object]] = []
+        leads_to: str | None = None
         seen: list[tuple[str, str | None, bytes]] = []
 
         def answer(self):
@@ -27,6 +30,8 @@ def server(monkeypatch):
             self.seen.append((self.path, self.headers.get("Authorization"), self.rfile.read(length)))
             status, body = self.answers.pop(0)
             self.send_response(status)
+            if self.leads_to:
+                self.send_header("Location", self.leads_to)
             self.end_headers()
             self.wfile.write(b"" if body is None else json.dumps(body).encode())
 
@@ -85,3 +90,49 @@ def test_no_server_says_how_to_start_one():
     with pytest.raises(ApiError, match="soe up") as caught:
         PrefectApi(url=f"http://127.0.0.1:{processes.free_port()}/api").call("GET", "/x")
     assert caught.value.status == 0
+
+
+@pytest.fixture()
+def elsewhere():
+    """A socket that listens, and answers nobody."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        yield listening
+
+
+def port(listening: socket.socket) -> int:
+    return listening.getsockname()[1]
+
+
+def nobody_came_to(listening: socket.socket) -> bool:
+    try:
+        listening.accept()
+    except BlockingIOError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("status", [301, 302, 307])
+def test_the_password_follows_no_redirect(server, elsewhere, status):
+    server.leads_to = f"http://127.0.0.1:{port(elsewhere)}/api/x"
+    server.answers[:] = [(status, None)]
+    with pytest.raises(ApiError, match=str(status)) as caught:
+        PrefectApi(url=server.url, auth_string="soe:x").call("GET", "/x", timeout=0.5)
+    assert caught.value.status == status and nobody_came_to(elsewhere)
+
+
+def test_the_password_goes_to_no_proxy(server, elsewhere, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{port(elsewhere)}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    server.answers[:] = [(200, [1])]
+    http_client.cache_clear()
+    assert PrefectApi(url=server.url, auth_string="soe:x").call("GET", "/x", timeout=0.5) == [1]
+    assert nobody_came_to(elsewhere)
+
+
+def test_what_is_no_address_is_an_error_of_the_address():
+    for url in ("http://[/api", "127.0.0.1:4200/api", "ftp://127.0.0.1/api"):
+        with pytest.raises(ApiError, match="no Prefect server answers at"):
+            PrefectApi(url=url).call("GET", "/x")

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from flows.local_stack import crashed_runs as orphans
-from flows.local_stack import lifecycle as stack
 from flows.local_stack import processes
+from flows.local_stack.start_components import PREFECT_FILE
 from flows.prefect_client.api import ApiError
 from flows.prefect_flows.add_documents import add_documents
 from flows.prefect_flows.build_domains import build_domains
@@ -169,7 +169,7 @@ def test_each_deployment_bears_its_flows_name():
         "flows.prefect_flows.pretrain_soe.pretrain_soe": pretrain_soe,
         "flows.prefect_flows.specialize.specialize": specialize,
     }
-    body = yaml.safe_load(stack.PREFECT_FILE.read_text())
+    body = yaml.safe_load(PREFECT_FILE.read_text())
     assert body["pull"] == []
     assert {entry["entrypoint"]: entry["name"] for entry in body["deployments"]} == {
         entrypoint: flow.name for entrypoint, flow in flows.items()

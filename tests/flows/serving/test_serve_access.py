@@ -7,6 +7,7 @@ import re
 import pytest
 
 from flows.serving.access import Access, read_token
+from flows.serving.guard import HEADERS
 from tests.flows.serving.service import TOKEN, refusal, stranger
 
 
@@ -79,5 +80,41 @@ def test_only_our_own_scripts_may_run(client):
     assert not re.findall(r"<script(?! src=)|\son\w+=|style=|https?://", page.text)
     assert client.get("/v1/models").headers["x-content-type-options"] == "nosniff"
     assert "access-control-allow-origin" not in client.get("/api/soup", headers={"Origin": "null"}).headers
-    assert "--accent:" in client.get("/static/page.css").text
-    assert client.get("/static/../app.py").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "begins"),
+    [
+        ("colours.css", "text/css", "--accent:"),
+        ("page.css", "text/css", "body"),
+        ("page.js", "text/javascript", "use strict"),
+    ],
+)
+def test_the_parts_of_the_page_need_no_token(client, name, kind, begins):
+    answer = stranger(client).get(f"/static/{name}")
+    assert answer.status_code == 200 and begins in answer.text
+    assert answer.headers["content-type"] == f"{kind}; charset=utf-8"
+    assert answer.headers.items() >= {name.lower(): value for name, value in HEADERS.items()}.items()
+
+
+def test_the_page_takes_every_part_from_the_service(client):
+    page = client.get("/", params={"token": TOKEN}).text
+    parts = re.findall(r'(?:src|href)="(/static/[^"]+)"', page)
+    assert len(parts) == 7 and all(client.get(part).status_code == 200 for part in parts)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "page.html", "%2e%2e/page.html", "..%2fpage.html", "%2e%2e/%2e%2e/app.py", "%00", "a" * 300],
+)
+def test_nothing_else_lies_there(client, path):
+    assert "There is nothing at" in refusal(stranger(client).get(f"http://127.0.0.1:8300/static/{path}"), 404)
+
+
+def test_the_cookies_of_other_programs_of_this_machine_do_not_lock_the_page(client):
+    """Cookies do not tell ports apart, and some programs keep JSON in theirs."""
+    browser = stranger(client)
+    browser.get("/", params={"token": TOKEN})
+    [(name, value)] = browser.cookies.items()
+    header = f'theirs={{"a b": [1]}}; {name}={value}'
+    assert stranger(client).get("/api/soup", headers={"Cookie": header}).status_code == 200
