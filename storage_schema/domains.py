@@ -1,8 +1,8 @@
 """The domain partitions of a store.
 
     <store>/domains/tree.arrow                     coarse nodes, then leaves (tree.py)
-    <store>/domains/index.arrow                    one row a domain: passages, tokens
-    <store>/domains/domain=0042/part-00000.arrow   one record batch, uncompressed; absent if empty
+    <store>/domains/index.arrow                    one row per domain: passages, tokens
+    <store>/domains/domain=0042/part-00000.arrow   one record batch, uncompressed; absent if the domain is empty
 
 The child buffer of a partition's ``tokens`` column *is* the domain's packed token stream: window r of
 length L is ``values[r*L : r*L + L + 1]`` (the last token of one window is the first of the next, because
@@ -81,9 +81,9 @@ class DomainPart:
         return np.maximum(self.tokens_K - 1, 0) // sequence_length
 
     def batch(self, domain: int, *, full: bool = False) -> pa.RecordBatch:
-        """The domain's passages (columns of :func:`partition_schema`), memory-mapped: only what is used is read.
+        """The domain's passages (columns of :func:`partition_schema`), memory-mapped.
 
-        Raises :class:`StoreError` naming the domain and file if it is missing, truncated, or no partition.
+        Raises :class:`StoreError` naming the domain and file if the file is missing, truncated, or not a partition.
         """
         try:
             path = self.folder / partition_path(domain)
@@ -94,8 +94,8 @@ class DomainPart:
     def tokens(self, domain: int) -> np.ndarray:
         """The domain's packed token stream, memory-mapped, read-only (uint16 or uint32).
 
-        Raises :class:`StoreError` naming the domain and file if the partition is missing, truncated, none, or
-        not of the length the index says.
+        Raises :class:`StoreError` naming the domain and file if the file is missing, truncated, not a partition, or
+        not of the length in the index.
         """
         path = self.folder / partition_path(domain)
         try:
@@ -110,7 +110,7 @@ class DomainPart:
         return values
 
     def _number(self, name: str, least: int, most: int) -> int:
-        """A whole number of the manifest's configuration."""
+        """A whole number from the manifest's configuration. Raises :class:`StoreError` if it is not in the range."""
         found = self.manifest.configuration.get(name)
         if type(found) is not int or not least <= found <= most:
             raise StoreError(
@@ -202,7 +202,7 @@ class DomainStore:
 
 
 class MappedPartition:
-    """One partition's tokens, memory-mapped until :meth:`unmap`, and what its file was like at first.
+    """One partition's tokens, memory-mapped until :meth:`unmap`, and the state of its file when it was opened.
 
     Raises:
         StoreError: as :meth:`DomainPart.tokens` does.
@@ -214,14 +214,14 @@ class MappedPartition:
         self.values: np.ndarray | None = part.tokens(domain)
 
     def map(self) -> np.ndarray:
-        """The tokens, mapped again if they are not. Raises :class:`StoreError` as :meth:`check` does."""
+        """The tokens, mapped again if they were unmapped. Raises :class:`StoreError` as :meth:`check` does."""
         if self.values is None:
             self.check()
             self.values = self._part.tokens(self._domain)
         return self.values
 
     def unmap(self) -> None:
-        """Give the mapping back; who has the tokens keeps it."""
+        """Drop this object's reference to the mapping. Arrays that others hold stay valid."""
         self.check()
         self.values = None
 
@@ -234,7 +234,7 @@ class MappedPartition:
             )
 
     def _state(self) -> tuple[int, int, int] | None:
-        """What a change of the file changes."""
+        """Inode, size and time of change; None if the file is missing."""
         try:
             found = os.stat(self._path)
         except FileNotFoundError:
