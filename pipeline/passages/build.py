@@ -23,14 +23,8 @@ from pipeline.corpus.accounts import Losses, Tally, account, account_lines
 from pipeline.corpus.documents import Corpus
 from pipeline.corpus.large_files import bounded_groups
 from pipeline.passages.extraction import extract_group
-from pipeline.passages.selection import (
-    NothingLeft,
-    Part,
-    SelectedPassages,
-    Selection,
-    rows_of,
-    select_passages,
-)
+from pipeline.passages.parts import Part, rows_of
+from pipeline.passages.selection import NothingLeft, SelectedPassages, Selection, select_passages
 from pipeline.tasks import Report, ignore_progress, run_tasks
 from storage_schema.arrow_files import read_parquet, take_parquet
 from storage_schema.aside import written_aside
