@@ -1,7 +1,6 @@
-"""One reader for each format of corpus file. A reader never raises for bad content: it reports it.
+"""One reader per format of corpus file. A reader never raises for bad content: it reports it.
 
-It does raise OSError where the file's place fails, not the file: a lost connection must not pass for a corpus of
-bad documents.
+It raises OSError only if the file's place fails: a lost connection must not be taken for a corpus of bad documents.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from pipeline.places.retries import with_retries
 Reader = Callable[[fs.FileSystem, CorpusFile, Corpus], Found]
 BUFFER_BYTES = 1 << 16
 TEXT_BYTES, LINE_BYTES = 256 << 20, 64 << 20
-"""The largest text file, and line of JSON, that is held: a few kilobytes unpack to a line without end."""
+"""The largest text file, and the longest line of JSON, held in memory: a few kilobytes can decompress to gigabytes."""
 SKIPPED_BYTES = 4 << 30
-"""Of a line that is larger, read to find where the next one begins."""
+"""At most this much of a longer line is read to find where the next line begins."""
 _ONE_VALUE = re.compile(rb"\s*(\[|\{\s*\n)")
-"""How JSON begins that is no object a line."""
+"""How a file begins that holds one JSON value instead of one object per line."""
 
 
 def read_file(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Found:
-    """The documents of a file, each of them text that can be trained on or named as bad.
+    """The documents of a file. Each is either text that can be trained on, or is reported as bad.
 
-    Raises OSError where the file's place fails.
+    Raises OSError if the file's place fails.
     """
     documents = 0
     try:
@@ -49,7 +48,7 @@ def read_file(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Fo
             documents += isinstance(one, Document)
             yield one
     except LostAccess as error:
-        # Of a machine's own files some are for others to read.
+        # Some files of a machine may be closed to this user.
         if corpus.bad_documents_are_errors or not isinstance(error.__cause__, PermissionError):
             raise
         yield damaged(file, error)
@@ -77,7 +76,7 @@ def read_text(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Fo
 
 
 def load_text(filesystem: fs.FileSystem, file: CorpusFile) -> str | BadDocument:
-    """A file's text, decompressed and decoded: UTF-8, or what its byte-order mark names."""
+    """A file's text, decompressed and decoded as UTF-8, or as its byte-order mark says."""
     try:
         with open_unpacked(filesystem, file) as stream:
             content = stream.read(TEXT_BYTES + 1)
@@ -93,7 +92,7 @@ def load_text(filesystem: fs.FileSystem, file: CorpusFile) -> str | BadDocument:
 
 
 def read_lines(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Found:
-    """Each line is a JSON object with the text in ``corpus.text_field``."""
+    """Each line is a JSON object; the field ``corpus.text_field`` holds the text."""
     number = file.before
     try:
         with open_unpacked(filesystem, file) as stream:
@@ -110,7 +109,7 @@ def read_lines(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> F
 
 
 def _of_utf8(stream: io.BufferedReader, file: CorpusFile) -> io.BufferedReader:
-    """The lines' stream as UTF-8. Raises :class:`OtherShape` where its beginning shows that it holds none."""
+    """The stream as UTF-8. Raises :class:`OtherShape` if its beginning shows that it does not hold JSON lines."""
     if file.before:
         return stream
     head = stream.peek(4)
@@ -130,7 +129,7 @@ def _of_utf8(stream: io.BufferedReader, file: CorpusFile) -> io.BufferedReader:
 
 
 def _lines(stream: io.BufferedReader) -> Iterator[bytes | None]:
-    """The lines; None for one of more than ``LINE_BYTES``, which is not held. The last may be without end."""
+    """The lines; None for a line above ``LINE_BYTES``, which is not kept. The last one may lack its line end."""
     while line := stream.readline(LINE_BYTES + 1):
         if len(line) <= LINE_BYTES:
             yield line
@@ -185,11 +184,12 @@ READERS: dict[str, Reader] = {
 
 
 def read_documents(corpus: Corpus, file: CorpusFile) -> Iterator[Document | BadDocument]:
-    """The documents of one file, in order; what cannot be read comes as a :class:`BadDocument`.
+    """The documents of one file, in order; a document that cannot be read is a :class:`BadDocument`.
 
-    Where the corpus's place fails, the file is opened again, ever later, and read on from where it was.
+    If the corpus's place fails, the file is opened again, after a longer wait each time, and read on from the document
+    it had reached.
 
-    Raises ValueError if the place is not reached, or lets us read no longer, after some attempts.
+    Raises ValueError if the place still fails after several attempts.
     """
     found: Iterator[Document | BadDocument] | None = None
     done = 0

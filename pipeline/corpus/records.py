@@ -1,4 +1,4 @@
-"""What a reader found → a document, or what is wrong: one rule for every format."""
+"""What a reader found in a file → a document, or a report of what is wrong: one rule for every format."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Found = Iterator[Document | BadDocument]
 
 
 class OtherShape(Exception):
-    """A whole file is not what its name says, or lacks what is asked of it; the message says so."""
+    """A whole file does not have the format or the fields that were expected; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """In place of a value that cannot be read."""
+    """Stands for a value that cannot be read."""
 
     problem: str
 
@@ -48,7 +48,7 @@ def _plain(value: object) -> object:
 def damaged(
     file: CorpusFile, problem: str | Exception, at: int | None = None, *, lost: int = 0
 ) -> DamagedFile:
-    """The file cannot be read from line or row `at` on; none: not at all."""
+    """The report of a file that cannot be read from line or row `at` on, or not at all if that is None."""
     words = in_words(problem)
     early = re.search("[Tt]runcated|Expected to be able to read|[Uu]nexpected end", words)
     return DamagedFile(

@@ -12,16 +12,16 @@ from pipeline.corpus.records import Found, OtherShape, Unreadable, damaged, docu
 from storage_schema.arrow_files import has_extension
 
 ROWS = 1024
-"""Of a table, turned into documents at a time."""
+"""Rows that are turned into documents at a time."""
 
 
 def read_parquet(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Found:
-    """Each row is a document; one row group's columns are in memory at a time."""
+    """Each row is a document. The columns of one row group are in memory at a time."""
     try:
         with open_raw(filesystem, file) as raw, pq.ParquetFile(pa.PythonFile(raw, mode="r")) as table:
             columns = _columns(table.schema_arrow, corpus)
             end = file.before
-            # Asked for all row groups at once, pyarrow would fetch them all before the first row.
+            # If asked for all row groups at once, pyarrow would fetch them all before giving the first row.
             groups = range(table.num_row_groups)
             for group in groups[file.piece.begin : file.piece.end] if file.piece else groups:
                 row, end = end, end + table.metadata.row_group(group).num_rows
@@ -38,13 +38,13 @@ def read_parquet(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) ->
                     yield damaged(file, f"row group {group}: {in_words(problem)}", row, lost=end - row)
     except LostAccess:
         raise
-    # A type that someone registered raises what it likes.
+    # A registered extension type may raise anything.
     except Exception as error:
         yield damaged(file, error)
 
 
 def read_arrow(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Found:
-    """Each row of an Arrow stream is a document; one record batch is in memory at a time."""
+    """Each row of an Arrow stream is a document. One record batch is in memory at a time."""
     row: int | None = None
     try:
         with open_unpacked(filesystem, file) as stream:
@@ -64,7 +64,7 @@ def read_arrow(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> F
 
 
 def _rows(batch: pa.RecordBatch, first: int, file: CorpusFile, corpus: Corpus) -> Found:
-    """The documents of a batch, whose rows are numbered from `first`."""
+    """The documents of a batch; its first row has the number `first`."""
     names = batch.schema.names
     for start in range(0, batch.num_rows, ROWS):
         columns = [_values(column.slice(start, ROWS)) for column in batch.columns]
@@ -75,9 +75,9 @@ def _rows(batch: pa.RecordBatch, first: int, file: CorpusFile, corpus: Corpus) -
 
 
 def _values(column: pa.Array) -> list:
-    """The values of some rows; what is wrong with one loses no other."""
+    """The values of some rows. A value that is damaged does not affect the others."""
     try:
-        # Without this, memory beyond the batch is read where a file claims longer strings than it holds.
+        # Without this, a file that claims longer strings than it holds makes Arrow read memory beyond the batch.
         column.validate(full=True)
         return column.to_pylist()
     except Exception as error:
@@ -92,7 +92,7 @@ def _values(column: pa.Array) -> list:
 
 
 def _columns(schema: pa.Schema, corpus: Corpus) -> list[str]:
-    """The columns that are read. Raises :class:`OtherShape` for one that is missing, twice there or of no text."""
+    """The columns to read. Raises :class:`OtherShape` if one is missing, occurs twice, or holds no text."""
     names = schema.names
     if corpus.text_field not in names:
         raise OtherShape(f"no column {corpus.text_field!r}; it has {', '.join(names)}")
@@ -108,7 +108,7 @@ def _columns(schema: pa.Schema, corpus: Corpus) -> list[str]:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Whether values of this type are strings, or bytes that may be UTF-8."""
+    """Whether values of this type are strings, or bytes that can be UTF-8."""
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
     tests = "string large_string string_view binary large_binary binary_view fixed_size_binary null"
