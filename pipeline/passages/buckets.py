@@ -1,7 +1,7 @@
-"""Equal passages, found by their hashes.
+"""Finding equal passages by their hashes, however many there are.
 
-Equal passages have equal hashes, so the hashes are dealt out to buckets on disk by their first bits and each
-bucket is decided on its own: memory holds one bucket, and what is decided is one byte per passage, on disk.
+Equal passages have equal hashes. So the hashes are dealt out to buckets on disk by their first bits, and each bucket is
+decided on its own: memory holds one bucket at a time, and the decisions are one byte per passage on disk.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pipeline.passages.parts import CODE_OF_SPLIT
 
 BUCKET_ROWS = 1 << 20
 MOST_BUCKETS = 128
-"""So many files are open at once."""
+"""All buckets are open at once, so this is also the number of open files."""
 PRESENT = -1
-"""In place of a shard's number: a passage that the store has already."""
+"""The shard's number of a passage that the store already has."""
 BUCKET = pa.schema(
     [("shard", pa.int32()), ("row", pa.uint32()), ("text_hash", pa.uint64()), ("held_out", pa.bool_())]
 )
 
 
 def bucket_count(rows: int) -> int:
-    """How many buckets so many passages are dealt out to: a power of two."""
+    """The number of buckets for so many passages, a power of two."""
     return min(MOST_BUCKETS, 1 << max(0, (rows // BUCKET_ROWS).bit_length()))
 
 
 def deal_out(rows: pl.DataFrame, writers: list[pa.ipc.RecordBatchStreamWriter]) -> None:
-    """Deal rows of ``BUCKET`` out to the buckets, by the first bits of their hashes."""
+    """Write rows (columns of ``BUCKET``) to the buckets, by the first bits of their hashes."""
     hashes = rows["text_hash"].to_numpy()
     shift = np.uint64(64 - (len(writers) - 1).bit_length())
     bucket_of = hashes >> shift if len(writers) > 1 else np.zeros_like(hashes)
@@ -47,7 +47,16 @@ def decide(
     max_passages: int | None,
     drop_duplicates: bool,
 ) -> dict[str, int]:
-    """Fill `decided`. Buckets come in the order of their hashes, so a limit on passages fills up in that order."""
+    """Fill `decided`, bucket by bucket in the order of the hashes, and remove the buckets.
+
+    Args:
+        edges: where each shard's passages begin in `decided`, and where the last ones end.
+        decided: uint8, one decision per passage (``parts.py``).
+        max_passages: at most so many training passages are kept, those with the smallest hashes.
+
+    Returns:
+        How many passages were kept in each split, and how many were dropped, by reason.
+    """
     names = ("passages", "held_out_passages", "train_duplicates_dropped", "train_passages_over_the_limit")
     names += ("held_out_duplicates_dropped", "held_out_seen_in_training_dropped", "present_dropped")
     counts = dict.fromkeys(names, 0)

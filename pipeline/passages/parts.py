@@ -1,4 +1,4 @@
-"""What is decided of each passage, one byte on disk, and the parts that the passages kept are written in."""
+"""The decision on each passage, one byte on disk, and the parts in which the kept passages are written."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ from storage_schema.corpus import SPLITS
 LEAST_PART_ROWS, MOST_PART_ROWS, USUAL_PARTS = 256, 16_384, 64
 DROPPED = 0
 CODE_OF_SPLIT = {split: code for code, split in enumerate(SPLITS, start=1)}
-"""The decisions: a passage is dropped, or goes to a split."""
+"""A decision is one byte: the passage is dropped, or goes to a split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One part to be written: consecutive passages of a split, in the order of shards and rows."""
+    """One part to write: consecutive passages of a split, in the order of shards and rows."""
 
     split: str
     number: int
-    """Over both splits: training parts first."""
+    """Unique over both splits; training parts come first."""
     shards: list[tuple[int, int, int]]
-    """Of each shard it draws from: its number, and where its passages begin and end among all."""
+    """For each shard it takes passages from: its number, and where its decisions begin and end among all."""
     skip: int
-    """Passages of this split in the first shard that belong to earlier parts."""
+    """How many passages of this split in the first shard belong to earlier parts."""
     rows: int
 
 
 def parts_of_split(split: str, decided: np.ndarray, edges: np.ndarray, first_number: int) -> Iterator[Part]:
-    """The parts of a split, of equal numbers of rows, numbered from `first_number`."""
+    """The parts of a split, numbered from `first_number`. All but the last have the same number of rows.
+
+    Args:
+        decided: uint8, one decision per passage of all shards.
+        edges: where each shard's passages begin in `decided`, and where the last ones end.
+    """
     code = CODE_OF_SPLIT[split]
     kept_S = [np.count_nonzero(decided[a:b] == code) for a, b in zip(edges, edges[1:], strict=False)]
     before_S = np.cumsum([0, *kept_S])
@@ -51,7 +56,7 @@ def parts_of_split(split: str, decided: np.ndarray, edges: np.ndarray, first_num
 
 
 def rows_of(part: Part, decisions: Path) -> Iterator[np.ndarray]:
-    """The rows that `part` takes from each of its shards."""
+    """For each of the part's shards, the rows that the part takes from it."""
     code = CODE_OF_SPLIT[part.split]
     skip, left = part.skip, part.rows
     with open(decisions, "rb") as file:

@@ -1,11 +1,12 @@
-"""Which passages are kept, and which part of which split each goes to. Works on hashes; text is compared in tasks.
+"""Deciding which passages are kept, and which part of which split each goes to.
 
-Held out are all documents of the named sources and, of every other source, the documents whose hash falls
-below `held_out_fraction`; so a document's split does not depend on what else is in the corpus. A passage is
-kept once (unless duplicates are wanted); a held-out passage whose text occurs in a training document is
-dropped, because it was seen, and so is, when documents are added to a store, every passage whose text that
-has already. Equal passages are found by their hashes (``buckets.py``), text that is cut otherwise by its runs of
-words (``overlap.py``).
+All documents of the named sources are held out, and of every other source the documents whose hash falls below
+`held_out_fraction`; so a document's split does not depend on the rest of the corpus. A passage is kept once, unless
+duplicates are wanted. A held-out passage whose text also occurs in a training document is dropped, because the model
+sees it in training. When documents are added to a store, every passage that the store already has is dropped.
+
+Equal passages are found by their hashes (``buckets.py``), and text that was cut at other places by its runs of words
+(``overlap.py``).
 """
 
 from __future__ import annotations
@@ -34,33 +35,33 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What is kept of a corpus."""
+    """Settings: what is kept of a corpus."""
 
     held_out_sources: tuple[str, ...] = ()
     held_out_fraction: float = 0.02
     max_documents_per_source: int | None = None
     max_passages: int | None = None
-    """Training passages, taken by hash, so from all documents alike."""
+    """At most so many training passages, chosen by hash, so from all documents alike."""
     drop_duplicates: bool = True
-    """Within a split. Across splits, and of what a store has already, they always are."""
+    """Within a split. Passages that are in the other split, or already in the store, are dropped in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedPassages:
-    """Which passages of which shards are written, part by part."""
+    """The parts to write, the decisions they are made by, and what became of the rest."""
 
     parts: list[Part]
     decisions: Path
-    """One byte a passage, shard after shard: 0, or 1 + the number of its split."""
+    """A file with one byte per passage, shard after shard (``parts.py``)."""
     sources: pa.Table
     counts: dict[str, int]
-    """Passages, by what became of them."""
+    """Numbers of passages, by what became of them."""
     documents: dict[str, int]
-    """Documents, by what became of them."""
+    """Numbers of documents, by what became of them."""
 
 
 class NothingLeft(UserError):
-    """No passage is left to train on; `counts` says what became of those there were."""
+    """No passage is left to train on. `counts` says what became of all passages."""
 
     def __init__(self, counts: dict[str, int]):
         super().__init__("no passage is left to train on")
@@ -75,15 +76,16 @@ def select_passages(
     present: Sequence[Path] = (),
     run: RunTasks = run_tasks,
 ) -> SelectedPassages:
-    """Decide on every passage of the extracted `shards`; `scratch` is a folder to work in.
+    """Decide on every passage of the extracted `shards`.
 
     Args:
-        present: the parts of passages that the store has already, if these are documents to be added.
-        run: carries out the tasks that read the text.
+        scratch: a folder to work in.
+        present: the part files that the store already has, if the documents are added to a store.
+        run: runs the tasks that read the text.
 
     Raises:
-        ValueError: a held-out source that is not there (documents to be added may have none of it).
-        NothingLeft: nothing to train on.
+        ValueError: the corpus has no document of a held-out source (allowed for documents added to a store).
+        NothingLeft: nothing is left to train on.
     """
     edges = np.cumsum([0, *(pq.read_metadata(shard).num_rows for shard in shards)])
     rows = int(edges[-1]) + sum(pq.read_metadata(part).num_rows for part in present)
@@ -129,7 +131,7 @@ def _drop_overlap(
     scratch: Path,
     run: RunTasks,
 ) -> dict[str, int]:
-    """Undo the decision for passages that are, though not equal, mostly in those of the other split."""
+    """Drop passages that are not equal to a passage of the other split, but mostly in its text."""
     training, held_out = (
         [
             Passages(path=shard, decisions=Path(str(decided.filename)), begin=int(begin), code=code)
@@ -151,6 +153,7 @@ def _drop_overlap(
 
 
 def _undo(rows_S: Sequence[np.ndarray], edges: np.ndarray, decided: np.memmap) -> int:
+    """Mark rows of each shard as dropped; returns how many."""
     for begin, rows in zip(edges, rows_S, strict=False):
         decided[begin + rows] = DROPPED
     decided.flush()
@@ -160,8 +163,11 @@ def _undo(rows_S: Sequence[np.ndarray], edges: np.ndarray, decided: np.memmap) -
 def _deal_out(
     shards: Sequence[Path], selection: Selection, buckets: list[Path], present: Sequence[Path]
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Write every passage's hash to its bucket; return the sources with their documents, and how many documents and
-    passages are over the limit.
+    """Write every passage's hash to its bucket.
+
+    Returns:
+        The sources with their numbers of documents, and how many documents and passages exceed
+        ``max_documents_per_source``.
     """
     over = {"documents": 0, "passages": 0}
     last_order = _last_orders(shards, selection.max_documents_per_source)
@@ -190,13 +196,13 @@ def _deal_out(
 
 def _read_hashes(shard: Path) -> pl.DataFrame:
     table = pl.from_arrow(read_parquet(shard, columns=["source", "document_hash", "text_hash"]))
-    # Another hash than the one that splits: else the documents kept would be the held-out ones.
+    # This must not be the hash that decides the split: else the documents kept would be the held-out ones.
     order = table["document_hash"].to_numpy() * _MIX
     return table.with_columns(pl.col("source").cast(pl.String), order=pl.Series(order)).with_row_index("row")
 
 
 def _last_orders(shards: Sequence[Path], limit: int | None) -> pl.DataFrame | None:
-    """The order of the last document each source may have; None if there is no limit."""
+    """For each source, the largest ``order`` that a kept document may have; None if there is no limit."""
     if limit is None:
         return None
     kept = pl.DataFrame(schema={"source": pl.String, "order": pl.UInt64})
@@ -207,7 +213,7 @@ def _last_orders(shards: Sequence[Path], limit: int | None) -> pl.DataFrame | No
 
 
 def _documents(rows: pl.DataFrame) -> pl.DataFrame:
-    """Sources with their documents; a document lies in one shard, so shards add up."""
+    """Sources with their numbers of documents. A document lies in one shard, so the numbers of shards add up."""
     return rows.group_by("source").agg(
         documents=pl.col("document_hash").n_unique(), unseen=pl.col("unseen").first()
     )
@@ -228,7 +234,7 @@ def _check_sources(known: set[str], held_out: Sequence[str]) -> None:
 
 
 def _documents_by_outcome(shards: Sequence[Path], decided: np.ndarray, edges: np.ndarray) -> dict[str, int]:
-    """Documents of which a passage is kept, by split; a document lies in one shard."""
+    """How many documents have a passage that is kept, by split. A document lies in one shard."""
     names = ("trained on", "held out")
     kept = dict.fromkeys(names, 0)
     for number, shard in enumerate(shards):
@@ -241,7 +247,7 @@ def _documents_by_outcome(shards: Sequence[Path], decided: np.ndarray, edges: np
 def _sources(
     shards: Sequence[Path], sources: pl.DataFrame, decided: np.ndarray, edges: np.ndarray
 ) -> pa.Table:
-    """The sources with their documents, and their passages that are kept."""
+    """The sources with their numbers of documents and of kept passages (columns of ``SOURCES``)."""
     kept: list[pl.DataFrame] = []
     for number, shard in enumerate(shards):
         names = pl.from_arrow(read_parquet(shard, columns=["source"]))["source"].cast(pl.String)
