@@ -67,14 +67,14 @@ def read_batch(path: str | Path, schema: pa.Schema, *, what: str, full: bool = F
 def _opened(path: str | Path, schema: pa.Schema | None, what: str) -> Iterator[pa.RecordBatchFileReader]:
     """Open an Arrow file of that schema, memory-mapped. Every error while it is read becomes a StoreError."""
     # Closing at once is safe: the mapping lives as long as the arrays, and needs no file descriptor.
-    with _named(path), pa.memory_map(str(path)) as source:
+    with errors_name(path), pa.memory_map(str(path)) as source:
         file = pa.ipc.open_file(source)
         check_schema(file.schema, schema, path, what=what)
         yield file
 
 
 @contextmanager
-def _named(path: str | Path) -> Iterator[None]:
+def errors_name(path: str | Path) -> Iterator[None]:
     """Turn every error in the block into a StoreError that names the file."""
     try:
         yield
@@ -105,7 +105,7 @@ def has_extension(kind: pa.DataType) -> bool:
 
 def read_parquet(path: str | Path, columns: list[str]) -> pa.Table:
     """Read columns of a Parquet file. Raises :class:`StoreError` if one is missing or has an extension type."""
-    with _named(path):
+    with errors_name(path):
         found = pq.read_schema(path)
         kinds = pa.schema([found.field(name) for name in columns])
         check_schema(kinds, None, path, what="a table of ours")
@@ -117,7 +117,7 @@ def take_parquet(path: str | Path, columns: list[str], rows: np.ndarray) -> pa.T
 
     Raises :class:`StoreError` as :func:`read_parquet` does, and for a row beyond the end.
     """
-    with _named(path), pq.ParquetFile(path) as file:
+    with errors_name(path), pq.ParquetFile(path) as file:
         kinds = pa.schema([file.schema_arrow.field(name) for name in columns])
         check_schema(kinds, None, path, what="a table of ours")
         edges = np.cumsum([0, *(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))])
