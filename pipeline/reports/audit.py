@@ -1,4 +1,4 @@
-"""Reading a whole store again: is every passage in exactly one domain, and every byte what was written?
+"""Checking a whole store: each passage is in exactly one domain, and each byte is as it was written.
 
 Legend: K domains.
 """
@@ -22,11 +22,11 @@ from storage_schema.manifest import FileEntry, StoreError, read_manifest, verify
 
 STAGES = ("passages", "tokenizer", "embeddings", "domains")
 STAGES_ADDED = ("passages", "embeddings", "domains")
-"""Of an addition, which has the store's tokenizer."""
+"""The stages of an addition, which uses the store's tokenizer."""
 
 
 def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict[str, int]:
-    """Check everything a finished store promises; one byte of memory a passage.
+    """Check everything that a finished store promises. Takes one byte of memory per passage.
 
     Args:
         report: progress in files and domains.
@@ -35,7 +35,7 @@ def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict
         How many ``files``, ``bytes``, ``passages``, ``tokens`` and ``domains`` were checked.
 
     Raises:
-        StoreError: the first thing that does not hold, naming the file or the domain.
+        StoreError: at the first fault; the message names the file or the domain.
     """
     store = DomainStore(folder)
     folders = store_and_additions(folder)
@@ -49,7 +49,7 @@ def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict
             raise StoreError(f"{part} was added to another store than the one it lies in. Remove it.")
         files += [(part / stage, entry) for stage in stages for entry in manifests[stage].files]
     total = len(files) + store.num_domains
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python to the others
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases Python's global lock
         for number, _ in enumerate(pool.map(verify_file, *zip(*files, strict=True))):
             report(number + 1, total)
     seen = _Seen(folders)
@@ -68,16 +68,21 @@ def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict
 
 
 def verify_domains(store: DomainStore, *, report: Report = ignore_progress) -> None:
-    """Compare every file of the store's domains, wherever it lies, with the sha256 it was written with; progress in
-    files.
+    """Compare every file of the store's domains, here or elsewhere, with its sha256 in the manifest.
 
-    Raises :class:`StoreError` naming the first that differs.
+    Args:
+        report: progress in files.
+
+    Raises:
+        StoreError: at the first file that differs; the message names it.
     """
     files = [(number, entry) for number, part in enumerate(store.parts) for entry in part.manifest.files]
     domains = {partition_path(domain): domain for domain in range(store.num_domains)}
 
     def verify(number: int, entry: FileEntry) -> None:
-        if not isinstance(store, RemoteStore) or entry.path not in domains:  # the others are mirrored here
+        if (
+            not isinstance(store, RemoteStore) or entry.path not in domains
+        ):  # all but partitions lie on this machine
             verify_file(store.parts[number].folder, entry)
             return
         file = store.partition_file(number, domains[entry.path])
@@ -94,12 +99,14 @@ def verify_domains(store: DomainStore, *, report: Report = ignore_progress) -> N
 
 
 class _Seen:
-    """How often each training passage was met; a passage's id is the number of its file and its row."""
+    """Whether each training passage was met. A passage's id holds the number of its file and its row."""
 
     def __init__(self, folders: list[Path]):
         files = [file for folder in folders for file in part_files(folder / "passages", "train")]
         numbers = [int(file.stem.rpartition("-")[2]) for file in files]
-        self.rows = np.zeros(max(numbers) + 1, np.int64)  # held-out files have numbers too, and no domain
+        self.rows = np.zeros(
+            max(numbers) + 1, np.int64
+        )  # held-out files are numbered too, but are in no domain
         self.rows[numbers] = [pq.read_metadata(file).num_rows for file in files]
         self.edges = np.cumsum([0, *self.rows])
         self.times = np.zeros(int(self.edges[-1]), np.uint8)
@@ -131,7 +138,7 @@ class _Seen:
 
 
 def _check_chain(folder: Path, manifests: dict, upstream: dict) -> None:
-    """Each stage was made from the others as they are now."""
+    """Check that each stage was made from the other stages as they are now."""
     for stage, manifest in manifests.items():
         for name, digest in manifest.inputs.items():
             if name in upstream and upstream[name].digest != digest:

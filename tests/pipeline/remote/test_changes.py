@@ -28,7 +28,7 @@ REPLACED = f"^domain 4: .*{REPLACED_WORDS}. .* verify_store=true"
 @pytest.fixture
 def at_every_use(monkeypatch):
     """Files are looked at whenever they are used."""
-    monkeypatch.setattr(remote_files, "LOOKED_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(remote_files, "CHECK_SECONDS", 0.0)
 
 
 def other(folder, domain):
@@ -76,7 +76,7 @@ def test_what_is_read_is_looked_at_once_and_manifests_once_an_interval(own_uri, 
     assert proxy.of("domain=0004", "HEAD") == 1 and proxy.of("manifest.json", "HEAD") == 0
     gather(windows, [5000])  # from the cache
     assert proxy.of("domain=0004", "HEAD") == 1
-    windows.store.files._looked = dict.fromkeys(windows.store.files._looked, -1e9)
+    windows.store.files._checked_at = dict.fromkeys(windows.store.files._checked_at, -1e9)
     for _ in range(2):
         gather(windows, [0, 5000])
     assert proxy.of("domain=0004", "HEAD") == 1 and proxy.of("manifest.json", "HEAD") == 2  # two parts

@@ -17,7 +17,7 @@ from pipeline.mixtures.plan import MixturePlan
 from pipeline.stream import batches as streaming
 from pipeline.stream import window_reader as window_readers
 from pipeline.stream.batches import Fetch, MixtureStream, StreamError
-from pipeline.stream.window_reader import LOOKED_AFTER_SECONDS, window_reader
+from pipeline.stream.window_reader import CHECK_SECONDS, window_reader
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
 from tests.slow_plan import Slow, SlowStart
@@ -309,7 +309,7 @@ def test_a_partition_changed_under_a_running_stream_is_named(tmp_path, change):
         (store / "domains").rename(store / "old")
         make_store(tmp_path / "again", [400, 400], seed=1)
         (tmp_path / "again" / "domains").rename(store / "domains")
-    time.sleep(LOOKED_AFTER_SECONDS + 0.1)
+    time.sleep(CHECK_SECONDS + 0.1)
     with pytest.raises(
         StoreError, match=r"domain [01]: .*domain=000[01]/part-00000.arrow was changed or replaced"
     ):
