@@ -133,10 +133,8 @@ class RemoteFiles:
         fetched = self._in_parallel(self._fetch, runs)
         read = {file for file, _, _ in runs}
         idle = {file for file, numbers in wanted.items() if not len(numbers)}
-        self._in_parallel(
-            self._check_unchanged,
-            [(file,) for file in wanted if file in read or (file in idle and self._needs_check(file))],
-        )
+        to_check = (file for file in wanted if file in read or (file in idle and self._needs_check(file)))
+        self._in_parallel(self._check_unchanged, [(file,) for file in to_check])
         for blocks in fetched:
             self._add_to_cache(blocks)
             cached |= blocks

@@ -69,7 +69,7 @@ class _Source:
         """
         found = {"": self.read("domains/manifest.json")}
         for name in sorted(name for name in self._names("additions") if name[:1].isdigit()):
-            # An addition without domains is not finished, here as on a disk. Domains without a manifest are half a copy.
+            # As on a disk, an addition without domains is not finished. Domains without a manifest are half a copy.
             if "domains" in self._names(f"additions/{name}"):
                 found[f"additions/{name}/"] = self.read(f"additions/{name}/domains/manifest.json")
         return found

@@ -1,10 +1,10 @@
 """A store whose domain partitions lie elsewhere, such as ``s3://bucket/prefix``: windows are read by range.
 
 Everything but the partitions is small and is mirrored into ``SOE_HOME/cache``, once per machine and version of the
-store, so all other code reads local paths. Of a partition, only the blocks that hold windows are fetched (``files.py``).
-A file's size is compared with the manifest, and its layout with the index. Its sha256 is not checked, because that would
-take the whole file (run ``soe audit`` on a copy). The manifest must stay the one that was mirrored: this is how a
-rebuilt store is noticed even if a partition is first opened after the rebuild.
+store, so all other code reads local paths. Of a partition, only the blocks that hold windows are fetched
+(``files.py``). A file's size is compared with the manifest, and its layout with the index. Its sha256 is not checked,
+because that would take the whole file (run ``soe audit`` on a copy). The manifest must stay the one that was mirrored:
+this is how a rebuilt store is noticed even if a partition is first opened after the rebuild.
 
 Legend: L tokens in a sequence, m windows.
 """

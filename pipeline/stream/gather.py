@@ -1,4 +1,4 @@
-"""Copying rows of one size from any addresses in this process's memory: by gather.c if it was compiled, else by NumPy."""
+"""Copying rows of one size from any addresses in this process's memory: by gather.c if compiled, else by NumPy."""
 
 from __future__ import annotations
 
