@@ -128,7 +128,7 @@ def take_parquet(path: str | Path, columns: list[str], rows: np.ndarray) -> pa.T
             if begin < end
         ]
         if cuts[-1] < len(rows):
-            raise StoreError(f"{path} has {edges[-1]} rows; row {rows[-1]} is none.")
+            raise StoreError(f"{path} has {edges[-1]} rows; there is no row {rows[-1]}.")
         return pa.concat_tables([kinds.empty_table(), *taken])
 
 

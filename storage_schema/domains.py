@@ -125,7 +125,7 @@ class DomainStore:
 
     Args:
         folder: the store's folder (the one that holds ``domains/``).
-        num_parts: open the store as it was with its first so many parts; all by default.
+        num_parts: open the store as it was when it had this many parts; None for all of them.
 
     Raises:
         StoreError: there are no finished domains, or an addition is of another tree.
@@ -193,7 +193,7 @@ class DomainStore:
         return np.sum([part.windows_K(sequence_length) for part in self.parts], axis=0)
 
     def passages(self, domain: int) -> pa.Table:
-        """The domain's passages (columns of :func:`partition_schema`), memory-mapped, one chunk a part.
+        """The domain's passages (columns of :func:`partition_schema`), memory-mapped, one chunk per part.
 
         Raises :class:`StoreError` as :meth:`DomainPart.batch` does.
         """

@@ -43,7 +43,7 @@ def as_object(value: Any, where: object) -> dict[str, Any]:
 def parse_json(content: bytes, where: object) -> Any:
     """Parse UTF-8 JSON. Raises ValueError naming `where` if it is not JSON or exceeds a bound."""
     if len(content) > JSON_BYTES:
-        raise UserError(f"{where} has more than {JSON_BYTES:,} bytes, and no JSON of ours has so many.")
+        raise UserError(f"{where} has more than {JSON_BYTES:,} bytes; none of our JSON files is that large.")
     try:
         value = json.loads(
             content.decode("utf-8"),
@@ -57,7 +57,7 @@ def parse_json(content: bytes, where: object) -> Any:
     except ValueError as error:
         raise UserError(f"{where} is not JSON: {error}.") from error
     if deep:
-        raise UserError(f"{where} is nested deeper than {JSON_DEPTH} levels, and no JSON of ours is.")
+        raise UserError(f"{where} is nested deeper than {JSON_DEPTH} levels; none of our JSON files is.")
     return value
 
 
@@ -83,7 +83,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> Any:
-    raise UserError(f"{text} is no number of JSON")
+    raise UserError(f"{text} is not a JSON number")
 
 
 def _finite(text: str) -> float:

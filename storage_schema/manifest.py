@@ -47,7 +47,7 @@ class FileEntry:
         # Manifests travel with soups and stores. The files they name are read, and a mirror writes them.
         inside = isinstance(path, str) and path.isprintable() and path == PurePosixPath(path).as_posix()
         if not inside or path.startswith("/") or {"..", "."} & set(path.split("/")):
-            raise UserError(f"{path!r:.200} is no path of a file in the folder")
+            raise UserError(f"{path!r:.200} is not the path of a file in the folder")
         if type(self.bytes) is not int or self.bytes < 0:
             raise UserError(f"the size of {path} is {self.bytes!r:.40}, and must be a number of bytes")
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):

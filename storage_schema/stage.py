@@ -175,7 +175,7 @@ def _prepare_work(work: Path, request: str) -> None:
     record = work / _REQUEST_NAME
     if work.exists() and not record.exists() and any(work.iterdir()):
         raise StoreError(
-            f"{work} is where {work.name.removesuffix(PARTIAL_SUFFIX)} would be put together, and it holds something "
+            f"{work} is where {work.name.removesuffix(PARTIAL_SUFFIX)} would be put together, but it holds something "
             "else. Move it away, or choose another name."
         )
     if work.exists() and not (

@@ -110,9 +110,9 @@ class Losses:
         most = self.max_damaged_files
         if most is not None and len(tally.damaged) > most:
             return UserError(
-                f"{len(tally.damaged)} files or more of {uri} are damaged, or of another shape than their names say; "
-                f"max_damaged_files is {most}. {_first(list(tally.damaged.values()))} Mend or remove them, or raise "
-                "max_damaged_files: what was read of them is then kept."
+                f"{len(tally.damaged)} files or more of {uri} are damaged, or have another format than their names "
+                f"say; max_damaged_files is {most}. {_first(list(tally.damaged.values()))} Mend or remove them, or "
+                "raise max_damaged_files: what was read of them is then kept."
             )
         most = self.max_bad_documents
         if most is not None and tally.bad_documents > most:
@@ -166,7 +166,7 @@ def account_lines(counts: Mapping[str, Any]) -> list[str]:
         lines.append(f"{counts['bad_documents']:,} bad documents. {_first(counts['bad_documents_named'])}")
     if counts.get("damaged_files"):
         lines.append(
-            f"{counts['damaged_files']:,} damaged files, of which no more was read than came before the damage "
+            f"{counts['damaged_files']:,} damaged files, of which only the text before the damage was read "
             f"({counts['documents_known_lost']:,} documents are known to be lost). "
             f"{_first(counts['damaged_files_named'])}"
         )

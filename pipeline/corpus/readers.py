@@ -122,7 +122,7 @@ def _of_utf8(stream: io.BufferedReader, file: CorpusFile) -> io.BufferedReader:
         )
     if _ONE_VALUE.match(stream.peek(1)[:64].removeprefix(codecs.BOM_UTF8)):
         raise OtherShape(
-            "holds one JSON value over the whole file, not an object a line. Make lines of a list with "
+            "holds one JSON value over the whole file, not one object per line. Make lines of a list with "
             "`jq -c '.[]' FILE > FILE.jsonl`"
         )
     return stream

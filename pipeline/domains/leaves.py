@@ -33,7 +33,7 @@ class TreeSettings:
     leaf_clusters: int
     kmeans: KMeansSettings
     sample: int
-    """Each node is fitted on at most so many passages."""
+    """Each node is fitted on at most this many passages."""
     seed: int
     use_gpu: bool = False
 
@@ -112,7 +112,7 @@ def _split(
 ) -> tuple[dict[str, np.ndarray], list[list[int]]]:
     """Write every row to the Arrow file at `path`, in batches of one leaf each.
 
-    One file, however many leaves there are: a process may have only so many files open.
+    One file, however many leaves there are: a process may have only a limited number of files open.
 
     Returns:
         The leaves' sums, and the numbers of each leaf's batches in the file.

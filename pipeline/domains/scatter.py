@@ -86,7 +86,7 @@ def scatter_schema(vocab_size: int, size: int) -> pa.Schema:
 
 
 def write_batch(path: Path, batch: pa.RecordBatch, rows: Sequence[int] = ()) -> None:
-    """Write an Arrow file aside and rename it. The file has one record batch, or one per entry of `rows`, of so many
+    """Write an Arrow file aside and rename it. The file has one record batch, or one per entry of `rows`, of this many
     rows each.
     """
     with written_aside(path) as aside, pa.ipc.new_file(str(aside), batch.schema) as writer:

@@ -31,7 +31,7 @@ WORTHWHILE = 2000
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 """Linux's names of the instructions for bfloat16. With the second alone it was 3.0 times as fast as float32."""
 CLEARLY = 1.3
-"""A runtime is chosen only if it is so many times as fast as torch's float32; a smaller gain may be noise."""
+"""A runtime is chosen only if it is this many times as fast as torch's float32; a smaller gain may be noise."""
 TRIALS = ((2, 16), (32, 64))
 """Batches that are timed: passages, and word pieces per passage. The second is a usual batch; it is skipped for a
 runtime that is hopeless on the first."""
@@ -58,7 +58,7 @@ def runtime_of_stage(work: Path, asked: str, model: Any, *, passages: int, use_g
 
 
 def choose_runtime(asked: str, model: Any, *, passages: int, use_gpu: bool) -> str:
-    """The runtime that `asked` names, or that ``auto`` or ``measured`` chooses for so many passages."""
+    """The runtime that `asked` names, or that ``auto`` or ``measured`` chooses for this many passages."""
     if asked not in (AUTO, MEASURED):
         return asked
     if use_gpu:

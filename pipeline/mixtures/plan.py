@@ -28,7 +28,7 @@ PLAN_VERSION = 2
 MIXTURES, SLOTS = 0, 1
 """The streams of a seed."""
 WIDE = 32
-"""Up to so many domains in a mixture, a slot's domain is found by comparing with all weights; above, by bisection."""
+"""Up to this many domains in a mixture, a slot's domain is found by comparing with all weights; above, by bisection."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,7 @@ def read_table(path: str | Path) -> tuple[list[str | None], np.ndarray, np.ndarr
                     f"{path} is no table of mixtures: its first line must begin with a column's name."
                 )
             file.seek(0)
-            table = pl.read_csv(file, infer_schema=False)  # a column that begins with 0 is none of integers
+            table = pl.read_csv(file, infer_schema=False)  # else a column that begins with 0 becomes integers
         names = [name for name in table.columns if _DOMAIN.fullmatch(name)]
         weights = table.select(pl.col(names).cast(pl.Float64)).fill_null(float("nan")).to_numpy()
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -169,7 +169,7 @@ class _Rows:
     def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         if number >= len(self.ends):
             raise UserError(
-                f"{self.path} holds {len(self.ends)} mixtures; mixture {number} is none. Train fewer steps."
+                f"{self.path} holds {len(self.ends)} mixtures; there is no mixture {number}. Train fewer steps."
             )
         of_row = slice(self.ends[number - 1] if number else 0, self.ends[number])
         return self.domains[of_row], self.weights[of_row]

@@ -71,7 +71,7 @@ def check_weights(support: np.ndarray, weights: np.ndarray, domains: Domains, *,
 
 
 def check_support(size: int, domains: Domains) -> None:
-    """Raise ValueError if so many distinct domains cannot be drawn."""
+    """Raise ValueError if this many distinct domains cannot be drawn."""
     there = len(domains.numbers)
     if not 1 <= size <= there:
         raise UserError(

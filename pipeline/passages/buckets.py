@@ -25,7 +25,7 @@ BUCKET = pa.schema(
 
 
 def bucket_count(rows: int) -> int:
-    """The number of buckets for so many passages, a power of two."""
+    """The number of buckets for this many passages, a power of two."""
     return min(MOST_BUCKETS, 1 << max(0, (rows // BUCKET_ROWS).bit_length()))
 
 
@@ -52,7 +52,7 @@ def decide(
     Args:
         edges: where each shard's passages begin in `decided`, and where the last ones end.
         decided: uint8, one decision per passage (``parts.py``).
-        max_passages: at most so many training passages are kept, those with the smallest hashes.
+        max_passages: at most this many training passages are kept, those with the smallest hashes.
 
     Returns:
         How many passages were kept in each split, and how many were dropped, by reason.

@@ -34,7 +34,7 @@ SHARE = 0.5
 218,263 training passages with this share, 542 with 0.3 and 226 with 0.7. They are copied modules, generated code and
 licences."""
 BATCH = 1024
-"""Texts processed at once; of so many, the intermediate arrays stay in a processor's cache."""
+"""Texts processed at once; of this many, the intermediate arrays stay in a processor's cache."""
 MOST_RUNS = 1 << 26
 """Runs held in memory (half a gigabyte). If there are more, those with the smallest hashes stand for all."""
 RunTasks = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]

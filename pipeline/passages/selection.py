@@ -41,7 +41,7 @@ class Selection:
     held_out_fraction: float = 0.02
     max_documents_per_source: int | None = None
     max_passages: int | None = None
-    """At most so many training passages, chosen by hash, so from all documents alike."""
+    """At most this many training passages, chosen by hash, so from all documents alike."""
     drop_duplicates: bool = True
     """Within a split. Passages that are in the other split, or already in the store, are dropped in any case."""
 
@@ -228,7 +228,7 @@ def _check_sources(known: set[str], held_out: Sequence[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or sorted(known)[:5]
             raise UserError(
-                f"held_out_sources names {name!r}, which is none of the corpus's {len(known)} sources. "
+                f"held_out_sources names {name!r}, which is not one of the corpus's {len(known)} sources. "
                 f"Near names: {', '.join(near)}."
             )
 

@@ -49,7 +49,7 @@ class BuildEstimate:
     files: int
     bytes: int
     passages: int
-    """At most so many training passages; duplicates are known only once all passages are cut."""
+    """At most this many training passages; duplicates are known only once all passages are cut."""
     disk_bytes: float
     encoder_rate: float | None
     """Passages per second; None if not measured (on GPUs)."""
@@ -59,7 +59,7 @@ class BuildEstimate:
     def lines(self) -> list[str]:
         """The estimate in words."""
         stages = ", ".join(f"{stage} {in_words(seconds)}" for stage, seconds in self.seconds.items())
-        rate = f" ({self.encoder_rate:,.3g} passages a second here)" if self.encoder_rate else ""
+        rate = f" ({self.encoder_rate:,.3g} passages per second here)" if self.encoder_rate else ""
         return [
             f"{self.files:,} files, {self.bytes / 1e9:,.3g} GB: at most about {_rounded(self.passages):,} passages to "
             f"train on{rate}.",
@@ -82,7 +82,7 @@ class BuildEstimate:
                 *rows,
                 f"| **in all** | **{in_words(total(self.seconds.values()))}** |",
                 "",
-                f"{last} Fewer passages (`max_passages`) or a shorter look at each (`max_seq_length`) take less.",
+                f"{last} Fewer passages (`max_passages`) or reading less of each (`max_seq_length`) take less.",
             ]
         )
 
@@ -127,7 +127,7 @@ def estimate_build(
     Args:
         cores: the number of cores of all machines.
         encoder_rate: passages per second; None if it is not known.
-        tokenizer_sample: the tokenizer is trained on at most so many characters; 0 if it is given.
+        tokenizer_sample: the tokenizer is trained on at most this many characters; 0 if it is given.
         finished: the stages that are already finished.
     """
     characters = sample.bytes * sample.characters_per_byte

@@ -22,7 +22,7 @@ from pipeline.passages.cutting import cut_passages
 from pipeline.planning.estimate import CorpusSample
 
 FILES, FILE_BYTES, DOCUMENTS = 48, 1 << 19, 512
-"""At most so many files are read, and of a larger file only its first bytes, or its first documents."""
+"""At most this many files are read, and of a larger file only its first bytes, or its first documents."""
 LOOK_SECONDS, TRY_SECONDS = 0.7, 0.7
 PACKED = 3.0
 """Assumed characters per byte of compressed text, for a file that is too large to read to its end."""

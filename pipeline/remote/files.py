@@ -27,7 +27,7 @@ from storage_schema.manifest import StoreError
 BLOCK_BYTES = 64 << 10
 """A block's size; blocks are aligned to it. A window of 1024 tokens is 2 or 4 KiB, and a request costs about 10 ms."""
 BLOCKS_PER_REQUEST = 16
-"""Up to so many neighbouring blocks are fetched in one request."""
+"""Up to this many neighbouring blocks are fetched in one request."""
 CACHE_BYTES = 256 << 20
 DIGEST_BYTES = 4 << 20
 OPEN_FILES, OPEN_LOCAL_FILES = 4096, 128

@@ -26,7 +26,7 @@ from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
 
 GATHERED_BLOCKS = 256
-"""Windows are gathered in groups that lie in at most so many blocks (16 MiB), however many are asked for at once."""
+"""Windows are gathered in groups that lie in at most this many blocks (16 MiB), however many are asked for at once."""
 _TAIL = 512
 """So many bytes are read from a partition's end; its footer takes 432."""
 _MAGIC = b"ARROW1"
@@ -37,7 +37,7 @@ def open_store(store: str | Path, *, num_parts: int | None = None) -> DomainStor
     """Open the store at a local path, or at a URI (with ``://``).
 
     Args:
-        num_parts: open the store as it was when it had so many parts; None for all of them.
+        num_parts: open the store as it was when it had this many parts; None for all of them.
 
     Raises:
         StoreError: there are no finished domains, they cannot be read, or files are missing.
@@ -248,7 +248,7 @@ class RemoteWindows:
 
 
 def _span(width: int) -> int:
-    """The largest number of blocks that a window of so many bytes can lie in."""
+    """The largest number of blocks that a window of this many bytes can lie in."""
     return (width - 2) // BLOCK_BYTES + 2
 
 

@@ -71,13 +71,13 @@ class MixtureStream:
     fetchers: int = 1
     """Ray actors that read partitions for this rank."""
     store_parts: int | None = None
-    """The plan is for the store with so many parts, so a run does not see documents that are added while it runs."""
+    """The plan is for the store with this many parts, so a run does not see documents that are added while it runs."""
     window_steps: int | None = None
     """Steps in a block. None: as many as make about 16 MB of tokens of two bytes."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
-            raise UserError(f"rank {self.rank} is none of {self.world_size}; ranks count from 0.")
+            raise UserError(f"there is no rank {self.rank} of {self.world_size}; ranks count from 0.")
         planned = self.plan.facts["sequence_length"]
         if planned not in (0, self.sequence_length):
             raise UserError(

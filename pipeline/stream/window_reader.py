@@ -12,7 +12,7 @@ from pipeline.stream.gather import gather
 from storage_schema.domains import DomainStore, MappedPartition
 
 CHECK_SECONDS = 1.0
-"""A file is checked before and after a read, but not again within so many seconds: at thousands of domains per second
+"""A file is checked before and after a read, but not again within this many seconds: at thousands of domains per second
 the checks would take longer than reading the tokens."""
 MOST_MAPPINGS = 24_576
 """The most partitions that a reader maps. Linux allows a process 65,530 mappings (``vm.max_map_count``), and libraries
@@ -58,7 +58,7 @@ class MappedReader:
         beyond = rows.astype(np.uint64) >= self._windows_K[domains]  # an address must never be made of these
         if beyond.any():
             domain, row = domains[beyond][0], rows[beyond][0]
-            raise IndexError(f"domain {domain} has {self._windows_K[domain]} windows; row {row} is none.")
+            raise IndexError(f"domain {domain} has {self._windows_K[domain]} windows; there is no row {row}.")
         if len(rows) > MOST_MAPPINGS // 2:  # each may lie in another partition
             halves = zip(np.array_split(domains, 2), np.array_split(rows, 2), strict=True)
             return np.concatenate([self.read(*half) for half in halves])
@@ -155,5 +155,5 @@ class RangeReader:
             taken.append(windows.take(rows[begin:end] - first))
             first += len(windows)
         if rows[-1] >= first:
-            raise IndexError(f"domain {domain} has {first} windows; row {rows[-1]} is none.")
+            raise IndexError(f"domain {domain} has {first} windows; there is no row {rows[-1]}.")
         return np.concatenate(taken)

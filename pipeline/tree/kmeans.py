@@ -19,7 +19,7 @@ from pipeline.tree.nearest import Blocks, distinct_rows, single_threaded
 BOUNDED = 0.75
 """The share of the iterations in which sizes are bounded."""
 _INIT_ROWS = 64
-"""k-means++ chooses among so many vectors per centroid; more cost time and gain nothing."""
+"""k-means++ chooses among this many vectors per centroid; more cost time and gain nothing."""
 _INIT_TRIALS = 4
 
 

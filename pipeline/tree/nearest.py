@@ -21,10 +21,10 @@ import numpy as np
 from storage_schema.errors import UserError
 
 ROWS_AT_ONCE = 2048
-"""A block of so many rows in float32 (3 MB at D = 384) stays in the cache while it is widened, compared and added."""
+"""A block of this many rows in float32 (3 MB at D = 384) stays in the cache while it is widened, compared and added."""
 GPU_ROWS_AT_ONCE = 65_536
 _TORCH_GRAIN = 32_768
-"""Up to so many elements torch stays in the calling thread; its own threads would compete with ours."""
+"""Up to this many elements torch stays in the calling thread; its own threads would compete with ours."""
 
 
 class Blocks:

@@ -82,7 +82,7 @@ def test_a_name_that_leads_out_of_the_folder(stage, path):
     entry = {"path": path, "bytes": 7, "sha256": "0" * 64}
     (stage.folder / "manifest.json").write_text(forged(stage.finished, files=[entry]))
     with pytest.raises(
-        StoreError, match="s/manifest.json is not a manifest.*no path of a file in the folder"
+        StoreError, match="s/manifest.json is not a manifest.*not the path of a file in the folder"
     ):
         read_manifest(stage.folder, "passages")
 

@@ -166,7 +166,7 @@ def test_tokens_of_any_size_and_number_come_in_whole_windows(
 def test_a_stream_that_cannot_be_is_refused(store):
     stream = make_stream(store)
     for rank, world_size in (2, 2), (-1, 2), (0, 0):
-        with pytest.raises(ValueError, match=f"rank {rank} is none of {world_size}"):
+        with pytest.raises(ValueError, match=f"there is no rank {rank} of {world_size}"):
             stream.for_rank(rank, world_size)
     planned = MixturePlan(np.array([9]), Sparse(support_size=1), seed=0, batch_size=1, sequence_length=2 * L)
     with pytest.raises(ValueError, match=f"windows of {2 * L} tokens, and the stream reads {L}"):
