@@ -51,8 +51,8 @@ def mirror_store(uri: str, filesystem: fs.FileSystem, path: str) -> Path:
         if not folder.exists():
             aside = room / ".partial"
             shutil.rmtree(aside, ignore_errors=True)
-            for part, text in manifests.items():
-                source.copy_part(part, text, aside)
+            for below, text in manifests.items():
+                source.copy_volume(below, text, aside)
             os.rename(aside, folder)
     return folder
 
@@ -89,14 +89,14 @@ class _Source:
 
         return with_retries(attempt, uri=uri, store=self.uri)
 
-    def copy_part(self, part: str, domains: bytes, folder: Path) -> None:
+    def copy_volume(self, below: str, domains: bytes, folder: Path) -> None:
         """Copy the small files of the store or of an addition below `folder`."""
-        self._copy_stage(f"{part}domains", "domains", domains, folder)
-        there = self._names(part.rstrip("/"))
+        self._copy_stage(f"{below}domains", "domains", domains, folder)
+        there = self._names(below.rstrip("/"))
         for stage in _OTHERS:
-            if stage in there or (not part and stage in _REQUIRED):
-                text = self.read(f"{part}{stage}/manifest.json")
-                self._copy_stage(f"{part}{stage}", stage, text, folder)
+            if stage in there or (not below and stage in _REQUIRED):
+                text = self.read(f"{below}{stage}/manifest.json")
+                self._copy_stage(f"{below}{stage}", stage, text, folder)
 
     def _copy_stage(self, name: str, kind: str, text: bytes, folder: Path) -> None:
         (folder / name).mkdir(parents=True)

@@ -33,19 +33,19 @@ _MAGIC = b"ARROW1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-def open_store(store: str | Path, *, num_parts: int | None = None) -> DomainStore:
+def open_store(store: str | Path, *, num_volumes: int | None = None) -> DomainStore:
     """Open the store at a local path, or at a URI (with ``://``).
 
     Args:
-        num_parts: open the store as it was when it had this many parts; None for all of them.
+        num_volumes: open the store as it was when it had this many volumes; None for all of them.
 
     Raises:
         StoreError: there are no finished domains, they cannot be read, or files are missing.
         ValueError: the URI cannot be opened (:func:`~pipeline.places.locations.open_filesystem`).
     """
     if "://" in str(store):
-        return RemoteStore(str(store), num_parts=num_parts)
-    return DomainStore(store, num_parts=num_parts)
+        return RemoteStore(str(store), num_volumes=num_volumes)
+    return DomainStore(store, num_volumes=num_volumes)
 
 
 class RemoteStore(DomainStore):
@@ -53,23 +53,25 @@ class RemoteStore(DomainStore):
 
     Args:
         uri: ``s3://bucket/prefix``, or another URI that ``pyarrow.fs`` opens.
-        num_parts: as for :class:`DomainStore`.
+        num_volumes: as for :class:`DomainStore`.
         cache_bytes: how many bytes of partitions are kept in memory.
 
     Raises:
         StoreError, ValueError: as :func:`open_store` does.
     """
 
-    def __init__(self, uri: str, *, num_parts: int | None = None, cache_bytes: int = CACHE_BYTES):
+    def __init__(self, uri: str, *, num_volumes: int | None = None, cache_bytes: int = CACHE_BYTES):
         self.uri = uri.rstrip("/")
         filesystem, self._path = open_filesystem(self.uri, what="The store")
         self.files = RemoteFiles(self.uri, filesystem, cache_bytes=cache_bytes)
         self._remember_partitions()  # before the manifests are read
         self.mirror = mirror_store(self.uri, filesystem, self._path)
-        super().__init__(self.mirror, num_parts=num_parts)
-        self._sizes = [{entry.path: entry.bytes for entry in part.manifest.files} for part in self.parts]
+        super().__init__(self.mirror, num_volumes=num_volumes)
+        self._sizes = [
+            {entry.path: entry.bytes for entry in volume.manifest.files} for volume in self.volumes
+        ]
         self._values_at: dict[str, int] = {}
-        self._manifests = [self._manifest(part.folder) for part in self.parts]
+        self._manifests = [self._manifest(volume.folder) for volume in self.volumes]
         self.blocks({})
 
     def passages(self, domain: int) -> pa.Table:
@@ -79,16 +81,16 @@ class RemoteStore(DomainStore):
         )
 
     def windows(self, domain: int, sequence_length: int) -> list[RemoteWindows]:
-        """The domain's windows in each part that has any. Reads nothing.
+        """The domain's windows in each volume that has any. Reads nothing.
 
-        Raises :class:`StoreError` if a part's manifest lacks the file.
+        Raises :class:`StoreError` if a volume's manifest lacks the file.
         """
         return [
             RemoteWindows(
-                self, self.partition_file(number, domain), int(part.tokens_K[domain]), sequence_length
+                self, self.partition_file(number, domain), int(volume.tokens_K[domain]), sequence_length
             )
-            for number, part in enumerate(self.parts)
-            if part.tokens_K[domain] > sequence_length
+            for number, volume in enumerate(self.volumes)
+            if volume.tokens_K[domain] > sequence_length
         ]
 
     def windows_in_cache(self, sequence_length: int) -> int:
@@ -105,7 +107,7 @@ class RemoteStore(DomainStore):
 
         Args:
             domains: int64[m].
-            rows: int64[m]; the number of a window in its domain, counting through the domain's parts.
+            rows: int64[m]; the number of a window in its domain, counting through the domain's volumes.
 
         Raises:
             StoreError: as :meth:`RemoteWindows.gather` does.
@@ -162,9 +164,9 @@ class RemoteStore(DomainStore):
         return RemoteFile(path=f"{self._path}/{below}", uri=f"{self.uri}/{below}", bytes=size)
 
     def partition_file(self, number: int, domain: int) -> RemoteFile:
-        """The file with a domain's tokens in a part. Raises :class:`StoreError` if the part's manifest lacks it."""
+        """The file with a domain's tokens in a volume. Raises :class:`StoreError` if the volume's manifest lacks it."""
         name = partition_path(domain)
-        below = (self.parts[number].folder.relative_to(self.mirror) / name).as_posix()
+        below = (self.volumes[number].folder.relative_to(self.mirror) / name).as_posix()
         label = f"domain {domain}: "
         if name not in self._sizes[number]:
             raise StoreError(
@@ -175,7 +177,7 @@ class RemoteStore(DomainStore):
 
 
 class RemoteWindows:
-    """The windows of one domain in one part, read by range.
+    """The windows of one domain in one volume, read by range.
 
     Args:
         tokens: how many the partition holds.

@@ -71,7 +71,7 @@ class MixtureStream:
     fetchers: int = 1
     """Ray actors that read partitions for this rank."""
     store_parts: int | None = None
-    """The plan is for the store with this many parts, so a run does not see documents that are added while it runs."""
+    """The plan is for the store with this many volumes: a run does not see documents that are added while it runs."""
     window_steps: int | None = None
     """Steps in a block. None: as many as make about 16 MB of tokens of two bytes."""
 
@@ -94,7 +94,7 @@ class MixtureStream:
 
     def open_store(self) -> DomainStore:
         """Open the store that the plan is for. Raises StoreError if another store lies there now."""
-        store = open_store(self.store_folder, num_parts=self.store_parts)
+        store = open_store(self.store_folder, num_volumes=self.store_parts)
         planned = self.plan.facts["store"]
         if planned and store.digest != planned:
             raise StoreError(

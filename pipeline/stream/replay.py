@@ -40,7 +40,7 @@ def generic_windows(
         sequence_length=sequence_length,
     )
     stream = MixtureStream(
-        store_folder=store_place, sequence_length=sequence_length, plan=plan, store_parts=len(store.parts)
+        store_folder=store_place, sequence_length=sequence_length, plan=plan, store_parts=len(store.volumes)
     )
     batches = stream.in_process(0, STEPS)
     waiting = np.empty((0, sequence_length + 1), np.int64)

@@ -37,14 +37,14 @@ class MappedReader:
 
     def __init__(self, store: DomainStore, sequence_length: int):
         self.store, self.sequence_length = store, sequence_length
-        self._windows_PK = np.stack([part.windows_K(sequence_length) for part in store.parts])
-        self._windows_K = self._windows_PK.sum(0)
-        self._first_PK = np.cumsum(self._windows_PK, axis=0) - self._windows_PK
-        self._address_PK = np.zeros(self._windows_PK.shape, np.int64)
-        """The address at which the domain's row 0 would be if it lay in this part."""
-        self._checked_PK = np.full(self._windows_PK.shape, -np.inf)
+        self._windows_VK = np.stack([volume.windows_K(sequence_length) for volume in store.volumes])
+        self._windows_K = self._windows_VK.sum(0)
+        self._first_VK = np.cumsum(self._windows_VK, axis=0) - self._windows_VK
+        self._address_VK = np.zeros(self._windows_VK.shape, np.int64)
+        """The address at which the domain's row 0 would be if it lay in this volume."""
+        self._checked_VK = np.full(self._windows_VK.shape, -np.inf)
         self._seen: dict[tuple[int, int], MappedPartition] = {}
-        self._mapped_PK = np.zeros(self._windows_PK.shape, bool)
+        self._mapped_VK = np.zeros(self._windows_VK.shape, bool)
         self._dtype = store.token_dtype
         self._step = sequence_length * self._dtype.itemsize
 
@@ -64,12 +64,12 @@ class MappedReader:
             return np.concatenate([self.read(*half) for half in halves])
         self._make_room(len(rows))
         checked: list[MappedPartition] = []
-        if len(self._windows_PK) == 1:
+        if len(self._windows_VK) == 1:
             addresses = self._addresses(0, domains, rows, checked)
         else:
             addresses = np.empty(len(rows), np.int64)
-            for number, first_K in enumerate(self._first_PK):
-                inside = (rows - first_K[domains]).astype(np.uint64) < self._windows_PK[number][domains]
+            for number, first_K in enumerate(self._first_VK):
+                inside = (rows - first_K[domains]).astype(np.uint64) < self._windows_VK[number][domains]
                 addresses[inside] = self._addresses(number, domains[inside], rows[inside], checked)
         windows = gather(addresses, self.sequence_length + 1, self._dtype)
         for partition in checked:
@@ -78,15 +78,15 @@ class MappedReader:
 
     def finish(self) -> None:
         """Call after the last read: checks that no file was changed. Raises StoreError as :meth:`read` does."""
-        for number, domain in np.argwhere(self._mapped_PK).tolist():
+        for number, domain in np.argwhere(self._mapped_VK).tolist():
             self._seen[number, domain].check()
 
     def _addresses(
         self, number: int, domains: np.ndarray, rows: np.ndarray, checked: list[MappedPartition]
     ) -> np.ndarray:
-        """The addresses of windows that lie in one part. The files that were checked are added to `checked`."""
+        """The addresses of windows that lie in one volume. The files that were checked are added to `checked`."""
         checked += self._check_files(number, domains)
-        return self._address_PK[number][domains] + rows * self._step
+        return self._address_VK[number][domains] + rows * self._step
 
     def _check_files(self, number: int, domains: np.ndarray) -> list[MappedPartition]:
         """Map partitions that are not mapped, and check that no file was changed: reading past the end of a shortened
@@ -94,34 +94,34 @@ class MappedReader:
         """
         now = time.monotonic()
         used = np.flatnonzero(np.bincount(domains))
-        due = used[now - self._checked_PK[number, used] > CHECK_SECONDS]
+        due = used[now - self._checked_VK[number, used] > CHECK_SECONDS]
         for domain in due.tolist():
-            if not self._mapped_PK[number, domain]:
+            if not self._mapped_VK[number, domain]:
                 self._map(number, domain)
             self._seen[number, domain].check()
-        self._checked_PK[number, due] = now
+        self._checked_VK[number, due] = now
         return [self._seen[number, domain] for domain in due.tolist()]
 
     def _map(self, number: int, domain: int) -> None:
         if (number, domain) not in self._seen:
-            self._seen[number, domain] = MappedPartition(self.store.parts[number], domain)
+            self._seen[number, domain] = MappedPartition(self.store.volumes[number], domain)
         address = self._seen[number, domain].map().ctypes.data
-        self._address_PK[number, domain] = address - self._first_PK[number, domain] * self._step
-        self._mapped_PK[number, domain] = True
+        self._address_VK[number, domain] = address - self._first_VK[number, domain] * self._step
+        self._mapped_VK[number, domain] = True
 
     def _make_room(self, wanted: int) -> None:
         """Unmap the partitions that were not used for the longest time, so that `wanted` more can be mapped.
 
         Call it only while no address is in use.
         """
-        too_many = int(np.count_nonzero(self._mapped_PK)) + wanted - MOST_MAPPINGS
+        too_many = int(np.count_nonzero(self._mapped_VK)) + wanted - MOST_MAPPINGS
         if too_many <= 0:
             return
-        oldest = np.argsort(self._checked_PK[self._mapped_PK])[:too_many]
-        for number, domain in np.argwhere(self._mapped_PK)[oldest].tolist():
+        oldest = np.argsort(self._checked_VK[self._mapped_VK])[:too_many]
+        for number, domain in np.argwhere(self._mapped_VK)[oldest].tolist():
             self._seen[number, domain].unmap()
-            self._mapped_PK[number, domain] = False
-            self._checked_PK[number, domain] = -np.inf
+            self._mapped_VK[number, domain] = False
+            self._checked_VK[number, domain] = -np.inf
 
 
 class RangeReader:
@@ -148,7 +148,7 @@ class RangeReader:
         """Does nothing, because each read checks its files."""
 
     def _of_domain(self, domain: int, rows: np.ndarray) -> np.ndarray:
-        """The windows `rows` (ascending) of one domain, counting through its parts."""
+        """The windows `rows` (ascending) of one domain, counting through its volumes."""
         taken, first = [], 0
         for windows in self.store.windows(domain, self.sequence_length):
             begin, end = np.searchsorted(rows, (first, first + len(windows)))

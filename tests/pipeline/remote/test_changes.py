@@ -60,7 +60,7 @@ def test_what_was_read_of_a_replaced_file_is_neither_used_nor_kept(s3, own_uri, 
     [windows] = open_store(own_uri).windows(4, L)
     gather(windows, [0])
     put(s3, own, 4, other(own, 4))
-    tokens = DomainStore(own).parts[0].tokens(4)
+    tokens = DomainStore(own).volumes[0].tokens(4)
     row = [(BLOCK_BYTES + 100 - windows.values_at) // windows.step]
     with pytest.raises(StoreError, match=REPLACED):
         gather(windows, row)

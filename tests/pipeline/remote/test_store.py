@@ -86,7 +86,9 @@ def test_the_reader_of_a_plan_reads_the_same(uri, folder):
 
 
 def test_a_path_is_a_local_store(folder):
-    assert type(open_store(folder)) is DomainStore and len(open_store(str(folder), num_parts=1).parts) == 1
+    assert (
+        type(open_store(folder)) is DomainStore and len(open_store(str(folder), num_volumes=1).volumes) == 1
+    )
 
 
 def test_rows_that_do_not_exist(uri):
@@ -188,7 +190,7 @@ def test_open_handles_are_bounded(folder):
     store = RemoteStore(f"file://{folder}")
     check_all(store, folder)
     assert fds_below(folder) == sum(size > L for size in SIZES + MORE) + len(
-        store.parts
+        store.volumes
     )  # and their manifests
     files, store.files = store.files, RemoteFiles(store.uri, store.files.filesystem, open_files=2)
     del files

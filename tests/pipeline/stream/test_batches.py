@@ -66,11 +66,11 @@ def expected(store):
 def test_a_window_is_the_packed_stream(store):
     opened = DomainStore(store)
     assert opened.windows_K(L).tolist() == [24, 0, 1, 0, 56, 20]  # 16 tokens hold no window of 16 + 1
-    values = opened.parts[0].tokens(4)
+    values = opened.volumes[0].tokens(4)
     read = window_reader(opened, L).read(np.array([4, 0, 4]), np.array([55, 0, 3]))
     assert np.array_equal(read[0], values[55 * L : 55 * L + L + 1])
     assert np.array_equal(read[2], values[3 * L : 3 * L + L + 1])
-    assert np.array_equal(read[1], opened.parts[0].tokens(0)[: L + 1])
+    assert np.array_equal(read[1], opened.volumes[0].tokens(0)[: L + 1])
 
 
 def mappings_below(folder):
@@ -89,7 +89,7 @@ def test_mappings_are_bounded_however_many_partitions_there_are(tmp_path, monkey
         rows = random.integers(0, 12, 30)
         found = reader.read(domains, rows)
         for block_steps, domain, row in zip(found, domains, rows, strict=True):
-            assert np.array_equal(block_steps, opened.parts[0].tokens(domain)[row * L : row * L + L + 1])
+            assert np.array_equal(block_steps, opened.volumes[0].tokens(domain)[row * L : row * L + L + 1])
         assert mappings_below(folder) <= 12
     path = opened.folder / partition_path(7)
     path.write_bytes(bytes(path.stat().st_size))
@@ -106,7 +106,7 @@ def test_batches_are_what_the_plan_names(store):
         step = stream.plan.steps(batch.step, batch.step + 1)
         for slot in range(8):
             start = step.row_TB[0, slot] * L
-            expected = opened.parts[0].tokens(int(step.domain_TB[0, slot]))[start : start + L + 1]
+            expected = opened.volumes[0].tokens(int(step.domain_TB[0, slot]))[start : start + L + 1]
             assert np.array_equal(batch.tokens_BL1[slot], expected)
         assert batch.mixture_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
         np.testing.assert_allclose(batch.domain_weights_WK, step.domain_weights(batch.step, 6), rtol=1e-6)
@@ -343,4 +343,4 @@ def test_a_damaged_partition_is_named(tmp_path, damage):
         other = make_store(tmp_path / "other", [400, 200])
         path.write_bytes((other / "domains" / partition_path(1)).read_bytes())
     with pytest.raises(StoreError, match=r"domain 1: .*domain=0001"):
-        DomainStore(store).parts[0].tokens(1)
+        DomainStore(store).volumes[0].tokens(1)
