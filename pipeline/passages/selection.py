@@ -11,7 +11,6 @@ Equal passages are found by their hashes (``buckets.py``), and text that was cut
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,9 +24,16 @@ import pyarrow.parquet as pq
 from pipeline.passages.buckets import BUCKET, PRESENT, bucket_count, deal_out, decide
 from pipeline.passages.overlap import Passages, RunTasks, drop_seen, known_runs, rows_mostly_in
 from pipeline.passages.parts import CODE_OF_SPLIT, DROPPED, Part, parts_of_split
+from pipeline.passages.sources import (
+    check_held_out,
+    documents_by_outcome,
+    documents_per_source,
+    merged,
+    sources_table,
+)
 from pipeline.tasks import run_tasks
 from storage_schema.arrow_files import read_parquet
-from storage_schema.corpus import SOURCES, SPLITS
+from storage_schema.corpus import SPLITS
 from storage_schema.errors import UserError
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -92,7 +98,7 @@ def select_passages(
     buckets = [scratch / f"bucket-{b:03d}.arrows" for b in range(bucket_count(rows))]
     sources, over = _deal_out(shards, selection, buckets, present)
     if not present:
-        _check_sources(set(sources["source"]), selection.held_out_sources)
+        check_held_out(set(sources["source"]), selection.held_out_sources)
     decisions = scratch / "decisions.u8"
     decided = np.memmap(decisions, np.uint8, "w+", shape=max(1, int(edges[-1])))
     counts = decide(
@@ -114,8 +120,8 @@ def select_passages(
     parts: list[Part] = []
     for split in SPLITS:
         parts += parts_of_split(split, decided, edges, len(present) + len(parts))
-    table = _sources(shards, sources, decided, edges)
-    documents = _documents_by_outcome(shards, decided, edges)
+    table = sources_table(shards, sources, decided, edges)
+    documents = documents_by_outcome(shards, decided, edges)
     documents["no passage kept"] = sources["documents"].sum() - sum(documents.values())
     documents["over max_documents_per_source"] = over["documents"]
     return SelectedPassages(
@@ -187,11 +193,11 @@ def _deal_out(
                 over["documents"] += every["document_hash"].n_unique() - rows["document_hash"].n_unique()
                 over["passages"] += len(every) - len(rows)
             rows = rows.with_columns(unseen=unseen, held_out=unseen | by_hash).sort("row")
-            found.append(_documents(rows))
+            found.append(documents_per_source(rows))
             if len(found) > 64:
-                found = [_merge(found)]
+                found = [merged(found)]
             deal_out(rows, writers)
-    return _merge(found), over
+    return merged(found), over
 
 
 def _read_hashes(shard: Path) -> pl.DataFrame:
@@ -210,55 +216,3 @@ def _last_orders(shards: Sequence[Path], limit: int | None) -> pl.DataFrame | No
         kept = pl.concat([kept, _read_hashes(shard).select("source", "order")]).unique()
         kept = kept.filter(pl.col("order").rank("ordinal").over("source") <= limit)
     return kept.group_by("source").agg(last=pl.col("order").max())
-
-
-def _documents(rows: pl.DataFrame) -> pl.DataFrame:
-    """Sources with their numbers of documents. A document lies in one shard, so the numbers of shards add up."""
-    return rows.group_by("source").agg(
-        documents=pl.col("document_hash").n_unique(), unseen=pl.col("unseen").first()
-    )
-
-
-def _merge(found: list[pl.DataFrame]) -> pl.DataFrame:
-    return pl.concat(found).group_by("source").agg(pl.col("documents").sum(), pl.col("unseen").first())
-
-
-def _check_sources(known: set[str], held_out: Sequence[str]) -> None:
-    for name in held_out:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or sorted(known)[:5]
-            raise UserError(
-                f"held_out_sources names {name!r}, which is not one of the corpus's {len(known)} sources. "
-                f"Near names: {', '.join(near)}."
-            )
-
-
-def _documents_by_outcome(shards: Sequence[Path], decided: np.ndarray, edges: np.ndarray) -> dict[str, int]:
-    """How many documents have a passage that is kept, by split. A document lies in one shard."""
-    names = ("trained on", "held out")
-    kept = dict.fromkeys(names, 0)
-    for number, shard in enumerate(shards):
-        hashes = read_parquet(shard, columns=["document_hash"])["document_hash"].to_numpy()
-        for name, code in zip(names, CODE_OF_SPLIT.values(), strict=True):
-            kept[name] += len(np.unique(hashes[decided[edges[number] : edges[number + 1]] == code]))
-    return kept
-
-
-def _sources(
-    shards: Sequence[Path], sources: pl.DataFrame, decided: np.ndarray, edges: np.ndarray
-) -> pa.Table:
-    """The sources with their numbers of documents and of kept passages (columns of ``SOURCES``)."""
-    kept: list[pl.DataFrame] = []
-    for number, shard in enumerate(shards):
-        names = pl.from_arrow(read_parquet(shard, columns=["source"]))["source"].cast(pl.String)
-        rows = pl.DataFrame({"source": names, "code": decided[edges[number] : edges[number + 1]]})
-        kept.append(_passages(rows))
-        if len(kept) > 64:
-            kept = [pl.concat(kept).group_by("source").sum()]
-    table = sources.join(pl.concat(kept).group_by("source").sum(), on="source", how="left").sort("source")
-    return table.fill_null(0).select(SOURCES.names).to_arrow().cast(SOURCES)
-
-
-def _passages(rows: pl.DataFrame) -> pl.DataFrame:
-    counted = {f"{split}_passages": (pl.col("code") == code).sum() for split, code in CODE_OF_SPLIT.items()}
-    return rows.group_by("source").agg(**counted)

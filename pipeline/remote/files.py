@@ -22,19 +22,19 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.places.retries import require_all, with_retries
+from pipeline.remote.block_cache import CACHE_BYTES, BlockCache, Blocks
 from storage_schema.manifest import StoreError
 
 BLOCK_BYTES = 64 << 10
 """A block's size; blocks are aligned to it. A window of 1024 tokens is 2 or 4 KiB, and a request costs about 10 ms."""
 BLOCKS_PER_REQUEST = 16
 """Up to this many neighbouring blocks are fetched in one request."""
-CACHE_BYTES = 256 << 20
 DIGEST_BYTES = 4 << 20
 OPEN_FILES, OPEN_LOCAL_FILES = 4096, 128
 """How many file handles are kept. On S3 opening a file is a request but holds no connection; on a disk each open file
 takes a descriptor."""
 CHECK_SECONDS = 10.0
-"""A file of which no block is read (a manifest) is checked again only after so many seconds."""
+"""A file of which no block is read (a manifest) is checked again only after this many seconds."""
 THREADS = 24
 """Requests in parallel; the S3 client has 25 connections."""
 T = TypeVar("T")
@@ -73,13 +73,10 @@ class RemoteFiles:
         open_files: int | None = None,
         threads: int = THREADS,
     ):
-        self.store, self.filesystem = store, filesystem
-        self.cache_bytes = cache_bytes
+        self.store, self.filesystem, self.cache = store, filesystem, BlockCache(cache_bytes)
         self.open_files = open_files or (OPEN_LOCAL_FILES if filesystem.type_name == "local" else OPEN_FILES)
-        self.cached_bytes = 0
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="remote-store")
         self._lock = threading.Lock()
-        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._handles: OrderedDict[str, pa.NativeFile] = OrderedDict()
         self._versions: dict[str, object] = {}
         self._written: dict[str, int] = {}
@@ -115,7 +112,7 @@ class RemoteFiles:
         self._check_unchanged(file)
         return found
 
-    def blocks(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> dict[tuple[str, int], bytes]:
+    def blocks(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> Blocks:
         """Get blocks, from the cache or else in parallel from where the files lie.
 
         Args:
@@ -128,7 +125,9 @@ class RemoteFiles:
         Raises:
             StoreError: a file is missing, was truncated or replaced, or could not be read.
         """
-        cached = self._cached(wanted)
+        cached = self.cache.get(
+            (file.path, int(number)) for file, numbers in wanted.items() for number in numbers
+        )
         runs = list(_runs(wanted, cached))
         fetched = self._in_parallel(self._fetch, runs)
         read = {file for file, _, _ in runs}
@@ -136,7 +135,7 @@ class RemoteFiles:
         to_check = (file for file in wanted if file in read or (file in idle and self._needs_check(file)))
         self._in_parallel(self._check_unchanged, [(file,) for file in to_check])
         for blocks in fetched:
-            self._add_to_cache(blocks)
+            self.cache.add(blocks)
             cached |= blocks
         return cached
 
@@ -163,20 +162,7 @@ class RemoteFiles:
         """Raise :class:`StoreError` unless the file is still the one that was first opened."""
         self._with_retries(file, lambda: self._open(file))
 
-    def _cached(
-        self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]
-    ) -> dict[tuple[str, int], bytes]:
-        found = {}
-        with self._lock:
-            for file, numbers in wanted.items():
-                for number in numbers:
-                    key = file.path, int(number)
-                    if key in self._blocks:
-                        self._blocks.move_to_end(key)
-                        found[key] = self._blocks[key]
-        return found
-
-    def _fetch(self, file: RemoteFile, low: int, high: int) -> dict[tuple[str, int], bytes]:
+    def _fetch(self, file: RemoteFile, low: int, high: int) -> Blocks:
         """Read the blocks [low, high) of a file in one request."""
         start, stop = low * BLOCK_BYTES, min(high * BLOCK_BYTES, file.bytes)
         data = self.read(file, start, stop)
@@ -184,14 +170,6 @@ class RemoteFiles:
             (file.path, number): data[at : at + BLOCK_BYTES]
             for number, at in enumerate(range(0, stop - start, BLOCK_BYTES), start=low)
         }
-
-    def _add_to_cache(self, blocks: Mapping[tuple[str, int], bytes]) -> None:
-        with self._lock:
-            for key, block in blocks.items():
-                self.cached_bytes += len(block) - len(self._blocks.pop(key, b""))
-                self._blocks[key] = block
-            while self.cached_bytes > self.cache_bytes:
-                self.cached_bytes -= len(self._blocks.popitem(last=False)[1])
 
     def _handle(self, file: RemoteFile) -> pa.NativeFile:
         with self._lock:
@@ -236,9 +214,7 @@ class RemoteFiles:
 
     def _refusal(self, file: RemoteFile, why: str) -> StoreError:
         """The error for a replaced file. Its cached blocks are dropped: they may come from either file."""
-        with self._lock:
-            for key in [key for key in self._blocks if key[0] == file.path]:
-                self.cached_bytes -= len(self._blocks.pop(key))
+        self.cache.drop(file.path)
         return StoreError(f"{file.label}{file.uri} {why}")
 
     def _drop_handle(self, file: RemoteFile) -> None:
@@ -255,7 +231,7 @@ def _seconds(info: fs.FileInfo) -> int:
 
 
 def _runs(
-    wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray], found: Mapping[tuple[str, int], bytes]
+    wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray], found: Blocks
 ) -> Iterator[tuple[RemoteFile, int, int]]:
     """Ranges [low, high) of neighbouring blocks that are not in `found`, at most :data:`BLOCKS_PER_REQUEST` long."""
     for file, numbers in wanted.items():

@@ -11,7 +11,7 @@ Legend: L tokens in a sequence, m windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +20,15 @@ from pyarrow import fs
 
 from pipeline.places.locations import open_filesystem
 from pipeline.places.retries import with_retries
-from pipeline.remote.files import BLOCK_BYTES, CACHE_BYTES, RemoteFile, RemoteFiles
+from pipeline.remote.block_cache import CACHE_BYTES, Blocks
+from pipeline.remote.files import BLOCK_BYTES, RemoteFile, RemoteFiles
 from pipeline.remote.mirror import mirror_store
+from pipeline.remote.partition_layout import find_values
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
 
 GATHERED_BLOCKS = 256
 """Windows are gathered in groups that lie in at most this many blocks (16 MiB), however many are asked for at once."""
-_TAIL = 512
-"""So many bytes are read from a partition's end; its footer takes 432."""
-_MAGIC = b"ARROW1"
-_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 def open_store(store: str | Path, *, num_volumes: int | None = None) -> DomainStore:
@@ -97,7 +95,9 @@ class RemoteStore(DomainStore):
         """How many windows fit into the cache even if no two share a block; at least one."""
         return max(
             1,
-            self.files.cache_bytes // BLOCK_BYTES // _span((sequence_length + 1) * self.token_dtype.itemsize),
+            self.files.cache.most_bytes
+            // BLOCK_BYTES
+            // _span((sequence_length + 1) * self.token_dtype.itemsize),
         )
 
     def prefetch(self, domains: np.ndarray, rows: np.ndarray, sequence_length: int) -> None:
@@ -122,14 +122,14 @@ class RemoteStore(DomainStore):
                     wanted.append((windows, left[inside]))
                 left = left[~inside] - len(windows)
         list(self.files.pool.map(lambda item: item[0].values_at, wanted))
-        budget, blocks = self.files.cache_bytes // BLOCK_BYTES, {}
+        budget, blocks = self.files.cache.most_bytes // BLOCK_BYTES, {}
         for windows, left in wanted:
             numbers = windows.blocks_of(left)[:budget]
             budget -= len(numbers)
             blocks[windows.file] = numbers
         self.blocks(blocks)
 
-    def blocks(self, wanted: Mapping[RemoteFile, np.ndarray]) -> dict[tuple[str, int], bytes]:
+    def blocks(self, wanted: Mapping[RemoteFile, np.ndarray]) -> Blocks:
         """:meth:`RemoteFiles.blocks`, which also raises :class:`StoreError` if a manifest changed."""
         return self.files.blocks(dict.fromkeys(self._manifests, ()) | dict(wanted))
 
@@ -239,7 +239,7 @@ class RemoteWindows:
         group = rank // max(1, GATHERED_BLOCKS // self.span)
         return np.split(order, np.flatnonzero(np.diff(group)) + 1)
 
-    def _copy(self, blocks: dict[tuple[str, int], bytes], start: int, out_w: np.ndarray) -> None:
+    def _copy(self, blocks: Blocks, start: int, out_w: np.ndarray) -> None:
         done = 0
         while done < self.width:
             number, at = divmod(start + done, BLOCK_BYTES)
@@ -252,27 +252,3 @@ class RemoteWindows:
 def _span(width: int) -> int:
     """The largest number of blocks that a window of this many bytes can lie in."""
     return (width - 2) // BLOCK_BYTES + 2
-
-
-def find_values(read: Callable[[int, int], bytes], size: int, tokens: int, itemsize: int) -> int | None:
-    """The byte at which the values of the last column begin in an Arrow file of one uncompressed record batch.
-
-    The file ends with the batch's body, an end-of-stream marker, the footer, its length (int32) and ``ARROW1``. The
-    values are the body's last buffer, padded to 8 bytes. Before them lie the lists' offsets, of which the last is the
-    number of tokens. Returns None if any of this does not hold.
-
-    Args:
-        read: returns the bytes [start, stop) of the file.
-        size: the file's bytes.
-        tokens: how many values there are, of `itemsize` bytes each.
-    """
-    tail_at = max(0, size - _TAIL)
-    tail = read(tail_at, size) if size else b""
-    end = size - 10 - int.from_bytes(tail[-10:-6], "little", signed=True) - len(_END_OF_STREAM)
-    at = end - -(-tokens * itemsize // 8) * 8
-    if tail[-6:] != _MAGIC or end > size - 18 or at < 16:
-        return None
-    marker = tail[end - tail_at :][:8] if end >= tail_at else read(end, end + 8)
-    if marker != _END_OF_STREAM or read(at - 8, at) != tokens.to_bytes(8, "little"):
-        return None
-    return at

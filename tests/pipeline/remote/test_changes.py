@@ -52,7 +52,7 @@ def test_a_file_replaced_under_an_open_handle_is_refused(s3, own_uri, own, at_ev
     for rows in ([9000], [9000], [5000]):  # nor is what was read before given out any more
         with pytest.raises(StoreError, match=REPLACED):
             gather(windows, rows)
-    assert windows.store.files.cached_bytes == 0
+    assert windows.store.files.cache.bytes == 0
 
 
 def test_what_was_read_of_a_replaced_file_is_neither_used_nor_kept(s3, own_uri, own):

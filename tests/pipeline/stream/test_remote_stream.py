@@ -102,7 +102,7 @@ def test_reads_of_a_window_go_out_together(toy_uri, toy, proxy, monkeypatch):
     proxy.latency = 4 * LATENCY  # much, beside what a busy machine takes
     # Its states, its end, the list's end, its blocks, its state again; then blocks and state alone.
     for a_file in (6, 2):
-        store.files._blocks.clear()
+        store.files.cache._blocks.clear()
         proxy.requests.clear()
         start = time.monotonic()
         list(stream_of(toy_uri, toy, STEPS).in_process(0, STEPS))
