@@ -1,4 +1,4 @@
-"""What lies on disk: every schema, path and manifest, and how to open and verify them.
+"""Everything on disk: its schemas, paths and manifests, and how it is opened and verified.
 
 stage.py       a stage is a folder; its manifest is written last, by an atomic rename
 manifest.py    what a finished folder was made of, and the size and sha256 of its files

@@ -13,7 +13,7 @@ RELEASE = "0.1.0"
 """Equals the version in pyproject.toml (a test compares them), which is missing if only soe_model is installed."""
 WRITTEN_BY = f"soup-of-experts {RELEASE}"
 SCHEMA_VERSION = 1
-"""Of manifests, checkpoints and run records."""
+"""The schema version of manifests, checkpoints and run records."""
 
 
 def written_with() -> dict[str, Any]:

@@ -20,7 +20,7 @@ PASSAGES = {
     "held_out_near_training_dropped": "held out, but mostly in training text",
     "over_max_documents_per_source_dropped": "over max_documents_per_source",
 }
-"""What a reader is told for a count whose name alone does not say it."""
+"""Words for the counts whose names alone are not clear enough."""
 NAMED = 10
 """At most this many bad documents, and this many damaged files, are named."""
 

@@ -28,7 +28,7 @@ XZ_BYTES = 256 << 20
 ZSTD_WINDOW_BYTES = 128 << 20
 """The most memory that decompressing a .zst may take."""
 ZSTD_BLOCK_BYTES = 1 << 10
-"""So many bytes of a .zst are decompressed at a time, to at most 32 MiB: zstandard itself does not bound its output."""
+"""Bytes of a .zst that are decompressed at a time, to at most 32 MiB: zstandard itself does not bound its output."""
 BROKEN = (
     *(OSError, EOFError, UnicodeDecodeError, pa.ArrowException),
     *(zlib.error, lzma.LZMAError, zstandard.ZstdError),

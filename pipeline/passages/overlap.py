@@ -38,7 +38,7 @@ BATCH = 1024
 MOST_RUNS = 1 << 26
 """Runs held in memory (half a gigabyte). If there are more, those with the smallest hashes stand for all."""
 RunTasks = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]
-"""As :func:`pipeline.tasks.run_tasks`."""
+"""A function like :func:`pipeline.tasks.run_tasks`."""
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _FOLD = np.uint64(29)
 

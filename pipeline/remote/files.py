@@ -188,10 +188,10 @@ class RemoteFiles:
                 f"has {handle.size()} bytes instead of {file.bytes}: it was truncated or replaced. Copy the store "
                 "there again.",
             )
-        told = dict(handle.metadata() or {})
-        version = told.get("ETag") or self.filesystem.get_file_info(file.path).mtime_ns
+        metadata = dict(handle.metadata() or {})
+        version = metadata.get("ETag") or self.filesystem.get_file_info(file.path).mtime_ns
         replaced = file.path not in self._versions and not self._as_listed(file)
-        # The version None equals no file's, so a file that was replaced before it was opened is refused ever after.
+        # No file has the version None: a file that was replaced before it was first opened stays refused.
         if self._versions.setdefault(file.path, None if replaced else version) != version:
             raise self._refusal(
                 file,

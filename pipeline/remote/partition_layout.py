@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 _TAIL = 512
-"""So many bytes are read from a partition's end; its footer takes 432."""
+"""Bytes read from a partition's end; its footer takes 432."""
 _MAGIC = b"ARROW1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
