@@ -89,11 +89,11 @@ def build_domains(
         report=lambda done, _: report(done, total),
     )
     per_node = sum(rows) // settings.coarse_clusters
-    pieces = share(([part.stem for part in parts], np.stack([part["rows_C"] for part in scattered])))
+    rows_of_parts = share(([part.stem for part in parts], np.stack([part["rows_C"] for part in scattered])))
     nodes = run_tasks(
         write_node,
         [
-            (folders, node, pieces, settings, _leaves(tree, node, settings))
+            (folders, node, rows_of_parts, settings, _leaves(tree, node, settings))
             for node in range(settings.coarse_clusters)
         ],
         num_gpus=gpus,
