@@ -73,12 +73,12 @@ def write_node(
         fit = _fit_leaves(tables, rows, node, settings)
         leaves_kD, splits = fit.centroids_kD, fit.splits
     by_leaf = folders.scratch / f"node-{node:05d}.arrow"
-    sums, batches_k = _split(tables, leaves_kD, by_leaf)
+    sums, leaf_of_batch = _split(tables, leaves_kD, by_leaf)
     with pa.memory_map(str(by_leaf)) as source, pa.ipc.open_file(source) as file:
         for leaf in np.flatnonzero(sums["counts_k"]):
             path = Path(folders.work) / partition_path(node * k + int(leaf))
             path.parent.mkdir(exist_ok=True)
-            _write_partition([file.get_batch(number) for number in batches_k[leaf]], path)
+            _write_partition([file.get_batch(batch) for batch in np.flatnonzero(leaf_of_batch == leaf)], path)
     result = {
         **sums,
         "leaves_kD": without_unreached(leaves_kD, sums["counts_k"]),
@@ -109,19 +109,18 @@ def _fit_leaves(
 
 def _split(
     tables: Sequence[Callable[[], pa.Table]], leaves_kD: np.ndarray, path: Path
-) -> tuple[dict[str, np.ndarray], list[list[int]]]:
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Write every row to the Arrow file at `path`, in batches of one leaf each.
 
     One file, however many leaves there are: a process may have only a limited number of files open.
 
     Returns:
-        The leaves' sums, and the numbers of each leaf's batches in the file.
+        The leaves' sums, and the leaf of each batch in the file.
     """
     k = len(leaves_kD)
     sums = {name: np.zeros(k) for name in ("distance_k", "squared_k")}
     sums |= {name: np.zeros(k, np.int64) for name in ("counts_k", "tokens_k")}
-    batches_k: list[list[int]] = [[] for _ in range(k)]
-    written = 0
+    leaf_of_batch: list[int] = []
     with ExitStack() as stack:
         writer = None
         for read in tables:
@@ -138,12 +137,11 @@ def _split(
             if writer is None:
                 writer = stack.enter_context(pa.ipc.new_file(str(path), table.schema))
             [batch] = table.take(np.argsort(leaf_N, kind="stable")).combine_chunks().to_batches()
-            for leaf in np.flatnonzero(counts_k):
-                begin = int(counts_k[:leaf].sum())
-                writer.write_batch(batch.slice(begin, int(counts_k[leaf])))
-                batches_k[leaf].append(written)
-                written += 1
-    return sums, batches_k
+            for leaf, end in zip(range(k), np.cumsum(counts_k).tolist(), strict=True):
+                if counts_k[leaf]:
+                    writer.write_batch(batch.slice(end - counts_k[leaf], counts_k[leaf]))
+                    leaf_of_batch.append(leaf)
+    return sums, np.array(leaf_of_batch)
 
 
 def _write_partition(batches: list[pa.RecordBatch], path: Path) -> None:

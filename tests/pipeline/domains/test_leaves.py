@@ -51,14 +51,19 @@ def test_a_node_of_many_leaves_needs_few_open_files(tmp_path):
     tables = [rows_of(leaves_kD, leaf_N, 1000 * part) for part, leaf_N in enumerate(leaf_PN)]
     path = tmp_path / "by-leaf.arrow"
     with few_more_files(12):
-        sums, batches_k = _split([lambda table=table: table for table in tables], leaves_kD, path)
+        sums, leaf_of_batch = _split([lambda table=table: table for table in tables], leaves_kD, path)
     rows = pa.concat_tables(tables)
     leaf_N = np.concatenate(leaf_PN)
-    assert np.array_equal(sums["counts_k"], np.bincount(leaf_N, minlength=LEAVES)) and not batches_k[-1]
+    assert (
+        np.array_equal(sums["counts_k"], np.bincount(leaf_N, minlength=LEAVES))
+        and LEAVES - 1 not in leaf_of_batch
+    )
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
         for leaf in np.flatnonzero(sums["counts_k"]):
             out = tmp_path / f"{leaf}.arrow"
-            _write_partition([file.get_batch(number) for number in batches_k[leaf]], out)
+            _write_partition(
+                [file.get_batch(number) for number in np.flatnonzero(leaf_of_batch == leaf)], out
+            )
             found = read_batch(out, partition_schema(1000), what="a partition", full=True)
             expected = rows.take(np.flatnonzero(leaf_N == leaf)).sort_by("passage_id")
             for name in ("passage_id", "document_id", "source", "tokens"):
