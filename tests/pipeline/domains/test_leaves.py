@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from contextlib import contextmanager
+from itertools import count, islice
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +22,9 @@ LEAVES, SIZE = 100, 8
 def few_more_files(number):
     """So many more files may be opened in the block."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + number, before[1]))
+    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    free = (descriptor for descriptor in count() if descriptor not in used)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, number, None)), before[1]))
     try:
         yield
     finally:
@@ -54,10 +56,8 @@ def test_a_node_of_many_leaves_needs_few_open_files(tmp_path):
         sums, leaf_of_batch = _split([lambda table=table: table for table in tables], leaves_kD, path)
     rows = pa.concat_tables(tables)
     leaf_N = np.concatenate(leaf_PN)
-    assert (
-        np.array_equal(sums["counts_k"], np.bincount(leaf_N, minlength=LEAVES))
-        and LEAVES - 1 not in leaf_of_batch
-    )
+    assert np.array_equal(sums["counts_k"], np.bincount(leaf_N, minlength=LEAVES))
+    assert LEAVES - 1 not in leaf_of_batch
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
         for leaf in np.flatnonzero(sums["counts_k"]):
             out = tmp_path / f"{leaf}.arrow"
