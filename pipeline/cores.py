@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use, and the control groups that say so."""
+"""How many CPU cores this process may use, as its affinity and its control groups say."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """The cores this process may run on, or the time its tightest control group grants, in whole cores, if less.
+    """The number of cores this process may use: those it may run on, or fewer if a control group limits its CPU time.
+
+    A fraction of a core counts as a whole one.
 
     Args:
-        root: where ``proc`` and ``sys`` lie.
+        root: the folder that holds ``proc`` and ``sys``.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     granted = [time for folder in control_groups("cpu", root) if (time := _granted(folder)) is not None]
@@ -20,9 +22,9 @@ def available_cores(root: Path = Path("/")) -> int:
 
 
 def control_groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
-    """Folders of this process's control groups, version 2 and 1 (``cpu``, ``memory``), up to the topmost.
+    """The folders of this process's control groups (version 2, and version 1's ``cpu`` or ``memory``), up to the top.
 
-    In a container the topmost is often the container's, whatever the process's own path says.
+    In a container the top folder is often the container's own, whatever path the process is given.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -38,7 +40,7 @@ def control_groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
 
 
 def _granted(folder: Path) -> float | None:
-    """Seconds of CPU a second; None where there is no limit."""
+    """Seconds of CPU per second; None if there is no limit."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Running a stage's parts as Ray tasks: bounded in flight, results in order, progress, plain errors."""
+"""Running a stage's parts as Ray tasks, a bounded number at once, with results in order, progress and plain errors."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ def run_tasks(
     """Call `function` on each tuple of arguments in Ray tasks and return the results in the same order.
 
     Args:
-        report: called as tasks finish, with the sum of their `weights` (default: their number).
+        report: called whenever a task finishes, with the sum of the `weights` of all finished ones (default: their
+            number).
 
     Raises:
-        Exception: the first task's own error (see :func:`unwrap`). After that, as after whatever else ends the
-            wait (an interrupt, say), the others are cancelled.
+        Exception: the first task's own error (see :func:`unwrap`). Any error, and an interrupt too, cancels the tasks
+            that still run.
     """
     weights = weights or [1] * len(arguments)
     task = ray.remote(function).options(num_cpus=num_cpus, num_gpus=num_gpus)
@@ -62,22 +63,22 @@ def run_tasks(
 
 
 def share(value: Any) -> Any:
-    """Stand-in for a large argument of many tasks, which is then stored once and not with each of them."""
+    """Store a large argument of many tasks once, and return the reference that stands for it in each of them."""
     return ray.put(value)
 
 
 def free_cores() -> int:
-    """CPUs that a task may reserve to use them all: no more than are free now, so that it need not wait."""
+    """How many CPUs a task can reserve without waiting: the cores of a machine, or as many as are free now."""
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     return max(1, min(available_cores(), int(ray.available_resources().get("CPU", 1)) // max(1, nodes)))
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The ValueError or OSError that a task raised, else the Ray error itself, a fault."""
+    """The ValueError or OSError that a task raised; any other cause is a fault, and the Ray error is returned."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, (ValueError, OSError)) else error
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` says that no space is left."""
+    """Whether `error` says that the disk is full."""
     return isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in str(error))

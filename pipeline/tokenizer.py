@@ -1,7 +1,7 @@
-"""Text ↔ token ids: a byte-level BPE trained on a bounded sample of the training passages, or a given one.
+"""Text ↔ token ids: a byte-level BPE trained on a bounded sample of the training passages, or a given tokenizer.
 
-Byte-level, so decoding an encoded text gives exactly that text. Text that happens to spell a special token
-is encoded as ordinary characters: documents about tokenizers contain ``<|endoftext|>`` and do not end there.
+Byte-level means that decoding an encoded text gives exactly that text. Text that spells a special token is encoded as
+ordinary characters: documents about tokenizers contain ``<|endoftext|>`` and do not end there.
 
 Legend: L tokens in a window, n windows.
 """
@@ -18,7 +18,7 @@ import polars as pl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.passages.cutting import text_hash
-from storage_schema.arrow_files import read_parquet
+from storage_schema.arrow_files import errors_name
 from storage_schema.corpus import part_files
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_bounded
@@ -31,7 +31,7 @@ FILE_NAME = "tokenizer.json"
 DOCUMENT_CHARACTERS = 20_000
 BATCH_TEXTS = 256
 PURPOSE = "tokenizer sample"
-"""Of the hash by which documents are drawn; that of the held-out documents is another."""
+"""Makes the hash that draws the sample independent of the hash that draws the held-out documents."""
 LEAST_SHARE = 0.01
 PROBES = (
     "Hello W\N{LATIN SMALL LETTER O WITH DIAERESIS}rld, it's 3.14!",
@@ -43,9 +43,9 @@ PROBES = (
     "a\N{NO-BREAK SPACE}b\N{ZERO WIDTH JOINER}c\x7f",
     f"the text {END_OF_TEXT} stays text",
 )
-"""What a given tokenizer must give back as it is."""
+"""Texts that a given tokenizer must encode and decode without a change."""
 TOKENIZER_BYTES = 256 << 20
-"""The largest vocabularies there are, of 260,000 tokens, take 35 MB."""
+"""The largest known vocabularies, of 260,000 tokens, take 35 MB."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,20 @@ class TextTokenizer:
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One array of ids for each text, ending in end-of-text."""
+        """One array of ids per text, each ending in end-of-text."""
         ids = []
         for first in range(0, len(texts), BATCH_TEXTS):
-            # What the library returns of a text is a hundred times as large as its ids.
+            # The library's result for a text is a hundred times as large as its ids.
             batch = list(texts[first : first + BATCH_TEXTS])
             for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                 ids.append(np.array([*encoding.ids, self.end_of_text], self.dtype))
         return ids
 
     def encode_windows(self, texts: Sequence[str], sequence_length: int) -> np.ndarray:
-        """The texts as one packed stream, cut like a partition: window r is ``stream[r*L : r*L + L + 1]``.
+        """Pack the texts into one stream and cut it as a partition is cut: window r is ``stream[r*L : r*L + L + 1]``.
 
         Returns:
-            int64 ``[n, L + 1]``; the incomplete window at the end is left out, so n may be 0.
+            int64 ``[n, L + 1]``. The incomplete window at the end is left out, so n may be 0.
         """
         if sequence_length < 1:
             raise UserError(f"sequence_length is {sequence_length}; it must be at least 1.")
@@ -87,7 +87,7 @@ class TextTokenizer:
         return stream[starts + np.arange(sequence_length + 1)]
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of `ids`, end-of-text left out."""
+        """The text of `ids`, without end-of-text."""
         ids = np.asarray(ids)
         return self.tokenizer.decode(ids[ids != self.end_of_text].tolist(), skip_special_tokens=False)
 
@@ -106,7 +106,7 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
         if len(content) > TOKENIZER_BYTES:
             raise UserError(f"it has more than {TOKENIZER_BYTES:,} bytes")
         tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
+    except Exception as error:  # the library raises a bare Exception for everything wrong with the file
         raise StoreError(f"{path} is not a tokenizer.json: {error}") from error
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     names = [name for name in END_OF_TEXT_NAMES if name in vocabulary]
@@ -122,13 +122,13 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
 
 
 def tokenizer_file(path: str | Path) -> Path:
-    """The file that a user means by the path of a tokenizer, or of the folder it lies in."""
+    """The tokenizer's file, from its own path or from that of its folder."""
     return Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
 
 
 def check_lossless(tokenizer: TextTokenizer, path: str | Path) -> None:
-    """Raise UserError unless decoding gives back every one of :data:`PROBES` to the character: what a tokenizer loses
-    of the training text, no model can write.
+    """Raise UserError unless each of :data:`PROBES` is the same after encoding and decoding: a model cannot write text
+    that its tokenizer loses.
     """
     probes = [*PROBES, f"a {tokenizer.tokenizer.id_to_token(tokenizer.end_of_text)} within a text"]
     for probe, ids in zip(probes, tokenizer.encode(probes), strict=True):
@@ -148,7 +148,8 @@ def build_tokenizer(
 
     Args:
         passages: the finished ``passages`` folder.
-        sample_characters: train on about so much text, spread over all documents.
+        sample_characters: train on about this many characters of text, spread over all documents.
+        given: the path of a tokenizer to use; None trains one.
     """
     path = stage.work / FILE_NAME
     counts = {"sample_characters": 0}
@@ -166,9 +167,9 @@ def build_tokenizer(
 
 
 def train_tokenizer(batches: Iterator[list[str]], *, vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE; the same text gives the same tokenizer.
+    """Train a byte-level BPE. The same text gives the same tokenizer.
 
-    The vocabulary is smaller than `vocab_size` where the text has too few pairs that occur twice.
+    The vocabulary is smaller than `vocab_size` if the text has too few pairs that occur twice.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     tokenizer = Tokenizer(models.BPE())
@@ -186,9 +187,10 @@ def train_tokenizer(batches: Iterator[list[str]], *, vocab_size: int) -> Tokeniz
 
 
 class _Sample:
-    """Batches of texts: of the documents that come first by a hash of their own, ``DOCUMENT_CHARACTERS`` at most each.
+    """Batches of texts from the documents with the smallest hashes, at most ``DOCUMENT_CHARACTERS`` per document.
 
-    Where that is less than ``LEAST_SHARE`` of what is asked for, as of a few books, each may give an even share of it.
+    If that gives less than ``LEAST_SHARE`` of the characters asked for (from a few books, say), each document may give
+    an even share of them. Of each part, only the text of the chosen documents is read.
     """
 
     def __init__(self, passages: Path, limit: int, total: int):
@@ -207,11 +209,13 @@ class _Sample:
     def __iter__(self) -> Iterator[list[str]]:
         document, taken = None, 0
         for part in self.parts:
-            rows = pl.from_arrow(read_parquet(part, columns=["document_id", "text"]))
-            names = rows["document_id"].unique()
-            chosen = [name for name in names if text_hash(name, purpose=PURPOSE) <= self.last]
+            with errors_name(part):
+                rows = _scan(part)
+                names = rows.select(pl.col("document_id").unique()).collect()["document_id"]
+                chosen = [name for name in names if text_hash(name, purpose=PURPOSE) <= self.last]
+                found = rows.filter(pl.col("document_id").is_in(chosen)).collect()
             batch: list[str] = []
-            for name, text in rows.filter(pl.col("document_id").is_in(chosen)).iter_rows():
+            for name, text in found.iter_rows():
                 if name != document:
                     document, taken = name, 0
                 text = text[: self.document_characters - taken]
@@ -222,14 +226,14 @@ class _Sample:
                 yield batch
 
     def _choose(self) -> int:
-        """Set the last key of the sample and its characters; the number of documents there are."""
+        """Set the largest hash of the sample and its characters; returns how many documents there are."""
         kept = pl.DataFrame(schema={"key": pl.UInt64, "length": pl.Int64})
         bounded = pl.col("length").clip(upper_bound=self.document_characters)
         documents = 0
         for part in self.parts:
-            rows = pl.from_arrow(read_parquet(part, columns=["document_id", "text"]))
             length = pl.col("text").str.len_chars().cast(pl.Int64).sum()
-            found = rows.group_by("document_id").agg(length=length)
+            with errors_name(part):
+                found = _scan(part).group_by("document_id").agg(length=length).collect(engine="streaming")
             keys = pl.Series(
                 "key", [text_hash(name, purpose=PURPOSE) for name in found["document_id"]], pl.UInt64
             )
@@ -239,3 +243,8 @@ class _Sample:
         self.last = kept["key"].max() or 0
         self.characters = int(kept.select(bounded.sum()).item())
         return documents
+
+
+def _scan(part: Path) -> pl.LazyFrame:
+    """A part's documents and texts, unread. The path is taken as it is: it may hold a ``[`` or a ``=``."""
+    return pl.scan_parquet(part, glob=False, hive_partitioning=False).select("document_id", "text")

@@ -1,9 +1,9 @@
-"""Arrow and Parquet files of ours, opened with suspicion.
+"""Our Arrow and Parquet files, checked before they are used.
 
-Arrow believes what a file says of its arrays: of one that claims more values than its buffers hold, memory beyond them
-would be read. So extents are checked before anything is used, and types before that. An extension type is whatever
-Python has registered for its name: once Ray Data is imported, a value of Ray's type for Python objects is unpickled as
-it is looked at, and so runs code. None of our files has such a type, at any depth.
+Arrow trusts what a file says of its arrays: if it claims more values than its buffers hold, Arrow reads memory beyond
+them. So types are checked first, then extents, and only then is anything used. An extension type runs whatever Python
+code is registered for its name: once Ray Data is imported, a value of Ray's type for Python objects is unpickled when
+it is read. None of our files has an extension type at any depth.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from storage_schema.manifest import PASSING, StoreError, UnavailableError
 
 
 def read_arrow(path: str | Path, schema: pa.Schema | None = None, *, what: str) -> pa.Table:
-    """An Arrow file, memory-mapped; not copied, but for strings and lists every offset is checked.
+    """Read an Arrow file, memory-mapped. Nothing is copied, but every offset of strings and lists is checked.
 
     Args:
-        schema: that it must have; None leaves the types to the caller, and checks that none is an extension.
-        what: it should be, in the words of an error.
+        schema: the schema it must have. None leaves the types to the caller, except that extension types are refused.
+        what: what the file should be, in the words of an error.
 
     Raises:
-        StoreError: it is damaged, or is something else.
-        UnavailableError: it could not be read now.
+        StoreError: the file is damaged, or is something else.
+        UnavailableError: the file could not be read now.
     """
     with _opened(path, schema, what) as file:
         table = file.read_all()
@@ -39,10 +39,10 @@ def read_arrow(path: str | Path, schema: pa.Schema | None = None, *, what: str) 
 
 
 def read_batch(path: str | Path, schema: pa.Schema, *, what: str, full: bool = False) -> pa.RecordBatch:
-    """An Arrow file of one record batch, memory-mapped: only what is used is read.
+    """Read an Arrow file of one record batch, memory-mapped: only the columns and rows used are read from disk.
 
-    Checked is that its buffers hold what it claims; with `full` every offset too, which strings and lists need before
-    their values are looked at one by one.
+    Checks that its buffers hold as many values as it claims. With `full` every offset is checked too, which is needed
+    before single values of strings and lists are read.
 
     Raises:
         StoreError: as :func:`read_arrow`.
@@ -58,27 +58,27 @@ def read_batch(path: str | Path, schema: pa.Schema, *, what: str, full: bool = F
 
 @contextmanager
 def _opened(path: str | Path, schema: pa.Schema | None, what: str) -> Iterator[pa.RecordBatchFileReader]:
-    """The Arrow file of that schema, mapped; whatever goes wrong while it is read is a StoreError."""
-    # Closed at once: the mapping lives as long as the arrays, and holds no descriptor.
-    with _named(path), pa.memory_map(str(path)) as source:
+    """Open an Arrow file of that schema, memory-mapped. Every error while it is read becomes a StoreError."""
+    # Closing at once is safe: the mapping lives as long as the arrays, and needs no file descriptor.
+    with errors_name(path), pa.memory_map(str(path)) as source:
         file = pa.ipc.open_file(source)
         check_schema(file.schema, schema, path, what=what)
         yield file
 
 
 @contextmanager
-def _named(path: str | Path) -> Iterator[None]:
-    """Whatever goes wrong in the block is a StoreError that names the file."""
+def errors_name(path: str | Path) -> Iterator[None]:
+    """Turn every error in the block into a StoreError that names the file."""
     try:
         yield
     except StoreError:
         raise
-    except Exception as error:  # a type that someone registered raises what it likes
+    except Exception as error:  # a registered extension type may raise anything
         raise _unreadable(path, error) from error
 
 
 def check_schema(found: pa.Schema, wanted: pa.Schema | None, path: str | Path, *, what: str) -> None:
-    """Raise :class:`StoreError` unless the schema is the one wanted, without extension types in any case."""
+    """Raise :class:`StoreError` unless the schema is the one wanted and has no extension type."""
     extended = any(has_extension(field.type) for field in found)
     if extended or (wanted is not None and found != wanted):
         columns = ", ".join(f"{field.name}: {field.type}" for field in found)
@@ -91,14 +91,14 @@ def has_extension(kind: pa.DataType) -> bool:
     """Whether a type is an extension type, or one is inside it."""
     if isinstance(kind, pa.BaseExtensionType):
         return True
-    if isinstance(kind, pa.DictionaryType):  # which has no fields
+    if isinstance(kind, pa.DictionaryType):  # its value type is not among its fields
         return has_extension(kind.value_type)
     return any(has_extension(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def read_parquet(path: str | Path, columns: list[str]) -> pa.Table:
-    """Columns of a Parquet file. Raises :class:`StoreError` if it has not got them, or one has an extension type."""
-    with _named(path):
+    """Read columns of a Parquet file. Raises :class:`StoreError` if one is missing or has an extension type."""
+    with errors_name(path):
         found = pq.read_schema(path)
         kinds = pa.schema([found.field(name) for name in columns])
         check_schema(kinds, None, path, what="a table of ours")
@@ -106,11 +106,11 @@ def read_parquet(path: str | Path, columns: list[str]) -> pa.Table:
 
 
 def take_parquet(path: str | Path, columns: list[str], rows: np.ndarray) -> pa.Table:
-    """Rows of a Parquet file, of ascending numbers: only the row groups that hold them are read, one at a time.
+    """Read the rows with these ascending numbers. Only the row groups that hold them are read, one at a time.
 
-    Raises :class:`StoreError` as :func:`read_parquet`.
+    Raises :class:`StoreError` as :func:`read_parquet` does, and for a row beyond the end.
     """
-    with _named(path), pq.ParquetFile(path) as file:
+    with errors_name(path), pq.ParquetFile(path) as file:
         kinds = pa.schema([file.schema_arrow.field(name) for name in columns])
         check_schema(kinds, None, path, what="a table of ours")
         edges = np.cumsum([0, *(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))])
@@ -121,19 +121,19 @@ def take_parquet(path: str | Path, columns: list[str], rows: np.ndarray) -> pa.T
             if begin < end
         ]
         if cuts[-1] < len(rows):
-            raise StoreError(f"{path} has {edges[-1]} rows; row {rows[-1]} is none.")
+            raise StoreError(f"{path} has {edges[-1]} rows; there is no row {rows[-1]}.")
         return pa.concat_tables([kinds.empty_table(), *taken])
 
 
 def check_no_nulls(found: pa.Table | pa.RecordBatch, path: str | Path) -> None:
-    """Raise :class:`StoreError` if a value is missing: numbers would become floats, and missing ones NaN."""
+    """Raise :class:`StoreError` if a value is null: NumPy would turn whole numbers into floats with NaN."""
     for name, column in zip(found.schema.names, found.columns, strict=True):
         if column.null_count:
             raise StoreError(f"{path} has {column.null_count} nulls in {name}; there must be none.")
 
 
 def _unreadable(path: str | Path, error: Exception) -> StoreError:
-    """Arrow raises an OSError for a damaged file too, without a number."""
+    """The error to raise. Arrow raises an OSError for a damaged file too, but without an errno."""
     passing = isinstance(error, OSError) and error.errno in PASSING
     return (UnavailableError if passing else StoreError)(f"cannot read {path}: {_short(error)}")
 

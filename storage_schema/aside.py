@@ -1,7 +1,7 @@
-"""Finished work on disk: written aside under a name of one's own, flushed, and renamed.
+"""Writing a file under a temporary name of the writer's own, then flushing and renaming it.
 
-A file under its own name is whole, whatever crashed while it was written, and however many wrote it at once: a task
-that was taken for dead may still be writing when another does its work again.
+So a file under its final name is whole, whatever crashed, and even if several writers wrote it at once: Ray may start
+a task again while the first attempt, which it believes dead, still writes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ _SUFFIX = ".aside"
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """A path beside `path` that no other writer has: what the block writes there becomes `path` at its end.
+    """Give the block a path beside `path` that no other writer uses, and rename it to `path` when the block ends.
 
-    It is flushed to disk before it is renamed. If the block fails, it goes, and `path` stays as it was.
+    The file is flushed to disk before it is renamed. If the block fails, the file is removed and `path` stays as it
+    was.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{uuid4().hex[:12]}{_SUFFIX}")
@@ -33,7 +34,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 
 def remove_asides(folder: Path) -> None:
-    """Remove what writers that were killed left below `folder`; none may be writing there."""
+    """Remove the files that killed writers left below `folder`. No writer may be at work there."""
     for aside in folder.rglob(f".*{_SUFFIX}"):
         aside.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Our few functions in C: pip compiles them where it finds a compiler, and Python says the same where it finds none."""
+"""Our few functions in C. pip compiles them if it finds a compiler; without one, Python code computes the same."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Passages (Parquet) and their embeddings (Arrow).
 
     <store>/passages/{train,held_out}/part-00000.parquet
-    <store>/passages/sources.parquet             one row a source: documents, passages of either split
-    <store>/embeddings/part-00000.arrow          one file for each training part, same rows, same order
+    <store>/passages/sources.parquet             one row per source: its documents, and its passages in each split
+    <store>/embeddings/part-00000.arrow          one file per training part, with the same rows in the same order
 
-Part numbers run over the training parts, then over the held-out ones, so ``part number << 32 | row`` is
-unique in the store. The parts of an addition are numbered on from those that were there before it.
+Training parts are numbered first, then held-out parts, so ``part number << 32 | row`` is unique in the store. The
+parts of an addition continue the numbers of the parts before it.
 """
 
 from __future__ import annotations

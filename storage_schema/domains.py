@@ -1,18 +1,18 @@
 """The domain partitions of a store.
 
     <store>/domains/tree.arrow                     coarse nodes, then leaves (tree.py)
-    <store>/domains/index.arrow                    one row a domain: passages, tokens
-    <store>/domains/domain=0042/part-00000.arrow   one record batch, uncompressed; absent if empty
+    <store>/domains/index.arrow                    one row per domain: passages, tokens
+    <store>/domains/domain=0042/part-00000.arrow   one record batch, uncompressed; absent if the domain is empty
 
 The child buffer of a partition's ``tokens`` column *is* the domain's packed token stream: window r of
 length L is ``values[r*L : r*L + L + 1]`` (the last token of one window is the first of the next, because
 inputs and targets are shifted by one). The incomplete window at the end is never sampled.
 
 Documents added later lie in stores of the same layout beside the first, ``<store>/additions/0001/`` and so
-on, with the same tree: each is a further *part* of the store, and nothing written earlier changes. A
-domain's windows are those of its partition in each part, one part after the other.
+on, with the same tree; nothing written earlier changes. The store as it was built and each addition are the
+*volumes* of the store. A domain's windows are those of its partition in each volume, one volume after the other.
 
-Legend: K domains, P parts, L tokens in a sequence.
+Legend: K domains, V volumes, L tokens in a sequence.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def partition_path(domain: int) -> str:
     return f"domain={domain:04d}/part-00000.arrow"
 
 
-class DomainPart:
-    """One part's ``domains``, opened for reading.
+class DomainVolume:
+    """The ``domains`` of one volume (the store as built, or an addition), opened for reading.
 
     Args:
-        folder: the part's folder (the one that holds ``domains/``).
+        folder: the volume's folder (the one that holds ``domains/``).
     """
 
     def __init__(self, folder: Path):
@@ -81,9 +81,9 @@ class DomainPart:
         return np.maximum(self.tokens_K - 1, 0) // sequence_length
 
     def batch(self, domain: int, *, full: bool = False) -> pa.RecordBatch:
-        """The domain's passages (columns of :func:`partition_schema`), memory-mapped: only what is used is read.
+        """The domain's passages (columns of :func:`partition_schema`), memory-mapped.
 
-        Raises :class:`StoreError` naming the domain and file if it is missing, truncated, or no partition.
+        Raises :class:`StoreError` naming the domain and file if the file is missing, truncated, or not a partition.
         """
         try:
             path = self.folder / partition_path(domain)
@@ -94,8 +94,8 @@ class DomainPart:
     def tokens(self, domain: int) -> np.ndarray:
         """The domain's packed token stream, memory-mapped, read-only (uint16 or uint32).
 
-        Raises :class:`StoreError` naming the domain and file if the partition is missing, truncated, none, or
-        not of the length the index says.
+        Raises :class:`StoreError` naming the domain and file if the file is missing, truncated, not a partition, or
+        not of the length in the index.
         """
         path = self.folder / partition_path(domain)
         try:
@@ -110,7 +110,7 @@ class DomainPart:
         return values
 
     def _number(self, name: str, least: int, most: int) -> int:
-        """A whole number of the manifest's configuration."""
+        """A whole number from the manifest's configuration. Raises :class:`StoreError` if it is not in the range."""
         found = self.manifest.configuration.get(name)
         if type(found) is not int or not least <= found <= most:
             raise StoreError(
@@ -125,25 +125,25 @@ class DomainStore:
 
     Args:
         folder: the store's folder (the one that holds ``domains/``).
-        num_parts: open the store as it was with its first so many parts; all by default.
+        num_volumes: open the store as it was when it had this many volumes; None for all of them.
 
     Raises:
         StoreError: there are no finished domains, or an addition is of another tree.
     """
 
-    def __init__(self, folder: str | Path, *, num_parts: int | None = None):
-        self.parts = [DomainPart(part) for part in store_and_additions(folder)[:num_parts]]
-        first = self.parts[0]
+    def __init__(self, folder: str | Path, *, num_volumes: int | None = None):
+        self.volumes = [DomainVolume(volume) for volume in store_and_additions(folder)[:num_volumes]]
+        first = self.volumes[0]
         self.folder, self.manifest = first.folder, first.manifest
-        for part in self.parts[1:]:
-            same = len(part.tokens_K) == len(first.tokens_K) and part.vocab_size == first.vocab_size
-            if not same or part.manifest.inputs.get("tree") != first.manifest.digest:
+        for volume in self.volumes[1:]:
+            same = len(volume.tokens_K) == len(first.tokens_K) and volume.vocab_size == first.vocab_size
+            if not same or volume.manifest.inputs.get("tree") != first.manifest.digest:
                 raise StoreError(
-                    f"{part.folder.parent} was added to other domains than those of {self.folder}. Remove it, "
+                    f"{volume.folder.parent} was added to other domains than those of {self.folder}. Remove it, "
                     "and add its documents again."
                 )
-        self.tokens_K = np.sum([part.tokens_K for part in self.parts], axis=0)
-        self.passages_K = np.sum([part.passages_K for part in self.parts], axis=0)
+        self.tokens_K = np.sum([volume.tokens_K for volume in self.volumes], axis=0)
+        self.passages_K = np.sum([volume.passages_K for volume in self.volumes], axis=0)
 
     @property
     def num_domains(self) -> int:
@@ -151,7 +151,7 @@ class DomainStore:
 
     @property
     def vocab_size(self) -> int:
-        return self.parts[0].vocab_size
+        return self.volumes[0].vocab_size
 
     @property
     def token_dtype(self) -> np.dtype:
@@ -162,26 +162,26 @@ class DomainStore:
     @property
     def end_of_text(self) -> int:
         """Id of the token that ends a passage."""
-        return self.parts[0].end_of_text
+        return self.volumes[0].end_of_text
 
     @property
     def digest(self) -> str:
-        """Of all parts; another after every addition."""
+        """The digest of all volumes; it changes with every addition."""
         return self.digests[-1]
 
     @cached_property
     def digests(self) -> list[str]:
-        """The store's digest as it was with its first part, its first two, and so on."""
-        of_part = [part.manifest.digest for part in self.parts]
-        return [of_part[0], *(content_digest(of_part[:n]) for n in range(2, len(of_part) + 1))]
+        """The store's digest as it was with its first volume, its first two, and so on."""
+        of_volume = [volume.manifest.digest for volume in self.volumes]
+        return [of_volume[0], *(content_digest(of_volume[:n]) for n in range(2, len(of_volume) + 1))]
 
     @cached_property
     def tree(self) -> Tree:
-        trees = [Tree.read(part.folder / "tree.arrow") for part in self.parts]
-        for part, tree in zip(self.parts, trees, strict=True):
+        trees = [Tree.read(volume.folder / "tree.arrow") for volume in self.volumes]
+        for volume, tree in zip(self.volumes, trees, strict=True):
             if tree.leaves_KD.shape != (self.num_domains, trees[0].leaves_KD.shape[1]):
                 raise StoreError(
-                    f"{part.folder / 'tree.arrow'} has {tree.num_domains} domains of size {tree.leaves_KD.shape[1]}; "
+                    f"{volume.folder / 'tree.arrow'} has {tree.num_domains} domains of size {tree.leaves_KD.shape[1]}; "
                     f"the index has {self.num_domains}. Rebuild the store."
                 )
         return with_additions(trees)
@@ -190,38 +190,38 @@ class DomainStore:
         """int64[K]: complete windows of `sequence_length` tokens (plus one) in each domain."""
         if sequence_length < 1:
             raise UserError(f"sequence_length is {sequence_length}; it must be at least 1.")
-        return np.sum([part.windows_K(sequence_length) for part in self.parts], axis=0)
+        return np.sum([volume.windows_K(sequence_length) for volume in self.volumes], axis=0)
 
     def passages(self, domain: int) -> pa.Table:
-        """The domain's passages (columns of :func:`partition_schema`), memory-mapped, one chunk a part.
+        """The domain's passages (columns of :func:`partition_schema`), memory-mapped, one chunk per volume.
 
-        Raises :class:`StoreError` as :meth:`DomainPart.batch` does.
+        Raises :class:`StoreError` as :meth:`DomainVolume.batch` does.
         """
-        batches = [part.batch(domain, full=True) for part in self.parts if part.passages_K[domain]]
+        batches = [volume.batch(domain, full=True) for volume in self.volumes if volume.passages_K[domain]]
         return pa.Table.from_batches(batches, partition_schema(self.vocab_size))
 
 
 class MappedPartition:
-    """One partition's tokens, memory-mapped until :meth:`unmap`, and what its file was like at first.
+    """One partition's tokens, memory-mapped until :meth:`unmap`, and the state of its file when it was opened.
 
     Raises:
-        StoreError: as :meth:`DomainPart.tokens` does.
+        StoreError: as :meth:`DomainVolume.tokens` does.
     """
 
-    def __init__(self, part: DomainPart, domain: int):
-        self._path, self._part, self._domain = str(part.folder / partition_path(domain)), part, domain
+    def __init__(self, volume: DomainVolume, domain: int):
+        self._path, self._volume, self._domain = str(volume.folder / partition_path(domain)), volume, domain
         self._file = self._state()
-        self.values: np.ndarray | None = part.tokens(domain)
+        self.values: np.ndarray | None = volume.tokens(domain)
 
     def map(self) -> np.ndarray:
-        """The tokens, mapped again if they are not. Raises :class:`StoreError` as :meth:`check` does."""
+        """The tokens, mapped again if they were unmapped. Raises :class:`StoreError` as :meth:`check` does."""
         if self.values is None:
             self.check()
-            self.values = self._part.tokens(self._domain)
+            self.values = self._volume.tokens(self._domain)
         return self.values
 
     def unmap(self) -> None:
-        """Give the mapping back; who has the tokens keeps it."""
+        """Drop this object's reference to the mapping. Arrays that others hold stay valid."""
         self.check()
         self.values = None
 
@@ -234,7 +234,7 @@ class MappedPartition:
             )
 
     def _state(self) -> tuple[int, int, int] | None:
-        """What a change of the file changes."""
+        """Inode, size and time of change; None if the file is missing."""
         try:
             found = os.stat(self._path)
         except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""JSON from a disk or a network, within bounds: whatever it holds, the answer is a value or one clear error.
+"""Reading JSON within bounds: whatever the file holds, the result is a value or one clear error.
 
-Python's own reader takes files of any size and depth, gives the last of two equal keys, and knows NaN and infinity,
-which are no JSON: none of our files has them, and each has surprised a reader further on.
+Python's own reader takes files of any size and depth, keeps the last of two equal keys, and accepts NaN and infinity,
+which are not JSON. None of our files has any of these, and each has led to a confusing error later.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def read_object(path: str | Path) -> dict[str, Any]:
 
 
 def as_object(value: Any, where: object) -> dict[str, Any]:
-    """The value, if it is an object. Raises ValueError naming `where` if it is not."""
+    """Return the value if it is a JSON object; raise ValueError naming `where` if it is not."""
     if not isinstance(value, dict):
         raise UserError(f"{where} is not a JSON object, but a {type(value).__name__}.")
     return value
 
 
 def parse_json(content: bytes, where: object) -> Any:
-    """The value of JSON as UTF-8. Raises ValueError naming `where` if it is not JSON, or beyond a bound."""
+    """Parse UTF-8 JSON. Raises ValueError naming `where` if it is not JSON or exceeds a bound."""
     if len(content) > JSON_BYTES:
-        raise UserError(f"{where} has more than {JSON_BYTES:,} bytes, and no JSON of ours has so many.")
+        raise UserError(f"{where} has more than {JSON_BYTES:,} bytes; none of our JSON files is that large.")
     try:
         value = json.loads(
             content.decode("utf-8"),
@@ -57,14 +57,14 @@ def parse_json(content: bytes, where: object) -> Any:
     except ValueError as error:
         raise UserError(f"{where} is not JSON: {error}.") from error
     if deep:
-        raise UserError(f"{where} is nested deeper than {JSON_DEPTH} levels, and no JSON of ours is.")
+        raise UserError(f"{where} is nested deeper than {JSON_DEPTH} levels; none of our JSON files is.")
     return value
 
 
 def read_bounded(path: str | Path, at_most: int) -> bytes:
-    """A file's bytes, or one more than `at_most` of them if it has more.
+    """Read a file, but never more than `at_most` + 1 bytes: a longer result tells that the file is too large.
 
-    Raises ValueError for what is no regular file: a pipe would be waited for without end.
+    Raises ValueError for anything but a regular file: reading a pipe could wait forever.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -83,7 +83,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> Any:
-    raise UserError(f"{text} is no number of JSON")
+    raise UserError(f"{text} is not a JSON number")
 
 
 def _finite(text: str) -> float:

@@ -8,12 +8,12 @@ from pathlib import Path
 from storage_schema.errors import UserError
 
 DOMAIN_WORDS = "domain-words.json"
-"""In a store and in its soups: what sets each domain apart, a list of words for each; where an atlas was drawn."""
+"""In a store and in its soups, once an atlas was made: for each domain a list of its most telling words."""
 DOMAIN_WINDOWS = "domain-windows.json"
-"""In a soup: how many windows of the training's length each domain has, a list of numbers."""
+"""In a soup: for each domain the number of windows of the training's sequence length."""
 
 MADE = "made.json"
-"""In a folder of specialists: what the last run made there, and from what; the same request again is a skip."""
+"""In a folder of specialists: what the last run made there and from what. The same request again is skipped."""
 
 
 def home() -> Path:
@@ -47,7 +47,7 @@ def specialist_folder(name: str) -> Path:
 
 
 def additions_folder(store: str | Path) -> Path:
-    """Where the documents lie that were added to a store after it was built."""
+    """The folder of the documents that were added to a store after it was built."""
     return Path(store) / "additions"
 
 

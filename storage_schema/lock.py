@@ -1,4 +1,4 @@
-"""One writer a folder: a second one is refused, and a dead one leaves nothing to clear away."""
+"""One writer per folder: a second one is refused, and a dead one leaves nothing to clear away."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LOCK = ".lock"
 
 @contextmanager
 def only_writer(folder: str | Path) -> Iterator[None]:
-    """Hold `folder`, which is made if need be, while the block runs.
+    """Lock `folder` (made if it is missing) while the block runs.
 
-    The system drops the lock with the process, however that ends. Between machines it holds where the file
-    system passes locks on (NFS 4 and the cluster file systems do).
+    The system drops the lock when the process ends, however it ends. Between machines the lock works if the file
+    system supports it (NFS 4 and cluster file systems do).
 
     Raises:
-        StoreError: another process holds it; the message names it.
+        StoreError: another process holds the lock; the message names that process.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,9 +45,9 @@ def only_writer(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def in_turn(folder: str | Path) -> Iterator[None]:
-    """Be the only one to write or replace `folder` while the block runs, after whoever does so now.
+    """Wait until nobody else writes or replaces `folder`, then be the only one to do so while the block runs.
 
-    The lock lies beside it, since the folder comes and goes; it is removed at the end.
+    The lock file lies beside the folder, because the folder itself is replaced; it is removed at the end.
     """
     folder = Path(folder)
     lock = folder.with_name(f".{folder.name}{LOCK}")
@@ -55,7 +55,7 @@ def in_turn(folder: str | Path) -> Iterator[None]:
         with open(lock, "a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_open(lock, file):
-                continue  # who held it has removed it
+                continue  # the former holder has removed this file
             try:
                 yield
             finally:

@@ -1,4 +1,4 @@
-"""The manifest of a finished folder: what it was made with and of, and the size and sha256 of each of its files."""
+"""The manifest of a finished folder: its settings, its inputs, and the size and sha256 of each of its files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StoreError(UserError):
 
 
 class UnavailableError(StoreError):
-    """Something could not be read now, and not for its content: it may be readable later."""
+    """Something could not be read now, for a reason other than its content: a later attempt may succeed."""
 
 
 def unreadable(path: str | Path, error: OSError) -> StoreError:
@@ -64,10 +64,10 @@ class FileEntry:
 
     def __post_init__(self) -> None:
         path = self.path
-        # Manifests travel with soups and stores, and what they name is read, and by a mirror written.
+        # Manifests travel with soups and stores. The files they name are read, and a mirror writes them.
         inside = isinstance(path, str) and path.isprintable() and path == PurePosixPath(path).as_posix()
         if not inside or path.startswith("/") or {"..", "."} & set(path.split("/")):
-            raise UserError(f"{path!r:.200} is no path of a file in the folder")
+            raise UserError(f"{path!r:.200} is not the path of a file in the folder")
         if type(self.bytes) is not int or self.bytes < 0:
             raise UserError(f"the size of {path} is {self.bytes!r:.40}, and must be a number of bytes")
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
@@ -83,7 +83,7 @@ class Manifest:
     configuration: dict[str, Any]
     """The settings that decide the content."""
     inputs: dict[str, str]
-    """Name of each upstream stage or file to its digest."""
+    """The digest of each upstream stage or file, by its name."""
     counts: dict[str, Any]
     """Rows, tokens, and whatever else the stage reports."""
     files: tuple[FileEntry, ...]
@@ -120,7 +120,12 @@ class Manifest:
 def read_manifest(folder: str | Path, kind: str, *, name: str | None = None) -> Manifest:
     """Read and check the manifest of a finished stage (not its files; see :func:`verify_files`).
 
-    `name` is the file's, where it is not the usual one. Raises :class:`StoreError` naming the folder and the way out.
+    Args:
+        name: the manifest's file name, if it is not the usual one.
+
+    Raises:
+        StoreError: it is missing, altered, or of another kind or version; the message names the folder and the way
+            out.
     """
     path = Path(folder) / (name or manifest_name(kind))
     if not path.exists():
@@ -166,7 +171,7 @@ def verify_file(folder: str | Path, entry: FileEntry, *, content: bool = True) -
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no NaN; raises TypeError on anything whose text is not its value."""
+    """JSON with sorted keys and without NaN. Raises TypeError for a value that JSON cannot represent."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -182,14 +187,15 @@ def file_digest(path: str | Path) -> str:
 
 
 def shortened(text: str) -> str:
-    """The text as a message can hold it."""
+    """The text, cut to a length that fits a message."""
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def write_atomically(path: str | Path, data: str | bytes | Iterable[str]) -> None:
     """Write aside, flush to disk, rename: `path` holds the old or the new content, never a part.
 
-    What is too much for memory is given piece by piece. Raises :class:`StoreError` where its folder is missing.
+    Data too large for memory can be given as an iterable of strings. Raises :class:`StoreError` if the folder is
+    missing.
     """
     folder = Path(path).absolute().parent
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Whether a disk has room for what is about to be written, before anything long starts."""
+"""Checking that a disk has room for what will be written, before anything long starts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ GB = 1e9
 
 
 def require_room(folder: str | Path, needed: float, *, what: str, way_out: str) -> None:
-    """Raise ValueError unless the disk of `folder`, which need not be there yet, has `needed` bytes free.
+    """Raise ValueError unless the disk of `folder` (which need not exist yet) has `needed` bytes free.
 
     Args:
-        what: is written, for the message.
-        way_out: what to do about it besides freeing some, for the message.
+        what: the thing to be written, as the message names it.
+        way_out: what the user can do instead of freeing space, as the message says it.
     """
     place = Path(folder).absolute()
     while not place.exists():
@@ -29,5 +29,5 @@ def require_room(folder: str | Path, needed: float, *, what: str, way_out: str) 
 
 
 def bytes_below(folder: str | Path) -> int:
-    """Bytes of all files below `folder`; 0 if there is none."""
+    """Total bytes of all files below `folder`; 0 if it does not exist."""
     return sum(path.lstat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -2,8 +2,8 @@
 
 While a stage is being built it lives in ``<folder>.partial``; :meth:`Stage.finish` hashes its files, writes
 the manifest and renames the folder into place. So a folder without the suffix is finished, whatever
-crashed before, and a ``.partial`` one holds reusable work of exactly one configuration. What the steps of a build
-hand on to each other lies in its ``.scratch`` folder, which goes when the manifest is on disk.
+crashed before, and a ``.partial`` one holds reusable work of exactly one configuration. Files that only later steps
+of the build need lie in its ``.scratch`` folder, which is removed once the manifest is on disk.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Stage:
     finished: Manifest | None
     work: Path
     damage: str | None = None
-    """Why a stage that was finished is to be built again: a file of it is gone, or has another size."""
+    """Why a finished stage must be built again: a file is missing or has another size. None if nothing is wrong."""
     _start: float = field(default_factory=time.monotonic)
 
     @property
     def scratch(self) -> Path:
-        """What is in this folder of ``work``, which is made by who needs it, is no part of the stage."""
+        """The folder in ``work`` for files that are not part of the stage. Whoever needs it makes it."""
         return self.work / SCRATCH
 
     def finish(self, counts: dict[str, Any]) -> Manifest:
@@ -73,11 +73,11 @@ class Stage:
         return manifest
 
     def prepare(self) -> None:
-        """Make ``work`` ready to build in; what is finished already stays until the new one is."""
+        """Make ``work`` ready to build in. A finished stage stays in place until the new one is finished."""
         self.finished = None
         request = {"kind": self.kind, "configuration": self.configuration, "inputs": self.inputs}
         _prepare_work(self.work, canonical_json(request))
-        (self.work / manifest_name(self.kind)).unlink(missing_ok=True)  # of a build that is done again
+        (self.work / manifest_name(self.kind)).unlink(missing_ok=True)  # left by a build that is repeated
 
 
 def open_stage(
@@ -90,12 +90,15 @@ def open_stage(
 ) -> Stage:
     """Open the stage at `folder`: finished with these settings, or ready to be built (or resumed).
 
-    A finished one that lacks a file, or has one of another size, is to be built again; that its bytes are what they
-    were is not looked at (:func:`verify_files`).
+    A finished stage that lacks a file, or has a file of another size, must be built again. The content of its files is
+    not checked here (:func:`verify_files` does that).
 
-    Raises :class:`StoreError` when a finished stage was made with other settings or inputs, unless
-    `rebuild`, which replaces it once the new one is complete. None means that the caller never rebuilds:
-    the message does not offer it.
+    Args:
+        rebuild: True replaces a stage that was made with other settings, once the new one is complete. None means that
+            the caller cannot rebuild, so the error does not offer it.
+
+    Raises:
+        StoreError: a finished stage was made with other settings or inputs, and `rebuild` is not True.
     """
     folder, configuration = Path(folder), json.loads(canonical_json(configuration))
     work = folder.with_name(folder.name + PARTIAL_SUFFIX)
@@ -139,7 +142,7 @@ def _damage(folder: Path, manifest: Manifest) -> str | None:
 
 
 def _entries(folder: Path) -> list[FileEntry]:
-    """Of each file of the stage, which is read once, when it and its name are on disk."""
+    """One entry per file of the stage. Each file is flushed to disk before it is read and hashed."""
     apart = {folder / _REQUEST_NAME, folder / SCRATCH}
     paths = [path for path in folder.rglob("*") if apart.isdisjoint((path, *path.parents))]
     files = sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
@@ -149,7 +152,7 @@ def _entries(folder: Path) -> list[FileEntry]:
         name = path.relative_to(folder).as_posix()
         return FileEntry(path=name, bytes=path.stat().st_size, sha256=file_digest(path))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python to the others
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases Python's global lock
         list(pool.map(flush, [folder, *(path for path in paths if path.is_dir())]))
         return list(pool.map(entry, files))
 
@@ -168,11 +171,11 @@ def _differences(manifest: Manifest, configuration: dict, inputs: dict[str, str]
 
 
 def _prepare_work(work: Path, request: str) -> None:
-    """Keep unfinished work of the same plan; throw away that of another. What is no work of ours is not touched."""
+    """Keep unfinished work of the same request and remove that of another. Other files are not touched."""
     record = work / _REQUEST_NAME
     if work.exists() and not record.exists() and any(work.iterdir()):
         raise StoreError(
-            f"{work} is where {work.name.removesuffix(PARTIAL_SUFFIX)} would be put together, and it holds something "
+            f"{work} is where {work.name.removesuffix(PARTIAL_SUFFIX)} would be put together, but it holds something "
             "else. Move it away, or choose another name."
         )
     if work.exists() and not (
@@ -185,13 +188,13 @@ def _prepare_work(work: Path, request: str) -> None:
 
 
 def _publish(work: Path, folder: Path) -> None:
-    """Make `work`, whose manifest is on disk, the stage; what was there stays until it is in place."""
+    """Rename `work`, whose manifest is on disk, to `folder`. The former stage is removed only after that."""
     shutil.rmtree(work / SCRATCH, ignore_errors=True)
-    old = folder.with_name(f".{folder.name}.replaced")  # hidden: no name that a user gives a folder
+    old = folder.with_name(f".{folder.name}.replaced")  # hidden, so no user gave a folder this name
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.rename(folder, old)
     os.rename(work, folder)
-    (folder / _REQUEST_NAME).unlink(missing_ok=True)  # after that: it says whose folder `work` is
+    (folder / _REQUEST_NAME).unlink(missing_ok=True)  # only now: until the rename it says what `work` holds
     flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The tree of centroids, as it lies in ``tree.arrow``: coarse nodes, then leaves (= domains).
+"""The tree of centroids in ``tree.arrow``: first the coarse nodes, then the leaves (= domains).
 
 Legend: K domains, C coarse nodes, D embedding size.
 """
@@ -98,7 +98,7 @@ def _schema(size: int) -> pa.Schema:
 
 
 def with_additions(trees: Sequence[Tree]) -> Tree:
-    """One tree with the counts and mean distances of all, which are the same centroids' (the first's)."""
+    """Combine trees of the same centroids: counts are added, and mean distances averaged by the counts."""
     if len(trees) == 1:
         return trees[0]
     counts_K = np.sum([tree.counts_K for tree in trees], axis=0)

@@ -1,7 +1,8 @@
-"""Reading every byte of a large artefact once: files whose content was verified are remembered by what stat says.
+"""Checking every byte of a large artefact only once.
 
-``.verified.json`` beside the manifest holds size, times of change and inode of each. A file that was written since
-is read again; only an alteration below the file system, such as a failing disk's, needs a full check to be seen.
+``.verified.json`` beside the manifest remembers the size, times of change and inode of each verified file. A file
+that was written since is read again. Only a change below the file system (a failing disk) escapes this; a full check
+finds it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ STAMP = ".verified.json"
 
 
 def verify_once(folder: str | Path, manifest: Manifest) -> None:
-    """Check each file's size, and its sha256 unless that was done before and the file is the same since.
+    """Check each file's size, and its sha256 unless the file was verified before and has not changed since.
 
     Raises:
         StoreError: naming the file that is missing, of another size, or altered.
@@ -33,12 +34,12 @@ def verify_once(folder: str | Path, manifest: Manifest) -> None:
         verify_file(folder, entry, content=before is None or known.get(entry.path) != before)
         return before
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python to the others
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases Python's global lock
         now = dict(
             zip((entry.path for entry in manifest.files), pool.map(verify, manifest.files), strict=True)
         )
     if now != known:
-        with contextlib.suppress(OSError):  # a folder that may only be read is verified each time
+        with contextlib.suppress(OSError):  # files in a read-only folder are verified each time
             write_atomically(stamp, json.dumps({"digest": manifest.digest, "files": now}))
 
 

@@ -1,7 +1,7 @@
-"""Versions of what lies on disk: a file says its schema and the release that wrote it; a newer one is refused.
+"""Versions of files on disk: a file names its schema version and the release that wrote it; a newer schema is refused.
 
-A schema's number goes up when a release of before could no longer read what is written, or would misread it. What a
-release of ours does read it reads whoever wrote it: ``written_by`` is for the message, and decides nothing.
+The schema version goes up when an earlier release could not read the new files, or would misread them. Only the schema
+version decides whether a file is read; ``written_by`` is for the message.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import Mapping
 from typing import Any
 
 RELEASE = "0.1.0"
-"""As in pyproject.toml, which is not there where only the model's part is installed; a test compares them."""
+"""Equals the version in pyproject.toml (a test compares them), which is missing if only soe_model is installed."""
 WRITTEN_BY = f"soup-of-experts {RELEASE}"
 SCHEMA_VERSION = 1
-"""Of manifests, checkpoints and run records."""
+"""The schema version of manifests, checkpoints and run records."""
 
 
 def written_with() -> dict[str, Any]:
-    """What a file without a manifest says of its version."""
+    """The version fields of a file that has no manifest."""
     return {"schema_version": SCHEMA_VERSION, "written_by": WRITTEN_BY}
 
 
 def version_problem(where: object, body: Mapping[str, Any]) -> str | None:
-    """Why this release does not read the file `where`, which holds `body`, and the way out; None if it does.
+    """Why this release cannot read the file `where`, which holds `body`, and the way out; None if it can.
 
-    To be asked before anything else of the body: a newer one may hold other fields, and another digest.
+    Call this before reading any other field: a newer file may have other fields and another digest.
     """
     found = body.get("schema_version")
     if type(found) is int and found == SCHEMA_VERSION:

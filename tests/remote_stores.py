@@ -82,7 +82,7 @@ def check_all(store, folder, length=L):
     """Every window of every domain is that of the local store; returns how many there were."""
     rng, local, count = np.random.Generator(np.random.PCG64(1)), DomainStore(folder), 0
     for domain in range(local.num_domains):
-        parts = [part.tokens(domain) for part in local.parts if part.tokens_K[domain] > length]
+        parts = [volume.tokens(domain) for volume in local.volumes if volume.tokens_K[domain] > length]
         remote = store.windows(domain, length)
         assert len(remote) == len(parts)
         for windows, tokens in zip(remote, parts, strict=True):

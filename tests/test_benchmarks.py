@@ -45,8 +45,8 @@ def test_the_simulated_storage_is_as_fast_as_its_reads(monkeypatch):
     monkeypatch.setattr(stream_simulation, "SPREAD", 0.0)
     for in_flight, steps_per_second in (1, 50), (4, 200):
         storage = stream_simulation.Storage(name="even", median_seconds=0.01, in_flight=in_flight)
-        rate = stream_simulation.simulate(storage, ranks=3, share=2, window=8, windows=2)
+        rate = stream_simulation.simulate(storage, ranks=3, share=2, block_steps=8, blocks=2)
         assert rate == pytest.approx(steps_per_second)
         # 16 reads, then 16 questions: twice the time.
-        rate = stream_simulation.simulate(storage, ranks=3, share=2, window=8, windows=2, asked=16)
+        rate = stream_simulation.simulate(storage, ranks=3, share=2, block_steps=8, blocks=2, checks=16)
         assert rate == pytest.approx(steps_per_second / 2)

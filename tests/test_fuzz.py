@@ -213,7 +213,7 @@ def test_edited_stores(files, tmp_path, name, changes, in_head):
         for domain in range(opened.num_domains):
             opened.passages(domain).to_pylist()
             if opened.tokens_K[domain]:
-                opened.parts[0].tokens(domain).sum()
+                opened.volumes[0].tokens(domain).sum()
 
     _stays_true(read, StoreError, store / "domains" / name)
 

@@ -89,7 +89,7 @@ class Addition:
         stage = self.stages.open(
             "passages",
             {**selection.__dict__, "passage_characters": made["passage_characters"]},
-            {"corpus": corpus.digest, "store": DomainStore(self.store, num_parts=len(before)).digest},
+            {"corpus": corpus.digest, "store": DomainStore(self.store, num_volumes=len(before)).digest},
         )
         if stage.finished is None:
             with progress("cut passages", "files") as report:
@@ -132,7 +132,7 @@ class Addition:
                 tokenizer=str(self.store / "tokenizer"),
                 work=str(stage.work),
             )
-            tree = DomainStore(self.store, num_parts=1).tree
+            tree = DomainStore(self.store, num_volumes=1).tree
             with progress("assign to domains", "rows") as report:
                 build_domains(stage, folders, _settings_of(made), tree=tree, report=report)
         self.stages.close("domains", stage)

@@ -45,7 +45,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
     session.require_workers(settings.min_workers or settings.num_workers, settings.use_gpu, with_data=True)
     folder = run_folder(settings.name)
     # What was added to the store after a run began is not for that run: it goes on as it began.
-    store = open_store(store_place(settings.store), num_parts=claimed(folder).get("store_parts"))
+    store = open_store(store_place(settings.store), num_volumes=claimed(folder).get("store_parts"))
     soup, training = resolve(settings, store)
     world_sizes(training.batch_size, settings.min_workers or settings.num_workers, settings.num_workers)
     stream = make_stream(settings, store, training)

@@ -95,7 +95,7 @@ def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig
         store_folder=store_place(settings.store),
         sequence_length=training.sequence_length,
         plan=plan,
-        store_parts=len(store.parts),
+        store_parts=len(store.volumes),
         window_steps=settings.window_steps,
     )
     return stream.for_rank(0, settings.num_workers)
@@ -163,7 +163,7 @@ def stream_of_run(name: str) -> tuple[MixtureStream, int]:
         )
     begun = claimed(folder)  # first: a newer release's settings are not ours to check
     settings = Pretrain.model_validate_json((folder / SETTINGS).read_text("utf-8"))
-    store = open_store(store_place(settings.store), num_parts=begun["store_parts"])
+    store = open_store(store_place(settings.store), num_volumes=begun["store_parts"])
     # A run of an older release may have a warm-up that is refused today; its stream does not hang on that.
     training = resolve(settings.model_copy(update={"warmup_steps": 0}), store)[1]
     stream = make_stream(settings, store, training)

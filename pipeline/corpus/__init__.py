@@ -1,1 +1,1 @@
-"""Documents from any corpus: listed, then read file by file."""
+"""Documents from any corpus: its files are listed, then read one by one."""

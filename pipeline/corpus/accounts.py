@@ -20,37 +20,37 @@ PASSAGES = {
     "held_out_near_training_dropped": "held out, but mostly in training text",
     "over_max_documents_per_source_dropped": "over max_documents_per_source",
 }
-"""In words, where the name of a count is not enough."""
+"""Words for the counts whose names alone are not clear enough."""
 NAMED = 10
-"""Bad documents and damaged files that are named, at most."""
+"""At most this many bad documents, and this many damaged files, are named."""
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """What came out of some files of a corpus."""
+    """Counts of what some files of a corpus held."""
 
     documents_read: int = 0
     documents: int = 0
-    """Of them, those with text that is cut into passages."""
+    """Documents whose text is cut into passages."""
     characters: int = 0
     passages_cut: int = 0
     blank_passages: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
-    """Documents that are not cut, and not bad, by the reason."""
+    """Good documents that are left out, by reason."""
     bad: dict[str, int] = field(default_factory=dict)
-    """Documents that cannot be read, by the reason."""
+    """Documents that cannot be read, by reason."""
     bad_named: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
-    """Files that cannot be read to their end → where, and why."""
+    """Files that cannot be read to their end: the name of each, then where it is damaged and how."""
     documents_lost: int = 0
-    """Of damaged files, those that are known of."""
+    """Documents known to be lost in damaged files; there may be more."""
 
     @property
     def bad_documents(self) -> int:
         return sum(self.bad.values())
 
     def take(self, one: Document | BadDocument, file: str) -> str | None:
-        """Count what a reader found in a file; the text if it is to be cut."""
+        """Count what a reader found in a file. Returns the text if it must be cut into passages, else None."""
         if isinstance(one, DamagedFile):
             self.damaged.setdefault(file, f"{one.where}: {one.problem}")
             self.documents_lost += one.lost
@@ -69,7 +69,7 @@ class Tally:
         return one.text
 
     def take_passages(self, passages: list[str]) -> list[str]:
-        """Count a document's passages; those that are not blank."""
+        """Count a document's passages and return those that are not blank."""
         kept = [passage for passage in passages if passage.strip()]
         self.passages_cut += len(passages)
         self.blank_passages += len(passages) - len(kept)
@@ -77,7 +77,7 @@ class Tally:
 
     @staticmethod
     def total(tallies: Iterable[Tally]) -> Tally:
-        """The sum; it names the first bad documents."""
+        """Add tallies up. Of the bad documents, the first :data:`NAMED` are named."""
         total = Tally()
         for tally in tallies:
             for name in ("documents_read", "documents", "characters", "passages_cut", "blank_passages"):
@@ -97,7 +97,7 @@ def _add(to: dict[str, int], numbers: Mapping[str, int]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """How much of a corpus may be lost before it is an error; None: anything."""
+    """How much of a corpus may be lost before it is an error. None: no limit."""
 
     max_bad_documents: int | None
     max_damaged_files: int | None
@@ -106,13 +106,13 @@ class Losses:
         return self.error(tally, "") is not None
 
     def error(self, tally: Tally, uri: str) -> UserError | None:
-        """What to say of the corpus at `uri` if too much of it is lost."""
+        """The error to raise if too much of the corpus at `uri` is lost; None if not."""
         most = self.max_damaged_files
         if most is not None and len(tally.damaged) > most:
             return UserError(
-                f"{len(tally.damaged)} files or more of {uri} are damaged, or of another shape than their names say; "
-                f"max_damaged_files is {most}. {_first(list(tally.damaged.values()))} Mend or remove them, or raise "
-                "max_damaged_files: what was read of them is then kept."
+                f"{len(tally.damaged)} files or more of {uri} are damaged, or have another format than their names "
+                f"say; max_damaged_files is {most}. {_first(list(tally.damaged.values()))} Mend or remove them, or "
+                "raise max_damaged_files: what was read of them is then kept."
             )
         most = self.max_bad_documents
         if most is not None and tally.bad_documents > most:
@@ -130,9 +130,10 @@ def account(
     """The counts of a passages stage that say what became of its corpus.
 
     Args:
-        documents: those cut into passages, by what became of them.
-        passages: those that are not blank, likewise, as ``pipeline/passages/selection.py`` counts them.
-        not_read: files that are no part of the corpus, by kind.
+        documents: the documents that were cut, by what became of them.
+        passages: the passages that are not blank, by what became of them, as ``pipeline/passages/selection.py`` counts
+            them.
+        not_read: files that are not part of the corpus, by kind.
 
     Returns:
         ``documents_read`` is the sum of ``documents_by_outcome``, ``passages_cut`` that of ``passages_by_outcome``.
@@ -156,7 +157,7 @@ def account(
 
 
 def account_lines(counts: Mapping[str, Any]) -> list[str]:
-    """An :func:`account` in words, a sentence for each thing there is something to say of; none of older stages."""
+    """An :func:`account` in words, one sentence per thing to report. Stages of older releases have no account."""
     lines = []
     for what, total in (("documents", "documents_read"), ("passages", "passages_cut")):
         if total in counts:
@@ -165,7 +166,7 @@ def account_lines(counts: Mapping[str, Any]) -> list[str]:
         lines.append(f"{counts['bad_documents']:,} bad documents. {_first(counts['bad_documents_named'])}")
     if counts.get("damaged_files"):
         lines.append(
-            f"{counts['damaged_files']:,} damaged files, of which no more was read than came before the damage "
+            f"{counts['damaged_files']:,} damaged files, of which only the text before the damage was read "
             f"({counts['documents_known_lost']:,} documents are known to be lost). "
             f"{_first(counts['damaged_files_named'])}"
         )

@@ -1,4 +1,4 @@
-"""Bytes → text, and what neither a text nor a source's name may hold: one rule for every format and every door."""
+"""Bytes → text, and what a text or a source's name must not hold: one rule for every format and every command."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
 }
 MARK = "\ufeff"
-"""The byte-order mark as a character: no part of the text that it begins."""
+"""The byte-order mark as a character. It is not part of the text that follows it."""
 
 
 class BadText(ValueError):
-    """Not text that can be trained on; `reason`, a few words, is what such documents are counted under."""
+    """This is not text that can be trained on. `reason` is a few words under which such documents are counted."""
 
     def __init__(self, reason: str, problem: str):
         super().__init__(problem)
@@ -25,15 +25,15 @@ class BadText(ValueError):
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding that the byte-order mark in the first four bytes names; UTF-8 without one."""
+    """The encoding named by the byte-order mark in the first four bytes; UTF-8 if there is no mark."""
     return next((name for mark, name in MARKS.items() if head.startswith(mark)), "utf-8")
 
 
 def decode(content: bytes, encoding: str | None = None) -> str:
-    """The text in `content`, without its byte-order mark. Raises :class:`BadText`.
+    """Decode `content` and drop its byte-order mark. Raises :class:`BadText` if it is not in that encoding.
 
     Args:
-        encoding: none: what the mark names.
+        encoding: None takes the encoding that the mark names.
     """
     encoding = encoding or encoding_of(content[:4])
     try:
@@ -46,7 +46,7 @@ def decode(content: bytes, encoding: str | None = None) -> str:
 
 
 def check_text(text: str) -> None:
-    """Raise :class:`BadText` for half a surrogate pair, or for the zero bytes of binary files and of UTF-16."""
+    """Raise :class:`BadText` if the text has half a surrogate pair, or zero bytes (a binary file, or UTF-16)."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -59,10 +59,10 @@ def check_text(text: str) -> None:
 
 
 def source_name(found: object, default: str) -> str:
-    """A source's name as a document gives it, in one normal form (NFC); `default` for null, empty or blank.
+    """A document's source name in one normal form (NFC); `default` if it is null, empty or blank.
 
-    A whole number is its decimal digits. Raises :class:`BadText` for any other value, so that no two names are taken
-    for one, or one for two, without a word.
+    A whole number becomes its decimal digits. Any other value raises :class:`BadText`, so that two names are never
+    silently taken for one, nor one for two.
     """
     if found is None:
         return default
@@ -77,6 +77,6 @@ def source_name(found: object, default: str) -> str:
 
 
 def printable(text: str, longest: int = 1000) -> str:
-    """`text` as a message can hold it: no lone surrogates, and of a bounded length."""
+    """`text` made fit for a message: without lone surrogates, and at most `longest` characters long."""
     text = text if len(text) <= longest else f"{text[:longest]}..."
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

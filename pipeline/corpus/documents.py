@@ -16,11 +16,11 @@ class Document:
     """A text with its origin."""
 
     document_id: str
-    """Unique in the corpus and stable: the file's path, with ``:line`` (or ``:row``) where it holds many."""
+    """Unique in the corpus and stable: the file's path, plus ``:line`` or ``:row`` if the file holds many."""
     source: str
     text: str
     left_out: str | None = None
-    """In a few words, why its reader keeps nothing of it, if so; it is counted under them."""
+    """Why the reader keeps nothing of it, in a few words under which it is counted; None if it is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +28,29 @@ class BadDocument:
     """Something that should have been a document."""
 
     where: str
-    """The file, with ``:line`` where that is known."""
+    """The file, plus ``:line`` if the line is known."""
     problem: str
     reason: str = "unreadable"
-    """The kind of problem in a few words: such documents are counted under it."""
+    """The kind of problem, in a few words under which such documents are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DamagedFile(BadDocument):
-    """A file of which nothing, or from here on nothing more, can be read: it may hold any number of documents."""
+    """A file that cannot be read at all, or not beyond this point. It may hold any number of further documents."""
 
     lost: int = 0
-    """Documents that are known to be lost; how many there are beside them is not known."""
+    """Documents known to be lost; there may be more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of a large file, which is read on its own (``large_files.py``)."""
+    """A stretch of a large file that is read on its own (``large_files.py``)."""
 
     begin: int
     end: int
-    """In bytes of a file of lines, in row groups of a Parquet file."""
+    """In bytes for a file of lines, in row groups for a Parquet file."""
     before: int
-    """Lines, or rows, of the file that come before it."""
+    """Lines or rows of the file before this piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +58,24 @@ class CorpusFile:
     """One file of a corpus, or a piece of one."""
 
     path: str
-    """In the corpus's file system."""
+    """The path in the corpus's file system."""
     name: str
-    """Relative to the corpus: what its documents' ids begin with."""
+    """The path relative to the corpus; the ids of its documents begin with it."""
     source: str
-    """The source of its documents where they do not name their own."""
+    """The source of its documents that do not name their own."""
     format: str
     """``text``, ``lines``, ``parquet``, ``arrow``, ``code`` or ``manual`` (the last two: ``environment.py``)."""
     compression: str | None
     bytes: int
-    """Of a piece, about its own."""
+    """The size of the file; of a piece, about its own size."""
     modified: int
-    """Nanoseconds since the epoch, 0 where that decides nothing."""
+    """Time of the last change in nanoseconds since the epoch; 0 if it must not count in the corpus's digest."""
     piece: Piece | None = None
-    """None: the whole file."""
+    """The piece to read; None for the whole file."""
 
     @property
     def before(self) -> int:
-        """Lines or rows before the first that is read."""
+        """Lines or rows of the file before the first one that is read."""
         return self.piece.before if self.piece else 0
 
 
@@ -89,23 +89,23 @@ class Corpus:
     text_field: str = "text"
     source_field: str = "source"
     not_read: dict[str, int] = field(default_factory=dict)
-    """Files that lie there too and are no part of it, by kind: an ending, ``empty``, or how their names begin."""
+    """Counts of files that lie there but are not part of it, by kind: an ending, ``empty``, or how the name begins."""
 
     @property
     def digest(self) -> str:
-        """sha256 of names, sizes and times of modification: it changes when the corpus may have changed."""
+        """sha256 of the files' names, sizes and times of change: it differs when the corpus may have changed."""
         fields = [self.text_field, self.source_field]
         return content_digest([fields, [[f.name, f.source, f.bytes, f.modified] for f in self.files]])
 
     @property
     def bad_documents_are_errors(self) -> bool:
-        """Nobody can mend the environment's files, so its unreadable ones are counted and skipped."""
+        """False for the environment: users cannot mend its files, so unreadable ones are counted and skipped."""
         return self.uri != ENVIRONMENT
 
     def store_bytes(self, *, passage_characters: int, max_passages: int | None, embedding_size: int) -> float:
-        """About what building a store of it takes on disk: text compressed, and twice, while domains are written,
-        embeddings and tokens (two bytes for about four and a half characters). What are duplicates, or compressed
-        here, is not known.
+        """About how many bytes of disk building a store of this corpus takes: the compressed text, plus embeddings and
+        tokens (two bytes per 4.5 characters) twice, while domains are written. Duplicates, and how far compressed
+        files unpack, are not known and not counted.
         """
         characters = float(sum(file.bytes for file in self.files))
         if max_passages is not None:
@@ -114,7 +114,7 @@ class Corpus:
         return 0.3 * characters + 2 * (2 * characters / 4.5 + 2 * embedding_size * passages)
 
     def groups(self, bytes_per_group: int) -> list[tuple[CorpusFile, ...]]:
-        """The files in order, cut into groups of about `bytes_per_group` (a larger file is a group)."""
+        """The files in order, in groups of about `bytes_per_group`; a larger file is a group of its own."""
         groups: list[list[CorpusFile]] = []
         room = 0
         for file in self.files:
@@ -127,7 +127,7 @@ class Corpus:
 
 
 def split_suffix(name: str) -> tuple[str, str | None]:
-    """``("notes.jsonl", "gzip")`` for ``notes.jsonl.gz``; the compression is None for a plain file."""
+    """``("notes.jsonl", "gzip")`` for ``notes.jsonl.gz``; the compression is None if the file has none."""
     path = PurePosixPath(name)
     compression = COMPRESSIONS.get(path.suffix.lower())
     return (path.with_suffix("").as_posix() if compression else name), compression

@@ -1,9 +1,9 @@
 """The corpus everyone has: the text of the installed Python packages, the standard library and the manual.
 
 Left out, because they repeat or are not writing: this project, copies of other packages (``_vendor``), tests
-and their data, minified and generated files, tables of numbers, and anything outside 200 bytes to 200 kB.
-Licences and the licence headers of files go too: an embedder that sees only the first words of a passage
-would put all of them, whatever follows, into domains of their own.
+and their data, minified and generated files, tables of numbers, and files below 200 bytes or above 200 kB.
+Licences and the licence headers of files are removed too: the embedder sees only the first words of a passage, so it
+would put all files with a licence header into the same domains.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ LEAST_LETTERS = 0.3
 def list_environment() -> list[CorpusFile]:
     """Files of the environment: distributions by name, then the standard library, then manual pages.
 
-    Sources: a distribution's name, with ``-cpp`` for its C and C++; ``python-<package>`` of the standard
-    library; ``man<section>``, and ``man-<language>`` for translations of the manual.
+    Their sources are the distribution's name (with ``-cpp`` for its C and C++ files), ``python-<package>`` for the
+    standard library, ``man<section>`` for the manual and ``man-<language>`` for its translations.
 
     A file that several distributions claim belongs to the first of them.
     """
@@ -111,7 +111,7 @@ def _manual() -> Iterator[CorpusFile]:
             language = "" if section.parent == Path(folder) else section.parent.name
             source = f"man-{language}" if language else section.name
             pages = [path for path in sorted(section.glob("*")) if path.is_file() and not path.is_symlink()]
-            # One program's hundreds of generated pages would outweigh all others of the section.
+            # Hundreds of generated pages of one program would outweigh all other pages of the section.
             families = Counter(_family(path) for path in pages)
             for path in pages:
                 if families[_family(path)] <= LARGEST_MANUAL_FAMILY:

@@ -1,10 +1,10 @@
-"""Large files of a corpus, cut into pieces, so that no task has more than a bounded share of the work.
+"""Cutting large files of a corpus into pieces, so that every task has a bounded share of the work.
 
-A file of JSON lines that is not compressed is cut where a line begins, a Parquet file between two row groups. A
-document's id holds the number of its line or row in the whole file, so each piece knows how many come before it: where
-a file is cut changes no document and no order. For that, the ends of lines are counted first, at the disk's speed.
+An uncompressed file of JSON lines is cut where a line begins, a Parquet file between two row groups. A document's id
+holds the number of its line or row in the whole file, so each piece knows how many come before it. Thus the cuts
+change no document and no order. To know the numbers, line ends are counted first, as fast as the disk reads.
 
-In compressed files and in saved datasets no place is known at which one can begin; they stay whole.
+Compressed files and saved datasets cannot be read from the middle, so they stay whole.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from storage_schema.manifest import canonical_json, write_atomically
 
 _BLOCK = 1 << 20
 _OBJECTS = re.compile(rb"(\xef\xbb\xbf)?\s*\{[^\S\n]*\S")
-"""How lines of objects begin in UTF-8; anything else that calls itself JSON lines is left to its reader as a whole."""
+"""How a file of JSON objects in UTF-8 begins. Any other file named as JSON lines is not cut."""
 
 
 def bounded_groups(
     corpus: Corpus, bytes_per_group: int, record: Path
 ) -> list[tuple[int, tuple[CorpusFile, ...]]]:
-    """The groups of the corpus (:meth:`Corpus.groups`), numbered; one that is a large file comes as its pieces, each
-    under the group's number.
+    """The groups of the corpus (:meth:`Corpus.groups`) with their numbers. A group that is one large file is given
+    as one entry per piece, each with the group's number.
 
     Args:
-        record: where the cuts are kept for a resume, whose work is of the same pieces.
+        record: the file that keeps the cuts, so that a resumed build has the same pieces.
     """
     groups = corpus.groups(bytes_per_group)
     large = [file for file in corpus.files if file.bytes > 2 * bytes_per_group]
@@ -54,9 +54,10 @@ def bounded_groups(
 
 
 def count_line_ends(uri: str, path: str, begin: int, end: int) -> tuple[int, int] | None:
-    """How many lines end in these bytes of a file, and where the first line begins after one that does.
+    """Count the line ends in bytes [begin, end) of a file, and find where the first line after one of them begins.
 
-    None: they cannot be read, or the file does not begin as lines of objects do.
+    The second number is -1 if no line ends there. None if the bytes cannot be read, or the file does not begin as a
+    file of JSON objects does.
     """
     count, first = 0, -1
     try:
@@ -69,12 +70,12 @@ def count_line_ends(uri: str, path: str, begin: int, end: int) -> tuple[int, int
                     first = start + block.index(b"\n") + 1
                 count += block.count(b"\n")
     except OSError:
-        return None  # its reader will say so
+        return None  # the reader will report it
     return count, first
 
 
 def row_groups(uri: str, path: str) -> list[tuple[int, int]]:
-    """Bytes and rows of each row group of a Parquet file; none if it cannot be read."""
+    """Uncompressed bytes and rows of each row group of a Parquet file; empty if it cannot be read."""
     try:
         with open_filesystem(uri)[0].open_input_file(path) as file:
             metadata = pq.read_metadata(file)
@@ -89,7 +90,7 @@ def _pieces(file: CorpusFile, cuts: Sequence[Sequence[int]]) -> list[tuple[Corpu
 
 
 def _cut_lines(uri: str, large: Sequence[CorpusFile], step: int) -> dict[str, list]:
-    """Of each file of lines, its pieces: bytes, and a :class:`Piece`'s numbers."""
+    """For each file of lines its pieces, each as its size in bytes and the three numbers of a :class:`Piece`."""
     files = [file for file in large if file.format == "lines" and file.compression is None]
     spans = [(file, start) for file in files for start in range(0, file.bytes, step)]
     asked = [(uri, file.path, start, min(start + step, file.bytes)) for file, start in spans]
@@ -104,7 +105,7 @@ def _cut_lines(uri: str, large: Sequence[CorpusFile], step: int) -> dict[str, li
 
 
 def _between_lines(counts: Sequence[Any], size: int) -> list[Piece]:
-    """Each piece begins at the first line that begins in its span, except the file's first."""
+    """The pieces of a file. The first begins at byte 0, each other one at the first line that begins in its span."""
     starts, before = [(0, 0)], 0
     for span, (count, first) in enumerate(counts):
         if span and 0 <= first < size:
@@ -118,9 +119,7 @@ def _cut_parquet(uri: str, large: Sequence[CorpusFile], step: int) -> dict[str, 
     files = [file for file in large if file.format == "parquet"]
     cuts: dict[str, list] = {}
     for file, groups in zip(files, run_tasks(row_groups, [(uri, file.path) for file in files]), strict=True):
-        share = file.bytes / max(
-            1, sum(size for size, _ in groups)
-        )  # of the file, packed, to what it unpacks to
+        share = file.bytes / max(1, sum(size for size, _ in groups))  # compressed bytes per uncompressed byte
         pieces: list[list] = []
         row = 0
         for number, (size, rows) in enumerate(groups):

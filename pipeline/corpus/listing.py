@@ -1,8 +1,8 @@
-"""Documents from any corpus: the installed environment, JSON lines, Parquet, text, or a folder of them.
+"""Listing a corpus: the installed environment, JSON lines, Parquet, text, or a folder of such files.
 
-A corpus is first listed (:func:`open_corpus`), which is cheap and names every file, and then read file by
-file (``readers.py``), so that files can be read in parallel and a broken one is told apart from the rest. It
-may lie anywhere (``pipeline/places/locations.py``): the documents are the same.
+Listing (:func:`open_corpus`) is cheap and names every file. The files are then read one by one (``readers.py``), so
+that they can be read in parallel and one broken file does not affect the others. A corpus may lie anywhere
+(``pipeline/places/locations.py``): the documents are the same.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def open_corpus(uri: str, *, text_field: str = "text", source_field: str = "sour
     """List the files of a corpus, in a deterministic order.
 
     Args:
-        uri: ``environment``, or a local path or ``pyarrow.fs`` URI of a file or folder; of a dataset saved
-            with ``save_to_disk``, its folder.
-        text_field: field of JSON lines, Parquet and saved datasets that holds the text.
-        source_field: field that names a document's source, where there is one.
+        uri: ``environment``, or a local path or ``pyarrow.fs`` URI of a file or folder. For a dataset saved with
+            ``save_to_disk``, its folder.
+        text_field: the field of JSON lines, Parquet and saved datasets that holds the text.
+        source_field: the field that names a document's source; documents may lack it.
 
     Raises:
         ValueError: nothing is there, it cannot be reached, refuses the credentials, or holds no file of a
@@ -66,12 +66,12 @@ def open_corpus(uri: str, *, text_field: str = "text", source_field: str = "sour
 
 
 def files_not_read(not_read: dict[str, int]) -> str:
-    """``3 .tsv, 1 empty``, the most first."""
+    """Such as ``3 .tsv, 1 empty``, the largest number first."""
     return ", ".join(f"{number:,} {kind}" for kind, number in Counter(not_read).most_common())
 
 
 def _list(uri: str) -> tuple[list[CorpusFile], Counter[str]]:
-    """The files, and how many of which kinds are not read."""
+    """The files of the corpus, and counts of the files that are not read, by kind."""
     filesystem, root = open_filesystem(uri)
     folder = PurePosixPath(root).name
     try:
@@ -96,13 +96,13 @@ def _list(uri: str) -> tuple[list[CorpusFile], Counter[str]]:
 
 
 def _hidden(name: str) -> str | None:
-    """How a file is named that is not for us: it, or a folder of it, begins with a dot or a low line."""
+    """How the name of a hidden file begins: it, or a folder above it, begins with a dot or an underscore. Else None."""
     marks = [part[0] for part in PurePosixPath(name).parts if part[0] in "._"]
     return f"named {marks[0]}*" if marks else None
 
 
 def _metadata(named: dict[str, fs.FileInfo], kept: dict[str, fs.FileInfo]) -> set[str]:
-    """What saved datasets say of themselves, which has been read."""
+    """The metadata files of saved datasets; they were read while listing."""
     return {name for name in named if PurePosixPath(name).name in METADATA and name not in kept}
 
 

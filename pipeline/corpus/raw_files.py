@@ -1,7 +1,7 @@
-"""A corpus file's bytes, unpacked: an error that is its place's is told apart from one of what it holds.
+"""A corpus file's bytes, decompressed, with errors of the place told apart from errors of the file.
 
-All bytes come through :class:`RawFile`. What fails there is the place (a disk, a network, a permission), whatever the
-file system calls it; what fails in a decompressor or a decoder behind it is the file.
+All bytes come through :class:`RawFile`. An error there is the place's (a disk, a network, a permission), whatever the
+file system calls it. An error in a decompressor or decoder after it is the file's.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from pipeline.places.locations import input_options
 
 BUFFER_BYTES = 1 << 16
 XZ_BYTES = 256 << 20
-"""The most memory that unpacking an .xz may take; a file can ask for gigabytes."""
+"""The most memory that decompressing an .xz may take; a file can ask for gigabytes."""
 ZSTD_WINDOW_BYTES = 128 << 20
-"""The same of a .zst."""
+"""The most memory that decompressing a .zst may take."""
 ZSTD_BLOCK_BYTES = 1 << 10
-"""So much of a .zst is unpacked at a time, to 32 MiB at most: zstandard bounds no output itself."""
+"""Bytes of a .zst that are decompressed at a time, to at most 32 MiB: zstandard itself does not bound its output."""
 BROKEN = (
     *(OSError, EOFError, UnicodeDecodeError, pa.ArrowException),
     *(zlib.error, lzma.LZMAError, zstandard.ZstdError),
 )
-"""What is raised where the bytes come, and are not what they should be."""
+"""Errors raised when the bytes could be read but their content is wrong."""
 
 
 class LostAccess(OSError):
-    """A file's place failed, not the file. The place's own error is the cause."""
+    """The place where the file lies failed, not the file. The place's own error is the cause."""
 
 
 class RawFile(io.RawIOBase):
-    """The bytes of a file, or of a piece of a file of lines, anywhere in it.
+    """The bytes of a file, or of a piece of a file of lines, with random access.
 
-    Raises FileNotFoundError if it is gone, :class:`LostAccess` if its place fails, EOFError if it is shorter than when
-    it was listed.
+    Raises FileNotFoundError if the file is gone, :class:`LostAccess` if its place fails, and EOFError if it is shorter
+    than when it was listed.
     """
 
     def __init__(self, filesystem: fs.FileSystem, file: CorpusFile):
@@ -88,7 +88,7 @@ class RawFile(io.RawIOBase):
             data = self._stream.read_at(wanted, self._begin + self._at)
             if not data:
                 raise OSError(f"no byte came after the first {self._at:,} of {self.size:,}")
-        except Exception as error:  # whatever a file system raises
+        except Exception as error:  # a file system may raise anything
             self.failed = error
             raise
         buffer[: len(data)] = data
@@ -98,7 +98,7 @@ class RawFile(io.RawIOBase):
 
 @contextmanager
 def open_raw(filesystem: fs.FileSystem, file: CorpusFile) -> Iterator[RawFile]:
-    """The file as it lies there. Raises :class:`LostAccess` where reading it failed, whatever was made of that."""
+    """The file's bytes as stored. If reading them failed, raises :class:`LostAccess` in place of any error since."""
     with RawFile(filesystem, file) as raw:
         try:
             yield raw
@@ -110,7 +110,7 @@ def open_raw(filesystem: fs.FileSystem, file: CorpusFile) -> Iterator[RawFile]:
 
 @contextmanager
 def open_unpacked(filesystem: fs.FileSystem, file: CorpusFile) -> Iterator[io.BufferedReader]:
-    """The file's bytes in order, decompressed."""
+    """The file's bytes in order, decompressed if it is compressed."""
     with open_raw(filesystem, file) as raw:
         packed: io.BufferedReader[Any] = io.BufferedReader(raw, input_options(file.bytes)["buffer_size"])
         if file.compression is None:
@@ -128,7 +128,7 @@ class _Gzip:
     """zlib's decompressor with the methods of the others."""
 
     def __init__(self) -> None:
-        self._zlib = zlib.decompressobj(31)  # with gzip's header, and the sum at its end
+        self._zlib = zlib.decompressobj(31)  # 31: gzip's header and checksum
 
     def decompress(self, block: bytes, most: int) -> bytes:
         return self._zlib.decompress(self._zlib.unconsumed_tail + block, most)
@@ -180,13 +180,13 @@ _UNPACKERS: dict[str, tuple[Callable[[], Any], int]] = {
     "bz2": (bz2.BZ2Decompressor, BUFFER_BYTES),
     "xz": (lambda: lzma.LZMADecompressor(memlimit=XZ_BYTES), BUFFER_BYTES),
 }
-"""What unpacks a stream, and how much of it at a time."""
+"""For each compression its decompressor, and how many compressed bytes it is given at a time."""
 
 
 class _Unpacked(_Readable):
-    """What is packed in one stream after the other, up to where they break off, and never more than is asked for.
+    """The content of compressed streams that follow one another, up to where they break off.
 
-    pyarrow's own stream gives nothing of the last 64 kB before a fault.
+    It never decompresses more than is asked for. pyarrow's own stream loses the last 64 kB before a fault.
     """
 
     def __init__(self, packed: io.BufferedReader, compression: str):
@@ -198,7 +198,7 @@ class _Unpacked(_Readable):
         while not data:
             block, ended = b"", False
             if self._unpacker.eof:
-                # Between streams, and after the last, there may be zeros.
+                # There may be zero bytes between streams and after the last one.
                 block = self._unpacker.unused_data.lstrip(b"\0")
                 while not block and not ended:
                     block = self._packed.read(self._block)
@@ -218,7 +218,7 @@ class _Unpacked(_Readable):
 
 
 class AsUtf8(_Readable):
-    """A stream of UTF-16 or UTF-32 with a byte-order mark, as UTF-8 without."""
+    """A stream of UTF-16 or UTF-32 with a byte-order mark, turned into UTF-8 without one."""
 
     def __init__(self, stream: io.BufferedReader, encoding: str):
         self._stream, self._decoder = stream, codecs.getincrementaldecoder(encoding)()
@@ -235,7 +235,7 @@ class AsUtf8(_Readable):
 
 
 class Watched(_Readable):
-    """A stream that remembers whether more was asked of it than it has."""
+    """A stream that remembers whether more bytes were asked for than it holds."""
 
     def __init__(self, stream: io.BufferedReader):
         self._stream, self.ran_out = stream, False

@@ -1,4 +1,4 @@
-"""A manual page's text without its roff markup: enough for reading, not for typesetting."""
+"""A manual page's text without its roff markup: good enough to read, not to typeset."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ BREAKS = {"PP", "P", "LP", "Pp", "sp", "IP", "TP", "It", "HP"}
 
 
 def plain_text(page: str) -> str:
-    """The words of a manual page; headings stand alone, paragraphs are separated by an empty line."""
+    """The words of a manual page. Headings stand alone, and paragraphs are separated by an empty line."""
     lines: list[str] = []
     ignoring = False
     for line in page.splitlines():

@@ -1,4 +1,4 @@
-"""Hugging Face datasets on disk, as ``save_to_disk`` writes them, without the `datasets` package.
+"""Hugging Face datasets as ``save_to_disk`` writes them, read without the `datasets` package.
 
 A dataset is a folder with ``dataset_info.json``, ``state.json`` (which names its data) and Arrow streams; a
 dictionary of datasets is a folder with ``dataset_dict.json`` (which names its splits) and a dataset in each.
@@ -17,14 +17,14 @@ STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 METADATA = {STATE, INFO, SPLITS}
 DATA_SUFFIX = ".arrow"
 Listing = dict[str, fs.FileInfo]
-"""Name relative to the corpus → file."""
+"""Files by their names relative to the corpus."""
 
 
 def keep_data(filesystem: fs.FileSystem, listing: Listing) -> Listing:
-    """The listing with, of each saved dataset in it, only its data; other Arrow files are not for us.
+    """The listing with only the data files of each saved dataset, and without any other Arrow file.
 
     Raises:
-        ValueError: a saved dataset is incomplete, not readable, or holds a selection of rows.
+        ValueError: a saved dataset is incomplete, not readable, or is a selection of rows.
         OSError: the place cannot be read.
     """
     folders = {_folder(name) for name in listing if PurePosixPath(name).name == STATE}
@@ -37,7 +37,7 @@ def keep_data(filesystem: fs.FileSystem, listing: Listing) -> Listing:
 
 
 def _is_other(name: str, folders: set[str]) -> bool:
-    """Whether a file belongs to no saved dataset."""
+    """Whether a file does not belong to a saved dataset."""
     path = PurePosixPath(name)
     return _folder(name) not in folders and path.name != SPLITS and path.suffix.lower() != DATA_SUFFIX
 
@@ -45,7 +45,7 @@ def _is_other(name: str, folders: set[str]) -> bool:
 def _without_stale_splits(
     filesystem: fs.FileSystem, listing: Listing, folders: set[str], dictionaries: set[str]
 ) -> set[str]:
-    """The datasets, less those in a dictionary's folder that it does not name."""
+    """The datasets, without those that lie in a dictionary's folder but are not named by it."""
     for dictionary in sorted(dictionaries):
         where = listing[_join(dictionary, SPLITS)].path
         splits = {_join(dictionary, split) for split in _names(_read(filesystem, where).get("splits"), where)}

@@ -1,11 +1,12 @@
 """Passages and their embeddings → the tree and the domain partitions.
 
 1. The root is fitted on a sample of all embeddings (or the tree is given, for documents added to a store).
-2. *Scatter* (``scatter.py``): each part of passages is tokenized and written in the order of the nodes its rows go to.
+2. *Scatter* (``scatter.py``): each part of passages is tokenized, and its rows are written in the order of their coarse
+   nodes.
 3. *Leaves* (``leaves.py``): each coarse node fits its leaves, then writes its domains one after the other.
 
-So no task ever holds 4096 files open, memory does not grow with the corpus, and each part and node is resumed
-on its own.
+So no task holds thousands of files open, memory does not grow with the corpus, and each part and node is resumed on its
+own.
 
 Legend: N passages, K domains, C coarse nodes, k leaves of a node, D embedding size.
 """
@@ -35,7 +36,7 @@ from storage_schema.tree import Tree
 
 ROOT = -1
 TINY = 0.1
-"""A domain with less than this share of an even one is counted as tiny."""
+"""A domain with less than this share of the mean number of passages is counted as tiny."""
 
 
 def check_enough_passages(
@@ -61,15 +62,15 @@ def build_domains(
     """Build the ``domains`` stage from finished passages, embeddings and tokenizer.
 
     Args:
-        tree: assign to this tree, which has the shape of `settings`, instead of fitting one.
+        tree: assign to this tree instead of fitting one; it has the shape that `settings` gives.
 
     Raises:
-        ValueError: fewer passages than domains, or fewer distinct embeddings (which are counted if the root
-            is fitted on all of them).
+        ValueError: there are fewer passages than domains, or fewer distinct embeddings (counted only if the root is
+            fitted on all of them).
     """
     parts = part_files(folders.passages, "train")
     rows = [pq.read_metadata(part).num_rows for part in parts]
-    shutil.rmtree(Path(folders.work) / "scatter", ignore_errors=True)  # where scratch once lay
+    shutil.rmtree(Path(folders.work) / "scatter", ignore_errors=True)  # earlier releases put scratch here
     folders.scratch.mkdir(exist_ok=True)
     gpus = 1 if settings.use_gpu else 0
     if tree is None:
@@ -88,18 +89,18 @@ def build_domains(
         report=lambda done, _: report(done, total),
     )
     per_node = sum(rows) // settings.coarse_clusters
-    pieces = share(([part.stem for part in parts], np.stack([part["rows_C"] for part in scattered])))
+    rows_of_parts = share(([part.stem for part in parts], np.stack([part["rows_C"] for part in scattered])))
     nodes = run_tasks(
         write_node,
         [
-            (folders, node, pieces, settings, _leaves(tree, node, settings))
+            (folders, node, rows_of_parts, settings, _leaves(tree, node, settings))
             for node in range(settings.coarse_clusters)
         ],
         num_gpus=gpus,
         report=lambda done, _: report(sum(rows) + done * per_node, total),
     )
     assembled, index = _assemble(coarse_CD, nodes)
-    if tree is not None:  # where none of these passages is, its centroids stay
+    if tree is not None:  # centroids that none of these passages reached stay as they are
         assembled = replace(assembled, coarse_CD=tree.coarse_CD, leaves_KD=tree.leaves_KD)
     assembled.write(stage.work / "tree.arrow")
     with pa.ipc.new_file(str(stage.work / "index.arrow"), INDEX) as writer:
@@ -121,7 +122,7 @@ def build_domains(
 
 
 def _leaves(tree: Tree | None, node: int, settings: TreeSettings) -> np.ndarray | None:
-    """A node's leaves in a tree that is given."""
+    """A node's leaves in the given tree; None if no tree is given."""
     k = settings.leaf_clusters
     return None if tree is None else tree.leaves_KD[node * k : (node + 1) * k]
 
@@ -129,7 +130,7 @@ def _leaves(tree: Tree | None, node: int, settings: TreeSettings) -> np.ndarray 
 def fit_root(
     folders: Folders, rows: list[int], settings: TreeSettings, threads: int
 ) -> tuple[np.ndarray, int]:
-    """Coarse centroids float32 ``[C, D]`` and how many splits they took; kept on disk for a resume."""
+    """Fit the coarse centroids, float32 ``[C, D]``; also returns how many splits it took. Kept on disk for a resume."""
     kept = folders.scratch / "root.npz"
     if kept.exists():
         arrays = read_arrays(kept)
@@ -182,7 +183,7 @@ def _assemble(coarse_CD: np.ndarray, nodes: list[dict[str, np.ndarray]]) -> tupl
 
 
 def _report_of(tree: Tree, scattered: list[dict], nodes: list[dict[str, np.ndarray]], splits: int) -> dict:
-    """The numbers by which a person judges a tree; inertia is a mean squared distance, of all passages."""
+    """The numbers by which a person judges a tree. Inertia is the mean squared distance over all passages."""
     passages, even = int(tree.counts_K.sum()), tree.counts_K.sum() / tree.num_domains
     leaf_squared = sum(float(node["squared_k"].sum()) for node in nodes if "squared_k" in node)
     return {

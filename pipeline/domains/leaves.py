@@ -1,13 +1,13 @@
 """The second step of partitioning: a coarse node's scattered rows → its leaves and their domain partitions.
 
-Memory holds the sample the leaves are fitted on, then one piece, then one leaf, however large the node is.
+Memory holds first the sample that the leaves are fitted on, then one part's rows at a time, then one leaf at a time,
+however large the node is.
 
 Legend: N rows, k leaves of the node, D embedding size.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class TreeSettings:
     leaf_clusters: int
     kmeans: KMeansSettings
     sample: int
-    """Passages each node is fitted on, at most."""
+    """Each node is fitted on at most this many passages."""
     seed: int
     use_gpu: bool = False
 
@@ -52,11 +52,11 @@ def write_node(
     """Fit one coarse node's leaves, or take those given, and write its domains.
 
     Args:
-        scattered: the names of the parts, in order, and how many rows of each node they have, ``[parts, C]``.
+        scattered: the names of the parts in order, and how many rows each part has of each node, ``[parts, C]``.
 
     Returns:
-        ``leaves_kD``, ``counts_k``, ``distance_k`` and ``squared_k`` (sums over a leaf's rows), ``tokens_k``
-        and ``splits`` (kept on disk too, for a resume); of a node without rows only ``counts_k``.
+        ``leaves_kD``, ``counts_k``, ``distance_k`` and ``squared_k`` (sums over a leaf's rows), ``tokens_k`` and
+        ``splits``; only ``counts_k`` if the node has no rows. They are also kept on disk for a resume.
     """
     kept = folders.scratch / f"node-{node:05d}.npz"
     if kept.exists():
@@ -65,28 +65,27 @@ def write_node(
     rows = scattered[1][:, node]
     if not rows.any():
         return {"counts_k": np.zeros(k, np.int64)}
-    # One at a time is mapped: a process may have 65,530 mappings, and a corpus more parts.
+    # Parts are mapped one at a time: a process may have 65,530 mappings, and a corpus may have more parts.
     parts = (folders.scattered(name) for name, number in zip(scattered[0], rows, strict=True) if number)
     tables = [partial(read_node, part, node) for part in parts]
     rows = rows[rows > 0]
     if leaves_kD is None:
         fit = _fit_leaves(tables, rows, node, settings)
         leaves_kD, splits = fit.centroids_kD, fit.splits
-    room = folders.scratch / f"node-{node:05d}"
-    room.mkdir(exist_ok=True)
-    streams = [room / f"leaf-{leaf:04d}.arrows" for leaf in range(k)]
-    sums = _split(tables, leaves_kD, streams)
-    for leaf in np.flatnonzero(sums["counts_k"]):
-        path = Path(folders.work) / partition_path(node * k + int(leaf))
-        path.parent.mkdir(exist_ok=True)
-        _write_partition(streams[leaf], path)
+    by_leaf = folders.scratch / f"node-{node:05d}.arrow"
+    sums, leaf_of_batch = _split(tables, leaves_kD, by_leaf)
+    with pa.memory_map(str(by_leaf)) as source, pa.ipc.open_file(source) as file:
+        for leaf in np.flatnonzero(sums["counts_k"]):
+            path = Path(folders.work) / partition_path(node * k + int(leaf))
+            path.parent.mkdir(exist_ok=True)
+            _write_partition([file.get_batch(batch) for batch in np.flatnonzero(leaf_of_batch == leaf)], path)
     result = {
         **sums,
         "leaves_kD": without_unreached(leaves_kD, sums["counts_k"]),
         "splits": np.array(splits),
     }
     write_arrays(kept, **result)
-    shutil.rmtree(room)
+    by_leaf.unlink()
     return result
 
 
@@ -109,35 +108,45 @@ def _fit_leaves(
 
 
 def _split(
-    tables: Sequence[Callable[[], pa.Table]], leaves_kD: np.ndarray, streams: list[Path]
-) -> dict[str, np.ndarray]:
-    """Append every row to its leaf's stream; return the leaves' sums."""
+    tables: Sequence[Callable[[], pa.Table]], leaves_kD: np.ndarray, path: Path
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Write every row to the Arrow file at `path`, in batches of one leaf each.
+
+    One file, however many leaves there are: a process may have only a limited number of files open.
+
+    Returns:
+        The leaves' sums, and the leaf of each batch in the file.
+    """
     k = len(leaves_kD)
     sums = {name: np.zeros(k) for name in ("distance_k", "squared_k")}
     sums |= {name: np.zeros(k, np.int64) for name in ("counts_k", "tokens_k")}
+    leaf_of_batch: list[int] = []
     with ExitStack() as stack:
-        writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+        writer = None
         for read in tables:
             table = read()
             leaf_N, distance_N = assign(embeddings_of(table), leaves_kD)
             column = table.schema.get_field_index("embedding")
             table = table.set_column(column, "distance", pa.array(distance_N))
             lengths_N = np.diff(table["tokens"].combine_chunks().offsets.to_numpy())
-            sums["counts_k"] += np.bincount(leaf_N, minlength=k)
+            counts_k = np.bincount(leaf_N, minlength=k)
+            sums["counts_k"] += counts_k
             sums["tokens_k"] += np.bincount(leaf_N, lengths_N, minlength=k).astype(np.int64)
             sums["distance_k"] += np.bincount(leaf_N, distance_N, minlength=k)
             sums["squared_k"] += np.bincount(leaf_N, np.square(distance_N), minlength=k)
-            for leaf in np.unique(leaf_N):
-                if leaf not in writers:
-                    writers[leaf] = stack.enter_context(pa.ipc.new_stream(str(streams[leaf]), table.schema))
-                writers[leaf].write_table(table.take(np.flatnonzero(leaf_N == leaf)))
-    return sums
+            if writer is None:
+                writer = stack.enter_context(pa.ipc.new_file(str(path), table.schema))
+            [batch] = table.take(np.argsort(leaf_N, kind="stable")).combine_chunks().to_batches()
+            for leaf, end in zip(range(k), np.cumsum(counts_k).tolist(), strict=True):
+                if counts_k[leaf]:
+                    writer.write_batch(batch.slice(end - counts_k[leaf], counts_k[leaf]))
+                    leaf_of_batch.append(leaf)
+    return sums, np.array(leaf_of_batch)
 
 
-def _write_partition(stream: Path, path: Path) -> None:
-    """A leaf's passages in the order of their ids, as one record batch."""
-    with pa.memory_map(str(stream)) as source:
-        table = pa.ipc.open_stream(source).read_all()
+def _write_partition(batches: list[pa.RecordBatch], path: Path) -> None:
+    """Write a leaf's passages in the order of their ids, as one record batch."""
+    table = pa.Table.from_batches(batches)
     token_type = table.schema.field("tokens").type.value_type
     schema = partition_schema(1 << 16 if token_type == pa.uint16() else 1 << 17)
     table = table.take(np.argsort(table["passage_id"].to_numpy())).cast(schema).combine_chunks()

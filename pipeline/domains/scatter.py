@@ -1,4 +1,4 @@
-"""The first step of partitioning: a part of passages → its rows, tokenized, at their coarse nodes.
+"""The first step of partitioning: a part of passages → its rows, tokenized and sorted by coarse node.
 
 Legend: N passages of the part, C coarse nodes, D embedding size.
 """
@@ -25,7 +25,7 @@ from storage_schema.stage import SCRATCH
 
 @dataclass(frozen=True, kw_only=True)
 class Folders:
-    """What partitioning reads and where it works."""
+    """The folders that partitioning reads from and works in."""
 
     passages: str
     embeddings: str
@@ -34,22 +34,22 @@ class Folders:
 
     @property
     def scratch(self) -> Path:
-        """What the steps hand on to each other; no part of the stage."""
+        """The folder of files that only later steps need; it is not part of the stage."""
         return Path(self.work) / SCRATCH
 
     def scattered(self, part: str) -> Path:
-        """The rows of a part: one record batch for each coarse node, in order."""
+        """The file with the rows of a part: one record batch per coarse node, in order."""
         return self.scratch / f"{part}.arrow"
 
 
 def scatter_part(folders: Folders, source: Path, coarse_CD: np.ndarray) -> dict[str, np.ndarray]:
     """Tokenize one part of passages and write its rows, with their embeddings, in the order of their coarse nodes.
 
-    One file a part, not one for each of its nodes: those would be millions, each to be opened, mapped and flushed.
+    There is one file per part, not one per part and node: those would be millions of files to open, map and flush.
 
     Returns:
         ``rows_C``, how many rows each node has, and ``squared``, the sum of the squared distances to the coarse
-        centroids (kept on disk too, for a resume).
+        centroids. They are also kept on disk for a resume.
     """
     kept = folders.scratch / f"{source.stem}.npz"
     if kept.exists():
@@ -79,32 +79,34 @@ def scatter_part(folders: Folders, source: Path, coarse_CD: np.ndarray) -> dict[
 
 
 def scatter_schema(vocab_size: int, size: int) -> pa.Schema:
-    """A partition's schema with the embedding in place of the distance."""
+    """The schema of a partition, with the embedding in place of the distance."""
     partition = partition_schema(vocab_size)
     embedding = pa.field("embedding", pa.list_(pa.float16(), size), nullable=False)
     return partition.set(partition.get_field_index("distance"), embedding)
 
 
 def write_batch(path: Path, batch: pa.RecordBatch, rows: Sequence[int] = ()) -> None:
-    """Write an Arrow file of one record batch, or cut into batches of so many `rows`, aside and then renamed."""
+    """Write an Arrow file aside and rename it. The file has one record batch, or one per entry of `rows`, of this many
+    rows each.
+    """
     with written_aside(path) as aside, pa.ipc.new_file(str(aside), batch.schema) as writer:
         for begin, end in pairwise([0, *np.cumsum(rows or [len(batch)]).tolist()]):
             writer.write_batch(batch.slice(begin, end - begin))
 
 
 def read_node(path: Path, node: int) -> pa.Table:
-    """A node's rows of a scattered part, mapped for as long as they are held."""
+    """A node's rows in a scattered part. They are memory-mapped as long as the table is in use."""
     with pa.memory_map(str(path)) as source:
         return pa.Table.from_batches([pa.ipc.open_file(source).get_batch(node)])
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Keep named arrays for a resume, written aside and then renamed."""
+    """Write named arrays aside and rename the file; a resumed build reads them."""
     with written_aside(path) as aside, open(aside, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What :func:`write_arrays` wrote."""
+    """Read the arrays that :func:`write_arrays` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)

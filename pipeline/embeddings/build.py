@@ -1,9 +1,9 @@
 """Passages → unit vectors, with any sentence-transformers model.
 
-The embeddings have one part for each part of training passages, same rows, same order, so each part is
-made, and made again after a crash, on its own. Ray Data tokenizes the parts in tasks and runs them through
-actors that load the model once. An encoder reads only the first ``max_seq_length`` word pieces of a passage;
-that and what computes it, in which precision, are settings and are written in the manifest.
+There is one part of embeddings per part of training passages, with the same rows in the same order, so each part is
+made (or made again after a crash) on its own. Ray Data tokenizes the parts in tasks and runs them through actors that
+load the model once. The encoder reads only the first ``max_seq_length`` word pieces of a passage. That number, the
+runtime and its precision are settings, and the manifest records them.
 
 Legend: D embedding size.
 """
@@ -42,7 +42,7 @@ def embed_texts(model: Any, texts: Sequence[str]) -> np.ndarray:
         float32 ``[len(texts), D]`` of unit norm.
 
     Raises:
-        ValueError: a text whose vector is zero or not finite, named by its number.
+        ValueError: the vector of a text is zero or not finite; the message gives the text's number.
     """
     vectors = model.encode(
         list(texts), batch_size=BATCH_SIZE[model.device.type], convert_to_numpy=True, show_progress_bar=False
@@ -76,8 +76,8 @@ def build_embeddings(
     """Build the ``embeddings`` stage from a finished ``passages`` folder, in the running Ray session.
 
     Args:
-        model: `weights`, loaded on the CPU; it is asked for its tokenizer, and tried in several runtimes.
-        runtime: ``auto``, or a :data:`pipeline.embeddings.runtimes.Runtime`.
+        model: `weights`, loaded on the CPU. Its tokenizer is used, and it may be timed in several runtimes.
+        runtime: ``auto``, ``measured``, or a :data:`pipeline.embeddings.runtimes.Runtime`.
     """
     parts = part_files(passages, "train")
     rows = [pq.read_metadata(part).num_rows for part in parts]
@@ -105,7 +105,7 @@ def build_embeddings(
 
 
 class TokenizePart:
-    """The Ray Data task: reads a part of passages and, where it can be done apart, tokenizes it."""
+    """The Ray Data task: tokenizes a part of passages, if the model allows tokenizing apart from it."""
 
     def __init__(self, tokenizer_json: str | None, max_seq_length: int):
         self.tokenizer_json, self.max_seq_length = tokenizer_json, max_seq_length
@@ -131,7 +131,7 @@ class EmbedPart:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
         source, target = str(batch["passages"][0]), str(batch["target"][0])
-        # Ray Data passes on no more than the text of an exception, so the user's errors return as rows.
+        # Ray Data passes on only the text of an exception, so errors for the user are returned as rows.
         try:
             pieces = WordPieces(np.asarray(batch["ids"][0]), np.asarray(batch["lengths"][0]))
             return {"rows": [self._embed(source, target, pieces)], "errno": [0], "error": [""]}
@@ -153,7 +153,7 @@ class EmbedPart:
 
 
 def write_embeddings(path: str, passage_ids: np.ndarray, vectors: np.ndarray) -> None:
-    """Write one part, aside and then renamed; `vectors` is float ``[rows, D]``."""
+    """Write one part aside and rename it. `vectors` is float ``[rows, D]`` and is stored as float16."""
     schema = embeddings_schema(vectors.shape[1])
     column = pa.FixedSizeListArray.from_arrays(
         pa.array(vectors.astype(np.float16).reshape(-1)), type=schema.field("embedding").type
@@ -163,9 +163,9 @@ def write_embeddings(path: str, passage_ids: np.ndarray, vectors: np.ndarray) ->
 
 
 def read_embeddings(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """One part: passage ids int64 ``[rows]`` and vectors float16 ``[rows, D]``, memory-mapped.
+    """Read one part: passage ids int64 ``[rows]`` and vectors float16 ``[rows, D]``, memory-mapped.
 
-    Raises :class:`StoreError` if it is missing, damaged, or something else.
+    Raises :class:`StoreError` if the file is missing, damaged, or something else.
     """
     table = read_arrow(path, what="embeddings")
     found = table.schema.field("embedding").type if "embedding" in table.schema.names else None
@@ -175,7 +175,7 @@ def read_embeddings(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def embeddings_of(table: pa.Table) -> np.ndarray:
-    """The column ``embedding``, float16 ``[rows, D]``, not copied where the table is one batch."""
+    """The column ``embedding``, float16 ``[rows, D]``; not copied if the table is one batch."""
     column = table["embedding"].combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
 
@@ -187,13 +187,13 @@ def _through_actors(
     runtime: Runtime,
     use_gpu: bool,
 ) -> Iterator[int]:
-    """Yield the rows of each part as its embeddings are written."""
-    import ray.data  # slow, and other stages' tasks import this module
+    """Yield the number of rows of each part once its embeddings are written."""
+    import ray.data  # slow to import, and tasks of other stages import this module
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # One actor uses a whole machine's cores, or one GPU.
+    # One actor uses all cores of a machine, or one GPU.
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     actors = int(ray.cluster_resources().get("GPU", 1)) if use_gpu else nodes
     dataset = ray.data.from_items(items, override_num_blocks=len(items))

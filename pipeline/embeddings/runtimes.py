@@ -1,10 +1,10 @@
-"""What computes the embedder's forward pass, in which precision: given, or by what this machine has, or by measurement.
+"""Which runtime computes the embedder's forward pass, in which precision: named, chosen by hardware, or measured.
 
-bfloat16 is two to three times as fast as float32 on CPUs with instructions for it, and many times slower on others;
-OpenVINO is 1.2 to 1.7 times as fast as torch on two idle cores, twice on busy ones. ``auto`` goes by that, so that it
-is the same however busy the machine is; ``measured`` tries them all here and now. Precisions differ in the vectors'
-last bits, so which was chosen stands in the manifest; an interrupted stage goes on with it, and so does what is added
-to a store.
+bfloat16 is two to three times as fast as float32 on CPUs with instructions for it, and many times slower on others.
+OpenVINO is 1.2 to 1.7 times as fast as torch on two idle cores, and twice as fast on busy ones. ``auto`` chooses by
+the hardware alone, so the choice is the same however busy the machine is; ``measured`` times all runtimes on this
+machine. The last bits of the vectors depend on the precision, so the manifest records the choice. An interrupted stage
+continues with it, and so do documents added to a store.
 """
 
 from __future__ import annotations
@@ -25,24 +25,26 @@ from storage_schema.manifest import write_atomically
 Runtime = Literal["torch-float32", "torch-bfloat16", "torch-float16", "openvino"]
 AUTO, MEASURED = "auto", "measured"
 RUNTIME_RECORD = "runtime.txt"
-"""Lies in an unfinished stage."""
+"""The file in an unfinished stage that keeps the choice."""
 WORTHWHILE = 2000
-"""Passages below which the seconds of compiling or measuring are more than the fastest runtime can save."""
+"""With fewer passages, compiling or measuring takes more time than the fastest runtime can save."""
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
-"""Instructions for bfloat16, as Linux names them; with the second alone it was 3.0 times as fast as float32."""
+"""Linux's names of the instructions for bfloat16. With the second alone it was 3.0 times as fast as float32."""
 CLEARLY = 1.3
-"""A runtime must be so much faster than torch's float32 to be chosen; near that, the choice would be the noise's."""
+"""A runtime is chosen only if it is this many times as fast as torch's float32; a smaller gain may be noise."""
 TRIALS = ((2, 16), (32, 64))
-"""Passages and word pieces of each; the second, a usual batch, is not tried of what is hopeless in the first."""
+"""Batches that are timed: passages, and word pieces per passage. The second is a usual batch; it is skipped for a
+runtime that is hopeless on the first."""
 HOPELESS = 0.25
-"""bfloat16 without units for it is a hundred times slower, and a usual batch of it takes minutes."""
+"""A runtime below this ratio is not tried further: without hardware for it, bfloat16 is a hundred times slower, and a
+usual batch takes minutes."""
 
 
 def runtime_of_stage(work: Path, asked: str, model: Any, *, passages: int, use_gpu: bool) -> Runtime:
-    """The runtime of a stage in `work`: the one it was begun with, else what is `asked`, or auto or measured.
+    """The runtime of the stage in `work`: the one it was begun with, else the one that `asked` leads to.
 
     Raises:
-        ValueError: OpenVINO is asked for and is not installed, or cannot run this model or on a GPU.
+        ValueError: OpenVINO is asked for but is not installed, cannot run this model, or is to run on a GPU.
     """
     record = work / RUNTIME_RECORD
     if not record.exists():
@@ -56,7 +58,7 @@ def runtime_of_stage(work: Path, asked: str, model: Any, *, passages: int, use_g
 
 
 def choose_runtime(asked: str, model: Any, *, passages: int, use_gpu: bool) -> str:
-    """What is asked, or what ``auto`` or ``measured`` comes to for so many passages."""
+    """The runtime that `asked` names, or that ``auto`` or ``measured`` chooses for this many passages."""
     if asked not in (AUTO, MEASURED):
         return asked
     if use_gpu:
@@ -67,7 +69,7 @@ def choose_runtime(asked: str, model: Any, *, passages: int, use_gpu: bool) -> s
 
 
 def as_runtime(name: str) -> Runtime:
-    """The runtime of that name. Raises ValueError for one that is none."""
+    """Check a runtime's name. Raises ValueError if there is no such runtime."""
     for runtime in get_args(Runtime):
         if runtime == name:
             return runtime
@@ -75,7 +77,7 @@ def as_runtime(name: str) -> Runtime:
 
 
 def with_runtime(model: Any, runtime: Runtime) -> Any:
-    """The model as :func:`pipeline.embeddings.word_pieces.embed_word_pieces` takes it, computing in `runtime`."""
+    """Make the model compute in `runtime`; for :func:`pipeline.embeddings.word_pieces.embed_word_pieces`."""
     if as_runtime(runtime) == "openvino":
         return OpenVinoEncoder(model)
     import torch
@@ -86,13 +88,13 @@ def with_runtime(model: Any, runtime: Runtime) -> Any:
 class OpenVinoEncoder:
     """A sentence-transformers model, from word pieces to sentence vectors, compiled by OpenVINO for the CPU.
 
-    In float32 also where the machine has units for less, so that domains do not depend on the machine.
+    It computes in float32 even if the CPU has hardware for less, so that domains do not depend on the machine.
     """
 
     def __init__(self, model: Any) -> None:
         import torch
 
-        # Without it OpenVINO reports to nobody.
+        # Without this module, OpenVINO sends no telemetry.
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         import openvino  # deptry: ignore[DEP004]
 
@@ -123,14 +125,14 @@ class OpenVinoEncoder:
 
 
 def _usual(model: Any) -> Runtime:
-    """What is fastest on CPUs such as this one."""
+    """The runtime that is usually fastest on this kind of CPU."""
     if BFLOAT16_FLAGS & _cpu_flags():
         return "torch-bfloat16"
     return "openvino" if _has_openvino(model) else "torch-float32"
 
 
 def _cpu_flags() -> set[str]:
-    """The instructions that Linux names of this CPU; none elsewhere."""
+    """This CPU's instruction sets as Linux names them; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -139,7 +141,7 @@ def _cpu_flags() -> set[str]:
 
 
 def _fastest(model: Any) -> Runtime:
-    """torch in float32, or what this machine is clearly faster with; `model` is on the CPU."""
+    """The fastest runtime on this machine if it is clearly faster than torch in float32; `model` is on the CPU."""
     candidates: list[Runtime] = ["torch-bfloat16"]
     if _has_openvino(model):
         candidates.append("openvino")
@@ -149,7 +151,7 @@ def _fastest(model: Any) -> Runtime:
 
 
 def _speed(model: Any, runtime: Runtime) -> float:
-    """How many times as fast as torch in float32."""
+    """How many times as fast as torch in float32 the runtime is."""
     other = with_runtime(copy.deepcopy(model), runtime)
     for rows, length in TRIALS:
         pieces = WordPieces(np.full(rows * length, 7, np.int32), np.full(rows, length, np.int32))
@@ -160,7 +162,7 @@ def _speed(model: Any, runtime: Runtime) -> float:
 
 
 def _seconds(model: Any, pieces: WordPieces) -> float:
-    """The best of three, after one to warm up."""
+    """The shortest of three runs, after one to warm up."""
     taken = []
     for _ in range(4):
         begun = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Tokenizing for the encoder apart from its forward pass: on CPU workers, while the encoder computes.
+"""Tokenizing for the encoder apart from its forward pass, so that CPU workers do it while the encoder computes.
 
-Only for models whose text goes through one fast tokenizer and nothing else, which is almost all of them; any
-other model tokenizes for itself.
+This is for models whose text goes through one fast tokenizer and nothing else, which is almost every model. Any other
+model tokenizes by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 BATCH_WORD_PIECES = {"cpu": 2048, "cuda": 131_072}
-"""Word pieces of a batch, padding included: on a CPU it should stay in the cache, a GPU wants it large."""
+"""Word pieces per batch, padding included. A batch should stay in a CPU's cache; a GPU needs large ones."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,20 @@ class WordPieces:
     ids: np.ndarray
     """int32"""
     lengths_N: np.ndarray
-    """int32; 0 for a blank text where the tokenizer adds no marks of its own."""
+    """int32; 0 for a blank text, if the tokenizer adds no special tokens."""
 
     def batches(self, device_type: str, padding: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Rows, padded ids ``[rows, L]`` and mask, the longest texts first, so that little is padded."""
+        """Yield the rows, their padded ids ``[rows, L]`` and mask ``[rows, L]``.
+
+        Texts are taken in the order of their lengths, the longest first, so that there is little padding.
+        """
         order = np.argsort(-self.lengths_N, kind="stable")
         starts = np.cumsum(self.lengths_N) - self.lengths_N
         first = 0
         while first < len(order):
-            longest = max(1, int(self.lengths_N[order[first]]))  # a text without a piece is a row of padding
+            longest = max(
+                1, int(self.lengths_N[order[first]])
+            )  # a text without word pieces is a row of padding
             rows = order[first : first + max(1, BATCH_WORD_PIECES[device_type] // longest)]
             mask = np.arange(longest) < self.lengths_N[rows, None]
             ids = np.full(mask.shape, padding, self.ids.dtype)
@@ -41,7 +46,7 @@ class WordPieces:
 
 
 def tokenizer_of(model: Any) -> str | None:
-    """The model's tokenizer as JSON; None if its text does not go through one fast tokenizer alone."""
+    """The model's tokenizer as JSON; None if the model needs more than one fast tokenizer."""
     from sentence_transformers.models import Transformer
 
     tokenizer: Any = getattr(model, "tokenizer", None)
@@ -52,7 +57,7 @@ def tokenizer_of(model: Any) -> str | None:
 
 
 def tokenize(tokenizer_json: str, texts: Sequence[str], max_seq_length: int) -> WordPieces:
-    """The first `max_seq_length` word pieces of each text, the model's marks included."""
+    """The first `max_seq_length` word pieces of each text, including the model's special tokens."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(tokenizer_json)
@@ -65,7 +70,7 @@ def tokenize(tokenizer_json: str, texts: Sequence[str], max_seq_length: int) -> 
 
 
 def embed_word_pieces(model: Any, pieces: WordPieces) -> np.ndarray:
-    """The model's vectors, float32 ``[N, D]``, as ``model.encode`` would give them."""
+    """The model's vectors, float32 ``[N, D]``, equal to those of ``model.encode``."""
     import torch
 
     names = model.tokenizer.model_input_names

@@ -1,9 +1,9 @@
 """π, the meta-distribution: the law that each mixture of domains is drawn from (section 2.4).
 
-Each law turns uniform numbers, which the plan takes from raw counter-based bits, into the domains of a mixture
-and their weights by our own arithmetic. Mixture number t*W + w is the w-th of step t.
+A law turns uniform numbers into the domains of a mixture and their weights, by our own arithmetic. The plan makes the
+uniform numbers from the raw bits of a counter-based generator. Mixture number t*W + w is mixture w of step t.
 
-Legend: T steps, W mixtures a step, s domains in a mixture, K domains of the store.
+Legend: T steps, W mixtures per step, s domains in a mixture, K domains of the store.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from pipeline.mixtures.supports import Domains, check_support, check_weights, dr
 from storage_schema.errors import UserError
 
 TINY = 1e-30
-"""Gamma variates of which none is larger have lost their bits, or all of themselves, in float32."""
+"""If all gamma variates of a mixture are smaller, float32 has lost their bits or made them zero."""
 
 
 class MetaDistribution(Protocol):
-    """A law of mixtures. ``description`` is what of it goes into the plan's digest."""
+    """A law of mixtures. Its ``description`` goes into the plan's digest."""
 
     @property
     def description(self) -> dict[str, Any]: ...
 
     def check(self, domains: Domains) -> None:
-        """Raise ValueError if no mixture of these domains can be drawn."""
+        """Raise ValueError if mixtures of these domains cannot be drawn."""
 
     def uniforms(self, domains: Domains) -> int:
-        """Uniform numbers that one mixture takes."""
+        """How many uniform numbers one mixture takes."""
 
     def draw(self, domains: Domains, first: int, uniform_TWu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The mixtures from number `first` on: domains int64 [T, W, s] and weights float64 [T, W, s].
 
-        A mixture of fewer than s domains ends in its last domain again, with weight zero.
+        A mixture of fewer than s domains is padded with its last domain, at weight zero.
         """
 
 
@@ -49,7 +49,7 @@ class Sparse:
 
     support_size: int = 4
     by_size: bool = False
-    """Draw the domains by their windows, one after the other, instead of all alike."""
+    """Draw each domain with a chance in proportion to its windows, instead of all domains alike."""
 
     @property
     def description(self) -> dict[str, Any]:
@@ -70,16 +70,17 @@ class Sparse:
 class Dirichlet:
     """Dirichlet weights, on all domains or on `support_size` distinct ones drawn as :class:`Sparse` draws them.
 
-    Gamma variates come from the inverse of their distribution function, rounded to float32: a last bit that another
-    release of the library computes differently seldom reaches the batches (about once in 10^8 variates, where
-    it lies at the border between two float32). A record of the mixtures (law ``recorded``) is the same for good.
+    Gamma variates come from the inverse of their distribution function, rounded to float32. If another release of the
+    library computes the last bit differently, that seldom changes a batch (about once in 10^8 variates, when the value
+    lies at the border between two float32). A record of the mixtures (law ``recorded``) never changes.
     """
 
     concentration: float = 1.0
-    """Of each domain, on average: the smaller, the sparser."""
+    """The concentration of each domain, on average. Smaller means sparser mixtures."""
     support_size: int | None = None
+    """None for all domains."""
     by_size: bool = False
-    """Concentrations in proportion to the domains' windows: mixtures around the generic one."""
+    """Make concentrations proportional to the domains' windows: mixtures then vary around the generic one."""
 
     def __post_init__(self) -> None:
         if not 1e-3 <= self.concentration <= 1e6:
@@ -116,8 +117,9 @@ class Dirichlet:
 
 
 def _tiny_gammas(shape: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Gamma variates too small to be numbers, divided by the largest of the last axis: of a small x the distribution
-    function is x^a / Gamma(a + 1), so its inverse is known in logarithms.
+    """Gamma variates that are too small for floating point, divided by the largest of the last axis.
+
+    For a small x the distribution function is x^a / Gamma(a + 1), so its inverse is computed in logarithms.
     """
     from scipy.special import gammaln
 
@@ -127,12 +129,12 @@ def _tiny_gammas(shape: np.ndarray, uniform: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """The same domain weights every step: generic pretraining with the generic mixture's, CRISP with those of a
-    specialist set.
+    """The same domain weights in every step: the generic mixture's for generic pretraining, a specialist set's for
+    CRISP.
     """
 
     weights_K: np.ndarray
-    """float64; one for each domain of the store."""
+    """float64; one per domain of the store."""
 
     def __post_init__(self) -> None:
         try:
@@ -164,11 +166,11 @@ class Fixed:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Mixtures that a pure function gives: number of the mixture → (domains, weights).
+    """Mixtures given by a pure function: number of the mixture → (domains, weights).
 
-    A run resumes from its step alone, so the function must give the same for the same number, on every worker.
-    `name` stands for it in the plan's digest: another function needs another name. One with a method ``check(domains)``
-    is asked before the run begins whether these domains do.
+    A run resumes from its step alone, so the function must give the same mixture for the same number on every worker.
+    `name` stands for the function in the plan's digest, so another function needs another name. If the function has a
+    method ``check(domains)``, it is called before the run begins and may raise ValueError.
     """
 
     function: Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -179,7 +181,7 @@ class Given:
         return {"law": "given", "name": self.name}
 
     def check(self, domains: Domains) -> None:
-        """Each mixture is checked when it is asked for."""
+        """Call the function's own check, if it has one. Each mixture is checked when it is drawn."""
         if (check := getattr(self.function, "check", None)) is not None:
             check(domains)
 
@@ -203,7 +205,10 @@ class Given:
 
 
 def window_shares(windows_K: np.ndarray) -> np.ndarray:
-    """The generic mixture: every window equally likely, so each domain by its size. float64 [K]."""
+    """The generic mixture, float64 [K]: every window is equally likely, so a domain's weight is its share of windows.
+
+    Raises ValueError if no domain has a window.
+    """
     windows_K = np.asarray(windows_K)
     if not windows_K.sum():
         raise UserError("every domain is empty at this sequence length; use a shorter one or more text.")

@@ -1,15 +1,14 @@
-"""The plan is the dataset: which mixture, domain and window fills each slot of each step.
+"""The plan of a run: which mixture, domain and window fills each slot of each step.
 
-``plan.steps(start, stop)`` is a pure function of the seed and the step. Every draw is made by our own
-arithmetic from the raw bits of a counter-based generator (Philox), because the distributions of random
-libraries change between versions. Step t owns words [t*R, (t+1)*R) of each of two streams, one for mixtures and
-one for slots: any step costs the same, a run resumes from one integer, and mixtures that were recorded give the
-same slots again.
+``plan.steps(start, stop)`` is a pure function of the seed and the step. Every draw is made by our own arithmetic from
+the raw bits of a counter-based generator (Philox), because the distributions of random libraries change between
+versions. There are two streams of words, one for mixtures and one for slots, and step t owns the words [t*R, (t+1)*R)
+of each. So every step costs the same, a run resumes from one integer, and recorded mixtures give the same slots again.
 
-A mixture comes from the meta-distribution (``meta_distributions.py``). A slot (Algorithm 1): a domain by its
-mixture's weights, then one of its windows uniformly.
+A mixture comes from the meta-distribution (``meta_distributions.py``). For a slot (Algorithm 1), a domain is drawn by
+its mixture's weights, then one of the domain's windows uniformly.
 
-Legend: T steps, W mixtures a step, s domains in a mixture, B slots (sequences) a step, K domains.
+Legend: T steps, W mixtures per step, s domains in a mixture, B slots (sequences) per step, K domains.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ PLAN_VERSION = 2
 MIXTURES, SLOTS = 0, 1
 """The streams of a seed."""
 WIDE = 32
-"""A slot's domain is found by comparing with all s weights up to so many, else by bisection, mixture by mixture."""
+"""Up to this many domains in a mixture, a slot's domain is found by comparing with all weights; above, by bisection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +37,17 @@ class Steps:
 
     start: int
     support_TWs: np.ndarray
-    """int64; the domains of each mixture, ascending; padded with the last one where a mixture has fewer."""
+    """int64; the domains of each mixture, ascending, padded with the last one if a mixture has fewer than s."""
     weights_TWs: np.ndarray
-    """float64; their weights, summing to one; zero where padded."""
+    """float64; the weights of these domains, zero for padding. They sum to one."""
     domain_TB: np.ndarray
     """int64; the domain of each slot that was asked for. Slots [w*B/W, (w+1)*B/W) belong to mixture w."""
     row_TB: np.ndarray
-    """int64; the window of that domain."""
+    """int64; the number of the window in that domain."""
 
     @property
     def constant(self) -> bool:
-        """Whether all steps have the same mixtures, as one array says."""
+        """Whether all steps share the same mixtures, because one array stands for all of them."""
         return self.support_TWs.strides[0] == self.weights_TWs.strides[0] == 0
 
     def domain_weights(self, step: int, num_domains: int) -> np.ndarray:
@@ -65,12 +64,12 @@ class MixturePlan:
         windows_K: int64, windows of each domain at the run's sequence length; empty domains are never drawn.
         meta_distribution: the law that mixtures are drawn from.
         batch_size: B, a multiple of `mixtures_per_step`.
-        store_digest: of the domains the plan was made for; part of the plan's own digest.
+        store_digest: the digest of the domains the plan is made for; part of the plan's own digest.
         sequence_length: tokens in a window; part of the digest.
 
     Raises:
-        ValueError: a batch that the mixtures do not divide, no domain with a window, or a law that does not fit
-            these domains.
+        ValueError: `batch_size` is not a multiple of `mixtures_per_step`, no domain has a window, or the law does not
+            fit these domains.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class MixturePlan:
             "store": store_digest,
             "sequence_length": sequence_length,
         }
-        """All that decides the batches: what a resumed run compares."""
+        """Everything that decides the batches. A resumed run compares it."""
         self.digest = content_digest(self.facts)
 
     @property
@@ -114,7 +113,10 @@ class MixturePlan:
         return len(self.domains.windows_K)
 
     def steps(self, start: int, stop: int, slots: slice = slice(None)) -> Steps:
-        """The steps [start, stop), vectorised over them; of all slots, or of some, which cost less."""
+        """The steps [start, stop), computed together. Fewer `slots` cost less.
+
+        Raises ValueError if this is not a range of steps.
+        """
         if not 0 <= start < stop:
             raise UserError(f"steps [{start}, {stop}) is not a range of steps.")
         count, width = stop - start, self.mixtures_per_step
@@ -137,8 +139,8 @@ class MixturePlan:
     def _uniform(
         self, stream: int, start: int, count: int, shape: tuple[int, int], columns: slice
     ) -> np.ndarray:
-        """`shape[0]` arrays of uniform numbers, float64 [count, columns of shape[1]] in [0, 1): 53 bits of words of
-        a stream, of which each step has its own.
+        """Uniform numbers in [0, 1), float64 ``[shape[0], count, columns of shape[1]]``: each is 53 bits of one of the
+        step's own words in the stream.
         """
         if not range(shape[1])[columns]:
             return np.empty((shape[0], count, 0))
@@ -154,10 +156,10 @@ class MixturePlan:
 def _domains(
     support_TWs: np.ndarray, weights_TWs: np.ndarray, uniform_TB: np.ndarray, mixture_B: np.ndarray
 ) -> np.ndarray:
-    """A domain for each slot, int64 [T, B]: where its uniform number falls among its mixture's summed weights."""
+    """A domain for each slot, int64 [T, B]: its uniform number is looked up in its mixture's cumulative weights."""
     if not len(mixture_B):
         return np.empty(uniform_TB.shape, np.int64)
-    if weights_TWs.strides[0] == 0:  # one mixture for all steps: summed once
+    if weights_TWs.strides[0] == 0:  # all steps share the mixtures, so they are summed once
         weights_TWs = weights_TWs[:1]
     ends_TWs = np.cumsum(weights_TWs, axis=-1)
     point_TB = uniform_TB * ends_TWs[:, mixture_B, -1]
@@ -170,14 +172,16 @@ def _domains(
             for t, ends_s in enumerate(ends_TWs[:, mixture_B[begin]]):
                 at = slice(t, t + together), slice(begin, end)
                 picked_TB[at] = _bisected(ends_s, point_TB[at])
-    # Rounding may put a point on the very end: it belongs to the last domain that has a weight.
+    # Rounding may put a point at the very end. It belongs to the last domain that has a weight.
     last_TW = weights_TWs.shape[-1] - 1 - (weights_TWs[..., ::-1] > 0).argmax(-1)
     picked_TB = np.minimum(picked_TB, last_TW[:, mixture_B])
     return support_TWs[np.arange(len(support_TWs))[:, None], mixture_B, picked_TB]
 
 
 def _bisected(ends_s: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """How many of the ascending ends are at or before each point; ascending points take a third of the time."""
+    """How many of the ascending ends are at or before each point. Sorting the points first makes it three times as
+    fast.
+    """
     order = np.argsort(points, axis=None)
     picked = np.empty(points.size, np.int64)
     picked[order] = np.searchsorted(ends_s, points.reshape(-1)[order], side="right")

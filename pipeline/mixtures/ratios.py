@@ -1,8 +1,8 @@
 """``ratios.csv``: the mixtures of a run as a table, written, and read again as a meta-distribution.
 
-One row a mixture: its name in the column ``run`` (the step; with several mixtures a step ``step.mixture``), then
-the weight of each domain that occurs, in columns ``domain_0042``. This is the shape Olmix and other mixture
-regressions read. Weights are written so that reading gives the same bits.
+The table has one row per mixture. The column ``run`` holds its name (the step, or ``step.mixture`` if a step has
+several mixtures), and columns such as ``domain_0042`` hold the weight of each domain that occurs. Olmix and other
+mixture regressions read this format. Weights are written so that reading gives the same bits.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from storage_schema.manifest import file_digest, write_atomically
 
 RUN = "run"
 RUN_ID, UNREAD = "run_id", ("name", "index")
-"""Olmix's other name for the column of runs, and columns of its tables that say nothing of a mixture."""
+"""Olmix's other name for the column ``run``, and columns of its tables that do not describe the mixture."""
 _DOMAIN = re.compile(r"domain_([0-9]{1,18})")
 _HEAD = re.compile(rb'(\xef\xbb\xbf)?"?(run|name|index|domain_[0-9])')
 _STEPS_AT_ONCE = 256
 
 
 def write_ratios(plan: MixturePlan, start: int, stop: int, path: str | Path) -> None:
-    """Write the mixtures of steps [start, stop) of a plan, some at a time. Raises ValueError if there are none."""
+    """Write the mixtures of the steps [start, stop) of a plan. Raises ValueError if there are no such steps."""
     if not 0 <= start < stop:
         raise UserError(
             f"there are no steps from {start} to {stop}: begin at 0 or later, and end beyond that."
@@ -53,8 +53,9 @@ def write_fixed(domain_weights_K: np.ndarray, path: str | Path, *, run: str) -> 
 
 
 def read_ratios(path: str | Path) -> Given:
-    """The mixtures of a table, in the order of its rows: the first row is mixture 0. Errors as :func:`read_table`, and
-    for a row that is no distribution.
+    """The mixtures of a table, in the order of its rows: the first row is mixture 0.
+
+    Raises ValueError as :func:`read_table` does, and for a row that is not a distribution.
     """
     runs, domains, weights_Rk = read_table(path)
     with np.errstate(invalid="ignore"):
@@ -73,7 +74,10 @@ def read_ratios(path: str | Path) -> Given:
 
 
 def read_fixed(path: str | Path, num_domains: int) -> Fixed:
-    """The one mixture of a table, for every step. Errors as :func:`read_table`, and for another number of rows."""
+    """The single mixture of a table, for every step.
+
+    Raises ValueError as :func:`read_table` does, and if the table does not have exactly one row.
+    """
     runs, domains, weights_Rk = read_table(path)
     if len(runs) != 1:
         raise UserError(f"{path} holds {len(runs)} mixtures; a fixed one is one row. Keep one.")
@@ -81,14 +85,18 @@ def read_fixed(path: str | Path, num_domains: int) -> Fixed:
 
 
 def columns_of(domains: np.ndarray) -> list[str]:
-    """The columns' names of domains."""
+    """The column names of these domains."""
     return [f"domain_{domain:04d}" for domain in domains]
 
 
 def spread(
     domains: np.ndarray, weights_Rk: np.ndarray, num_domains: int, *, path: str | Path, whose: str
 ) -> np.ndarray:
-    """A table's weights over all domains, float64 [R, K]. Raises ValueError for a domain beyond them."""
+    """A table's weights over all domains, float64 [R, K]. Raises ValueError for a domain number that is too large.
+
+    Args:
+        whose: what has `num_domains` domains, in the words of the error.
+    """
     if domains.max() >= num_domains:
         raise UserError(f"{path} names domain {domains.max()}; {whose} has {num_domains} domains.")
     weights_RK = np.zeros((len(weights_Rk), num_domains))
@@ -97,24 +105,23 @@ def spread(
 
 
 def read_table(path: str | Path) -> tuple[list[str | None], np.ndarray, np.ndarray]:
-    """The runs' names [R], the domains that have a column [k], and the weights float64 [R, k] (NaN where empty).
+    """Read the runs' names [R], the domains that have a column [k], and the weights float64 [R, k] (NaN if empty).
 
-    The names are those of the column ``run``, else ``run_id``, else the rows' numbers; nothing says that they differ,
-    or that there are any (None, as where there is only a column ``name``). Columns ``name`` and ``index`` are not read.
+    The names come from the column ``run``, else from ``run_id``, else they are the rows' numbers. They may be equal,
+    and they are None if the table has only a column ``name``. The columns ``name`` and ``index`` are not read.
 
     Raises:
-        ValueError: it is no such table. Whether the weights are distributions is for the caller to check.
+        ValueError: this is not such a table. The caller must check that the weights are distributions.
     """
     try:
-        with open(
-            path, "rb"
-        ) as file:  # given a name, polars would also fetch URLs, unpack archives and follow patterns
+        # Given a name instead of a file, polars would also fetch URLs, unpack archives and expand patterns.
+        with open(path, "rb") as file:
             if not _HEAD.match(file.read(16)):
                 raise UserError(
                     f"{path} is no table of mixtures: its first line must begin with a column's name."
                 )
             file.seek(0)
-            table = pl.read_csv(file, infer_schema=False)  # a column that begins with 0 is none of integers
+            table = pl.read_csv(file, infer_schema=False)  # else a column that begins with 0 becomes integers
         names = [name for name in table.columns if _DOMAIN.fullmatch(name)]
         weights = table.select(pl.col(names).cast(pl.Float64)).fill_null(float("nan")).to_numpy()
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -126,7 +133,7 @@ def read_table(path: str | Path) -> tuple[list[str | None], np.ndarray, np.ndarr
             f"and so on, and a row for each mixture; it has {len(table)} rows and {other or table.columns} besides."
         )
     named = next((column for column in (RUN, RUN_ID) if column in table.columns), None)
-    # Names that are not read must not be lost unseen: rows have numbers only where there are no names.
+    # A column of names that is not read must not be replaced silently: rows are numbered only if there are no names.
     numbers = [None if UNREAD[0] in table.columns else str(row) for row in range(len(table))]
     runs = table[named].to_list() if named else numbers
     domains = [int(name.removeprefix("domain_")) for name in names]
@@ -138,7 +145,7 @@ def read_table(path: str | Path) -> tuple[list[str | None], np.ndarray, np.ndarr
 
 
 class _Rows:
-    """Mixture number → the domains and weights of that row. It travels with the plan, so it holds no zeros."""
+    """Mixture number → the domains and weights of that row. It travels with the plan, so zeros are left out."""
 
     def __init__(self, domains: np.ndarray, weights: np.ndarray, path: str):
         rows, columns = np.nonzero(weights)
@@ -147,7 +154,7 @@ class _Rows:
         self.ends = np.searchsorted(rows, np.arange(len(weights)), side="right")
 
     def check(self, domains: Domains) -> None:
-        """Raise ValueError for a domain with weight that is none of these, or has no window."""
+        """Raise ValueError if a domain with weight is not among these, or has no window."""
         windows_K = np.pad(
             domains.windows_K, (0, max(0, int(self.domains.max()) + 1 - len(domains.windows_K)))
         )
@@ -162,14 +169,14 @@ class _Rows:
     def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         if number >= len(self.ends):
             raise UserError(
-                f"{self.path} holds {len(self.ends)} mixtures; mixture {number} is none. Train fewer steps."
+                f"{self.path} holds {len(self.ends)} mixtures; there is no mixture {number}. Train fewer steps."
             )
         of_row = slice(self.ends[number - 1] if number else 0, self.ends[number])
         return self.domains[of_row], self.weights[of_row]
 
 
 def _some(plan: MixturePlan, start: int, stop: int) -> Iterator[Steps]:
-    """The steps [start, stop), without their slots."""
+    """The steps [start, stop) in groups, without their slots."""
     for first in range(start, stop, _STEPS_AT_ONCE):
         yield plan.steps(first, min(first + _STEPS_AT_ONCE, stop), slice(0))
 

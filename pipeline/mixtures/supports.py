@@ -1,6 +1,6 @@
-"""The domains that mixtures are made of: which there are, drawing some of them, and what their weights must be.
+"""The domains that mixtures are made of: which there are, how some of them are drawn, and what their weights must be.
 
-Legend: T steps, W mixtures a step, s domains in a mixture, K domains of the store.
+Legend: T steps, W mixtures per step, s domains in a mixture, K domains of the store.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from storage_schema.errors import UserError
 
 MAX_SPARSE_SUPPORT = 256
-"""Distinct draws take O(s²) array operations; a support is sparse, or it is every domain."""
+"""Drawing s distinct domains takes O(s²) array operations, so a support is at most so large, or it is every domain."""
 SUM_TOLERANCE = 1e-6
 
 
@@ -25,7 +25,7 @@ class Domains:
     """int64; windows of each domain."""
 
     def __reduce__(self) -> tuple[type[Domains], tuple[np.ndarray]]:
-        # Without what can be derived a plan is small enough to travel within a Ray actor's own description.
+        # Without cached values, a plan is small enough to travel within the description of a Ray actor.
         return Domains, (self.windows_K,)
 
     @cached_property
@@ -35,12 +35,16 @@ class Domains:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Their windows."""
+        """The windows of each of these domains."""
         return self.windows_K[self.numbers]
 
 
 def check_weights(support: np.ndarray, weights: np.ndarray, domains: Domains, *, what: str) -> None:
-    """Raise ValueError unless these are weights of distinct domains that have windows, summing to one."""
+    """Raise ValueError unless these are distinct domains that have windows, and their weights sum to one.
+
+    Args:
+        what: the mixture, in the words of the error.
+    """
     total = len(domains.windows_K)
     if support.ndim != 1 or support.shape != weights.shape or not len(support):
         raise UserError(f"{what}: {support.shape} domains and {weights.shape} weights; give one for each.")
@@ -67,7 +71,7 @@ def check_weights(support: np.ndarray, weights: np.ndarray, domains: Domains, *,
 
 
 def check_support(size: int, domains: Domains) -> None:
-    """Raise ValueError if so many distinct domains cannot be drawn."""
+    """Raise ValueError if this many distinct domains cannot be drawn."""
     there = len(domains.numbers)
     if not 1 <= size <= there:
         raise UserError(
@@ -82,10 +86,10 @@ def check_support(size: int, domains: Domains) -> None:
 
 
 def draw_support(uniform: np.ndarray, domains: Domains, *, by_size: bool) -> np.ndarray:
-    """Distinct domains, ascending, int64 [..., s], from uniform numbers [..., s].
+    """Draw distinct domains, ascending, int64 [..., s], from uniform numbers [..., s].
 
-    Draw i falls on one of the tickets of the domains not taken yet: a number among them, moved past the tickets
-    of each smaller taken one. A domain has one ticket, or as many as it has windows.
+    Each domain has one ticket or, if `by_size`, as many as it has windows. Draw i picks a number among the tickets of
+    the domains not taken yet, and moves it past the tickets of each smaller domain that is taken.
     """
     size = uniform.shape[-1]
     if size == len(domains.numbers):
@@ -106,6 +110,6 @@ def draw_support(uniform: np.ndarray, domains: Domains, *, by_size: bool) -> np.
 
 
 def normalised(weights: np.ndarray) -> np.ndarray:
-    """Divide by the sum over the last axis, added in a fixed order; all zeros become equal weights."""
+    """Divide by the sum over the last axis, which is added in a fixed order. All zeros become equal weights."""
     total = np.cumsum(weights, axis=-1)[..., -1:]
     return np.where(total > 0, weights / np.where(total > 0, total, 1), 1 / weights.shape[-1])

@@ -1,6 +1,6 @@
-"""Whether what is drawn follows the mixtures it is drawn from, over the steps of a run.
+"""Comparing the sequences that a run draws with the mixtures they are drawn from.
 
-Legend: T steps, W mixtures a step, s domains in a mixture, B slots a step, K domains.
+Legend: T steps, W mixtures per step, s domains in a mixture, B slots per step, K domains.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pipeline.mixtures.plan import MixturePlan
 
 
 class MixtureTally:
-    """Sequences drawn from each domain, beside the domain weights they were drawn with."""
+    """Counts the sequences drawn from each domain, and adds up the domain weights they were drawn with."""
 
     def __init__(self, plan: MixturePlan):
         self._plan = plan
@@ -19,7 +19,7 @@ class MixtureTally:
         self._drawn_K = np.zeros(plan.num_domains, np.int64)
 
     def add(self, start: int, stop: int) -> None:
-        """Count the steps [start, stop), all of their slots."""
+        """Count all slots of the steps [start, stop)."""
         if start == stop:
             return
         steps, plan = self._plan.steps(start, stop), self._plan
@@ -30,13 +30,15 @@ class MixtureTally:
 
     @property
     def distance(self) -> float:
-        """Total variation between target and drawn shares, 0 to 1. Of n draws from their target about
-        sum_k sqrt(p_k / (2 pi n)): it falls with the root of the steps.
+        """Total variation between target and drawn shares, 0 to 1.
+
+        For n draws from shares p_k it is about sum_k sqrt(p_k / (2 pi n)), so it falls with the root of the number of
+        steps.
         """
         drawn = self._drawn_K.sum()
         return float(0.5 * np.abs(self._target_K - self._drawn_K).sum() / drawn) if drawn else 0.0
 
     @property
     def domains_drawn(self) -> int:
-        """Domains of which a sequence was drawn."""
+        """How many domains a sequence was drawn from."""
         return int(np.count_nonzero(self._drawn_K))

@@ -1,10 +1,10 @@
-"""Documents → passages on disk, in three steps that each can be resumed.
+"""Documents → passages on disk, in three steps that can each be resumed.
 
-1. *Extract* (``extraction.py``): every group of corpus files becomes a shard of passages (parallel).
-2. *Select* (``selection.py``): which rows of which shards go to which part (one process, hashes only).
-3. *Write*: every part gathers its rows from the shards (parallel).
+1. *Extract* (``extraction.py``): each group of corpus files becomes a shard of passages (in parallel).
+2. *Select* (``selection.py``): decide which rows of which shards go to which part (one process; hashes only).
+3. *Write*: each part gathers its rows from the shards (in parallel).
 
-What became of every document and passage is counted in the manifest (``pipeline/corpus/accounts.py``).
+The manifest counts what became of every document and passage (``pipeline/corpus/accounts.py``).
 """
 
 from __future__ import annotations
@@ -23,14 +23,8 @@ from pipeline.corpus.accounts import Losses, Tally, account, account_lines
 from pipeline.corpus.documents import Corpus
 from pipeline.corpus.large_files import bounded_groups
 from pipeline.passages.extraction import extract_group
-from pipeline.passages.selection import (
-    NothingLeft,
-    Part,
-    SelectedPassages,
-    Selection,
-    rows_of,
-    select_passages,
-)
+from pipeline.passages.parts import Part, rows_of
+from pipeline.passages.selection import NothingLeft, SelectedPassages, Selection, select_passages
 from pipeline.tasks import Report, ignore_progress, run_tasks
 from storage_schema.arrow_files import read_parquet, take_parquet
 from storage_schema.aside import written_aside
@@ -57,8 +51,8 @@ def build_passages(
     """Build the ``passages`` stage, in the running Ray session.
 
     Args:
-        present: the parts that the store has already, if these are documents to be added to it.
-        report: progress in files of the corpus, each counted once when cut and once when written.
+        present: the part files that the store already has, if the documents are added to a store.
+        report: progress in files of the corpus. Each counts twice: when it was cut, and when it was written.
 
     Raises:
         ValueError: more than `max_bad_documents` documents or `max_damaged_files` files cannot be read, no document
@@ -115,8 +109,8 @@ def write_part(part: Part, decisions: Path, shards: Sequence[tuple[Path, int]], 
     """Gather one part's passages from its shards and write it, unless it is there; return its characters.
 
     Args:
-        shards: each with the number of its group of files. Parquet's bytes depend on where chunks end, which is where
-            groups do: so not on where a large file was cut.
+        shards: each with the number of its group of files. Shards of one group are joined into one chunk, because
+            Parquet's bytes depend on where chunks end and must not depend on where a large file was cut.
     """
     if path.exists():
         return _characters(read_parquet(path, columns=["text"]))
@@ -137,11 +131,11 @@ def _characters(table: pa.Table) -> int:
 
 
 def _prepare(stage: Stage, corpus: Corpus) -> Path:
-    """The scratch folder of this corpus; work on another one (the environment may have changed) goes."""
+    """The scratch folder of this corpus. Work on a corpus with another digest (it may have changed) is removed."""
     scratch = stage.scratch / f"extracted-{corpus.digest[:16]}"
     splits = [stage.work / split for split in SPLITS]
     if not scratch.exists():
-        # Scratch once lay beside the splits.
+        # Earlier releases put scratch beside the splits.
         for old in [stage.scratch, *stage.work.glob("extracted-*"), *splits]:
             shutil.rmtree(old, ignore_errors=True)
     for folder in (scratch, *splits):
@@ -161,7 +155,7 @@ def _select(
     scratch: Path,
     present: Sequence[Path],
 ) -> SelectedPassages:
-    """:func:`select_passages`; where nothing is left to train on, the error says what became of the corpus."""
+    """:func:`select_passages`, with an error that says what became of the corpus if nothing is left to train on."""
     try:
         if not tally.documents:
             raise NothingLeft({})

@@ -1,4 +1,4 @@
-"""Cutting a document into passages, and the hashes passages and documents are known by."""
+"""Cutting a document into passages, and the hashes that identify passages and documents."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ BREAKS = ("\n\n", "\n", " ")
 
 
 def cut_passages(text: str, limit: int) -> list[str]:
-    """Cut `text` into passages of at most `limit` characters whose concatenation is `text`.
+    """Cut `text` into passages of at most `limit` characters. Joined, they give `text` again.
 
-    A cut falls after the last empty line of the second half of what fits, else after its last line break,
-    else its last space, else at `limit`. What remains is halved once it fits into two passages, so that no
-    document ends in a scrap.
+    A cut is made in the second half of what fits into a passage: after its last empty line, else after its last line
+    break, else after its last space, else at the end. A rest that fits into two passages is halved, so that no document
+    ends in a very short passage.
     """
     passages = []
     start = 0
@@ -25,11 +25,11 @@ def cut_passages(text: str, limit: int) -> list[str]:
 
 
 def text_hash(text: str, *, purpose: str = "") -> int:
-    """64 bits that stand for a text; equal on every machine and version.
+    """A hash of 64 bits that identifies a text, the same on every machine and in every version.
 
     Args:
-        purpose: of a draw by hash, at most 16 bytes. Hashes of different purposes are independent, so what one draw
-            leaves out says nothing of another.
+        purpose: what is drawn by this hash, in at most 16 bytes. Hashes of different purposes are independent, so one
+            draw does not influence another.
     """
     return int.from_bytes(blake2b(text.encode(), digest_size=8, person=purpose.encode()).digest(), "little")
 

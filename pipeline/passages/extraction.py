@@ -1,4 +1,4 @@
-"""A group of corpus files → one shard of passages with their hashes."""
+"""A group of corpus files → one shard: a Parquet file of passages with their hashes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _TALLY = b"tally"
 
 
 def extract_group(corpus: Corpus, shard: str, passage_characters: int, losses: Losses) -> Tally:
-    """Read and cut the files of `corpus`, which are one group of a larger one, into `shard`, unless it is there.
+    """Read and cut the files of `corpus` (one group of a larger corpus) into the file `shard`, unless it exists.
 
     Returns:
-        What came out of the files; it is kept in the shard's own metadata. Where more is lost than `losses` allow, the
-        work is given up and no shard made.
+        Counts of what the files held; they are also kept in the shard's metadata. If more is lost than `losses` allows,
+        the work stops and no shard is written.
     """
     if os.path.exists(shard) and _TALLY in (kept := pq.read_metadata(shard).metadata):
         return Tally(**json.loads(kept[_TALLY]))
@@ -48,13 +48,13 @@ def extract_group(corpus: Corpus, shard: str, passage_characters: int, losses: L
 
 
 class _TooMuchLost(Exception):
-    """The work is given up."""
+    """More is lost than is allowed, so the work stops."""
 
 
 def _batches_of_passages(
     corpus: Corpus, passage_characters: int, tally: Tally, losses: Losses
 ) -> Iterator[list[tuple]]:
-    """Yield lists of rows of ``EXTRACTED``, counting in `tally`."""
+    """Yield rows of ``EXTRACTED``, many at a time, and count them in `tally`."""
     rows: list[tuple] = []
     pending = 0
     found = ((file.name, one) for file in corpus.files for one in read_documents(corpus, file))

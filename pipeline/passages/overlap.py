@@ -1,13 +1,14 @@
-"""Held-out text that stands in training text too, however either was cut.
+"""Finding held-out text that also occurs in training text, wherever either was cut.
 
-Equal passages have equal hashes, but one line more at the head of a document moves all its cuts. So text is also
-compared by its runs of ``RUN_WORDS`` words (letters without case, digits and underscores, whatever stands between
-them). A passage is *mostly* in other text if that has at least ``SHARE`` of its runs; one of fewer words has no run,
-and is only compared as a whole.
+Equal passages have equal hashes, but one more line at the head of a document moves all its cuts. So text is also
+compared by its runs of ``RUN_WORDS`` words (a word is letters without case, digits and underscores; what stands
+between words does not count). A passage is *mostly* in other text if that text has at least ``SHARE`` of the passage's
+runs. A passage of fewer words has no run and is only compared as a whole.
 
-What goes is what goes of equal passages: held-out text that training text has, because it was seen. So boilerplate
-that all documents begin with cannot empty the training text. Only the held-out text that a store has already stays as
-it is: of documents added to the store, those training passages are dropped that are mostly such text.
+Held-out passages that are mostly in training text are dropped, because the model has seen them. Training passages are
+not dropped, so boilerplate at the head of all documents cannot empty the training text. There is one exception: the
+held-out text that a store already has stays, so documents added to the store lose the training passages that are
+mostly such text.
 
 Legend: N texts, R runs.
 """
@@ -27,33 +28,37 @@ import pyarrow.parquet as pq
 from storage_schema.aside import written_aside
 
 RUN_WORDS = 13
-"""As GPT-3's training data were compared with what it was tested on (Brown et al. 2020, appendix C)."""
+"""The length with which GPT-3's training data were compared with its test sets (Brown et al. 2020, appendix C)."""
 SHARE = 0.5
-"""Of the text of a machine's packages (3,684 held-out passages of 2%), 366 are mostly in 218,263 training passages by
-this share, 542 by 0.3 and 226 by 0.7: copied modules, generated code, licences."""
+"""Measured on the text of a machine's packages with 2% held out: of 3,684 held-out passages, 366 are mostly in the
+218,263 training passages with this share, 542 with 0.3 and 226 with 0.7. They are copied modules, generated code and
+licences."""
 BATCH = 1024
-"""Texts whose words are found at once: of so many, what is computed stays in a processor's cache."""
+"""Texts processed at once; of this many, the intermediate arrays stay in a processor's cache."""
 MOST_RUNS = 1 << 26
-"""Held in memory, half a gigabyte: of more, those whose 64 bits are lowest stand for all."""
+"""Runs held in memory (half a gigabyte). If there are more, those with the smallest hashes stand for all."""
 RunTasks = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]
-"""As :func:`pipeline.tasks.run_tasks`."""
+"""A function like :func:`pipeline.tasks.run_tasks`."""
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _FOLD = np.uint64(29)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Passages:
-    """A file of passages, and which of them are meant: those of one decision, or all."""
+    """All passages of a file, or those with one decision."""
 
     path: Path
     decisions: Path | None = None
-    """A byte for each passage of many files."""
+    """A file with one byte per passage, for this and other files of passages; None for all passages."""
     begin: int = 0
-    """Where this file's are among them."""
+    """Where this file's decisions begin."""
     code: int = 0
+    """The decision that is meant (``parts.py``)."""
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, pa.LargeStringArray, np.ndarray]]:
-        """Some at a time: the rows of the file ``[N]``, their texts, and whether a text goes on from none."""
+        """Yield at most :data:`BATCH` passages at a time: their rows in the file ``[N]``, their texts, and bool
+        ``[N]``: whether a text does *not* continue the one before it.
+        """
         begin = 0
         with pq.ParquetFile(self.path) as file:
             for group in range(file.num_row_groups):
@@ -77,7 +82,7 @@ class Passages:
 def drop_seen(
     held_out: Sequence[Passages], training: Sequence[Passages], scratch: Path, run: RunTasks
 ) -> list:
-    """Of each file of held-out passages, the rows of those that are mostly in the training passages.
+    """For each file of held-out passages, the rows of the passages that are mostly in the training passages.
 
     Args:
         scratch: a folder to work in.
@@ -98,7 +103,7 @@ def drop_seen(
 
 
 def known_runs(passages: Sequence[Passages], scratch: Path, run: RunTasks) -> Path | None:
-    """A file of the runs that are in passages: sorted uint64; None if there are none."""
+    """Write the sorted runs of the passages to a file, uint64, and return its path; None if there are no runs."""
     found = [scratch / f"runs-{number:05d}.npy" for number in range(len(passages))]
     run(_write_runs, [(some, path) for some, path in zip(passages, found, strict=True)])
     known = np.empty(0, np.uint64)
@@ -110,13 +115,18 @@ def known_runs(passages: Sequence[Passages], scratch: Path, run: RunTasks) -> Pa
 
 
 def rows_mostly_in(passages: Passages, known: Path, seen: Path | None = None) -> np.ndarray:
-    """The rows of the passages that are mostly in text whose runs are known, or are those of them `seen`."""
+    """The rows of the passages that are mostly in other text.
+
+    Args:
+        known: the file of the other text's runs.
+        seen: a file with one bool per known run; only the marked ones count. None: all count.
+    """
     runs = _KnownRuns(np.load(known, mmap_mode="r", allow_pickle=False))
     marks = None if seen is None else np.load(seen, mmap_mode="r", allow_pickle=False)
     rows = [np.empty(0, np.int64)]
     for numbers, texts, _ in passages:
         hashes, texts_R = runs_of(texts, np.ones(len(texts), bool))
-        comparable = hashes <= runs.last  # others may be in the text, but are not held
+        comparable = hashes <= runs.last  # larger ones may be in the text, but were not kept in memory
         hashes, texts_R = hashes[comparable], texts_R[comparable]
         which, where = runs.find(hashes)
         if marks is not None:
@@ -127,14 +137,14 @@ def rows_mostly_in(passages: Passages, known: Path, seen: Path | None = None) ->
 
 
 def runs_of(texts: pa.LargeStringArray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The runs of words in texts, in order.
+    """The hashes of the runs of words in texts, in order.
 
     Args:
         texts: ``[N]``.
-        first: bool ``[N]``; a run goes on from a text into the next one, unless that is a first one.
+        first: bool ``[N]``; a run may continue from one text into the next, unless the next one is marked here.
 
     Returns:
-        uint64 ``[R]``, and of each the text that it begins in, int64 ``[R]``.
+        The hashes uint64 ``[R]``, and the number of the text that each run begins in, int64 ``[R]``.
     """
     offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
     data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
@@ -142,7 +152,7 @@ def runs_of(texts: pa.LargeStringArray, first: np.ndarray) -> tuple[np.ndarray, 
     letters = _LETTERS[data]
     begins = letters != 0
     begins[1:] &= (letters[:-1] == 0) | ((letters[1:] >= 0xE3) & (letters[1:] <= 0xED))
-    # A word is the sum of 64 random bits for each letter with the one before it: so "act" is not "cat".
+    # A word's hash is the sum of one random number per pair of neighbouring letters: so "act" differs from "cat".
     pairs = letters.astype(np.uint16)
     pairs[1:] |= pairs[:-1] << np.uint16(8)
     edges = offsets[:-1][first & (np.diff(offsets) > 0)]
@@ -168,7 +178,7 @@ def _write_runs(passages: Passages, path: Path) -> None:
 
 
 def _write_seen(passages: Passages, known: Path, path: Path) -> None:
-    """The places of the known runs that the passages have."""
+    """Save the positions, among the known runs, of the runs that the passages have."""
     runs = _KnownRuns(np.load(known, mmap_mode="r", allow_pickle=False))
     found = (runs.find(runs_of(texts, first)[0])[1] for _, texts, first in passages)
     _save(path, _distinct(found, np.int64))
@@ -180,7 +190,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def _distinct(arrays: Iterable[np.ndarray], dtype: type) -> np.ndarray:
-    """The values, sorted; of what is equal, little is held at once."""
+    """The distinct values, sorted, without ever holding many equal ones."""
     found: list[np.ndarray] = [np.empty(0, dtype)]
     held = 0
     for array in arrays:
@@ -192,19 +202,19 @@ def _distinct(arrays: Iterable[np.ndarray], dtype: type) -> np.ndarray:
 
 
 class _KnownRuns:
-    """Sorted runs to find others among."""
+    """Sorted runs, among which other runs are looked up."""
 
     def __init__(self, runs: np.ndarray):
         self.runs = runs
         self.last = runs[-1] if len(runs) == MOST_RUNS else np.uint64(2**64 - 1)
-        """Of the runs up to this one, all are here."""
+        """All runs of the text up to this hash are here; larger ones may be missing."""
         bits = min(26, len(runs).bit_length() + 3)
         self._shift = np.uint64(64 - bits)
-        self._beginnings = np.zeros(1 << bits, bool)  # most others are told by their first bits
+        self._beginnings = np.zeros(1 << bits, bool)  # rules most other runs out by their first bits
         self._beginnings[runs >> self._shift] = True
 
     def find(self, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of `runs` are known, and where they are: two arrays of int64."""
+        """Which of `runs` are known, and their positions among the known ones: two arrays of int64."""
         maybe = np.flatnonzero(self._beginnings[runs >> self._shift])
         where = np.minimum(np.searchsorted(self.runs, runs[maybe]), len(self.runs) - 1)
         same = self.runs[where] == runs[maybe]
@@ -212,9 +222,10 @@ class _KnownRuns:
 
 
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Of each byte the letter it is, uint8, 0 for what parts words; and of each two of them 64 random bits.
+    """The letter of each byte, uint8 (0 for a byte that separates words), and 64 random bits per pair of letters.
 
-    Bytes beyond ASCII are letters. Chinese and Japanese characters and Hangul begin with 0xE3 to 0xED, and are words.
+    Bytes beyond ASCII are letters. Chinese and Japanese characters and Hangul begin with 0xE3 to 0xED; each of them is
+    a word of its own.
     """
     letters = np.arange(256, dtype=np.uint8)
     for byte in range(128):

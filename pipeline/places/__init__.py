@@ -1,1 +1,1 @@
-"""Where a corpus or a store lies: a path, or s3://."""
+"""Opening the place where a corpus or a store lies: a path, or s3://."""

@@ -1,7 +1,7 @@
-"""Where a corpus or store lies: a path, ``s3://bucket/prefix``, or another URI of ``pyarrow.fs``, as a file system.
+"""Opening the place where a corpus or store lies: a path, ``s3://bucket/prefix``, or another URI of ``pyarrow.fs``.
 
-S3 takes its credentials, endpoint and region from the usual variables of the process that reads (or from the
-machine's profile or role), never from the URI: settings are shown in dashboards.
+Credentials, endpoint and region of S3 come from the usual environment variables of the process that reads, or from the
+machine's profile or role. They never come from the URI, because dashboards show settings.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ S3 = "s3://"
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 ATTEMPTS = 3
-"""Of each S3 request: with the bounds below, a place that does not answer is given up within a minute."""
+"""Attempts per S3 request. With the two bounds below, a place that does not answer is given up within a minute."""
 CONNECT_SECONDS = 5.0
 STALLED_SECONDS = 10.0
-"""A request that moves no byte for so long has failed."""
+"""A request has failed if no byte arrives for so long."""
 _REFUSED = re.compile(
     r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|[A-Z_]*SIGNATURE[A-Z_]*|[A-Z_]*TOKEN[A-Z_]*"
     r"|UNRECOGNIZED_CLIENT|REQUEST_EXPIRED|REQUEST_TIME_TOO_SKEWED)|HTTP status 40[013]\b"
@@ -34,15 +34,14 @@ _ELSEWHERE = re.compile(r"HTTP status 30[17]\b|configured region|AuthorizationHe
 
 
 def open_filesystem(uri: str, *, what: str = "The corpus") -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it. Reaches nothing but, on AWS, a bucket's region.
+    """The file system of a path or URI, and the path in it. Sends no request, except for a bucket's region on AWS.
 
     Args:
         what: what lies there, in the words of an error.
 
     Raises:
-        ValueError: the URI's scheme or its address is not one pyarrow can open, an S3 URI names no bucket or
-            holds more than a bucket and a key, or the S3 endpoint is no URL or would send credentials in
-            the clear.
+        ValueError: pyarrow cannot open the URI, an S3 URI names no bucket or holds more than a bucket and a key, or
+            the S3 endpoint is not a URL or would send credentials unencrypted.
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
@@ -55,12 +54,12 @@ def open_filesystem(uri: str, *, what: str = "The corpus") -> tuple[fs.FileSyste
 
 
 def files_below(filesystem: fs.FileSystem, root: str) -> dict[str, fs.FileInfo]:
-    """Every file below a folder, by its path relative to it.
+    """Every file below a folder, by its path relative to the folder.
 
-    On this machine each folder is entered once, whatever links lead to it: links that turn in circles would
-    otherwise be followed without end.
+    On this machine each folder is entered only once, however many links lead to it. So links that form a circle are not
+    followed forever.
 
-    Raises OSError if a folder cannot be read, ValueError for a name that is not UTF-8.
+    Raises OSError if a folder cannot be read, and ValueError if a name is not UTF-8.
     """
     if isinstance(filesystem, fs.LocalFileSystem):
         infos = filesystem.get_file_info(_local_files(root))
@@ -91,12 +90,12 @@ def _local_files(root: str) -> list[str]:
 
 
 def input_options(size: int) -> dict[str, int]:
-    """Options of ``open_input_stream`` for a file of `size` bytes: S3 is asked for 8 MiB at a time."""
+    """Options of ``open_input_stream`` for a file of `size` bytes. S3 is asked for 8 MiB at a time."""
     return {"buffer_size": max(1, min(size, 8 << 20))}
 
 
 def missing(uri: str, filesystem: fs.FileSystem, path: str) -> UserError:
-    """The error of a corpus of which nothing is there. Raises OSError if its bucket cannot be asked for."""
+    """The error for a corpus that does not exist. Raises OSError if its bucket cannot be looked up."""
     bucket = path.partition("/")[0]
     if uri.startswith(S3) and filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
         return UserError(
@@ -109,7 +108,7 @@ def missing(uri: str, filesystem: fs.FileSystem, path: str) -> UserError:
 
 
 def explain(uri: str, error: Exception, *, what: str = "The corpus") -> UserError:
-    """What a file system's error means to the one who named `uri`, and the way out."""
+    """Turn a file system's error at `uri` into an error for the user, with the way out."""
     reason = " ".join(str(error).split()).rstrip(".")
     if not uri.startswith(S3):
         return UserError(f"{what} {uri!r} cannot be read: {reason}. Mend that and run again.")
@@ -190,7 +189,7 @@ def _region(bucket: str, host: str | None) -> str | None:
 
 @functools.lru_cache(maxsize=16)
 def _bucket_region(bucket: str) -> str | None:
-    """Where AWS keeps a bucket; None leaves it to the machine's profile, and errors to the listing."""
+    """A bucket's region on AWS. None if it cannot be found: then the machine's profile decides."""
     try:
         return fs.resolve_s3_region(bucket)
     except (OSError, pa.ArrowInvalid):
@@ -199,7 +198,7 @@ def _bucket_region(bucket: str) -> str | None:
 
 @functools.lru_cache(maxsize=16)
 def _s3(scheme: str, host: str | None, region: str | None) -> fs.S3FileSystem:
-    """One client for all files: making one costs more than reading a small file."""
+    """The S3 client, one for all files: making a client costs more than reading a small file."""
     return fs.S3FileSystem(
         scheme=scheme,
         endpoint_override=host,

@@ -1,4 +1,4 @@
-"""Reads from elsewhere that are tried again, ever later."""
+"""Trying a failed read from elsewhere again, after a longer wait each time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipeline.places.locations import explain
 from storage_schema.manifest import StoreError, UnavailableError
 
 ATTEMPTS = 5
-"""Of each read, beside those that the S3 client makes of each of its requests (``locations.py``): a server that
-does not answer at all is given up within three minutes."""
+"""Attempts per read. The S3 client also repeats each of its requests (``locations.py``), so a server that does not
+answer is given up within three minutes."""
 FIRST_DELAY = 0.2
-"""Seconds before the second attempt, doubled for each one after, and spread by half either way."""
+"""Seconds before the second attempt. The wait doubles for each further attempt and varies by half either way."""
 T = TypeVar("T")
 
 
@@ -27,15 +27,18 @@ def with_retries(
     what: str = "The store",
     failed: Callable[[], None] | None = None,
 ) -> T:
-    """The result of `read`, which is called again, ever later, when it raises OSError.
+    """Call `read` and return its result. If it raises OSError, it is called again, after a longer wait each time.
 
     Args:
-        uri: the file's name, and `store`: the name of `what` it is of, for the error.
+        uri: the file's name, for the error.
+        store: the name of the store or corpus that the file belongs to, for the error.
+        label: the beginning of the error.
+        what: ``The store`` or ``The corpus``, for the error.
         failed: called after each failed attempt.
 
     Raises:
-        StoreError: the file is missing (at once).
-        UnavailableError: it could not be read in :data:`ATTEMPTS` attempts.
+        StoreError: the file is missing; it is not tried again.
+        UnavailableError: the file could not be read in :data:`ATTEMPTS` attempts.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -55,8 +58,8 @@ def with_retries(
     raise AssertionError("unreachable")
 
 
-def all_of(data: bytes, size: int) -> bytes:
-    """`data`, of which there must be `size`: raises OSError otherwise, as of any read that failed."""
+def require_all(data: bytes, size: int) -> bytes:
+    """Return `data` if it has `size` bytes; else raise OSError, as any failed read does."""
     if len(data) != size:
         raise OSError(f"{len(data)} of {size} bytes came")
     return data

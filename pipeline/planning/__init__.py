@@ -1,1 +1,1 @@
-"""How long a build will take, before it starts."""
+"""Estimating how long a build will take, before it starts."""

@@ -1,9 +1,9 @@
-"""How long building a store will take and what it needs, said before it starts and again as it goes.
+"""How long building a store will take and how much disk it needs, estimated before the start and while it runs.
 
-The encoder takes nine tenths of it or more: its rate is measured where the job runs (``trial.py``). The others'
-rates are those of a real run (tests/benchmarks/records/2026-11-24-domains.md: 319 million characters read, 21.3 million
-kept in passages of 213, on 2 cores), divided by the cores there are. So this is right to a factor of two or so, and as
-soon as a stage is under way its own rate counts.
+The encoder takes nine tenths of the time or more, so its rate is measured where the job runs (``trial.py``). The rates
+of the other stages come from a real run (tests/benchmarks/records/2026-11-24-domains.md: 319 million characters read,
+21.3 million kept in passages of 213, on 2 cores) and are divided by the number of cores. The estimate is right within a
+factor of about two. Once a stage runs, its own rate is used.
 """
 
 from __future__ import annotations
@@ -12,52 +12,54 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 CUT, TRAIN, EMBED, CLUSTER = "cut passages", "train tokenizer", "embed passages", "cluster and write domains"
-"""The stages, as the job names them."""
+"""The stages' names in the job."""
 CUT_SECONDS = 0.33
-"""Of a core, for a million characters of documents: read, cut, compared and written."""
+"""Seconds of one core per million characters of documents, to read, cut, compare and write them."""
 TRAIN_SECONDS = 0.37
-"""For a million characters of the tokenizer's sample, on any number of cores."""
+"""Seconds per million characters of the tokenizer's sample, on any number of cores."""
 CLUSTER_SECONDS = 3.5
-"""Of a core, for a million characters of passages: tokenized, clustered and written; longer passages take less."""
+"""Seconds of one core per million characters of passages, to tokenize, cluster and write them; long passages take
+less."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSample:
-    """What some documents of a corpus say of all."""
+    """Averages over some documents of a corpus."""
 
     files: int
+    """Number of files of the whole corpus."""
     bytes: int
-    """Of all the corpus."""
+    """Bytes of the whole corpus."""
     characters_per_byte: float
-    """Of documents that are read, for a byte of the files."""
+    """Characters of documents per byte of the files."""
     passages_per_byte: float
     texts: tuple[str, ...] = ()
     """Some passages."""
 
     @property
     def passages(self) -> int:
-        """About how many the whole corpus has."""
+        """About how many passages the whole corpus has."""
         return int(self.bytes * self.passages_per_byte)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildEstimate:
-    """What is ahead of a build."""
+    """How long a build will take, and how much disk it needs."""
 
     files: int
     bytes: int
     passages: int
-    """To train on; at most, since what is a duplicate shows only when all are cut."""
+    """At most this many training passages; duplicates are known only once all passages are cut."""
     disk_bytes: float
     encoder_rate: float | None
-    """Passages a second; None: not measured, as of GPUs."""
+    """Passages per second; None if not measured (on GPUs)."""
     seconds: dict[str, float | None]
-    """Of each stage that is left, in order; None: not known."""
+    """Seconds of each stage that is left, in order; None if not known."""
 
     def lines(self) -> list[str]:
         """The estimate in words."""
         stages = ", ".join(f"{stage} {in_words(seconds)}" for stage, seconds in self.seconds.items())
-        rate = f" ({self.encoder_rate:,.3g} passages a second here)" if self.encoder_rate else ""
+        rate = f" ({self.encoder_rate:,.3g} passages per second here)" if self.encoder_rate else ""
         return [
             f"{self.files:,} files, {self.bytes / 1e9:,.3g} GB: at most about {_rounded(self.passages):,} passages to "
             f"train on{rate}.",
@@ -80,12 +82,12 @@ class BuildEstimate:
                 *rows,
                 f"| **in all** | **{in_words(total(self.seconds.values()))}** |",
                 "",
-                f"{last} Fewer passages (`max_passages`) or a shorter look at each (`max_seq_length`) take less.",
+                f"{last} Fewer passages (`max_passages`) or reading less of each (`max_seq_length`) take less.",
             ]
         )
 
     def with_passages(self, passages: int) -> BuildEstimate:
-        """The same, now that the number of passages is known."""
+        """The estimate for a number of passages that is now known."""
         ratio = passages / max(1, self.passages)
         seconds = {
             name: some if some is None or name not in (EMBED, CLUSTER) else some * ratio
@@ -94,10 +96,13 @@ class BuildEstimate:
         return replace(self, passages=passages, seconds=seconds)
 
     def left(self, stage: str, *, first: int, done: int, of: int, elapsed: float) -> float | None:
-        """Seconds to the end of the build, from what a stage, which is under way, has taken so far.
+        """Seconds to the end of the build, from the progress of the stage that runs now. None if not known.
 
         Args:
-            first: what was done of it, `elapsed` seconds ago; `done` is now, of so many.
+            stage: the name of the running stage.
+            first: how much of it was done `elapsed` seconds ago.
+            done: how much of it is done now.
+            of: how much there is to do.
         """
         names = list(self.seconds)
         if stage not in names:
@@ -117,13 +122,13 @@ def estimate_build(
     tokenizer_sample: int,
     finished: Sequence[str] = (),
 ) -> BuildEstimate:
-    """What building a store takes.
+    """Estimate how long building a store takes.
 
     Args:
-        cores: of the machine, or of all of them.
-        encoder_rate: passages a second; None where it is not known.
-        tokenizer_sample: characters the tokenizer is trained on, at most; 0 if it is given.
-        finished: the stages that are not done again.
+        cores: the number of cores of all machines.
+        encoder_rate: passages per second; None if it is not known.
+        tokenizer_sample: the tokenizer is trained on at most this many characters; 0 if it is given.
+        finished: the stages that are already finished.
     """
     characters = sample.bytes * sample.characters_per_byte
     passages = int((1 - held_out_fraction) * sample.passages)
@@ -146,7 +151,7 @@ def estimate_build(
 
 
 def total(seconds: Iterable[float | None]) -> float | None:
-    """The sum; None if one is not known."""
+    """The sum; None if one of them is None."""
     summed = 0.0
     for some in seconds:
         if some is None:
@@ -156,7 +161,7 @@ def total(seconds: Iterable[float | None]) -> float | None:
 
 
 def in_words(seconds: float | None) -> str:
-    """``40 s``, ``5 min``, ``2 h 10 min``, ``3 days 4 h``; rounded, as an estimate is."""
+    """Rounded, such as ``40 s``, ``5 min``, ``2 h 10 min`` or ``3 days 4 h``."""
     if seconds is None:
         return "an unknown time"
     minutes = round(seconds / 60)
@@ -170,6 +175,6 @@ def in_words(seconds: float | None) -> str:
 
 
 def _rounded(number: int) -> int:
-    """Two digits: no more are known."""
+    """The number rounded to two digits, which is all that an estimate knows."""
     step = 10 ** max(0, len(str(number)) - 2)
     return round(number / step) * step

@@ -1,4 +1,4 @@
-"""A look at a corpus and a try of the encoder, of a second or so each: what an estimate of the build goes by."""
+"""Sampling a corpus and timing the encoder, for about a second each; an estimate of the build is made from both."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pipeline.passages.cutting import cut_passages
 from pipeline.planning.estimate import CorpusSample
 
 FILES, FILE_BYTES, DOCUMENTS = 48, 1 << 19, 512
-"""How many files are looked at, and how much of each, at most: of a larger one the first bytes, or documents."""
+"""At most this many files are read, and of a larger file only its first bytes, or its first documents."""
 LOOK_SECONDS, TRY_SECONDS = 0.7, 0.7
 PACKED = 3.0
-"""Characters in a byte of compressed text, where a file is too large to be read to its end."""
+"""Assumed characters per byte of compressed text, for a file that is too large to read to its end."""
 TEXTS, TRY_TEXTS = 64, 8
-"""Passages kept of a sample, and tried at once."""
+"""Passages kept of a sample, and passages that the encoder is given at once."""
 
 
 def sample_corpus(corpus: Corpus, passage_characters: int) -> CorpusSample:
-    """Look at some files, the larger the likelier, evenly over all: what a byte of them holds, on average."""
+    """Read some files, spread evenly over the corpus's bytes, and average what they hold per byte."""
     begun = time.monotonic()
     found: list[tuple[float, float]] = []
     texts: list[list[str]] = []
@@ -61,13 +61,13 @@ def sample_corpus(corpus: Corpus, passage_characters: int) -> CorpusSample:
 def encoder_rate(
     model: Any, sample: CorpusSample, *, runtime: str, max_seq_length: int, max_passages: int | None
 ) -> float | None:
-    """Passages that the model, on the CPU, embeds in a second with all cores; None without texts.
+    """How many passages per second the model embeds on the CPU with all cores; None if the sample has no texts.
 
-    OpenVINO takes seconds to compile, and a measurement of all runtimes too: in their place torch is tried, which is
-    no faster.
+    Compiling for OpenVINO and measuring all runtimes would take seconds, so torch is timed in their place. It is not
+    faster than they are.
 
     Args:
-        runtime: as :func:`pipeline.embeddings.runtimes.choose_runtime` takes it.
+        runtime: a runtime, ``auto`` or ``measured`` (:func:`pipeline.embeddings.runtimes.choose_runtime`).
     """
     if not sample.texts:
         return None
@@ -84,7 +84,7 @@ def encoder_rate(
         else:
             embed_word_pieces(model, tokenize(tokenizer, some, max_seq_length))
 
-    embed(texts[:1])  # what is done once only
+    embed(texts[:1])  # the first call does work that later ones do not
     done, begun = 0, time.monotonic()
     for first in range(0, len(texts), TRY_TEXTS):
         some = texts[first : first + TRY_TEXTS]
@@ -96,20 +96,20 @@ def encoder_rate(
 
 
 def _spread(files: tuple[CorpusFile, ...]) -> Iterator[CorpusFile]:
-    """Files at even steps through the corpus's bytes, in an order that covers it however soon one stops."""
+    """Files at even steps through the corpus's bytes, in an order that covers all of it even if one stops early."""
     ends = list(accumulate(file.bytes for file in files))
     number = min(FILES, len(files))
-    step = next(step for step in (17, 19, 23, 1) if number % step)  # has no divisor in common with the number
+    step = next(step for step in (17, 19, 23, 1) if number % step)  # coprime to the number
     for turn in range(number):
         middle = (turn * step % number + 0.5) * ends[-1] / number
         yield files[min(bisect_right(ends, middle), len(files) - 1)]
 
 
 def _begin_of(corpus: Corpus, file: CorpusFile) -> tuple[list[str], float | None]:
-    """Texts of a file, and how many times as much it holds; None: not known."""
+    """Texts from the beginning of a file, and how many times as much the whole file holds (None if not known)."""
     if file.bytes <= FILE_BYTES or file.format in ("code", "manual"):
         return _texts(corpus, file, None), 1.0
-    if file.format == "lines" and file.compression is None:  # the last line is cut off, and so no document
+    if file.format == "lines" and file.compression is None:  # the last line is cut off and gives no document
         begin = replace(file, piece=Piece(0, FILE_BYTES, 0))
         return _texts(corpus, begin, None), file.bytes / FILE_BYTES
     texts = _texts(corpus, file, DOCUMENTS)
@@ -123,4 +123,4 @@ def _texts(corpus: Corpus, file: CorpusFile, limit: int | None) -> list[str]:
         documents = islice(read_documents(corpus, file), limit)
         return [document.text for document in documents if isinstance(document, Document)]
     except (OSError, ValueError, pa.ArrowException):
-        return []  # an estimate is no place to fail: what reads the corpus will say it
+        return []  # an estimate must not fail; the build itself will report the error

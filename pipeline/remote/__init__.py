@@ -1,1 +1,1 @@
-"""A store elsewhere, read by range."""
+"""Reading a store that lies elsewhere by byte ranges."""

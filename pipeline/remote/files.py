@@ -1,9 +1,9 @@
-"""Byte ranges of files that lie elsewhere, through a bounded cache of blocks; a failed read is tried again.
+"""Reading byte ranges of files that lie elsewhere, through a bounded cache of blocks. A failed read is tried again.
 
-A read ends with the bytes that were asked for or with an error that names the file, whatever the network does, and
-whoever replaces the file meanwhile: ``pyarrow.fs`` has no conditional reads, so after the reads of some blocks each
-file is asked, all at once, whether it is still the one that was first opened, and only then are the blocks used. What
-the bytes mean is ``store.py``'s matter.
+A read ends with the bytes that were asked for, or with an error that names the file, even if the file is replaced
+meanwhile. ``pyarrow.fs`` has no conditional reads. So after blocks were read, each of their files is checked (all in
+parallel): only if it is still the file that was first opened are its blocks used. What the bytes mean is the concern of
+``store.py``.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.places.retries import all_of, with_retries
+from pipeline.places.retries import require_all, with_retries
+from pipeline.remote.block_cache import CACHE_BYTES, BlockCache, Blocks
 from storage_schema.manifest import StoreError
 
 BLOCK_BYTES = 64 << 10
-"""Bytes; blocks are aligned to it. A window of 1024 tokens is 2 or 4 KiB, a request costs some 10 ms."""
+"""A block's size; blocks are aligned to it. A window of 1024 tokens is 2 or 4 KiB, and a request costs about 10 ms."""
 BLOCKS_PER_REQUEST = 16
-"""Missing blocks that are neighbours are one request, up to so many."""
-CACHE_BYTES = 256 << 20
+"""Up to this many neighbouring blocks are fetched in one request."""
 DIGEST_BYTES = 4 << 20
-OPEN_FILES, OPEN_HERE = 4096, 128
-"""Handles kept: on S3 an open file is no connection, but opening it is a request; on a disk it is a descriptor."""
-LOOKED_AFTER_SECONDS = 10.0
-"""A file of which nothing is read, a manifest, is asked for its size and version at most so often."""
+OPEN_FILES, OPEN_LOCAL_FILES = 4096, 128
+"""How many file handles are kept. On S3 opening a file is a request but holds no connection; on a disk each open file
+takes a descriptor."""
+CHECK_SECONDS = 10.0
+"""A file of which no block is read (a manifest) is checked again only after this many seconds."""
 THREADS = 24
-"""Requests under way at once; the S3 client has 25 connections."""
+"""Requests in parallel; the S3 client has 25 connections."""
 T = TypeVar("T")
 
 
@@ -44,13 +45,13 @@ class RemoteFile:
     """A file elsewhere."""
 
     path: str
-    """In its file system."""
+    """The path in its file system."""
     uri: str
-    """Its name in errors."""
+    """The name in errors."""
     bytes: int
-    """Its size by the manifest: a file of another size is refused."""
+    """The size in the manifest; a file of another size is refused."""
     label: str = ""
-    """What an error begins with, such as ``domain 12: ``."""
+    """The beginning of an error, such as ``domain 12: ``."""
 
 
 class RemoteFiles:
@@ -58,9 +59,9 @@ class RemoteFiles:
 
     Args:
         store: the store's URI, for errors.
-        cache_bytes: of blocks kept, those used longest ago going first.
-        open_files: file handles kept (while they are read, each thread may hold one more); None: as many as the kind of
-            file system suggests.
+        cache_bytes: the size of the cache. Blocks that were not used for the longest time are dropped first.
+        open_files: how many file handles are kept, besides those that threads are reading from. None chooses by the
+            kind of file system.
     """
 
     def __init__(
@@ -72,75 +73,74 @@ class RemoteFiles:
         open_files: int | None = None,
         threads: int = THREADS,
     ):
-        self.store, self.filesystem = store, filesystem
-        self.cache_bytes = cache_bytes
-        self.open_files = open_files or (OPEN_HERE if filesystem.type_name == "local" else OPEN_FILES)
-        self.cached_bytes = 0
+        self.store, self.filesystem, self.cache = store, filesystem, BlockCache(cache_bytes)
+        self.open_files = open_files or (OPEN_LOCAL_FILES if filesystem.type_name == "local" else OPEN_FILES)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="remote-store")
         self._lock = threading.Lock()
-        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._handles: OrderedDict[str, pa.NativeFile] = OrderedDict()
         self._versions: dict[str, object] = {}
         self._written: dict[str, int] = {}
-        self._looked: dict[str, float] = {}
+        self._checked_at: dict[str, float] = {}
 
-    def note(self, folder: str, *, uri: str) -> None:
-        """Remember when the files below a folder were written: one that was written again before it is first opened
-        is refused as well. Raises :class:`StoreError` if the folder cannot be listed.
+    def remember_files(self, folder: str, *, uri: str) -> None:
+        """Remember when each file below a folder was written. A file that is written again before it is first opened
+        is then refused too.
+
+        Raises :class:`StoreError` if the folder cannot be listed.
         """
         selector = fs.FileSelector(folder, allow_not_found=True, recursive=True)
         listed = with_retries(lambda: self.filesystem.get_file_info(selector), uri=uri, store=self.store)
         self._written |= {info.path: _seconds(info) for info in listed if info.type == fs.FileType.File}
 
     def read(self, file: RemoteFile, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file, as they lie there: a few, not to be kept.
-
-        Raises :class:`StoreError` as :meth:`blocks` does.
-        """
-        return self._persist(
-            file, lambda: all_of(self._handle(file).read_at(stop - start, start), stop - start)
+        """Read bytes [start, stop) of a file past the cache. Raises :class:`StoreError` as :meth:`blocks` does."""
+        return self._with_retries(
+            file, lambda: require_all(self._handle(file).read_at(stop - start, start), stop - start)
         )
 
     def digest(self, file: RemoteFile) -> str:
-        """sha256 of the whole file, which is still the one that was first opened. Raises :class:`StoreError` as
-        :meth:`blocks` does.
-        """
+        """sha256 of the whole file. Raises :class:`StoreError` as :meth:`blocks` does, also if it was replaced."""
 
         def read() -> str:
             found, handle = hashlib.sha256(), self._handle(file)
             for start in range(0, file.bytes, DIGEST_BYTES):
                 size = min(DIGEST_BYTES, file.bytes - start)
-                found.update(all_of(handle.read_at(size, start), size))
+                found.update(require_all(handle.read_at(size, start), size))
             return found.hexdigest()
 
-        found = self._persist(file, read)
-        self._look(file)
+        found = self._with_retries(file, read)
+        self._check_unchanged(file)
         return found
 
-    def blocks(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> dict[tuple[str, int], bytes]:
-        """The blocks of these ascending numbers, by path and number; those not in the cache are fetched at once.
+    def blocks(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> Blocks:
+        """Get blocks, from the cache or else in parallel from where the files lie.
 
-        A file of which no blocks are wanted is looked at only. Not to be called from a thread of the pool, which
-        would wait for itself.
+        Args:
+            wanted: the numbers of each file's blocks, ascending. A file without numbers is only checked. Do not call
+                this from a thread of the pool, which would wait for itself.
+
+        Returns:
+            The blocks by path and number.
 
         Raises:
             StoreError: a file is missing, was truncated or replaced, or could not be read.
         """
-        held = self._held(wanted)
-        runs = list(_runs(wanted, held))
-        fetched = self._at_once(self._fetch, runs)
+        cached = self.cache.get(
+            (file.path, int(number)) for file, numbers in wanted.items() for number in numbers
+        )
+        runs = list(_runs(wanted, cached))
+        fetched = self._in_parallel(self._fetch, runs)
         read = {file for file, _, _ in runs}
         idle = {file for file, numbers in wanted.items() if not len(numbers)}
-        self._at_once(
-            self._look, [(file,) for file in wanted if file in read or (file in idle and self._is_due(file))]
-        )
+        to_check = (file for file in wanted if file in read or (file in idle and self._needs_check(file)))
+        self._in_parallel(self._check_unchanged, [(file,) for file in to_check])
         for blocks in fetched:
-            self._keep(blocks)
-            held |= blocks
-        return held
+            self.cache.add(blocks)
+            cached |= blocks
+        return cached
 
-    def _at_once(self, work: Callable[..., T], items: Sequence[tuple[Any, ...]]) -> list[T]:
-        """What `work` makes of each item; after the first error no further ones are begun."""
+    def _in_parallel(self, work: Callable[..., T], items: Sequence[tuple[Any, ...]]) -> list[T]:
+        """Call `work` on each item and return the results. After the first error no further calls are begun."""
         if len(items) == 1:
             return [work(*items[0])]
         futures = [self.pool.submit(work, *item) for item in items]
@@ -150,45 +150,26 @@ class RemoteFiles:
             for future in futures:
                 future.cancel()
 
-    def _persist(self, file: RemoteFile, read: Callable[[], T]) -> T:
+    def _with_retries(self, file: RemoteFile, read: Callable[[], T]) -> T:
         return with_retries(
-            read, uri=file.uri, store=self.store, label=file.label, failed=lambda: self._forget(file)
+            read, uri=file.uri, store=self.store, label=file.label, failed=lambda: self._drop_handle(file)
         )
 
-    def _is_due(self, file: RemoteFile) -> bool:
-        return time.monotonic() - self._looked.get(file.path, -np.inf) >= LOOKED_AFTER_SECONDS
+    def _needs_check(self, file: RemoteFile) -> bool:
+        return time.monotonic() - self._checked_at.get(file.path, -np.inf) >= CHECK_SECONDS
 
-    def _look(self, file: RemoteFile) -> None:
-        """See that the file is still the one that was first opened."""
-        self._persist(file, lambda: self._open(file))
+    def _check_unchanged(self, file: RemoteFile) -> None:
+        """Raise :class:`StoreError` unless the file is still the one that was first opened."""
+        self._with_retries(file, lambda: self._open(file))
 
-    def _held(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> dict[tuple[str, int], bytes]:
-        found = {}
-        with self._lock:
-            for file, numbers in wanted.items():
-                for number in numbers:
-                    key = file.path, int(number)
-                    if key in self._blocks:
-                        self._blocks.move_to_end(key)
-                        found[key] = self._blocks[key]
-        return found
-
-    def _fetch(self, file: RemoteFile, low: int, high: int) -> dict[tuple[str, int], bytes]:
-        """Read the blocks [low, high) in one request."""
+    def _fetch(self, file: RemoteFile, low: int, high: int) -> Blocks:
+        """Read the blocks [low, high) of a file in one request."""
         start, stop = low * BLOCK_BYTES, min(high * BLOCK_BYTES, file.bytes)
         data = self.read(file, start, stop)
         return {
             (file.path, number): data[at : at + BLOCK_BYTES]
             for number, at in enumerate(range(0, stop - start, BLOCK_BYTES), start=low)
         }
-
-    def _keep(self, blocks: Mapping[tuple[str, int], bytes]) -> None:
-        with self._lock:
-            for key, block in blocks.items():
-                self.cached_bytes += len(block) - len(self._blocks.pop(key, b""))
-                self._blocks[key] = block
-            while self.cached_bytes > self.cache_bytes:
-                self.cached_bytes -= len(self._blocks.popitem(last=False)[1])
 
     def _handle(self, file: RemoteFile) -> pa.NativeFile:
         with self._lock:
@@ -198,7 +179,7 @@ class RemoteFiles:
         return self._open(file)
 
     def _open(self, file: RemoteFile) -> pa.NativeFile:
-        """A new handle of the file, which is asked for its size and version as it is opened."""
+        """Open the file, and check its size and version. Raises :class:`StoreError` if one of them differs."""
         now = time.monotonic()
         handle = self.filesystem.open_input_file(file.path)
         if handle.size() != file.bytes:
@@ -207,51 +188,52 @@ class RemoteFiles:
                 f"has {handle.size()} bytes instead of {file.bytes}: it was truncated or replaced. Copy the store "
                 "there again.",
             )
-        told = dict(handle.metadata() or {})
-        version = told.get("ETag") or self.filesystem.get_file_info(file.path).mtime_ns
-        late = file.path not in self._versions and not self._as_noted(file)
-        if (
-            self._versions.setdefault(file.path, None if late else version) != version
-        ):  # None: of no file, for good
+        metadata = dict(handle.metadata() or {})
+        version = metadata.get("ETag") or self.filesystem.get_file_info(file.path).mtime_ns
+        replaced = file.path not in self._versions and not self._as_listed(file)
+        # No file has the version None: a file that was replaced before it was first opened stays refused.
+        if self._versions.setdefault(file.path, None if replaced else version) != version:
             raise self._refusal(
                 file,
                 "was replaced while it was read. Was the store copied there again? If it is the same store, run the "
                 "same command again with verify_store=true, which reads and compares every partition first.",
             )
         with self._lock:
-            self._looked[file.path] = now
+            self._checked_at[file.path] = now
             self._handles[file.path] = handle
             while len(self._handles) > self.open_files:
-                self._handles.popitem(last=False)  # closed with its last reference: a thread may be reading
+                self._handles.popitem(last=False)  # not closed here, because a thread may be reading from it
         return handle
 
-    def _as_noted(self, file: RemoteFile) -> bool:
-        """Whether the file was last written when :meth:`note` saw it; later on its version tells more."""
-        noted = self._written.get(file.path)
-        return noted is None or _seconds(self.filesystem.get_file_info(file.path)) == noted
+    def _as_listed(self, file: RemoteFile) -> bool:
+        """Whether the file has the time of writing that :meth:`remember_files` saw. Once it was opened, its version
+        tells changes more exactly.
+        """
+        listed = self._written.get(file.path)
+        return listed is None or _seconds(self.filesystem.get_file_info(file.path)) == listed
 
     def _refusal(self, file: RemoteFile, why: str) -> StoreError:
-        """The error of a file that is another now. What is kept of it may be of either, and is dropped."""
-        with self._lock:
-            for key in [key for key in self._blocks if key[0] == file.path]:
-                self.cached_bytes -= len(self._blocks.pop(key))
+        """The error for a replaced file. Its cached blocks are dropped: they may come from either file."""
+        self.cache.drop(file.path)
         return StoreError(f"{file.label}{file.uri} {why}")
 
-    def _forget(self, file: RemoteFile) -> None:
-        """Drop the file's handle: opening it again tells a missing or truncated file from a bad connection."""
+    def _drop_handle(self, file: RemoteFile) -> None:
+        """Drop the file's handle. Opening the file again tells whether it is missing or truncated, or the connection
+        is bad.
+        """
         with self._lock:
             self._handles.pop(file.path, None)
 
 
 def _seconds(info: fs.FileInfo) -> int:
-    """When a file was written: S3 tells it more exactly in a listing than of a single file."""
+    """When a file was written, in whole seconds: S3 gives fractions only in listings."""
     return (info.mtime_ns or 0) // 10**9
 
 
 def _runs(
-    wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray], found: Mapping[tuple[str, int], bytes]
+    wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray], found: Blocks
 ) -> Iterator[tuple[RemoteFile, int, int]]:
-    """Stretches [low, high) of neighbouring blocks that are not in `found`."""
+    """Ranges [low, high) of neighbouring blocks that are not in `found`, at most :data:`BLOCKS_PER_REQUEST` long."""
     for file, numbers in wanted.items():
         missing = [int(number) for number in numbers if (file.path, int(number)) not in found]
         low = 0

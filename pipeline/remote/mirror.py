@@ -1,9 +1,9 @@
-"""The small files of a store that lies elsewhere, copied to this machine and checked.
+"""The mirror of a store that lies elsewhere: its small files, copied to this machine and checked.
 
-    <SOE_HOME>/cache/<hash of the URI>/<hash of the manifests>/   as the store's folder, without partitions
+    <SOE_HOME>/cache/<hash of the URI>/<hash of the manifests>/   the store's folder without its partitions
 
-A mirror is never changed: a store that changed has another one beside it. All of ``cache`` may be removed while
-nothing runs.
+A mirror is never changed: if the store changes, a new mirror is made beside it. The folder ``cache`` may be removed
+while nothing runs.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from pipeline.places.retries import all_of, with_retries
+from pipeline.places.retries import require_all, with_retries
 from storage_schema.json_files import JSON_BYTES
 from storage_schema.layout import home
 from storage_schema.manifest import FileEntry, StoreError, read_manifest
 
 _OTHERS = ("tokenizer", "embeddings", "passages")
-"""Stages beside the domains: of the tokenizer all files are mirrored, of the others their manifests."""
+"""The stages besides the domains. All files of the tokenizer are mirrored, and only the manifests of the others."""
 _REQUIRED = ("tokenizer", "embeddings")
-"""Of a store's first part."""
+"""The stages that the store itself must have; additions may lack them."""
 
 
 def mirror_store(uri: str, filesystem: fs.FileSystem, path: str) -> Path:
-    """The folder of the mirror of the store as it is now, which is made unless this machine has it.
+    """Mirror the store as it is now, unless this machine has that mirror already, and return the mirror's folder.
 
-    Any number of processes may ask for it at once; one copies, the others wait.
+    Any number of processes may call this at once: one copies and the others wait.
 
     Args:
-        path: the store's, in `filesystem`.
+        path: the store's path in `filesystem`.
 
     Raises:
-        StoreError: there is no whole store, or a file cannot be read or is not what its manifest says.
+        StoreError: a file of the store is missing, cannot be read, or differs from its manifest.
     """
     source = _Source(uri, filesystem, path)
     manifests = source.manifests()
@@ -51,8 +51,8 @@ def mirror_store(uri: str, filesystem: fs.FileSystem, path: str) -> Path:
         if not folder.exists():
             aside = room / ".partial"
             shutil.rmtree(aside, ignore_errors=True)
-            for part, text in manifests.items():
-                source.copy_part(part, text, aside)
+            for below, text in manifests.items():
+                source.copy_volume(below, text, aside)
             os.rename(aside, folder)
     return folder
 
@@ -64,16 +64,18 @@ class _Source:
         self.uri, self.filesystem, self.path = uri, filesystem, path
 
     def manifests(self) -> dict[str, bytes]:
-        """The manifest of each part's domains, by the part's place below the store (``""`` is the first)."""
+        """The manifest of the domains of the store and of each addition, by their path below the store's folder (``""``
+        for the store itself).
+        """
         found = {"": self.read("domains/manifest.json")}
         for name in sorted(name for name in self._names("additions") if name[:1].isdigit()):
-            # As on a disk, an addition without domains is not finished; domains without a manifest are half a copy.
+            # As on a disk, an addition without domains is not finished. Domains without a manifest are half a copy.
             if "domains" in self._names(f"additions/{name}"):
                 found[f"additions/{name}/"] = self.read(f"additions/{name}/domains/manifest.json")
         return found
 
     def read(self, name: str, at_most: int = JSON_BYTES) -> bytes:
-        """A small file's bytes. Raises :class:`StoreError` as :func:`with_retries` does, and for a larger file."""
+        """Read a small file. Raises :class:`StoreError` as :func:`with_retries` does, and if the file is too large."""
         path, uri = f"{self.path}/{name}", f"{self.uri}/{name}"
 
         def attempt() -> bytes:
@@ -83,18 +85,18 @@ class _Source:
                         f"{uri} has {file.size():,} bytes; at most {at_most:,} were expected. Copy the store there "
                         "again."
                     )
-                return all_of(file.read_at(file.size(), 0), file.size())
+                return require_all(file.read_at(file.size(), 0), file.size())
 
         return with_retries(attempt, uri=uri, store=self.uri)
 
-    def copy_part(self, part: str, domains: bytes, folder: Path) -> None:
-        """Copy one part's small files below `folder`."""
-        self._copy_stage(f"{part}domains", "domains", domains, folder)
-        there = self._names(part.rstrip("/"))
+    def copy_volume(self, below: str, domains: bytes, folder: Path) -> None:
+        """Copy the small files of the store or of an addition below `folder`."""
+        self._copy_stage(f"{below}domains", "domains", domains, folder)
+        there = self._names(below.rstrip("/"))
         for stage in _OTHERS:
-            if stage in there or (not part and stage in _REQUIRED):
-                text = self.read(f"{part}{stage}/manifest.json")
-                self._copy_stage(f"{part}{stage}", stage, text, folder)
+            if stage in there or (not below and stage in _REQUIRED):
+                text = self.read(f"{below}{stage}/manifest.json")
+                self._copy_stage(f"{below}{stage}", stage, text, folder)
 
     def _copy_stage(self, name: str, kind: str, text: bytes, folder: Path) -> None:
         (folder / name).mkdir(parents=True)
@@ -119,7 +121,7 @@ class _Source:
         return data
 
     def _names(self, below: str) -> set[str]:
-        """What lies directly in a folder of the store; nothing if it does not exist."""
+        """The names directly in a folder of the store; empty if the folder does not exist."""
         selector = fs.FileSelector(f"{self.path}/{below}".rstrip("/"), allow_not_found=True)
         infos = with_retries(
             lambda: self.filesystem.get_file_info(selector), uri=f"{self.uri}/{below}", store=self.uri

@@ -1,17 +1,17 @@
 """A store whose domain partitions lie elsewhere, such as ``s3://bucket/prefix``: windows are read by range.
 
-Everything but the partitions is small and is mirrored into ``SOE_HOME/cache``, once a machine and version of
-the store, so all else reads local paths. Of a partition, only the blocks that windows lie in are fetched
-(``files.py``). A file's size is held against the manifest, and its layout against the index; its sha256
-would take the whole file (``soe audit`` of a copy). The manifest must stay the one that was mirrored: a store that is
-rebuilt is noticed by it, even where a partition is opened only then.
+Everything but the partitions is small and is mirrored into ``SOE_HOME/cache``, once per machine and version of the
+store, so all other code reads local paths. Of a partition, only the blocks that hold windows are fetched
+(``files.py``). A file's size is compared with the manifest, and its layout with the index. Its sha256 is not checked,
+because that would take the whole file (run ``soe audit`` on a copy). The manifest must stay the one that was mirrored:
+this is how a rebuilt store is noticed even if a partition is first opened after the rebuild.
 
 Legend: L tokens in a sequence, m windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,92 +20,94 @@ from pyarrow import fs
 
 from pipeline.places.locations import open_filesystem
 from pipeline.places.retries import with_retries
-from pipeline.remote.files import BLOCK_BYTES, CACHE_BYTES, RemoteFile, RemoteFiles
+from pipeline.remote.block_cache import CACHE_BYTES, Blocks
+from pipeline.remote.files import BLOCK_BYTES, RemoteFile, RemoteFiles
 from pipeline.remote.mirror import mirror_store
+from pipeline.remote.partition_layout import find_values
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
 
 GATHERED_BLOCKS = 256
-"""Windows are gathered in groups that lie in at most so many blocks: 16 MiB, whatever is asked for at once."""
-_TAIL = 512
-"""Bytes; the footer of a partition is 432."""
-_MAGIC = b"ARROW1"
-_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+"""Windows are gathered in groups that lie in at most this many blocks (16 MiB), however many are asked for at once."""
 
 
-def open_store(store: str | Path, *, num_parts: int | None = None) -> DomainStore:
-    """The store of a local path, or of a URI (with ``://``).
+def open_store(store: str | Path, *, num_volumes: int | None = None) -> DomainStore:
+    """Open the store at a local path, or at a URI (with ``://``).
 
     Args:
-        num_parts: open the store as it was with its first so many parts; all by default.
+        num_volumes: open the store as it was when it had this many volumes; None for all of them.
 
     Raises:
-        StoreError: there are no finished domains there, they cannot be read, or what is there is not whole.
+        StoreError: there are no finished domains, they cannot be read, or files are missing.
         ValueError: the URI cannot be opened (:func:`~pipeline.places.locations.open_filesystem`).
     """
     if "://" in str(store):
-        return RemoteStore(str(store), num_parts=num_parts)
-    return DomainStore(store, num_parts=num_parts)
+        return RemoteStore(str(store), num_volumes=num_volumes)
+    return DomainStore(store, num_volumes=num_volumes)
 
 
 class RemoteStore(DomainStore):
-    """A store elsewhere, of which windows can be read; :attr:`folder` is that of the mirror.
+    """A store elsewhere, whose windows can be read. :attr:`folder` is the folder of its mirror.
 
     Args:
-        uri: ``s3://bucket/prefix``, or another URI of ``pyarrow.fs``.
-        num_parts: as :class:`DomainStore`'s.
-        cache_bytes: of partitions kept in memory.
+        uri: ``s3://bucket/prefix``, or another URI that ``pyarrow.fs`` opens.
+        num_volumes: as for :class:`DomainStore`.
+        cache_bytes: how many bytes of partitions are kept in memory.
 
     Raises:
         StoreError, ValueError: as :func:`open_store` does.
     """
 
-    def __init__(self, uri: str, *, num_parts: int | None = None, cache_bytes: int = CACHE_BYTES):
+    def __init__(self, uri: str, *, num_volumes: int | None = None, cache_bytes: int = CACHE_BYTES):
         self.uri = uri.rstrip("/")
         filesystem, self._path = open_filesystem(self.uri, what="The store")
         self.files = RemoteFiles(self.uri, filesystem, cache_bytes=cache_bytes)
-        self._note_partitions()  # before the manifests are read
+        self._remember_partitions()  # before the manifests are read
         self.mirror = mirror_store(self.uri, filesystem, self._path)
-        super().__init__(self.mirror, num_parts=num_parts)
-        self._sizes = [{entry.path: entry.bytes for entry in part.manifest.files} for part in self.parts]
+        super().__init__(self.mirror, num_volumes=num_volumes)
+        self._sizes = [
+            {entry.path: entry.bytes for entry in volume.manifest.files} for volume in self.volumes
+        ]
         self._values_at: dict[str, int] = {}
-        self._manifests = [self._manifest(part.folder) for part in self.parts]
+        self._manifests = [self._manifest(volume.folder) for volume in self.volumes]
         self.blocks({})
 
     def passages(self, domain: int) -> pa.Table:
-        """Not to be had from elsewhere: raises :class:`StoreError`."""
+        """Raises :class:`StoreError`: passages are read only from a store on this machine."""
         raise StoreError(
             f"domain {domain}: passages are read from a store on this machine, {self.uri} is not. Copy it here."
         )
 
     def windows(self, domain: int, sequence_length: int) -> list[RemoteWindows]:
-        """The domain's windows, of each part that has any. Reads nothing.
+        """The domain's windows in each volume that has any. Reads nothing.
 
-        Raises :class:`StoreError` if a part's manifest has no such file.
+        Raises :class:`StoreError` if a volume's manifest lacks the file.
         """
         return [
             RemoteWindows(
-                self, self.partition_file(number, domain), int(part.tokens_K[domain]), sequence_length
+                self, self.partition_file(number, domain), int(volume.tokens_K[domain]), sequence_length
             )
-            for number, part in enumerate(self.parts)
-            if part.tokens_K[domain] > sequence_length
+            for number, volume in enumerate(self.volumes)
+            if volume.tokens_K[domain] > sequence_length
         ]
 
     def windows_in_cache(self, sequence_length: int) -> int:
-        """How many windows the cache has room for, wherever they lie; at least one."""
+        """How many windows fit into the cache even if no two share a block; at least one."""
         return max(
             1,
-            self.files.cache_bytes // BLOCK_BYTES // _span((sequence_length + 1) * self.token_dtype.itemsize),
+            self.files.cache.most_bytes
+            // BLOCK_BYTES
+            // _span((sequence_length + 1) * self.token_dtype.itemsize),
         )
 
     def prefetch(self, domains: np.ndarray, rows: np.ndarray, sequence_length: int) -> None:
         """Fetch the blocks of many domains' windows in parallel, as many as the cache holds.
 
-        Windows that are then read one domain after the other wait for the network once, not once a domain.
+        If the windows are then read one domain after the other, they wait for the network once, not once per domain.
 
         Args:
             domains: int64[m].
-            rows: int64[m]; of each domain's windows, those of its parts one after the other.
+            rows: int64[m]; the number of a window in its domain, counting through the domain's volumes.
 
         Raises:
             StoreError: as :meth:`RemoteWindows.gather` does.
@@ -120,19 +122,19 @@ class RemoteStore(DomainStore):
                     wanted.append((windows, left[inside]))
                 left = left[~inside] - len(windows)
         list(self.files.pool.map(lambda item: item[0].values_at, wanted))
-        budget, blocks = self.files.cache_bytes // BLOCK_BYTES, {}
+        budget, blocks = self.files.cache.most_bytes // BLOCK_BYTES, {}
         for windows, left in wanted:
             numbers = windows.blocks_of(left)[:budget]
             budget -= len(numbers)
             blocks[windows.file] = numbers
         self.blocks(blocks)
 
-    def blocks(self, wanted: Mapping[RemoteFile, np.ndarray]) -> dict[tuple[str, int], bytes]:
-        """:meth:`RemoteFiles.blocks` of partitions, unless the store was rebuilt."""
+    def blocks(self, wanted: Mapping[RemoteFile, np.ndarray]) -> Blocks:
+        """:meth:`RemoteFiles.blocks`, which also raises :class:`StoreError` if a manifest changed."""
         return self.files.blocks(dict.fromkeys(self._manifests, ()) | dict(wanted))
 
     def values_at(self, file: RemoteFile, tokens: int) -> int:
-        """Where the token stream begins in a partition: found once, with two small reads."""
+        """The byte at which a partition's token stream begins. It is found once, with two small reads."""
         if file.path not in self._values_at:
             where = find_values(
                 lambda start, stop: self.files.read(file, start, stop),
@@ -148,13 +150,13 @@ class RemoteStore(DomainStore):
             self._values_at[file.path] = where
         return self._values_at[file.path]
 
-    def _note_partitions(self) -> None:
-        """Of the store and its additions; there may be ever so many other files."""
+    def _remember_partitions(self) -> None:
+        """Remember the partitions of the store and its additions, and no other file: there may be very many."""
         selector = fs.FileSelector(f"{self._path}/additions", allow_not_found=True)
         filesystem = self.files.filesystem
         added = with_retries(lambda: filesystem.get_file_info(selector), uri=self.uri, store=self.uri)
         for folder in (self._path, *(info.path for info in added)):
-            self.files.note(f"{folder}/domains", uri=self.uri)
+            self.files.remember_files(f"{folder}/domains", uri=self.uri)
 
     def _manifest(self, folder: Path) -> RemoteFile:
         mirrored = folder / "manifest.json"
@@ -162,9 +164,9 @@ class RemoteStore(DomainStore):
         return RemoteFile(path=f"{self._path}/{below}", uri=f"{self.uri}/{below}", bytes=size)
 
     def partition_file(self, number: int, domain: int) -> RemoteFile:
-        """Where a domain's tokens of a part lie. Raises :class:`StoreError` if the part's manifest has no such file."""
+        """The file with a domain's tokens in a volume. Raises :class:`StoreError` if the volume's manifest lacks it."""
         name = partition_path(domain)
-        below = (self.parts[number].folder.relative_to(self.mirror) / name).as_posix()
+        below = (self.volumes[number].folder.relative_to(self.mirror) / name).as_posix()
         label = f"domain {domain}: "
         if name not in self._sizes[number]:
             raise StoreError(
@@ -175,7 +177,7 @@ class RemoteStore(DomainStore):
 
 
 class RemoteWindows:
-    """The windows of one domain in one part; read by range.
+    """The windows of one domain in one volume, read by range.
 
     Args:
         tokens: how many the partition holds.
@@ -193,17 +195,17 @@ class RemoteWindows:
 
     @property
     def values_at(self) -> int:
-        """The first token's byte in the file."""
+        """The byte of the first token in the file."""
         return self.store.values_at(self.file, self.tokens)
 
     def blocks_of(self, rows: np.ndarray) -> np.ndarray:
-        """int64: the numbers of the blocks that these windows lie in, ascending."""
+        """int64, ascending: the numbers of the blocks that these windows lie in."""
         starts = self.values_at + rows * self.step
         numbers = starts[:, None] // BLOCK_BYTES + np.arange(self.span)
         return np.unique(numbers[numbers * BLOCK_BYTES < starts[:, None] + self.width])
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The windows `rows`, ``[m, L + 1]`` of the store's token type. Raises as :meth:`gather` does."""
+        """Read the windows `rows`: ``[m, L + 1]`` of the store's token type. Raises as :meth:`gather` does."""
         out = np.empty((len(rows), self.width // self.store.token_dtype.itemsize), self.store.token_dtype)
         self.gather(rows, out)
         return out
@@ -224,20 +226,20 @@ class RemoteWindows:
                 f"{self.file.uri} has {len(self)} windows; asked for {rows.min()} to {rows.max()}."
             )
         bytes_mw = out.view(np.uint8)
-        for places in self._groups(rows):
-            blocks = self.store.blocks({self.file: self.blocks_of(rows[places])})
-            starts = self.values_at + rows[places] * self.step
-            for place, start in zip(places.tolist(), starts.tolist(), strict=True):
-                self._copy(blocks, start, bytes_mw[place])
+        for positions in self._groups(rows):
+            blocks = self.store.blocks({self.file: self.blocks_of(rows[positions])})
+            starts = self.values_at + rows[positions] * self.step
+            for position, start in zip(positions.tolist(), starts.tolist(), strict=True):
+                self._copy(blocks, start, bytes_mw[position])
 
     def _groups(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The places of `rows`, in the order in which they lie in the file, in groups of neighbours."""
+        """The positions in `rows`, in the order of the file, in groups that lie in few blocks each."""
         order = np.argsort(rows, kind="stable")
         _, rank = np.unique((self.values_at + rows[order] * self.step) // BLOCK_BYTES, return_inverse=True)
         group = rank // max(1, GATHERED_BLOCKS // self.span)
         return np.split(order, np.flatnonzero(np.diff(group)) + 1)
 
-    def _copy(self, blocks: dict[tuple[str, int], bytes], start: int, out_w: np.ndarray) -> None:
+    def _copy(self, blocks: Blocks, start: int, out_w: np.ndarray) -> None:
         done = 0
         while done < self.width:
             number, at = divmod(start + done, BLOCK_BYTES)
@@ -248,27 +250,5 @@ class RemoteWindows:
 
 
 def _span(width: int) -> int:
-    """Blocks that a window of so many bytes can touch."""
+    """The largest number of blocks that a window of this many bytes can lie in."""
     return (width - 2) // BLOCK_BYTES + 2
-
-
-def find_values(read: Callable[[int, int], bytes], size: int, tokens: int, itemsize: int) -> int | None:
-    """Where the values of the last column begin in an Arrow file of one uncompressed record batch.
-
-    The file ends in the batch's body, an end-of-stream marker, the footer, its length (int32) and ``ARROW1``;
-    the values are the body's last buffer, padded to 8 bytes, and before them lie the lists' offsets, of which
-    the last is the number of tokens. None if any of this does not hold, such as with another padding.
-
-    Args:
-        read: gives the bytes [start, stop) of the file, which has `size`.
-    """
-    tail_at = max(0, size - _TAIL)
-    tail = read(tail_at, size) if size else b""
-    end = size - 10 - int.from_bytes(tail[-10:-6], "little", signed=True) - len(_END_OF_STREAM)
-    at = end - -(-tokens * itemsize // 8) * 8
-    if tail[-6:] != _MAGIC or end > size - 18 or at < 16:
-        return None
-    marker = tail[end - tail_at :][:8] if end >= tail_at else read(end, end + 8)
-    if marker != _END_OF_STREAM or read(at - 8, at) != tokens.to_bytes(8, "little"):
-        return None
-    return at

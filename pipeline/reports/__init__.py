@@ -1,1 +1,1 @@
-"""What a person wants to know of a finished store."""
+"""Reports on a finished store: its atlas, its map, and an audit."""

@@ -1,8 +1,8 @@
-"""What a person wants to know of each domain: its words, where it is from, some of its passages.
+"""An atlas of a store's domains: the words of each domain, its sources and some of its passages.
 
-A finished store is read once, a bounded sample of each domain: ``NUMBERED`` passages for the numbers and the
-sources, ``READ`` passages of ``READ_TOKENS`` tokens for the words. The samples are rows at equal steps, so the
-same store gives the same atlas.
+Of each domain a bounded sample is read: ``NUMBERED`` passages for the numbers and the sources, and the first
+``READ_TOKENS`` tokens of ``READ`` passages for the words. The sampled rows lie at equal steps, so the same store gives
+the same atlas.
 
 Legend: K domains, C coarse nodes.
 """
@@ -35,27 +35,27 @@ SOURCE_CHARACTERS = 80
 SAMPLE_BYTES = 360
 ALL_SAMPLES_BYTES = 2_400_000
 KEPT_WORDS = 300
-"""Candidates kept of each domain until all of them are read."""
+"""Candidate words kept per domain until all domains are read."""
 BACKGROUND_WORDS = 500_000
-"""Words counted over all domains before those met once are forgotten."""
+"""If more words than this are counted over all domains, the rarest are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DomainPortrait:
-    """One domain. All but the counts is of its sample; an empty domain has nothing there."""
+    """One domain. Everything but the two counts comes from its sample; an empty domain has no sample."""
 
     tokens: int
     passages: int
     sampled: int = 0
-    """Passages that the sources and the distance are of: all of them, or ``NUMBERED``."""
+    """How many passages the sources and the distance come from: all of them, or ``NUMBERED``."""
     mean_squared_distance: float | None = None
-    """Of the sampled passages to the centroid, under L2 between unit vectors: 0 to 4."""
+    """Mean squared L2 distance of the sampled passages to the centroid, 0 to 4 (between unit vectors)."""
     sources: tuple[tuple[str, float], ...] = ()
-    """The commonest, each with its share of the sampled passages."""
+    """The most common sources, each with its share of the sampled passages."""
     words: tuple[str, ...] = ()
-    """What sets it apart, the clearest first (:func:`distinguishing_words`)."""
+    """The words that set it apart, the clearest first (:func:`distinguishing_words`)."""
     samples: tuple[str, ...] = ()
-    """Beginnings of the passages nearest to the centroid, of different documents."""
+    """Beginnings of the passages nearest to the centroid, from different documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +63,11 @@ class Atlas:
     """The domains of a store."""
 
     digest: str
-    """Of the store's domains."""
+    """The digest of the store's domains."""
     domains: tuple[DomainPortrait, ...]
-    """K; domain i lies in coarse node ``i // (K // C)``."""
+    """K of them; domain i lies in coarse node ``i // (K // C)``."""
     coarse_words: tuple[tuple[str, ...], ...]
-    """C; what sets each coarse node apart from the others."""
+    """C of them: the words that set each coarse node apart from the others."""
 
 
 def collect_atlas(store: DomainStore, *, report: Report = ignore_progress) -> Atlas:
@@ -109,14 +109,14 @@ def collect_atlas(store: DomainStore, *, report: Report = ignore_progress) -> At
 
 
 class Background:
-    """In how many passages of all domains each word occurs, in bounded memory."""
+    """Counts, over all domains, in how many passages each word occurs, in bounded memory."""
 
     def __init__(self, limit: int = BACKGROUND_WORDS):
         self.limit, self.passages = limit, 0
         self._counts: Counter[str] = Counter()
 
     def add(self, counts: Mapping[str, int], passages: int) -> None:
-        """Add a domain's counts; above the limit the rarest words are forgotten (lossy counting)."""
+        """Add a domain's counts. Above the limit the rarest words are dropped (lossy counting)."""
         self.passages += passages
         self._counts.update(counts)
         least = 1
@@ -129,9 +129,9 @@ class Background:
 
 
 def passages_with_word(texts: Iterable[str]) -> Counter[str]:
-    """In how many of the texts each word occurs, so that a text which repeats one counts once.
+    """Count in how many of the texts each word occurs; a text that repeats a word counts once.
 
-    A word is 3 to 24 letters or digits of any script, at least one of them no digit, in lower case.
+    A word is 3 to 24 letters or digits of any script in lower case, not all of them digits.
     """
     counts: Counter[str] = Counter()
     for text in texts:
@@ -142,9 +142,9 @@ def passages_with_word(texts: Iterable[str]) -> Counter[str]:
 def distinguishing_words(
     counts: Mapping[str, int], passages: int, background: Background, *, limit: int = WORDS
 ) -> tuple[str, ...]:
-    """The words that a domain has in more of its passages than all domains together, the clearest first.
+    """The words that occur in a larger share of a domain's passages than of all domains' passages, the clearest first.
 
-    Ranked by Dunning's log-likelihood ratio of two shares. With q = counts[w] / passages, and P the share of
+    They are ranked by Dunning's log-likelihood ratio of two shares. With q = counts[w] / passages, and P the share of
     the passages of all domains that have w, each word with q > P scores
 
         passages · (q · log(q / P) + (1 - q) · log((1 - q) / (1 - P)))
@@ -162,7 +162,7 @@ def distinguishing_words(
 
 
 def shorten(text: str, most_bytes: int) -> str:
-    """The beginning of a text: so many bytes of UTF-8 at most, blank lines and margins dropped."""
+    """The beginning of a text, at most `most_bytes` bytes of UTF-8, without blank lines and trailing blanks."""
     lines = [line.rstrip() for line in text.strip().splitlines() if line.strip()]
     text = "\n".join(lines)
     encoded = text.encode(errors="replace")
@@ -174,7 +174,7 @@ def shorten(text: str, most_bytes: int) -> str:
 def _read_domain(
     store: DomainStore, domain: int, tokenizer: TextTokenizer, sample_bytes: int
 ) -> tuple[dict, list[str]]:
-    """All of a portrait but its words, and the texts to find those in."""
+    """A portrait without its words, and the texts in which the words are to be found."""
     counts = {"tokens": int(store.tokens_K[domain]), "passages": int(store.passages_K[domain])}
     if not counts["tokens"]:
         return counts, []
@@ -203,7 +203,7 @@ def _read_domain(
 
 
 def _texts(passages: pa.Table, tokenizer: TextTokenizer) -> list[str]:
-    """The beginnings of these passages; one that is cut loses its last word, which may be half of one."""
+    """The beginnings of these passages. A text that is cut loses its last word, which may be only half a word."""
     column = passages["tokens"].combine_chunks()
     values, offsets = column.values.to_numpy(zero_copy_only=True), np.asarray(column.offsets)
     starts, ends = offsets[:-1], offsets[1:]
@@ -215,11 +215,11 @@ def _texts(passages: pa.Table, tokenizer: TextTokenizer) -> list[str]:
 
 
 def _likeliest(counts: Counter[str], texts: int) -> dict[str, int]:
-    """The candidates worth keeping: the commonest, none that only one of several texts has."""
+    """The candidate words: the most common ones, without those that occur in only one of several texts."""
     least = 2 if texts >= 4 else 1
     return {sys.intern(word): n for word, n in counts.most_common(KEPT_WORDS) if n >= least}
 
 
 def _spread(rows: int, most: int) -> np.ndarray:
-    """int64: at most `most` of so many rows, at equal steps."""
+    """int64: at most `most` of `rows` row numbers, at equal steps."""
     return np.arange(rows) if rows <= most else np.linspace(0, rows - 1, most).astype(np.int64)

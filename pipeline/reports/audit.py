@@ -1,4 +1,4 @@
-"""Reading a whole store again: is every passage in exactly one domain, and every byte what was written?
+"""Checking a whole store: each passage is in exactly one domain, and each byte is as it was written.
 
 Legend: K domains.
 """
@@ -16,17 +16,17 @@ from pipeline.remote import files as remote_files
 from pipeline.remote.store import RemoteStore
 from pipeline.tasks import Report, ignore_progress
 from storage_schema.corpus import part_files
-from storage_schema.domains import DomainPart, DomainStore, partition_path
+from storage_schema.domains import DomainStore, DomainVolume, partition_path
 from storage_schema.layout import store_and_additions
 from storage_schema.manifest import FileEntry, StoreError, read_manifest, verify_file
 
 STAGES = ("passages", "tokenizer", "embeddings", "domains")
 STAGES_ADDED = ("passages", "embeddings", "domains")
-"""Of an addition, which has the store's tokenizer."""
+"""The stages of an addition, which uses the store's tokenizer."""
 
 
 def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict[str, int]:
-    """Check everything a finished store promises; one byte of memory a passage.
+    """Check everything that a finished store promises. Takes one byte of memory per passage.
 
     Args:
         report: progress in files and domains.
@@ -35,27 +35,27 @@ def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict
         How many ``files``, ``bytes``, ``passages``, ``tokens`` and ``domains`` were checked.
 
     Raises:
-        StoreError: the first thing that does not hold, naming the file or the domain.
+        StoreError: at the first fault; the message names the file or the domain.
     """
     store = DomainStore(folder)
     folders = store_and_additions(folder)
     files = []
     tokenizer = read_manifest(folders[0] / "tokenizer", "tokenizer")
-    for number, part in enumerate(folders):
-        stages = STAGES if part == folders[0] else STAGES_ADDED
-        manifests = {stage: read_manifest(part / stage, stage) for stage in stages}
-        _check_chain(part, manifests, {"tokenizer": tokenizer} | manifests)
+    for number, volume in enumerate(folders):
+        stages = STAGES if volume == folders[0] else STAGES_ADDED
+        manifests = {stage: read_manifest(volume / stage, stage) for stage in stages}
+        _check_chain(volume, manifests, {"tokenizer": tokenizer} | manifests)
         if number and manifests["passages"].inputs["store"] != store.digests[number - 1]:
-            raise StoreError(f"{part} was added to another store than the one it lies in. Remove it.")
-        files += [(part / stage, entry) for stage in stages for entry in manifests[stage].files]
+            raise StoreError(f"{volume} was added to another store than the one it lies in. Remove it.")
+        files += [(volume / stage, entry) for stage in stages for entry in manifests[stage].files]
     total = len(files) + store.num_domains
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python to the others
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases Python's global lock
         for number, _ in enumerate(pool.map(verify_file, *zip(*files, strict=True))):
             report(number + 1, total)
     seen = _Seen(folders)
     for domain in range(store.num_domains):
-        for part in store.parts:
-            _check_domain(store, part, domain, seen)
+        for volume in store.volumes:
+            _check_domain(store, volume, domain, seen)
         report(len(files) + domain + 1, total)
     seen.check_all()
     return {
@@ -68,17 +68,24 @@ def audit_store(folder: str | Path, *, report: Report = ignore_progress) -> dict
 
 
 def verify_domains(store: DomainStore, *, report: Report = ignore_progress) -> None:
-    """Compare every file of the store's domains, wherever it lies, with the sha256 it was written with; progress in
-    files.
+    """Compare every file of the store's domains, here or elsewhere, with its sha256 in the manifest.
 
-    Raises :class:`StoreError` naming the first that differs.
+    Args:
+        report: progress in files.
+
+    Raises:
+        StoreError: at the first file that differs; the message names it.
     """
-    files = [(number, entry) for number, part in enumerate(store.parts) for entry in part.manifest.files]
+    files = [
+        (number, entry) for number, volume in enumerate(store.volumes) for entry in volume.manifest.files
+    ]
     domains = {partition_path(domain): domain for domain in range(store.num_domains)}
 
     def verify(number: int, entry: FileEntry) -> None:
-        if not isinstance(store, RemoteStore) or entry.path not in domains:  # the others are mirrored here
-            verify_file(store.parts[number].folder, entry)
+        if (
+            not isinstance(store, RemoteStore) or entry.path not in domains
+        ):  # all but partitions lie on this machine
+            verify_file(store.volumes[number].folder, entry)
             return
         file = store.partition_file(number, domains[entry.path])
         if store.files.digest(file) != entry.sha256:
@@ -94,12 +101,14 @@ def verify_domains(store: DomainStore, *, report: Report = ignore_progress) -> N
 
 
 class _Seen:
-    """How often each training passage was met; a passage's id is the number of its file and its row."""
+    """Whether each training passage was met. A passage's id holds the number of its file and its row."""
 
     def __init__(self, folders: list[Path]):
         files = [file for folder in folders for file in part_files(folder / "passages", "train")]
         numbers = [int(file.stem.rpartition("-")[2]) for file in files]
-        self.rows = np.zeros(max(numbers) + 1, np.int64)  # held-out files have numbers too, and no domain
+        self.rows = np.zeros(
+            max(numbers) + 1, np.int64
+        )  # held-out files are numbered too, but are in no domain
         self.rows[numbers] = [pq.read_metadata(file).num_rows for file in files]
         self.edges = np.cumsum([0, *self.rows])
         self.times = np.zeros(int(self.edges[-1]), np.uint8)
@@ -131,7 +140,7 @@ class _Seen:
 
 
 def _check_chain(folder: Path, manifests: dict, upstream: dict) -> None:
-    """Each stage was made from the others as they are now."""
+    """Check that each stage was made from the other stages as they are now."""
     for stage, manifest in manifests.items():
         for name, digest in manifest.inputs.items():
             if name in upstream and upstream[name].digest != digest:
@@ -140,21 +149,21 @@ def _check_chain(folder: Path, manifests: dict, upstream: dict) -> None:
                 )
 
 
-def _check_domain(store: DomainStore, part: DomainPart, domain: int, seen: _Seen) -> None:
-    path = part.folder / partition_path(domain)
-    if not part.passages_K[domain]:
+def _check_domain(store: DomainStore, volume: DomainVolume, domain: int, seen: _Seen) -> None:
+    path = volume.folder / partition_path(domain)
+    if not volume.passages_K[domain]:
         if path.exists():
             raise StoreError(f"domain {domain} is empty in the index, but {path} exists.")
         return
-    batch = part.batch(domain, full=True)
+    batch = volume.batch(domain, full=True)
     tokens = batch.column("tokens")
     offsets = tokens.offsets.to_numpy()
-    stream = part.tokens(domain)
+    stream = volume.tokens(domain)
     ends = stream[offsets[1:] - 1] if len(offsets) > 1 else stream
     whole = offsets[0] == 0 and offsets[-1] == len(stream) and (np.diff(offsets) > 0).all()
-    if not whole or batch.num_rows != part.passages_K[domain] or (ends != store.end_of_text).any():
+    if not whole or batch.num_rows != volume.passages_K[domain] or (ends != store.end_of_text).any():
         raise StoreError(
-            f"{path} does not hold {part.passages_K[domain]} passages, each ending in end-of-text, "
+            f"{path} does not hold {volume.passages_K[domain]} passages, each ending in end-of-text, "
             "one after the other. Rebuild the store."
         )
     seen.add(domain, batch.column("passage_id").to_numpy())

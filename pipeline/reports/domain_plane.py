@@ -1,4 +1,4 @@
-"""Where the domains lie on a plane: their centroids' two principal components.
+"""Positions of the domains on a plane: the two principal components of their centroids.
 
 Legend: K domains, D embedding size.
 """
@@ -13,9 +13,9 @@ from storage_schema.tree import Tree
 
 
 def positions(tree: Tree) -> np.ndarray:
-    """float64 [K, 2] in 0 to 1: the plane in which the centroids, weighted by their passages, vary most.
+    """Positions float64 [K, 2], from 0 to 1, on the plane in which the centroids, weighted by passages, vary most.
 
-    Domains without passages are rows of NaN. The signs are fixed, so that the same tree gives the same picture.
+    Domains without passages are rows of NaN. The signs are fixed, so the same tree gives the same picture.
     """
     there_K = np.isfinite(tree.leaves_KD).all(1)
     found_K2 = np.full((tree.num_domains, 2), np.nan)
@@ -34,7 +34,7 @@ def positions(tree: Tree) -> np.ndarray:
 
 
 def centre(positions_K2: np.ndarray, weights: Mapping[int, float]) -> np.ndarray | None:
-    """Mean position, float64 [2], of the domains with weight; None where none of them has a position."""
+    """Weighted mean position, float64 [2], of the domains in `weights`; None if none of them has a position."""
     domains = [i for i in weights if not np.isnan(positions_K2[i]).any()]
     if not domains:
         return None

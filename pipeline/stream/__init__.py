@@ -1,1 +1,1 @@
-"""Plan and partitions → token batches."""
+"""The plan and the partitions → token batches."""

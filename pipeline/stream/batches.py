@@ -1,12 +1,12 @@
-"""From the plan to token batches: the same windows through Ray Data, or in process.
+"""From the plan to token batches: the same batches through Ray Data or in this process.
 
-Ray Data runs windows of steps: one block holds this rank's slots of `block_steps` consecutive steps, fetched by
-an actor from memory-mapped partitions, so Ray's cost per block is shared by many steps. Every row carries
-its step and slot and the consumer checks them: a wrong order is an error, never a silent shuffle.
+Ray Data moves blocks of steps. A block holds this rank's slots of `block_steps` consecutive steps, read by an actor
+from memory-mapped partitions, so many steps share Ray's cost per block. Every row carries its step and slot, and the
+consumer checks them: a wrong order is an error, never a silent shuffle.
 
-Ray Data prepares every task of a dataset when it starts, so one task reads many windows, block by block.
+Ray Data prepares every task of a dataset when it starts, so one task makes many blocks, one after the other.
 
-Legend: B slots of one rank in a step, L tokens in a sequence, W mixtures a step, K domains.
+Legend: B slots of one rank in a step, L tokens in a sequence, W mixtures per step, K domains.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from storage_schema.manifest import StoreError
 
 BLOCK_BYTES = 16 << 20
 BLOCKS_AHEAD = 8
-"""Blocks that a task makes before they are taken. Ray Data's own default, 2, leaves the fetcher waiting."""
+"""How many blocks a task may make before they are taken. With Ray Data's default, 2, the fetcher has to wait."""
 TASK_BLOCKS = 64
-"""Windows that one Ray task reads: a run of a million steps is some hundred tasks."""
+"""Blocks that one Ray task makes: a run of a million steps has a few hundred tasks."""
 FETCHER_CPUS = 0.01
-"""Next to nothing: all ranks' fetchers must run at once, for a rank that has no data holds up the others, and a machine
-of N workers may have one logical CPU besides."""
+"""Almost nothing, because the fetchers of all ranks must run at the same time: a rank without data holds up the others,
+and a machine with N workers may have only one more logical CPU."""
 PRESERVE_ORDER = True
-"""Ray Data's own default is False: blocks in the order in which they were finished."""
+"""Ray Data's default is False, which gives blocks in the order in which they are finished."""
 
 
 class StreamError(RuntimeError):
-    """A batch arrived out of its place in the plan."""
+    """A batch arrived that is not the plan's next one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +50,16 @@ class Batch:
     tokens_BL1: np.ndarray
     """The store's token type (uint16 or uint32); may be read-only."""
     mixture_B: np.ndarray
-    """int64; the mixture each slot belongs to, ascending."""
+    """int64; the mixture that each slot belongs to, ascending."""
     domain_weights_WK: np.ndarray
-    """float32; of all mixtures of the step, on every rank."""
+    """float32; the weights of all mixtures of the step, the same on every rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureStream:
-    """Batches of a plan from any step on, for one rank of any number of them.
+    """Batches of a plan from any step on, for one rank of any number of ranks.
 
-    Picklable: only the store's place travels, partitions are opened where they are read.
+    It can be pickled: it holds only the store's place, and partitions are opened where they are read.
     """
 
     store_folder: str
@@ -71,13 +71,13 @@ class MixtureStream:
     fetchers: int = 1
     """Ray actors that read partitions for this rank."""
     store_parts: int | None = None
-    """The plan is of the store with so many parts: what is added during a run is not seen by it."""
+    """The plan is for the store with this many volumes: a run does not see documents that are added while it runs."""
     window_steps: int | None = None
-    """Steps in a block; None: about 16 MB of tokens, were they of two bytes."""
+    """Steps in a block. None: as many as make about 16 MB of tokens of two bytes."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
-            raise UserError(f"rank {self.rank} is none of {self.world_size}; ranks count from 0.")
+            raise UserError(f"there is no rank {self.rank} of {self.world_size}; ranks count from 0.")
         planned = self.plan.facts["sequence_length"]
         if planned not in (0, self.sequence_length):
             raise UserError(
@@ -93,8 +93,8 @@ class MixtureStream:
             raise UserError(f"window_steps is {self.window_steps}; a block holds at least one step.")
 
     def open_store(self) -> DomainStore:
-        """The store that the plan is of. Raises StoreError if another one lies there now."""
-        store = open_store(self.store_folder, num_parts=self.store_parts)
+        """Open the store that the plan is for. Raises StoreError if another store lies there now."""
+        store = open_store(self.store_folder, num_volumes=self.store_parts)
         planned = self.plan.facts["store"]
         if planned and store.digest != planned:
             raise StoreError(
@@ -121,11 +121,11 @@ class MixtureStream:
         return int(np.clip(BLOCK_BYTES // (2 * self.share * (self.sequence_length + 1)), 16, 256))
 
     def for_rank(self, rank: int, world_size: int) -> MixtureStream:
-        """The same stream as seen by `rank` of `world_size`."""
+        """The same stream for another `rank` of `world_size` ranks."""
         return replace(self, rank=rank, world_size=world_size)
 
     def in_process(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps [start, stop) without Ray: the reference."""
+        """Batches of the steps [start, stop) without Ray; the reference for :meth:`through_ray`."""
         yield from self._fetched(Fetch(self), start, stop)
 
     def _fetched(self, fetch: Fetch, start: int, stop: int) -> Iterator[Batch]:
@@ -135,9 +135,13 @@ class MixtureStream:
         fetch.reader.finish()
 
     def through_ray(self, start: int, stop: int) -> Iterator[Batch]:
-        """The same batches, fetched ahead by Ray Data actors; to be called in a Ray process.
+        """The same batches, fetched ahead by Ray Data actors. Call it in a Ray process.
 
-        The first window is read in this process, so that the first batches are there while Ray starts.
+        The first block is read in this process, so that the first batches are ready while Ray Data starts.
+
+        Raises:
+            StreamError: a batch arrived out of order, or the stream ended too early.
+            StoreError: a partition is missing, damaged, or was changed.
         """
         head = min(start + self.block_steps, stop)
         fetch = Fetch(self)
@@ -154,16 +158,16 @@ class MixtureStream:
             raise StreamError(f"the stream ended at step {first}, before step {stop}.")
 
     def _tables(self, start: int, stop: int, token_bytes: int) -> Iterator[pa.Table]:
-        """The windows of steps [start, stop) in order, from Ray Data."""
+        """The blocks of the steps [start, stop) in order, from Ray Data."""
         import ray
         from ray.data import ActorPoolStrategy
 
-        windows = -(-(stop - start) // self.block_steps)
-        # Made here: ray.data.range makes them in tasks, which want a whole CPU.
-        dataset = ray.data.from_items(list(range(windows)), override_num_blocks=-(-windows // TASK_BLOCKS))
+        blocks = -(-(stop - start) // self.block_steps)
+        # Not ray.data.range, which makes the numbers in tasks that each need a whole CPU.
+        dataset = ray.data.from_items(list(range(blocks)), override_num_blocks=-(-blocks // TASK_BLOCKS))
         dataset.context.execution_options.preserve_order = PRESERVE_ORDER
         dataset.context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_AHEAD
-        # A block is closed at the target and cut up from 1.5 times the target on: each window becomes one block.
+        # Ray closes a block at the target size and cuts up one of 1.5 times that size, so each of ours stays one block.
         dataset.context.target_max_block_size = int(
             0.9 * self.block_steps * self.share * self._row_bytes(token_bytes)
         )
@@ -181,11 +185,13 @@ class MixtureStream:
         return iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
 
     def _row_bytes(self, token_bytes: int) -> int:
-        """Of one slot in a block of Ray's: its tokens, its step and its number."""
+        """The bytes of one slot in a block: its tokens, its step and its number."""
         return (self.sequence_length + 1) * token_bytes + 8 + 4
 
     def _checked(self, table: pa.Table, first: int, stop: int) -> np.ndarray:
-        """The tokens ``[rows, L + 1]`` of a table, which must hold all slots of whole steps from `first` on."""
+        """The tokens ``[rows, L + 1]`` of a block. Raises StreamError unless it holds all slots of whole steps from
+        `first` on, in order.
+        """
         steps, over = divmod(len(table), self.share)
         last = first + steps
         found_step, found_slot = np.asarray(table["step"]), np.asarray(table["slot"])
@@ -202,7 +208,7 @@ class MixtureStream:
         return table["tokens"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
 
     def _batches(self, tokens: np.ndarray, steps: Steps) -> Iterator[Batch]:
-        """One window's tokens ``[steps * B, L + 1]`` as batches."""
+        """The tokens of one block, ``[steps * B, L + 1]``, as batches."""
         tokens = tokens.reshape(-1, self.share, self.sequence_length + 1)
         mixture_B = self.plan.mixture_of_slot()[self.slots]
         weights_WK = None
@@ -213,18 +219,18 @@ class MixtureStream:
 
 
 class Fetch:
-    """Reads windows of steps. A pure function of its input, so Ray may retry it."""
+    """Reads blocks of steps. It is a pure function of its input, so Ray may call it again."""
 
     def __init__(self, stream: MixtureStream, start: int = 0, stop: int = 0):
         self.stream, self.start, self.stop = stream, start, stop
         self.reader = window_reader(stream.open_store(), stream.sequence_length)
 
     def tokens(self, steps: Steps) -> np.ndarray:
-        """This rank's slots of these steps: ``[steps * B, L + 1]``."""
+        """The tokens of this rank's slots in these steps: ``[steps * B, L + 1]``."""
         return self.reader.read(steps.domain_TB.reshape(-1), steps.row_TB.reshape(-1))
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """A block holds the numbers of some windows."""
+        """Make the blocks whose numbers are the rows of `block`."""
         block_steps, slots = self.stream.block_steps, self.stream.slots
         for number in block["item"].to_pylist():
             first = self.start + number * block_steps
@@ -241,10 +247,10 @@ class Fetch:
 
 
 class _Begun:
-    """An iterator that is made, with its first item, in a thread."""
+    """An iterator that is made in a thread, which also computes its first item."""
 
     def __init__(self, make: Callable[[], Iterator[pa.Table]]):
-        self._begun = ThreadPoolExecutor(1, "first-window").submit(self._begin, make)
+        self._begun = ThreadPoolExecutor(1, "first-block").submit(self._begin, make)
 
     def __iter__(self) -> Iterator[pa.Table]:
         first, items = self._begun.result()

@@ -1,6 +1,6 @@
-/* Rows of `bytes` bytes each from anywhere in memory, one after the other to `out`.
+/* Copy rows of `bytes` bytes each from any addresses in memory to `out`, one after the other.
  *
- * A row from all over half a gigabyte is waited for; so those that come next are fetched while this one is copied.
+ * Rows spread over half a gigabyte are not in the cache. So the next rows are fetched while this one is copied.
  */
 #include <stdint.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-"""Rows of one size from anywhere in this process's memory: gather.c where it was compiled, NumPy where it was not."""
+"""Copying rows of one size from any addresses in this process's memory: by gather.c if compiled, else by NumPy."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from storage_schema.compiled import library
 
 _BASE, _END = 1 << 12, 1 << 47
-"""All that a process can map lies between these addresses."""
+"""Everything that a process can map lies between these addresses."""
 
 
 def gather(addresses: np.ndarray, length: int, dtype: np.dtype) -> np.ndarray:
-    """The rows that begin at these addresses: [len(addresses), length] of `dtype`.
+    """Copy the rows that begin at these addresses: [len(addresses), length] of `dtype`.
 
     Args:
-        addresses: int64, contiguous, in bytes and multiples of the item's size. Whatever lies there is read: the caller
-            answers for its being mapped.
+        addresses: int64, contiguous, in bytes, each a multiple of the item's size. Nothing is checked: the caller must
+            make sure that the memory there is mapped.
     """
     compiled = library("pipeline.stream._gather")
     if compiled is None:
@@ -34,14 +34,14 @@ def gather(addresses: np.ndarray, length: int, dtype: np.dtype) -> np.ndarray:
 
 
 def _with_numpy(addresses: np.ndarray, length: int, dtype: np.dtype) -> np.ndarray:
-    """Arrays by the thousand would cost more than their bytes, so one that is all of memory is indexed once."""
+    """Index one array that stands for all of memory: making an array per row would cost more than copying the rows."""
     rows = _everything(length * dtype.itemsize, dtype.itemsize)[(addresses - _BASE) // dtype.itemsize]
     return rows.view(dtype).reshape(len(addresses), length)
 
 
 @cache
 def _everything(row_bytes: int, item_bytes: int) -> np.ndarray:
-    """The row that begins at each item of the address space."""
+    """An array over the whole address space: its element i is the row that begins at item i."""
     space = (ctypes.c_char * (_END - _BASE)).from_address(_BASE)
     return np.ndarray(
         ((_END - _BASE - row_bytes) // item_bytes,),

@@ -1,4 +1,4 @@
-"""Pretraining data again: windows of a store's generic mixture, for what is trained on later."""
+"""Windows of a store's generic mixture: pretraining data that later training mixes in again."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ BATCH, STEPS = 64, 1 << 40
 def generic_windows(
     store_place: str, sequence_length: int, *, seed: int = 0
 ) -> Callable[[int], torch.Tensor]:
-    """A function: number n → int64 [n, L + 1], other windows at each call, the same ones for the same seed.
+    """Return a function: a number n → n windows, int64 [n, L + 1]. Each call gives new windows; the same seed gives the
+    same sequence of windows.
 
     Args:
         store_place: the store, a path or ``s3://`` URI.
 
     Raises:
-        StoreError: there is no finished store, or it has no window of that length.
+        StoreError: there is no finished store.
+        ValueError: the store has no window of that length.
     """
     store = open_store(store_place)
     windows_K = store.windows_K(sequence_length)
@@ -38,7 +40,7 @@ def generic_windows(
         sequence_length=sequence_length,
     )
     stream = MixtureStream(
-        store_folder=store_place, sequence_length=sequence_length, plan=plan, store_parts=len(store.parts)
+        store_folder=store_place, sequence_length=sequence_length, plan=plan, store_parts=len(store.volumes)
     )
     batches = stream.in_process(0, STEPS)
     waiting = np.empty((0, sequence_length + 1), np.int64)

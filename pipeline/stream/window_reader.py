@@ -11,110 +11,117 @@ from pipeline.remote.store import RemoteStore
 from pipeline.stream.gather import gather
 from storage_schema.domains import DomainStore, MappedPartition
 
-LOOKED_AFTER_SECONDS = 1.0
-"""A file's state is asked for before and after a read, but at most so often: at thousands of domains a second that
-costs more than the tokens."""
+CHECK_SECONDS = 1.0
+"""A file is checked before and after a read, but not again within this many seconds: at thousands of domains per second
+the checks would take longer than reading the tokens."""
 MOST_MAPPINGS = 24_576
-"""Of one reader. Linux allows a process 65,530 (``vm.max_map_count``), of which libraries and threads take some too."""
+"""The most partitions that a reader maps. Linux allows a process 65,530 mappings (``vm.max_map_count``), and libraries
+and threads need some too."""
 
 
 def window_reader(store: DomainStore, sequence_length: int) -> MappedReader | RangeReader:
-    """What reads this store's windows."""
+    """The reader of this store's windows."""
     if isinstance(store, RemoteStore):
         return RangeReader(store, sequence_length)
     return MappedReader(store, sequence_length)
 
 
 class MappedReader:
-    """Reads windows of a store on this machine, whose partitions stay mapped once they were read, the last used ones.
+    """Reads windows of a store on this machine. The most recently used partitions stay memory-mapped, which takes no
+    file descriptors.
 
-    That takes no file descriptors.
-
-    Thousands of domains a second would cost more than the bytes, were each an array of its own. So a window is known
-    by its address, and one gather (``gather.py``) copies all: only addresses of mapped windows are read.
+    One array per domain would cost more than copying the bytes, at thousands of domains per second. So windows are
+    found by their memory addresses, and one gather (``gather.py``) copies all of them. Only addresses in mapped
+    partitions are read.
     """
 
     def __init__(self, store: DomainStore, sequence_length: int):
         self.store, self.sequence_length = store, sequence_length
-        self._windows_PK = np.stack([part.windows_K(sequence_length) for part in store.parts])
-        self._windows_K = self._windows_PK.sum(0)
-        self._first_PK = np.cumsum(self._windows_PK, axis=0) - self._windows_PK
-        self._address_PK = np.zeros(self._windows_PK.shape, np.int64)
-        """Where row 0 of a domain would lie, if this part had it."""
-        self._looked_PK = np.full(self._windows_PK.shape, -np.inf)
+        self._windows_VK = np.stack([volume.windows_K(sequence_length) for volume in store.volumes])
+        self._windows_K = self._windows_VK.sum(0)
+        self._first_VK = np.cumsum(self._windows_VK, axis=0) - self._windows_VK
+        self._address_VK = np.zeros(self._windows_VK.shape, np.int64)
+        """The address at which the domain's row 0 would be if it lay in this volume."""
+        self._checked_VK = np.full(self._windows_VK.shape, -np.inf)
         self._seen: dict[tuple[int, int], MappedPartition] = {}
-        self._mapped_PK = np.zeros(self._windows_PK.shape, bool)
+        self._mapped_VK = np.zeros(self._windows_VK.shape, bool)
         self._dtype = store.token_dtype
         self._step = sequence_length * self._dtype.itemsize
 
     def read(self, domains: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Windows `rows` of `domains`: [len(rows), L + 1] of the store's token type.
+        """Read the windows `rows` of `domains`: [len(rows), L + 1] of the store's token type.
 
         Raises:
-            StoreError: a partition is missing, damaged, or was changed while it was read; it is named.
+            StoreError: a partition is missing, damaged, or was changed while it was read; the message names it.
+            IndexError: a domain has no such window.
         """
-        beyond = rows.astype(np.uint64) >= self._windows_K[domains]  # no address is made of these
+        beyond = rows.astype(np.uint64) >= self._windows_K[domains]  # an address must never be made of these
         if beyond.any():
             domain, row = domains[beyond][0], rows[beyond][0]
-            raise IndexError(f"domain {domain} has {self._windows_K[domain]} windows; row {row} is none.")
-        if len(rows) > MOST_MAPPINGS // 2:  # so many may be in as many partitions
+            raise IndexError(f"domain {domain} has {self._windows_K[domain]} windows; there is no row {row}.")
+        if len(rows) > MOST_MAPPINGS // 2:  # each may lie in another partition
             halves = zip(np.array_split(domains, 2), np.array_split(rows, 2), strict=True)
             return np.concatenate([self.read(*half) for half in halves])
         self._make_room(len(rows))
-        looked: list[MappedPartition] = []
-        if len(self._windows_PK) == 1:
-            addresses = self._addresses(0, domains, rows, looked)
+        checked: list[MappedPartition] = []
+        if len(self._windows_VK) == 1:
+            addresses = self._addresses(0, domains, rows, checked)
         else:
             addresses = np.empty(len(rows), np.int64)
-            for number, first_K in enumerate(self._first_PK):
-                inside = (rows - first_K[domains]).astype(np.uint64) < self._windows_PK[number][domains]
-                addresses[inside] = self._addresses(number, domains[inside], rows[inside], looked)
+            for number, first_K in enumerate(self._first_VK):
+                inside = (rows - first_K[domains]).astype(np.uint64) < self._windows_VK[number][domains]
+                addresses[inside] = self._addresses(number, domains[inside], rows[inside], checked)
         windows = gather(addresses, self.sequence_length + 1, self._dtype)
-        for partition in looked:
+        for partition in checked:
             partition.check()
         return windows
 
     def finish(self) -> None:
-        """After the last read: see that no file was changed meanwhile. Raises StoreError as :meth:`read` does."""
-        for number, domain in np.argwhere(self._mapped_PK).tolist():
+        """Call after the last read: checks that no file was changed. Raises StoreError as :meth:`read` does."""
+        for number, domain in np.argwhere(self._mapped_VK).tolist():
             self._seen[number, domain].check()
 
     def _addresses(
-        self, number: int, domains: np.ndarray, rows: np.ndarray, looked: list[MappedPartition]
+        self, number: int, domains: np.ndarray, rows: np.ndarray, checked: list[MappedPartition]
     ) -> np.ndarray:
-        """Of windows that lie in one part, in bytes; the files that were looked at for it are added to `looked`."""
-        looked += self._look_after(number, domains)
-        return self._address_PK[number][domains] + rows * self._step
+        """The addresses of windows that lie in one volume. The files that were checked are added to `checked`."""
+        checked += self._check_files(number, domains)
+        return self._address_VK[number][domains] + rows * self._step
 
-    def _look_after(self, number: int, domains: np.ndarray) -> list[MappedPartition]:
-        """Map what is not, and see that no file was changed: past a file's end lie zeros, or the process's death."""
+    def _check_files(self, number: int, domains: np.ndarray) -> list[MappedPartition]:
+        """Map partitions that are not mapped, and check that no file was changed: reading past the end of a shortened
+        file gives zeros or kills the process.
+        """
         now = time.monotonic()
         used = np.flatnonzero(np.bincount(domains))
-        due = used[now - self._looked_PK[number, used] > LOOKED_AFTER_SECONDS]
+        due = used[now - self._checked_VK[number, used] > CHECK_SECONDS]
         for domain in due.tolist():
-            if not self._mapped_PK[number, domain]:
+            if not self._mapped_VK[number, domain]:
                 self._map(number, domain)
             self._seen[number, domain].check()
-        self._looked_PK[number, due] = now
+        self._checked_VK[number, due] = now
         return [self._seen[number, domain] for domain in due.tolist()]
 
     def _map(self, number: int, domain: int) -> None:
         if (number, domain) not in self._seen:
-            self._seen[number, domain] = MappedPartition(self.store.parts[number], domain)
+            self._seen[number, domain] = MappedPartition(self.store.volumes[number], domain)
         address = self._seen[number, domain].map().ctypes.data
-        self._address_PK[number, domain] = address - self._first_PK[number, domain] * self._step
-        self._mapped_PK[number, domain] = True
+        self._address_VK[number, domain] = address - self._first_VK[number, domain] * self._step
+        self._mapped_VK[number, domain] = True
 
     def _make_room(self, wanted: int) -> None:
-        """Unmap what was used the longest ago, so that `wanted` partitions can be mapped; no address may be in use."""
-        too_many = int(np.count_nonzero(self._mapped_PK)) + wanted - MOST_MAPPINGS
+        """Unmap the partitions that were not used for the longest time, so that `wanted` more can be mapped.
+
+        Call it only while no address is in use.
+        """
+        too_many = int(np.count_nonzero(self._mapped_VK)) + wanted - MOST_MAPPINGS
         if too_many <= 0:
             return
-        oldest = np.argsort(self._looked_PK[self._mapped_PK])[:too_many]
-        for number, domain in np.argwhere(self._mapped_PK)[oldest].tolist():
+        oldest = np.argsort(self._checked_VK[self._mapped_VK])[:too_many]
+        for number, domain in np.argwhere(self._mapped_VK)[oldest].tolist():
             self._seen[number, domain].unmap()
-            self._mapped_PK[number, domain] = False
-            self._looked_PK[number, domain] = -np.inf
+            self._mapped_VK[number, domain] = False
+            self._checked_VK[number, domain] = -np.inf
 
 
 class RangeReader:
@@ -124,29 +131,29 @@ class RangeReader:
         self.store, self.sequence_length = store, sequence_length
 
     def read(self, domains: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """As :meth:`MappedReader.read`; a read that fails is tried again before it is an error."""
+        """As :meth:`MappedReader.read`. A read that fails is tried again several times."""
         order = np.lexsort((rows, domains))
         out = np.empty((len(rows), self.sequence_length + 1), self.store.token_dtype)
         room = self.store.windows_in_cache(self.sequence_length)
-        for start in range(0, len(order), room):  # so many as are fetched at once
+        for start in range(0, len(order), room):
             some = order[start : start + room]
             self.store.prefetch(domains[some], rows[some], self.sequence_length)
             edges = np.flatnonzero(np.diff(domains[some], prepend=-1, append=-1))
             for begin, end in pairwise(edges.tolist()):
-                places = some[begin:end]
-                out[places] = self._of_domain(int(domains[places[0]]), rows[places])
+                positions = some[begin:end]
+                out[positions] = self._of_domain(int(domains[positions[0]]), rows[positions])
         return out
 
     def finish(self) -> None:
-        """Nothing: each read looks after its files."""
+        """Does nothing, because each read checks its files."""
 
     def _of_domain(self, domain: int, rows: np.ndarray) -> np.ndarray:
-        """Windows `rows`, ascending, of one domain: those of its first part come first."""
+        """The windows `rows` (ascending) of one domain, counting through its volumes."""
         taken, first = [], 0
         for windows in self.store.windows(domain, self.sequence_length):
             begin, end = np.searchsorted(rows, (first, first + len(windows)))
             taken.append(windows.take(rows[begin:end] - first))
             first += len(windows)
         if rows[-1] >= first:
-            raise IndexError(f"domain {domain} has {first} windows; row {rows[-1]} is none.")
+            raise IndexError(f"domain {domain} has {first} windows; there is no row {rows[-1]}.")
         return np.concatenate(taken)

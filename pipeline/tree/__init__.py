@@ -1,1 +1,1 @@
-"""The tree of centroids: fitted, and asked for the nearest."""
+"""The tree of centroids: fitting it, and finding the nearest centroid."""

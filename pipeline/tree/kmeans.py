@@ -1,9 +1,8 @@
-"""k-means of one node of the tree: unit vectors, L2, a k-means++ start, a bound on the clusters' sizes.
+"""k-means for one node of the tree: unit vectors, L2, a k-means++ start, a bound on the clusters' sizes.
 
-The recipe is that of arXiv 2510.02375, appendix C, with two differences: every iteration sees the node's
-whole sample instead of a small new one, and the last iterations are not bounded, so that clusters that were
-split at random settle. FAISS measures the distances; its own k-means knows no bound. Centroids are raw
-means, not renormalised.
+The recipe is that of arXiv 2510.02375, appendix C, with two differences: every iteration sees the node's whole sample
+instead of a small new one, and the last iterations are not bounded, so that clusters that were split at random settle.
+FAISS measures the distances; its own k-means cannot bound sizes. Centroids are plain means, not renormalised.
 
 Legend: N vectors, k centroids of one node, D embedding size.
 """
@@ -18,9 +17,9 @@ import numpy as np
 from pipeline.tree.nearest import Blocks, distinct_rows, single_threaded
 
 BOUNDED = 0.75
-"""Share of the iterations in which the sizes are bounded."""
+"""The share of the iterations in which sizes are bounded."""
 _INIT_ROWS = 64
-"""k-means++ chooses among so many vectors a centroid: more costs time and gains nothing."""
+"""k-means++ chooses among this many vectors per centroid; more cost time and gain nothing."""
 _INIT_TRIALS = 4
 
 
@@ -30,10 +29,10 @@ class KMeansSettings:
 
     iterations: int = 20
     starts: int = 1
-    """The best of so many is kept."""
+    """How often the fit is made; the one with the smallest inertia is kept."""
     init: Literal["k-means++", "random"] = "k-means++"
     size_limit: float | None = 1.5
-    """A cluster with more than this many even shares (N / k) gives half of it, at random, to the smallest."""
+    """A cluster larger than this many even shares (N / k) gives a random half to the smallest one. None: no bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +40,11 @@ class NodeFit:
     """A fitted node."""
 
     centroids_kD: np.ndarray
-    """float32; rows of NaN, last, where there are fewer than k distinct vectors."""
+    """float32; if there are fewer than k distinct vectors, the last rows are NaN."""
     inertia: float
     """Mean squared distance of the sample's vectors to their nearest centroid."""
     splits: int
-    """How often a cluster was split, because it was too large or another one empty."""
+    """How often a cluster was split because it was too large or another one was empty."""
 
 
 def fit_node(
@@ -60,14 +59,14 @@ def fit_node(
     """Fit the centroids of one node.
 
     Args:
-        vectors_ND: finite, float16 or float32, N may be anything from 0.
-        threads: change the time, not one bit of the result.
+        vectors_ND: finite, float16 or float32; N may be 0.
+        threads: they change the time, and no bit of the result.
 
     Returns:
         The same bytes for the same arguments on the same machine.
 
     Raises:
-        ValueError: a vector that is not finite.
+        ValueError: a vector is not finite.
     """
     distinct = _distinct_up_to(vectors_ND, clusters)
     if distinct is not None:
@@ -99,7 +98,10 @@ def _fit_once(
 
 
 def _split(nearest_N: np.ndarray, clusters: int, limit: float, random: np.random.Generator) -> int:
-    """Halve clusters above the limit, in favour of the smallest, in place; and any, in favour of an empty one."""
+    """Move a random half of each cluster above the limit to the smallest one, and fill empty clusters, in place.
+
+    Returns the number of splits.
+    """
     counts_k = np.bincount(nearest_N, minlength=clusters)
     splits = 0
     while (counts_k.max() > limit or counts_k.min() == 0) and splits < clusters:
@@ -114,7 +116,7 @@ def _split(nearest_N: np.ndarray, clusters: int, limit: float, random: np.random
 
 
 def _start(vectors_ND: np.ndarray, clusters: int, init: str, random: np.random.Generator) -> np.ndarray:
-    """The first centroids: some of the vectors."""
+    """Choose some of the vectors as the first centroids."""
     if init == "random":
         return vectors_ND[random.choice(len(vectors_ND), clusters, replace=False)].astype(np.float32)
     rows = min(len(vectors_ND), _INIT_ROWS * clusters)
@@ -124,7 +126,9 @@ def _start(vectors_ND: np.ndarray, clusters: int, init: str, random: np.random.G
 
 
 def _plus_plus(vectors_ND: np.ndarray, clusters: int, random: np.random.Generator) -> list[int]:
-    """Greedy k-means++ (Arthur & Vassilvitskii 2007): of some draws by squared distance, the one that leaves least."""
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007): of a few vectors drawn by their squared distance, take the one
+    that leaves the smallest sum of squared distances. Returns the vectors' numbers.
+    """
     from faiss import pairwise_distances
 
     chosen = [int(random.integers(len(vectors_ND)))]

@@ -1,8 +1,8 @@
-"""Nearest centroids: what fitting the tree and assigning to it have in common.
+"""Finding nearest centroids, both to fit the tree and to assign passages to it.
 
-Assignment always is to the nearest centroid under L2; a centroid that no passage reached is a row of NaN and
-is never chosen. FAISS compares block by block, each in one thread, so the result does not depend on how many
-threads there are.
+A vector is always assigned to the nearest centroid under L2. A centroid that no passage reached is a row of NaN and is
+never chosen. FAISS compares block by block, each block in one thread, so the result does not depend on the number of
+threads.
 
 Legend: N vectors, k centroids of one node, D embedding size.
 """
@@ -21,14 +21,14 @@ import numpy as np
 from storage_schema.errors import UserError
 
 ROWS_AT_ONCE = 2048
-"""A block in float32 (3 MB at D = 384) stays in the cache between widening, comparing and adding up."""
+"""A block of this many rows in float32 (3 MB at D = 384) stays in the cache while it is widened, compared and added."""
 GPU_ROWS_AT_ONCE = 65_536
 _TORCH_GRAIN = 32_768
-"""Elements up to which torch stays in the calling thread; its teams of threads would fight with ours."""
+"""Up to this many elements torch stays in the calling thread; its own threads would compete with ours."""
 
 
 class Blocks:
-    """Vectors ``[N, D]``, float16 or float32, walked block by block in float32; never widened as a whole.
+    """Vectors ``[N, D]``, float16 or float32, processed block by block in float32 and never widened as a whole.
 
     Args:
         threads: how many blocks are worked on at once.
@@ -45,7 +45,7 @@ class Blocks:
     def nearest(self, centroids_kD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The nearest centroid of each vector, int64 ``[N]``, and its squared distance, float32 ``[N]``.
 
-        All centroids must be finite. Raises ValueError for a vector that is not.
+        All centroids must be finite. Raises ValueError if a vector is not finite.
         """
         nearest_N = np.empty(len(self.vectors_ND), np.int64)
         squared_N = np.empty(len(self.vectors_ND), np.float32)
@@ -80,7 +80,9 @@ class Blocks:
             return (total_kD / counts_k[:, None]).astype(np.float32)
 
     def distances(self, nearest_N: np.ndarray, centroids_kD: np.ndarray) -> np.ndarray:
-        """The L2 distance of each vector to its centroid, float32 ``[N]``, from the difference: exact near 0."""
+        """The L2 distance of each vector to its centroid, float32 ``[N]``. It is computed from the difference, and so
+        is exact near 0.
+        """
 
         def measure(start: int, block: np.ndarray) -> np.ndarray:
             difference = block - centroids_kD[nearest_N[start : start + len(block)]]
@@ -98,9 +100,9 @@ class Blocks:
         rows = self.vectors_ND[start : start + self._rows]
         if rows.dtype == np.float32:
             return np.ascontiguousarray(rows)
-        import torch  # widens float16 ten times as fast as NumPy
+        import torch  # it widens float16 ten times as fast as NumPy
 
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor written to
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
         step = max(1, _TORCH_GRAIN // rows.shape[1])
         if not hasattr(self._own, "buffer"):
             self._own.buffer = np.empty((self._rows, rows.shape[1]), np.float32)
@@ -139,7 +141,7 @@ def without_unreached(centroids_kD: np.ndarray, counts_k: np.ndarray) -> np.ndar
 
 
 def distinct_rows(vectors_ND: np.ndarray) -> np.ndarray:
-    """Numbers of the first row of each distinct vector, in order."""
+    """The number of the first row of each distinct vector, in ascending order."""
     rows = np.ascontiguousarray(vectors_ND)
     if not len(rows):
         return np.empty(0, np.int64)
@@ -148,16 +150,16 @@ def distinct_rows(vectors_ND: np.ndarray) -> np.ndarray:
 
 
 def sample_rows(total: int, limit: int, seed: int) -> np.ndarray:
-    """At most `limit` of the numbers below `total`, drawn without repetition, in order."""
+    """At most `limit` of the numbers below `total`, drawn without repetition, in ascending order."""
     if total <= limit:
         return np.arange(total)
     random = np.random.Generator(np.random.Philox(seed))
-    # Memory of the order of `limit`, whatever the total.
+    # This needs memory in proportion to `limit`, not to `total`.
     return np.sort(random.choice(total, limit, replace=False, shuffle=False))
 
 
 def node_seed(seed: int, node: int) -> int:
-    """The seed of one node (-1 is the root), so that nodes can be fitted in any order."""
+    """The seed of one node (-1 is the root). Each node has its own, so nodes can be fitted in any order."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {node}".encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -179,7 +181,7 @@ def check_gpu() -> None:
 
 
 def single_threaded(workers: int = 1) -> ThreadPoolExecutor:
-    """A pool in each of whose threads FAISS uses that thread only: how it divides work changes last bits."""
+    """A pool of threads in which FAISS starts no threads of its own: how it divides work would change last bits."""
     import faiss
 
     return ThreadPoolExecutor(workers, initializer=faiss.omp_set_num_threads, initargs=(1,))

@@ -3,15 +3,16 @@
     python -m tests.benchmarks.stream_simulation --json result.json
 
 The plan is the real one (it is pure, so every rank's batches can be computed on one machine): its cost, its size
-and which slots every rank reads in one window of steps are measured. What is simulated is the storage: every read
-takes a random time (log-normal around the median given, spread 0.5 in logarithm), a rank has so many reads in flight
-and fetches one window of steps after the other, and a step needs all ranks. The model takes no time, so how far ahead
-a rank may read does not matter: steps a second are the storage's own limit. Where the model makes fewer, storage is
-not the bottleneck. Of an object store every file that a window was read from is asked afterwards whether it is still
-the same, all at once (``pipeline/remote/files.py``); that is one request more for each of the window's domains.
+and which slots every rank reads in one block of steps are measured. What is simulated is the storage: every read
+takes a random time (log-normal around the median given, spread 0.5 in logarithm), a rank has a number of reads in
+flight and fetches one block after the other, and a step needs all ranks. The model takes no time, so it does not matter
+how far ahead a rank may read: the steps per second are the storage's own limit. If the model makes fewer, storage is
+not the bottleneck. On an object store, every file that a block was read from is checked afterwards, all in parallel
+(``pipeline/remote/files.py``); that is one more request for each of the block's domains.
 
-On paper: a store of T tokens holds T / L windows, so of a cache of C bytes a read finds C / (2 T) of them; what is
-left goes to the store. Requests a second are steps a second times sequences a step, and those asked afterwards.
+On paper: a store of T tokens holds T / L windows, so a read finds its window in a cache of C bytes with a chance of
+C / (2 T); the others go to the store. Requests per second are steps per second times sequences per step, plus the
+checks.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def big_plan(batch_size: int) -> MixturePlan:
 
 
 def check_ranks(plan: MixturePlan, ranks: int, steps: int) -> dict[str, float]:
-    """All ranks' slots of the first steps, from a copy of the plan, tile the global batch; what the plan costs a
-    rank, and how many domains its window touches.
+    """Check that all ranks' slots of the first steps, from a copy of the plan, tile the global batch; measure what the
+    plan costs a rank, and how many domains its block touches.
     """
     stream = MixtureStream(store_folder="", sequence_length=L, plan=plan)
     whole = plan.steps(0, steps)
@@ -90,20 +91,22 @@ def check_ranks(plan: MixturePlan, ranks: int, steps: int) -> dict[str, float]:
     }
 
 
-def simulate(storage: Storage, *, ranks: int, share: int, window: int, windows: int, asked: int = 0) -> float:
-    """Steps a second, over `windows` windows of `window` steps, of `share` sequences a rank and step and, after the
-    reads of a window, `asked` requests of a rank.
+def simulate(
+    storage: Storage, *, ranks: int, share: int, block_steps: int, blocks: int, checks: int = 0
+) -> float:
+    """Steps per second, over `blocks` blocks of `block_steps` steps, with `share` sequences per rank and step, and with
+    `checks` requests per rank after the reads of a block.
     """
     random = np.random.Generator(np.random.Philox(1))
     ready = np.zeros(ranks)
-    for _ in range(windows):
-        for requests in (window * share, asked):  # each begins when all before it are answered
+    for _ in range(blocks):
+        for requests in (block_steps * share, checks):  # the second begins when all of the first are answered
             free = np.repeat(ready[:, None], storage.in_flight, axis=1)
             for _ in range(requests):  # the next goes to the connection that is free first
                 soonest = free.argmin(1)
                 free[np.arange(ranks), soonest] += storage.median_seconds * random.lognormal(0, SPREAD, ranks)
             ready = free.max(1)
-    return windows * window / ready.max()
+    return blocks * block_steps / ready.max()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -118,15 +121,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     share, batch = options.sequences_per_rank, options.ranks * options.sequences_per_rank
     plan = big_plan(batch)
-    window = (
-        MixtureStream(store_folder="", sequence_length=L, plan=plan).for_rank(0, options.ranks).block_steps
-    )
-    found = {"paper": check_ranks(plan, options.ranks, window)}
+    stream = MixtureStream(store_folder="", sequence_length=L, plan=plan).for_rank(0, options.ranks)
+    block_steps = stream.block_steps
+    found = {"paper": check_ranks(plan, options.ranks, block_steps)}
     found["paper"] |= {
         "tokens": TOKENS,
         "batch_size": batch,
-        "window_steps": window,
-        "window_bytes": window * share * 2 * (L + 1),
+        "window_steps": block_steps,
+        "window_bytes": block_steps * share * 2 * (L + 1),
         "cache_hit_share": min(1.0, options.cache_bytes / (2 * TOKENS)),
         "cache_bytes_for_half_the_reads": TOKENS,
     }
@@ -135,11 +137,16 @@ def main(arguments: list[str] | None = None) -> None:
     found["simulated"] = []
     print(f"{'storage':38} steps/s  requests/s of all ranks")
     for storage in STORAGES:
-        asked = round(found["paper"]["domains_in_a_window"]) if storage.asked_again else 0
+        checks = round(found["paper"]["domains_in_a_window"]) if storage.asked_again else 0
         rate = simulate(
-            storage, ranks=options.ranks, share=share, window=window, windows=options.windows, asked=asked
+            storage,
+            ranks=options.ranks,
+            share=share,
+            block_steps=block_steps,
+            blocks=options.windows,
+            checks=checks,
         )
-        requests = rate * (batch + options.ranks * asked / window)
+        requests = rate * (batch + options.ranks * checks / block_steps)
         row = {**storage.__dict__, "steps_per_second": rate, "requests_per_second": requests}
         found["simulated"].append(row)
         print(f"{storage.name:38} {rate:7,.1f} {requests:12,.0f}", flush=True)

@@ -110,8 +110,8 @@ def _copies(stream: MixtureStream, plans) -> dict[str, float]:
     The rows' addresses are worked out before, and the C library copies them: nothing but its own call is ours.
     """
     size = 2 * (L + 1)
-    [part] = stream.open_store().parts
-    mapped = [part.tokens(domain) for domain in range(K)]
+    [volume] = stream.open_store().volumes
+    mapped = [volume.tokens(domain) for domain in range(K)]
     bases = np.array([tokens.ctypes.data for tokens in mapped])
     memory, target = np.ones(K * WINDOWS * size, np.uint8), np.ones(stream.block_steps * B * size, np.uint8)
     starts = (np.arange(len(plans)) * len(target) % (len(memory) - len(target))).tolist()

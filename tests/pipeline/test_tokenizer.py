@@ -153,6 +153,14 @@ def test_of_one_long_text_the_sample_is_no_scrap(tmp_path, monkeypatch):
         _Sample(tmp_path / "none", 10_000, 0)
 
 
+def test_the_sample_of_a_folder_with_an_odd_name_and_of_a_damaged_part(tmp_path):
+    passages = write_passages(tmp_path / "[1]" / "a=*", {"d": ["some text"]})
+    assert list(_Sample(passages, 10**6, 9)) == [["some text"]]
+    (passages / "train" / "part-00000.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(StoreError, match=r"cannot read .*\[1\]/a=\*/passages/train/part-00000.parquet"):
+        _Sample(passages, 10**6, 9)
+
+
 def test_a_given_tokenizer_may_be_named_by_its_folder(path, tmp_path):
     stage = open_stage(tmp_path / "given", kind="tokenizer", configuration={}, inputs={})
     build_tokenizer(stage, tmp_path, vocab_size=300, sample_characters=10_000, given=str(path.parent))

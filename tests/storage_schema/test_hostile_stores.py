@@ -82,7 +82,7 @@ def test_a_name_that_leads_out_of_the_folder(stage, path):
     entry = {"path": path, "bytes": 7, "sha256": "0" * 64}
     (stage.folder / "manifest.json").write_text(forged(stage.finished, files=[entry]))
     with pytest.raises(
-        StoreError, match="s/manifest.json is not a manifest.*no path of a file in the folder"
+        StoreError, match="s/manifest.json is not a manifest.*not the path of a file in the folder"
     ):
         read_manifest(stage.folder, "passages")
 
@@ -151,7 +151,7 @@ def extended(column: pa.ChunkedArray, name: str) -> pa.Table:
 READ = {
     "index.arrow": lambda store: DomainStore(store),
     "tree.arrow": lambda store: DomainStore(store).tree,
-    partition_path(0): lambda store: DomainStore(store).parts[0].tokens(0),
+    partition_path(0): lambda store: DomainStore(store).volumes[0].tokens(0),
 }
 
 
@@ -246,7 +246,7 @@ def test_a_partition_that_claims_more_than_it_holds(store):
     assert content.count((40).to_bytes(8, "little")) > 1
     path.write_bytes(content.replace((40).to_bytes(8, "little"), (1 << 20).to_bytes(8, "little")))
     with pytest.raises(StoreError, match="domain 0: cannot read .*part-00000.arrow"):
-        DomainStore(store).parts[0].tokens(0)
+        DomainStore(store).volumes[0].tokens(0)
     with pytest.raises(StoreError, match="domain 0"):
         DomainStore(store).passages(0)
 

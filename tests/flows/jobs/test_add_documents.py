@@ -93,18 +93,18 @@ def test_new_passages_join_and_known_ones_do_not(added, before, store):
     assert opened.tree.counts_K.tolist() == opened.passages_K.tolist()
     assert opened.digest != before["digest"] and opened.digests[0] == before["digest"]
     assert not np.intersect1d(
-        opened.parts[0].batch(0)["passage_id"], opened.parts[1].batch(0)["passage_id"]
+        opened.volumes[0].batch(0)["passage_id"], opened.volumes[1].batch(0)["passage_id"]
     ).size
 
 
 def test_each_goes_where_the_tree_sends_it(added, store):
     addition = store / "additions" / "0001"
     tree = DomainStore(store).tree
-    part = DomainStore(store).parts[1]
+    added_volume = DomainStore(store).volumes[1]
     domain_of = {
         number: domain
-        for domain in np.flatnonzero(part.passages_K).tolist()
-        for number in part.batch(domain)["passage_id"].to_pylist()
+        for domain in np.flatnonzero(added_volume.passages_K).tolist()
+        for number in added_volume.batch(domain)["passage_id"].to_pylist()
     }
     for file in part_files(addition / "passages", "train"):
         ids, vectors_ND = read_embeddings(addition / "embeddings" / file.with_suffix(".arrow").name)
@@ -119,7 +119,7 @@ def test_windows_are_those_before_and_then_the_new_ones(added, before, store):
     old, new = int(before["windows_K"][domain]), int(windows_K[domain])
     assert new > old > 0
     read = window_reader(opened, L).read(np.array([domain] * 3), np.array([new - 1, 0, old]))
-    first, second = (part.tokens(domain) for part in opened.parts)
+    first, second = (volume.tokens(domain) for volume in opened.volumes)
     last = (new - old - 1) * L
     assert np.array_equal(read[0], second[last : last + L + 1])
     assert np.array_equal(read[1], first[: L + 1])
@@ -162,7 +162,7 @@ def test_a_run_that_was_begun_before_does_not_see_it(added, before, store, tmp_p
     settings = Pretrain(
         store=str(store), steps=4, warmup_steps=0, sequence_length=L, batch_size=8, support_size=2
     )
-    begun = DomainStore(store, num_parts=1)
+    begun = DomainStore(store, num_volumes=1)
     _, training = run_plan.resolve(settings, begun)
     stream = run_plan.make_stream(settings, begun, training)
     assert stream.open_store().digest == before["digest"]

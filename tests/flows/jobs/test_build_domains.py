@@ -176,7 +176,7 @@ def test_what_is_ahead_is_said_before_anything_long(ray_cluster, settings, tmp_p
         job.run(settings.model_copy(update={"store": str(tmp_path / "store")}))
     lines = capsys.readouterr().out.splitlines()
     [files, seconds, disk] = [line for line in lines if line.startswith("estimate: ")]
-    assert "1 files, " in files and "about 140 passages" in files and "passages a second here" in files
+    assert "1 files, " in files and "about 140 passages" in files and "passages per second here" in files
     assert "cut passages" in seconds and "embed passages" in seconds and "GB" in disk
     [card] = [card for line in lines if (card := parse_card(line))]
     assert card["name"] == "estimate" and "| embed passages |" in card["markdown"]

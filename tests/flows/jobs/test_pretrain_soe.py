@@ -156,7 +156,7 @@ def test_the_mixtures_of_a_run_are_a_table_that_another_run_can_follow(home, one
     assert len(whole) == 1 + 60 * 4 and len(some) == 1 + 3 * 4
     capsys.readouterr()
     assert main(["ratios", "none"]) == 1 and "there is no run 'none'" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="holds 240 mixtures; mixture 480 is none"):
+    with pytest.raises(ValueError, match="holds 240 mixtures; there is no mixture 480"):
         pretrain_soe.run(Pretrain(name="longer", **recorded | {"steps": 121}))
 
 

@@ -221,7 +221,7 @@ def test_a_store_elsewhere_that_names_files_outside(tmp_path, monkeypatch):
     entry = json.loads(manifest.to_json())["files"][0] | {"path": "../../../../evil"}
     (store / "tokenizer/manifest.json").write_text(forged(manifest, files=[entry]))
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(StoreError, match="no path of a file in the folder"):
+    with pytest.raises(StoreError, match="not the path of a file in the folder"):
         mirror_store("file:///store", fs.LocalFileSystem(), str(store))
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "home"])
     (store / "domains/manifest.json").write_bytes(JSON["larger than any of ours"])

@@ -19,7 +19,8 @@ from pipeline.corpus.readers import read_documents
 from pipeline.passages import build as passages
 from pipeline.passages.build import build_passages, write_part
 from pipeline.passages.extraction import EXTRACTED
-from pipeline.passages.selection import Part, Selection
+from pipeline.passages.parts import Part
+from pipeline.passages.selection import Selection
 from storage_schema.corpus import part_files
 from storage_schema.stage import open_stage
 

@@ -147,7 +147,7 @@ def test_partitions_are_one_uncompressed_batch_whose_child_buffer_is_the_stream(
             assert file.num_record_batches == 1
             assert file.schema == partition_schema(store.vocab_size)
             lists = file.get_batch(0).column("tokens")
-        stream = store.parts[0].tokens(int(domain))
+        stream = store.volumes[0].tokens(int(domain))
         assert stream.dtype == np.uint16 and not stream.flags.owndata
         assert np.concatenate(lists.to_numpy(zero_copy_only=False)).tolist() == stream.tolist()
         assert len(stream) == store.tokens_K[domain]

@@ -109,7 +109,7 @@ def test_what_is_trained_on_needs_no_names(tmp_path):
         ("run,domain_0002\n0,0.5\n", "sum to 0.5, not to 1"),
         ("run,domain_0009\n0,1\n", "row 1: domain 9 has weight 1 but no whole window.*there are 6 domains"),
         ("run,domain_0001\n0,1\n", "domain 1 has weight 1 but no whole window"),
-        ("run,domain_0002\n0,1\n", "holds 1 mixtures; mixture 1 is none"),
+        ("run,domain_0002\n0,1\n", "holds 1 mixtures; there is no mixture 1"),
     ],
 )
 def test_bad_tables_are_refused(tmp_path, content, message):

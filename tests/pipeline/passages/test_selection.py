@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.passages import selection
+from pipeline.passages import buckets, parts, selection
 from pipeline.passages.cutting import text_hash
 from pipeline.passages.extraction import EXTRACTED
-from pipeline.passages.selection import Selection, rows_of, select_passages
+from pipeline.passages.parts import rows_of
+from pipeline.passages.selection import Selection, select_passages
 
 SOURCES = ("ant", "bee", "cow", "dog")
 
@@ -72,8 +73,8 @@ def plainly(rows, chosen):
     ],
 )
 def test_the_rules_hold_whatever_the_number_of_buckets(corpus, chosen, bucket_rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(selection, "BUCKET_ROWS", bucket_rows)
-    monkeypatch.setattr(selection, "LEAST_PART_ROWS", 11)
+    monkeypatch.setattr(buckets, "BUCKET_ROWS", bucket_rows)
+    monkeypatch.setattr(parts, "LEAST_PART_ROWS", 11)
     shards, rows = corpus
     selected = select_passages(shards, chosen, tmp_path, run=lambda f, given: [f(*some) for some in given])
     assert [part.number for part in selected.parts] == list(range(len(selected.parts)))

@@ -34,7 +34,7 @@ def test_the_arithmetic():
         {CUT: 900 * 0.33 / 2, TRAIN: 200 * 0.37, EMBED: 810_000 / 50, CLUSTER: 810 * 3.5 / 2}
     )
     said = " ".join(found.lines())
-    assert "3 files, 1 GB: at most about 810,000 passages" in said and "50 passages a second here" in said
+    assert "3 files, 1 GB: at most about 810,000 passages" in said and "50 passages per second here" in said
     assert "In all 4 h 57 min: cut passages 2 min, train tokenizer 74 s, embed passages 4 h 30 min" in said
     assert "On disk about 2 GB" in said
     assert "| embed passages | 4 h 30 min |" in found.markdown() and "max_passages" in found.markdown()

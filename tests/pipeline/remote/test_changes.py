@@ -28,7 +28,7 @@ REPLACED = f"^domain 4: .*{REPLACED_WORDS}. .* verify_store=true"
 @pytest.fixture
 def at_every_use(monkeypatch):
     """Files are looked at whenever they are used."""
-    monkeypatch.setattr(remote_files, "LOOKED_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(remote_files, "CHECK_SECONDS", 0.0)
 
 
 def other(folder, domain):
@@ -52,7 +52,7 @@ def test_a_file_replaced_under_an_open_handle_is_refused(s3, own_uri, own, at_ev
     for rows in ([9000], [9000], [5000]):  # nor is what was read before given out any more
         with pytest.raises(StoreError, match=REPLACED):
             gather(windows, rows)
-    assert windows.store.files.cached_bytes == 0
+    assert windows.store.files.cache.bytes == 0
 
 
 def test_what_was_read_of_a_replaced_file_is_neither_used_nor_kept(s3, own_uri, own):
@@ -60,7 +60,7 @@ def test_what_was_read_of_a_replaced_file_is_neither_used_nor_kept(s3, own_uri, 
     [windows] = open_store(own_uri).windows(4, L)
     gather(windows, [0])
     put(s3, own, 4, other(own, 4))
-    tokens = DomainStore(own).parts[0].tokens(4)
+    tokens = DomainStore(own).volumes[0].tokens(4)
     row = [(BLOCK_BYTES + 100 - windows.values_at) // windows.step]
     with pytest.raises(StoreError, match=REPLACED):
         gather(windows, row)
@@ -76,7 +76,7 @@ def test_what_is_read_is_looked_at_once_and_manifests_once_an_interval(own_uri, 
     assert proxy.of("domain=0004", "HEAD") == 1 and proxy.of("manifest.json", "HEAD") == 0
     gather(windows, [5000])  # from the cache
     assert proxy.of("domain=0004", "HEAD") == 1
-    windows.store.files._looked = dict.fromkeys(windows.store.files._looked, -1e9)
+    windows.store.files._checked_at = dict.fromkeys(windows.store.files._checked_at, -1e9)
     for _ in range(2):
         gather(windows, [0, 5000])
     assert proxy.of("domain=0004", "HEAD") == 1 and proxy.of("manifest.json", "HEAD") == 2  # two parts

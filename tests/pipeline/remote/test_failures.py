@@ -48,7 +48,7 @@ def test_lasting_failure_is_named_within_a_bounded_time(uri, folder, proxy, kind
     assert 5 <= proxy.of("domain=0004") <= 10  # of a reset, the S3 client's own connection tries again
     assert len(gather(store.windows(5, L)[0], [7])) == 1
     proxy.rule = lambda *_: None
-    tokens = DomainStore(folder).parts[0].tokens(4)
+    tokens = DomainStore(folder).volumes[0].tokens(4)
     assert np.array_equal(gather(windows, [0, 3000, 8000]), windows_of(tokens)[[0, 3000, 8000]])
 
 
@@ -71,7 +71,7 @@ def test_a_server_that_goes_silent_is_given_up_within_a_bounded_time(
     assert attempts - 0.5 < time.monotonic() - start < seconds
     proxy.rule = lambda *_: None
     assert np.array_equal(
-        gather(windows, [5000])[0], windows_of(DomainStore(folder).parts[0].tokens(4))[5000]
+        gather(windows, [5000])[0], windows_of(DomainStore(folder).volumes[0].tokens(4))[5000]
     )
 
 

@@ -71,9 +71,9 @@ def test_an_addition_is_seen_and_a_run_begun_before_goes_on_without(s3, own):
     shutil.move(away, own / "additions")
     upload(s3, own)
     after = open_store(own_uri)
-    assert len(before.parts) == 1 and len(after.parts) == 2
+    assert len(before.volumes) == 1 and len(after.volumes) == 2
     assert after.digest == DomainStore(own).digest != before.digest
-    assert open_store(own_uri, num_parts=1).digest == before.digest
+    assert open_store(own_uri, num_volumes=1).digest == before.digest
     check_all(after, own)
     assert before.tree.num_domains == 6  # read only now: its mirror is still there
 

@@ -9,7 +9,8 @@ from pyarrow import fs
 
 from pipeline.remote import store as remote_store
 from pipeline.remote.files import BLOCK_BYTES, RemoteFile, RemoteFiles
-from pipeline.remote.store import RemoteStore, find_values, open_store
+from pipeline.remote.partition_layout import find_values
+from pipeline.remote.store import RemoteStore, open_store
 from pipeline.stream.window_reader import window_reader
 from storage_schema.domains import DomainStore, partition_path, partition_schema
 from storage_schema.manifest import StoreError
@@ -86,7 +87,9 @@ def test_the_reader_of_a_plan_reads_the_same(uri, folder):
 
 
 def test_a_path_is_a_local_store(folder):
-    assert type(open_store(folder)) is DomainStore and len(open_store(str(folder), num_parts=1).parts) == 1
+    assert (
+        type(open_store(folder)) is DomainStore and len(open_store(str(folder), num_volumes=1).volumes) == 1
+    )
 
 
 def test_rows_that_do_not_exist(uri):
@@ -160,14 +163,14 @@ def test_the_cache_stays_within_its_bound(uri, folder, proxy, blocks):
     def fetch(*run):
         nonlocal most
         found = store_block(*run)
-        most = max(most, sum(map(len, store.files._blocks.values())))
+        most = max(most, sum(map(len, store.files.cache._blocks.values())))
         return found
 
     store.files._fetch = fetch
     check_all(store, folder)
     check_all(store, folder)
     assert (blocks > 0) <= most <= blocks * BLOCK_BYTES
-    assert store.files.cached_bytes == sum(map(len, store.files._blocks.values()))
+    assert store.files.cache.bytes == sum(map(len, store.files.cache._blocks.values()))
 
 
 def test_the_blocks_used_longest_ago_go_first(uri, proxy):
@@ -188,7 +191,7 @@ def test_open_handles_are_bounded(folder):
     store = RemoteStore(f"file://{folder}")
     check_all(store, folder)
     assert fds_below(folder) == sum(size > L for size in SIZES + MORE) + len(
-        store.parts
+        store.volumes
     )  # and their manifests
     files, store.files = store.files, RemoteFiles(store.uri, store.files.filesystem, open_files=2)
     del files
@@ -211,5 +214,5 @@ def test_prefetched_windows_wait_once(uri, folder, proxy):
     proxy.sent = 0
     small.prefetch(domains, rows, L)
     assert proxy.sent < 3 * BLOCK_BYTES  # some of it the ends of the files
-    assert 0 < small.files.cached_bytes <= 2 * BLOCK_BYTES
+    assert 0 < small.files.cache.bytes <= 2 * BLOCK_BYTES
     check_all(small, folder)

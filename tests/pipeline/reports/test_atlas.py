@@ -64,7 +64,7 @@ def test_the_numbers_sources_and_samples(planted):
 
 
 def test_the_nearest_passages_are_shown(planted):
-    batch = planted.parts[0].batch(3)
+    batch = planted.volumes[0].batch(3)
     # write_texts puts each passage a little further from the centroid than the one before.
     assert np.argmin(batch.column("distance").to_numpy()) == 0
     from pipeline.tokenizer import load_tokenizer

@@ -25,7 +25,7 @@ def copy(store, tmp_path):  # noqa: F811
 def largest(folder):
     opened = DomainStore(folder)
     domain = int(np.argmax(opened.passages_K))
-    return domain, opened.folder / partition_path(domain), opened.parts[0].batch(domain)
+    return domain, opened.folder / partition_path(domain), opened.volumes[0].batch(domain)
 
 
 def sign(folder, stage):

@@ -17,7 +17,7 @@ from pipeline.mixtures.plan import MixturePlan
 from pipeline.stream import batches as streaming
 from pipeline.stream import window_reader as window_readers
 from pipeline.stream.batches import Fetch, MixtureStream, StreamError
-from pipeline.stream.window_reader import LOOKED_AFTER_SECONDS, window_reader
+from pipeline.stream.window_reader import CHECK_SECONDS, window_reader
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
 from tests.slow_plan import Slow, SlowStart
@@ -66,11 +66,11 @@ def expected(store):
 def test_a_window_is_the_packed_stream(store):
     opened = DomainStore(store)
     assert opened.windows_K(L).tolist() == [24, 0, 1, 0, 56, 20]  # 16 tokens hold no window of 16 + 1
-    values = opened.parts[0].tokens(4)
+    values = opened.volumes[0].tokens(4)
     read = window_reader(opened, L).read(np.array([4, 0, 4]), np.array([55, 0, 3]))
     assert np.array_equal(read[0], values[55 * L : 55 * L + L + 1])
     assert np.array_equal(read[2], values[3 * L : 3 * L + L + 1])
-    assert np.array_equal(read[1], opened.parts[0].tokens(0)[: L + 1])
+    assert np.array_equal(read[1], opened.volumes[0].tokens(0)[: L + 1])
 
 
 def mappings_below(folder):
@@ -89,7 +89,7 @@ def test_mappings_are_bounded_however_many_partitions_there_are(tmp_path, monkey
         rows = random.integers(0, 12, 30)
         found = reader.read(domains, rows)
         for block_steps, domain, row in zip(found, domains, rows, strict=True):
-            assert np.array_equal(block_steps, opened.parts[0].tokens(domain)[row * L : row * L + L + 1])
+            assert np.array_equal(block_steps, opened.volumes[0].tokens(domain)[row * L : row * L + L + 1])
         assert mappings_below(folder) <= 12
     path = opened.folder / partition_path(7)
     path.write_bytes(bytes(path.stat().st_size))
@@ -106,7 +106,7 @@ def test_batches_are_what_the_plan_names(store):
         step = stream.plan.steps(batch.step, batch.step + 1)
         for slot in range(8):
             start = step.row_TB[0, slot] * L
-            expected = opened.parts[0].tokens(int(step.domain_TB[0, slot]))[start : start + L + 1]
+            expected = opened.volumes[0].tokens(int(step.domain_TB[0, slot]))[start : start + L + 1]
             assert np.array_equal(batch.tokens_BL1[slot], expected)
         assert batch.mixture_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
         np.testing.assert_allclose(batch.domain_weights_WK, step.domain_weights(batch.step, 6), rtol=1e-6)
@@ -166,7 +166,7 @@ def test_tokens_of_any_size_and_number_come_in_whole_windows(
 def test_a_stream_that_cannot_be_is_refused(store):
     stream = make_stream(store)
     for rank, world_size in (2, 2), (-1, 2), (0, 0):
-        with pytest.raises(ValueError, match=f"rank {rank} is none of {world_size}"):
+        with pytest.raises(ValueError, match=f"there is no rank {rank} of {world_size}"):
             stream.for_rank(rank, world_size)
     planned = MixturePlan(np.array([9]), Sparse(support_size=1), seed=0, batch_size=1, sequence_length=2 * L)
     with pytest.raises(ValueError, match=f"windows of {2 * L} tokens, and the stream reads {L}"):
@@ -309,7 +309,7 @@ def test_a_partition_changed_under_a_running_stream_is_named(tmp_path, change):
         (store / "domains").rename(store / "old")
         make_store(tmp_path / "again", [400, 400], seed=1)
         (tmp_path / "again" / "domains").rename(store / "domains")
-    time.sleep(LOOKED_AFTER_SECONDS + 0.1)
+    time.sleep(CHECK_SECONDS + 0.1)
     with pytest.raises(
         StoreError, match=r"domain [01]: .*domain=000[01]/part-00000.arrow was changed or replaced"
     ):
@@ -343,4 +343,4 @@ def test_a_damaged_partition_is_named(tmp_path, damage):
         other = make_store(tmp_path / "other", [400, 200])
         path.write_bytes((other / "domains" / partition_path(1)).read_bytes())
     with pytest.raises(StoreError, match=r"domain 1: .*domain=0001"):
-        DomainStore(store).parts[0].tokens(1)
+        DomainStore(store).volumes[0].tokens(1)

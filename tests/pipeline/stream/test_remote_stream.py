@@ -82,7 +82,7 @@ def test_batches_of_a_store_that_is_slow_and_fails_are_the_local_ones(toy_uri, t
 def test_batches_of_a_store_that_fails_at_random_and_is_looked_at_at_every_use(
     toy_uri, toy, proxy, monkeypatch
 ):
-    monkeypatch.setattr(remote_files, "LOOKED_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(remote_files, "CHECK_SECONDS", 0.0)
     monkeypatch.setattr(retries, "ATTEMPTS", 12)
     rng = np.random.Generator(np.random.PCG64(4))
     kinds = ["busy", "reset", "cut", None, None, None, None]
@@ -102,7 +102,7 @@ def test_reads_of_a_window_go_out_together(toy_uri, toy, proxy, monkeypatch):
     proxy.latency = 4 * LATENCY  # much, beside what a busy machine takes
     # Its states, its end, the list's end, its blocks, its state again; then blocks and state alone.
     for a_file in (6, 2):
-        store.files._blocks.clear()
+        store.files.cache._blocks.clear()
         proxy.requests.clear()
         start = time.monotonic()
         list(stream_of(toy_uri, toy, STEPS).in_process(0, STEPS))
@@ -114,7 +114,7 @@ def test_reads_of_a_window_go_out_together(toy_uri, toy, proxy, monkeypatch):
 @pytest.mark.parametrize("arrived", ["all", "partitions"])
 def test_a_store_rebuilt_under_a_running_stream_is_named(s3, toy_uri, toy, monkeypatch, arrived):
     """Domains of the same sizes, other tokens: also while the manifest is still the former one."""
-    monkeypatch.setattr(remote_files, "LOOKED_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(remote_files, "CHECK_SECONDS", 0.0)
     batches = stream_of(toy_uri, toy, window_steps=1).in_process(0, STEPS)
     given = [next(batches)]
     stream = stream_of(toy_uri, toy)

@@ -232,7 +232,7 @@ RECORD = {"soup": "", "coefficients": [0.5, -2.0, 0.25], "tensors": "0" * 64}
         (RECORD | {"coefficients": ["x"]}, "no recipe of a specialist"),
         ({"soup": "a", "coefficients": [1]}, "no recipe of a specialist.*tensors"),
         (RECORD | {"coefficients": [0.5, -2.0]}, "2 coefficients; the soup has 3 experts"),
-        (RECORD | {"coefficients": [0.5, float("nan"), 0]}, "NaN is no number of JSON"),
+        (RECORD | {"coefficients": [0.5, float("nan"), 0]}, "NaN is not a JSON number"),
         (RECORD | {"soup": "another"}, "the recipe is of the soup another"),
         (RECORD, "the tensors 000000000000… were added, but here they come out as"),
     ],

@@ -1,0 +1,71 @@
+"""A coarse node's rows, dealt out to its leaves."""
+
+from __future__ import annotations
+
+import os
+import resource
+from contextlib import contextmanager
+from itertools import count, islice
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.domains.leaves import _split, _write_partition
+from pipeline.domains.scatter import scatter_schema
+from storage_schema.arrow_files import read_batch
+from storage_schema.domains import partition_schema
+
+LEAVES, SIZE = 100, 8
+
+
+@contextmanager
+def few_more_files(number):
+    """So many more files may be opened in the block."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    free = (descriptor for descriptor in count() if descriptor not in used)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, number, None)), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def rows_of(leaves_kD, leaf_N, first_id):
+    """Rows at their leaves' centroids, of 1 to 9 tokens each."""
+    lengths = 1 + np.arange(len(leaf_N)) % 9
+    edges = np.concatenate([[0], np.cumsum(lengths)])
+    vectors = pa.array(leaves_kD[leaf_N].astype(np.float16).reshape(-1))
+    columns = [
+        pa.array(first_id + np.arange(len(leaf_N))[::-1]),
+        pa.array([f"d{number}" for number in range(len(leaf_N))]),
+        pa.array(["s"] * len(leaf_N)),
+        pa.FixedSizeListArray.from_arrays(vectors, SIZE),
+        pa.LargeListArray.from_arrays(pa.array(edges), pa.array(np.arange(edges[-1]).astype(np.uint16))),
+    ]
+    return pa.table(columns, schema=scatter_schema(1000, SIZE))
+
+
+def test_a_node_of_many_leaves_needs_few_open_files(tmp_path):
+    generator = np.random.Generator(np.random.PCG64(0))
+    leaves_kD = np.eye(LEAVES)[:, :SIZE] + np.arange(LEAVES)[:, None]
+    leaf_PN = [generator.integers(0, LEAVES - 1, 300) for _ in range(3)]  # nothing falls into the last leaf
+    tables = [rows_of(leaves_kD, leaf_N, 1000 * part) for part, leaf_N in enumerate(leaf_PN)]
+    path = tmp_path / "by-leaf.arrow"
+    with few_more_files(12):
+        sums, leaf_of_batch = _split([lambda table=table: table for table in tables], leaves_kD, path)
+    rows = pa.concat_tables(tables)
+    leaf_N = np.concatenate(leaf_PN)
+    assert np.array_equal(sums["counts_k"], np.bincount(leaf_N, minlength=LEAVES))
+    assert LEAVES - 1 not in leaf_of_batch
+    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
+        for leaf in np.flatnonzero(sums["counts_k"]):
+            out = tmp_path / f"{leaf}.arrow"
+            _write_partition(
+                [file.get_batch(number) for number in np.flatnonzero(leaf_of_batch == leaf)], out
+            )
+            found = read_batch(out, partition_schema(1000), what="a partition", full=True)
+            expected = rows.take(np.flatnonzero(leaf_N == leaf)).sort_by("passage_id")
+            for name in ("passage_id", "document_id", "source", "tokens"):
+                assert found.column(name).to_pylist() == expected[name].to_pylist()
+            assert sums["tokens_k"][leaf] == len(found.column("tokens").values)
