@@ -236,5 +236,5 @@ def test_tests_modules_and_make_targets_that_are_named_exist():
         assert set(re.findall(r"^make ([\w-]+)|`make ([\w-]+)", text, flags=re.M)) <= {
             pair for target in targets for pair in ((target, ""), ("", target))
         }, name
-        for module in re.findall(r"python -m ((?:tests|flows)[\w.]+)", text):
+        for module in re.findall(r"python -m ((?:tests|flows)[\w.]*\w)(?=[\s`])", text):
             assert (REPOSITORY / module.replace(".", "/")).with_suffix(".py").is_file(), f"{name}: {module}"
