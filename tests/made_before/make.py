@@ -6,6 +6,7 @@
 `recorded.json` says what that release read and computed of them; tests/test_compatibility.py does the same today.
 """
 
+# ruff: noqa: I001  (the modules are those of that release)
 import hashlib
 import json
 import sys
@@ -13,19 +14,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+
+from flows.jobs.pretrain_soe import _identity
 from flows.jobs.run_record import claim_run
 from pipeline.meta_distributions import Sparse
+from pipeline.mixtures import MixturePlan
 from pipeline.streaming import MixtureStream
 from soe_model.backbone import gpt2_config
 from soe_model.checkpoint import save_checkpoint
 from soe_model.evaluation import mean_loss
+from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.recipe import make_recipe
 from soe_model.soup import SoupOfExperts, write_soup
 from soe_model.specialization import write_specialist
-
-from flows.jobs.pretrain_soe import _identity
-from pipeline.mixtures import MixturePlan
-from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.training import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.stage import open_stage
