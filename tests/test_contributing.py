@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests import test_architecture, test_subrooms
 
 REPOSITORY = Path(__file__).parents[1]
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
@@ -46,41 +49,50 @@ def tree(tmp_path_factory):
     return folder
 
 
-def test_each_change_works(tree):
-    assert len(blocks("diff")) == len(blocks("python")) == 4
-    ran = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks("python"))], cwd=tree, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
+@pytest.fixture(scope="module")
+def ran(tree) -> subprocess.CompletedProcess[str]:
+    """The code below the changes, then the tests of the optimizers: one process, which imports torch once.
 
-
-def test_the_optimizer_passes_the_tests_of_all_of_them(tree):
+    It loads no plug-in of pytest: none is needed, and importing them takes long.
+    """
     of_lion = "lion and not slow_one and not epsilon"  # those two are of Adam
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-k",
-            of_lion,
-            "tests/soe_model/optimizers/test_optimizers.py",
-        ],
+    arguments = ["-q", "--noconftest", "-p", "no:cacheprovider", "-k", of_lion]
+    code = [*blocks("python"), "print('each block ran')", "import pytest"]
+    code.append(
+        f"raise SystemExit(pytest.main({[*arguments, 'tests/soe_model/optimizers/test_optimizers.py']}))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join(code)],
         cwd=tree,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
     )
+
+
+def test_each_change_works(ran):
+    assert len(blocks("diff")) == len(blocks("python")) == 4
+    assert "each block ran\n" in ran.stdout, ran.stderr
+
+
+def test_the_optimizer_passes_the_tests_of_all_of_them(ran):
     assert ran.returncode == 0 and " passed" in ran.stdout, ran.stdout
 
 
-def test_the_rooms_keep_to_their_work(tree):
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/test_architecture.py"],
-        cwd=tree,
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stdout
+def test_the_rooms_keep_to_their_work(tree, monkeypatch):
+    """Files that no change touches are those that test_architecture.py reads."""
+    monkeypatch.setattr(test_architecture, "ROOT", tree)
+    monkeypatch.setattr(test_subrooms, "ROOT", tree)
+    for path in set(re.findall(r"^\+\+\+ (\S+)", TEXT, flags=re.M)):
+        source = (tree / path).read_text("utf-8")
+        assert test_architecture.forbidden_arrows(path, source) == []
+        assert not path.startswith("flows/") or test_architecture.arithmetic(path, source) == []
+    test_architecture.test_training_needs_neither_arrow_nor_ray()
+    arrows = test_subrooms.module_arrows(test_subrooms.modules())
+    assert any(name.endswith(".lion") for name in arrows)  # of the copy
+    test_subrooms.test_sub_rooms_import_what_the_table_says(arrows)
+    test_subrooms.test_there_is_no_circle_of_modules(arrows)
+    test_subrooms.test_no_folder_is_crowded()
 
 
 def test_what_is_shown_is_as_neat_as_the_rest(tree):
@@ -89,3 +101,11 @@ def test_what_is_shown_is_as_neat_as_the_rest(tree):
             [Path(sys.executable).parent / "ruff", *command], cwd=tree, capture_output=True, text=True
         )
         assert ran.returncode == 0, ran.stdout
+
+
+def test_where_things_are():
+    """Each of the twenty answers is a file or a folder of the tree."""
+    table = TEXT.partition("| where is … | there |")[2].partition("\n\n")[0].splitlines()[2:]
+    answers = [re.findall(r"`([^`]+)`", row.split(" | ")[1]) for row in table]
+    assert len(answers) == 20 and all(answers)
+    assert [path for paths in answers for path in paths if not (REPOSITORY / path).exists()] == []

@@ -58,7 +58,7 @@ class Site:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What README's section on moving names, and nothing else of ours."""
+        """What flows/OPERATING.md names, and nothing else of ours."""
         token = self.folder / "token"
         if not token.exists():
             token.touch(0o600)

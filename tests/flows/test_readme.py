@@ -1,4 +1,6 @@
-"""Every command of the README, in its order, on the real stack; only sizes and paths are replaced."""
+"""Every command of the README and the guides, in their order, on the real stack; only sizes and paths are replaced.
+
+The guides' trees, links and names are compared with the files."""
 
 from __future__ import annotations
 
@@ -16,11 +18,28 @@ import pytest
 from flows.cli import main as cli
 from tests.flows.conftest import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text("utf-8")
+ROOMS = ("storage_schema", "pipeline", "soe_model", "flows", "tests")
+GUIDES = {
+    name: (REPOSITORY / name).read_text("utf-8")
+    for name in (
+        "README.md",
+        "flows/README.md",
+        "flows/EXPORTS.md",
+        "flows/OPERATING.md",
+        "flows/FAULTS.md",
+        "pipeline/README.md",
+        "soe_model/README.md",
+        "storage_schema/README.md",
+        "tests/README.md",
+    )
+}
+"""In the order in which their commands are typed: those of one guide may need what the guides before it made."""
+PAPERS = GUIDES | {
+    name: (REPOSITORY / name).read_text("utf-8") for name in ("CONTRIBUTING.md", "CHANGELOG.md")
+}
 RUN_ELSEWHERE = {
     "make demo": "tests/flows/cli/test_demo.py checks its commands; it is run by hand for its result",
     "make test": "this very run",
-    "make test-faults": "a suite of its own: minutes of killed processes",
     "source .venv/bin/activate": "the tests run in that environment",
     "soe up": "conftest.py",
     "soe down": "tests/flows/local_stack/test_lifecycle.py",
@@ -63,9 +82,17 @@ LONG = ['"name": "twin"', '"held_out_of"', "deployment run add-documents"]
 QUICKLY = '"steps": 12, "warmup_steps": 2, "batch_size": 8'
 
 
+def blocks(language: str) -> list[str]:
+    return [
+        block
+        for text in GUIDES.values()
+        for block in re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.S | re.M)
+    ]
+
+
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
-    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +142,8 @@ def type_in(command: str, running, data) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_every_command_of_the_readme_works(running, data, all_of_them):
+def test_every_command_of_the_guides_works(running, data, all_of_them):
+    assert len(set(commands())) == len(commands())  # each is typed once
     run = [command for command in commands() if command not in RUN_ELSEWHERE]
     if not all_of_them:
         assert [sum(words in command for command in run) for words in LONG] == [1] * len(LONG)
@@ -137,38 +165,76 @@ def test_every_command_of_the_readme_works(running, data, all_of_them):
         assert manuals["name"] == "manuals" and manuals["unseen_source"] and manuals["passages"] == 20
         assert 0 < manuals["soup_loss"] < 20 and 0 < manuals["generic_loss"] < 20
     assert (home / "specialists/notes/notes/model.safetensors").exists()
-    # The last command asks for the notes' specialist again, without Prefect: a skip.
-    assert run[-1].startswith("python -m flows.jobs.specialize") and made.stat().st_mtime_ns == made_at
+    # One command asks for the notes' specialist again, without Prefect: a skip.
+    assert any(command.startswith("python -m flows.jobs.specialize") for command in run)
+    assert made.stat().st_mtime_ns == made_at
 
 
-def test_commands_run_elsewhere_are_in_the_readme():
+def test_commands_run_elsewhere_are_in_the_guides():
     assert set(RUN_ELSEWHERE) <= set(commands())
 
 
-def test_the_python_of_the_readme_loads_the_specialist(running):
+def test_the_python_of_the_guides_loads_the_specialist(running):
     scope: dict = {}
-    for code in re.findall(r"^```python\n(.*?)^```", README, flags=re.S | re.M):
+    for code in blocks("python"):
         exec(code.replace('".soe/', f'"{running.folder}/soe/'), scope)
     assert scope["weights"].sum() == 1
     ids = scope["tokenizer"]("hello", return_tensors="pt").input_ids
     assert scope["model"](input_ids=ids).logits.shape[-1] == scope["model"].config.vocab_size
 
 
-def test_the_tree_names_every_file_and_no_other():
-    tree = re.search(r"## The tree\n\n```\n(.*?)```", README, flags=re.S)[1]
+def test_the_readme_is_short_and_no_guide_is_long():
+    lines = {name: text.count("\n") for name, text in GUIDES.items()}
+    assert lines["README.md"] <= 150
+    assert {name: number for name, number in lines.items() if number > 250} == {}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_rooms_tree_names_every_file_and_no_other(room):
+    tree = re.search(r"^## The tree\n.*?^```\n(.*?)^```", GUIDES[f"{room}/README.md"], flags=re.S | re.M)[1]
     folder, named = "", set()
     for line in tree.splitlines():
-        name = line.split()[0]
-        if not line.startswith(" "):
+        name, _, says = line.strip().partition("  ")
+        assert says.strip(), line
+        if name.endswith("/"):
             folder = name
         else:
-            named |= {folder + one.strip() for one in line.split("  ")[1].split(",")}
-    rooms = ("storage_schema", "pipeline", "soe_model", "flows")
+            named |= {(folder if line[0] == " " else "") + one for one in name.split(", ")}
     there = {
-        path.relative_to(REPOSITORY).as_posix()
-        for room in rooms
+        path.relative_to(REPOSITORY / room).as_posix()
         for path in (REPOSITORY / room).rglob("*.py")
-        if path.name != "__init__.py"
+        if path.name != "__init__.py" and not (room == "tests" and path.name.startswith("test_"))
     }
-    assert {name for name in named if name.endswith(".py")} == there
-    assert all((REPOSITORY / name).exists() for name in named)
+    python = {name for name in named if name.endswith(".py")}
+    assert (there - python, python - there) == (set(), set()), "not in the tree, not in the room"
+    assert [name for name in named if not (REPOSITORY / room / name).is_file()] == []
+
+
+def test_links_lead_to_files_and_headings():
+    for name, text in PAPERS.items():
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" in link:
+                continue
+            target, _, heading = link.partition("#")
+            path = (REPOSITORY / name).parent / target if target else REPOSITORY / name
+            assert path.exists(), f"{name}: {link}"
+            if heading:
+                headings = re.findall(r"^#+ (.*)", path.read_text("utf-8"), flags=re.M)
+                assert heading in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], (
+                    link
+                )
+
+
+def test_tests_modules_and_make_targets_that_are_named_exist():
+    files = list((REPOSITORY / "tests").rglob("test_*.py"))
+    tests = {path.stem for path in files}
+    for path in files:
+        tests |= set(re.findall(r"^def (test_\w+)", path.read_text("utf-8"), flags=re.M))
+    targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text("utf-8"), flags=re.M)
+    for name, text in PAPERS.items():
+        assert set(re.findall(r"\btest_\w+", text)) <= tests, name
+        assert set(re.findall(r"^make ([\w-]+)|`make ([\w-]+)", text, flags=re.M)) <= {
+            pair for target in targets for pair in ((target, ""), ("", target))
+        }, name
+        for module in re.findall(r"python -m ((?:tests|flows)[\w.]*\w)(?=[\s`])", text):
+            assert (REPOSITORY / module.replace(".", "/")).with_suffix(".py").is_file(), f"{name}: {module}"
