@@ -1,0 +1,140 @@
+"""The method `blended`: how far each set's domain weights go from the generic mixture towards its texts' domains.
+
+The texts of a set are dealt into two folds; the domain weights of either fold are measured on the other. A set takes
+nine instances: four shares for each fold, and the generic instance, which all sets have in common. They are put
+together many in one pass over the bank, as instances that are only measured always are.
+
+Legend: W sets, S shares above 0, K domains, N experts, U units of a set, n windows, L tokens in a window.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from flows.specialists.losses import Check, LossMeter
+from pipeline.specialists.domain_weights import Assignment
+from pipeline.specialists.folds import FOLDS, Folds, deal
+from pipeline.specialists.sets import SpecialistSet
+from soe_model.specialists.blending import SHARES, Choice, blend_weights, choose
+
+SEED = 0
+"""Of the folds, and of the windows that are measured."""
+MOST_TOKENS = 16_384
+"""Of a set that are measured under each share: a window of each unit, then a second one, as far as this goes."""
+ALONE = 0.25
+"""The share of a single text: there is no other text to say what its domain is worth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Windows:
+    """A set's windows of one length in one fold."""
+
+    tokens: list[torch.Tensor] = field(default_factory=list)
+    units: list[int] = field(default_factory=list)
+
+
+_Key = tuple[int, int, int]
+"""Set, fold, and length of the windows."""
+
+
+def blended_weights(
+    meter: LossMeter,
+    sets: Sequence[SpecialistSet],
+    assignments: Sequence[Assignment],
+    *,
+    check: Check = lambda: None,
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The domain weights float64 [W, K] of each set, and what a recipe says of how they were chosen."""
+    generic_K = meter.soup.generic_weights
+    dealt = [deal(one.texts, one.documents, seed=SEED) for one in sets]
+    choices = _choices(meter, sets, assignments, dealt, check)
+    rows = [
+        blend_weights(assignment.domain_weights, generic_K, choice.share)
+        for assignment, choice in zip(assignments, choices, strict=True)
+    ]
+    said = []
+    for choice, folds in zip(choices, dealt, strict=True):
+        of = {} if folds is None else {"of": folds.of, "seed": SEED}
+        said.append({"blend": choice.describe() | of})
+    return np.stack(rows), said
+
+
+def _choices(
+    meter: LossMeter,
+    sets: Sequence[SpecialistSet],
+    assignments: Sequence[Assignment],
+    dealt: Sequence[Folds | None],
+    check: Check,
+) -> list[Choice]:
+    coefficients = [meter.generic_N]
+    windows: dict[_Key, _Windows] = {}
+    measured: dict[_Key, list[int]] = {}
+    for w, folds in enumerate(dealt):
+        if folds is None:
+            continue
+        ours = _windows(meter, sets[w].texts, folds, w)
+        windows |= ours
+        for fold in range(FOLDS):
+            rows_SN = _candidates(meter, assignments[w].weights_of(folds.fold_N != fold))
+            rows = [0, *range(len(coefficients), len(coefficients) + len(rows_SN))]
+            coefficients += list(rows_SN)
+            measured |= {key: rows for key in ours if key[1] == fold}
+    if not windows:
+        return [Choice(share=ALONE) for _ in sets]
+    stacked = {key: torch.stack(some.tokens) for key, some in windows.items()}
+    losses = meter.losses_of_some(torch.stack(coefficients), stacked, measured, check=check)
+    return [
+        Choice(share=ALONE)
+        if folds is None
+        else choose(
+            *_differences(folds, [(windows[key], losses[key], key[2]) for key in windows if key[0] == w])
+        )
+        for w, folds in enumerate(dealt)
+    ]
+
+
+def _candidates(meter: LossMeter, weights_K: np.ndarray) -> torch.Tensor:
+    """Coefficients [S, N] on the way from the generic mixture to the weights."""
+    generic_K = meter.soup.generic_weights
+    rows = [blend_weights(weights_K, generic_K, share) for share in SHARES[1:]]
+    return meter.soup.coefficients(torch.from_numpy(np.stack(rows)).float())
+
+
+def _windows(meter: LossMeter, texts: Sequence[str], folds: Folds, w: int) -> dict[_Key, _Windows]:
+    """Windows of the units, in turn, any of each: all that are measured."""
+    random = np.random.default_rng(SEED)
+    turns = []
+    for unit in range(len(folds.fold_U)):
+        windows_nL1 = meter.windows([texts[text] for text in np.flatnonzero(folds.unit_N == unit)])
+        order = random.permutation(len(windows_nL1))
+        turns += [(turn, unit, windows_nL1[row]) for turn, row in enumerate(order)]
+    found: dict[_Key, _Windows] = defaultdict(_Windows)
+    left = MOST_TOKENS
+    for turn, unit, window_L1 in sorted(turns, key=lambda one: one[:2]):
+        left -= len(window_L1) - 1
+        if left < 0 and (turn or unit >= FOLDS):
+            break
+        some = found[w, int(folds.fold_U[unit]), len(window_L1) - 1]
+        some.tokens.append(window_L1)
+        some.units.append(unit)
+    return dict(found)
+
+
+def _differences(
+    folds: Folds, of_lengths: Sequence[tuple[_Windows, torch.Tensor, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss minus the generic instance's, float64 [S, U], and the tokens, int64 [U], of each unit that was measured."""
+    units = len(folds.fold_U)
+    sums_SU, tokens_U = np.zeros((len(SHARES) - 1, units)), np.zeros(units, np.int64)
+    for some, losses_Sn, length in of_lengths:
+        for column, unit in enumerate(some.units):
+            sums_SU[:, unit] += length * (losses_Sn[1:, column] - losses_Sn[0, column]).numpy()
+            tokens_U[unit] += length
+    measured_U = tokens_U > 0
+    return sums_SU[:, measured_U] / tokens_U[measured_U], tokens_U[measured_U]
