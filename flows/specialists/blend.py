@@ -10,8 +10,8 @@ Legend: W sets, S shares above 0, K domains, N experts, U units of a set, n wind
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 
 from flows.specialists.losses import Check, LossMeter
 from pipeline.specialists.domain_weights import Assignment
-from pipeline.specialists.folds import FOLDS, Folds, deal
+from pipeline.specialists.folds import FOLDS, Folds, deal, halves
 from pipeline.specialists.sets import SpecialistSet
 from soe_model.specialists.blending import SHARES, Choice, blend_weights, choose
 
@@ -27,8 +27,15 @@ SEED = 0
 """Of the folds, and of the windows that are measured."""
 MOST_TOKENS = 16_384
 """Of a set that are measured under each share: a window of each unit, then a second one, as far as this goes."""
-ALONE = 0.25
-"""The share of a single text: there is no other text to say what its domain is worth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Dealt:
+    """What of a set is measured, on two sides."""
+
+    texts: Sequence[str]
+    assignment: Assignment
+    folds: Folds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,56 +54,65 @@ def blended_weights(
     meter: LossMeter,
     sets: Sequence[SpecialistSet],
     assignments: Sequence[Assignment],
+    assign: Callable[[Sequence[str]], Assignment],
     *,
     check: Check = lambda: None,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """The domain weights float64 [W, K] of each set, and what a recipe says of how they were chosen."""
+    """The domain weights float64 [W, K] of each set, and what a recipe says of how they were chosen.
+
+    Args:
+        assignments: of the sets' texts.
+        assign: of other texts: a single text is measured by its halves. One of a single word is not, and its
+            specialist is the generic instance.
+    """
     generic_K = meter.soup.generic_weights
-    dealt = [deal(one.texts, one.documents, seed=SEED) for one in sets]
-    choices = _choices(meter, sets, assignments, dealt, check)
+    dealt = [_deal(one, assignment, assign) for one, assignment in zip(sets, assignments, strict=True)]
+    choices = _choices(meter, dealt, check)
     rows = [
         blend_weights(assignment.domain_weights, generic_K, choice.share)
         for assignment, choice in zip(assignments, choices, strict=True)
     ]
     said = []
-    for choice, folds in zip(choices, dealt, strict=True):
-        of = {} if folds is None else {"of": folds.of, "seed": SEED}
+    for choice, sides in zip(choices, dealt, strict=True):
+        of = {} if sides is None else {"of": sides.folds.of, "seed": SEED}
         said.append({"blend": choice.describe() | of})
     return np.stack(rows), said
 
 
-def _choices(
-    meter: LossMeter,
-    sets: Sequence[SpecialistSet],
-    assignments: Sequence[Assignment],
-    dealt: Sequence[Folds | None],
-    check: Check,
-) -> list[Choice]:
+def _deal(
+    one: SpecialistSet, assignment: Assignment, assign: Callable[[Sequence[str]], Assignment]
+) -> _Dealt | None:
+    texts, folds = one.texts, deal(one.texts, one.documents, seed=SEED)
+    if folds is None and len(texts := halves(one.texts[0])) > 1:
+        dealt = deal(texts, seed=SEED)
+        assert dealt is not None
+        folds, assignment = replace(dealt, of="halves"), assign(texts)
+    return None if folds is None else _Dealt(texts=texts, assignment=assignment, folds=folds)
+
+
+def _choices(meter: LossMeter, dealt: Sequence[_Dealt | None], check: Check) -> list[Choice]:
     coefficients = [meter.generic_N]
     windows: dict[_Key, _Windows] = {}
     measured: dict[_Key, list[int]] = {}
-    for w, folds in enumerate(dealt):
-        if folds is None:
+    for w, sides in enumerate(dealt):
+        if sides is None:
             continue
-        ours = _windows(meter, sets[w].texts, folds, w)
+        ours = _windows(meter, sides.texts, sides.folds, w)
         windows |= ours
         for fold in range(FOLDS):
-            rows_SN = _candidates(meter, assignments[w].weights_of(folds.fold_N != fold))
+            rows_SN = _candidates(meter, sides.assignment.weights_of(sides.folds.fold_N != fold))
             rows = [0, *range(len(coefficients), len(coefficients) + len(rows_SN))]
             coefficients += list(rows_SN)
             measured |= {key: rows for key in ours if key[1] == fold}
-    if not windows:
-        return [Choice(share=ALONE) for _ in sets]
     stacked = {key: torch.stack(some.tokens) for key, some in windows.items()}
-    losses = meter.losses_of_some(torch.stack(coefficients), stacked, measured, check=check)
-    return [
-        Choice(share=ALONE)
-        if folds is None
-        else choose(
-            *_differences(folds, [(windows[key], losses[key], key[2]) for key in windows if key[0] == w])
-        )
-        for w, folds in enumerate(dealt)
-    ]
+    losses = (
+        meter.losses_of_some(torch.stack(coefficients), stacked, measured, check=check) if stacked else {}
+    )
+    choices = []
+    for w, sides in enumerate(dealt):
+        of_set = [(windows[key], losses[key], key[2]) for key in windows if key[0] == w]
+        choices.append(Choice(share=0.0) if sides is None else choose(*_differences(sides.folds, of_set)))
+    return choices
 
 
 def _candidates(meter: LossMeter, weights_K: np.ndarray) -> torch.Tensor:
@@ -111,7 +127,7 @@ def _windows(meter: LossMeter, texts: Sequence[str], folds: Folds, w: int) -> di
     random = np.random.default_rng(SEED)
     turns = []
     for unit in range(len(folds.fold_U)):
-        windows_nL1 = meter.windows([texts[text] for text in np.flatnonzero(folds.unit_N == unit)])
+        windows_nL1 = meter.windows([texts[text] for text in np.flatnonzero(folds.unit_N == unit).tolist()])
         order = random.permutation(len(windows_nL1))
         turns += [(turn, unit, windows_nL1[row]) for turn, row in enumerate(order)]
     found: dict[_Key, _Windows] = defaultdict(_Windows)

@@ -102,7 +102,13 @@ class SpecialistMaker:
         said: list[dict[str, Any]] = [{} for _ in sets]
         if method.name == BLENDED:
             with self.show("choose shares", "sets") as report:
-                weights, said = blended_weights(self.meter, sets, assignments, check=check)
+                weights, said = blended_weights(
+                    self.meter,
+                    sets,
+                    assignments,
+                    assign=lambda texts: self.assign(texts, method.rule),
+                    check=check,
+                )
                 report(len(sets), len(sets))
         weights_WK = torch.from_numpy(weights).float()
         coefficients_WN = self.soup.coefficients(weights_WK)

@@ -6,6 +6,7 @@ Legend: N texts, U units.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,9 +24,9 @@ class Folds:
     """int64; the unit of each text, 0 to U - 1, numbered by their hashes: the order of the texts changes nothing."""
     fold_U: np.ndarray
     """int64; 0 or 1."""
-    of: Literal["documents", "passages"]
-    """What a unit is. Passages of one document, where that is all there is, are alike: they say less than so many
-    documents would."""
+    of: Literal["documents", "passages", "halves"]
+    """What a unit is. Passages of one document, or the halves of one text, where that is all there is, are alike: they
+    say less than so many documents would."""
 
     @property
     def fold_N(self) -> np.ndarray:
@@ -60,6 +61,16 @@ def deal(texts: Sequence[str], documents: Sequence[int] | None = None, *, seed: 
         fold_U[number] = fold = sizes.index(min(sizes))
         sizes[fold] += len(unit)
     return Folds(unit_N=unit_N, fold_U=fold_U, of=of)
+
+
+def halves(text: str) -> list[str]:
+    """The text before and after the white space that is nearest to its middle; the text itself where it has none."""
+    text, middle = text.strip(), len(text.strip()) // 2
+    gaps = [gap.span() for gap in re.finditer(r"\s+", text)]
+    if not gaps:
+        return [text]
+    first, last = min(gaps, key=lambda gap: abs(sum(gap) / 2 - middle))
+    return [text[:first], text[last:]]
 
 
 def _hash(texts: Sequence[str], seed: int) -> bytes:

@@ -31,7 +31,6 @@ from storage_schema.manifest import StoreError, content_digest, read_manifest
 from tests.served_soup import POSITIONS, make_served_soup, sentences
 from tests.toy_store import make_store
 
-
 ALGORITHM_3 = "--method", "nearest-centroids"
 
 

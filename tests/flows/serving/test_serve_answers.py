@@ -16,7 +16,7 @@ from flows.serving.limits import Refused
 from flows.serving.recipe_store import RecipeBox
 from flows.serving.specialist_cache import Specialists
 from pipeline.tokenizer import load_tokenizer
-from soe_model.specialists.recipe import instance_of, read_recipe
+from soe_model.specialists.recipe import instance_of, make_recipe, read_recipe
 from soe_model.specialists.specialist_files import materialize
 from tests.served_soup import TOPICS, sentences
 
@@ -36,6 +36,20 @@ def test_where_texts_fall_and_what_the_specialist_is_worth(made, client):
     listed = client.get("/api/specialists").json()
     assert {made["id"], few["id"], far["id"]} <= {one["id"] for one in listed["specialists"]}
     assert client.get(f"/api/specialists/{made['id']}").json() == made
+
+
+def test_a_recipe_of_an_older_release_is_shown_by_its_domain_weights(made, specialists):
+    recipe = specialists.box.recipe(made["id"])
+    how = {key: value for key, value in recipe.how.items() if key != "blend"} | {
+        "method": "nearest-centroids"
+    }
+    weights = torch.eye(8)[3]
+    [coefficients] = specialists.soup.coefficients(weights[None])
+    old = make_recipe(specialists.soup, coefficients_N=coefficients, domain_weights_K=weights, how=how)
+    counts = made["recipe"]["counts"]
+    texts = {key: value for key, value in counts["texts"].items() if key != "in_domains"}
+    shown = specialists.describe(specialists.box.put(old, counts | {"texts": texts}))
+    assert [row["domain"] for row in shown["domains"]] == [3] and shown["share"] is None
 
 
 def test_the_same_texts_give_the_same_specialist_in_any_order_of_requests(made, client):

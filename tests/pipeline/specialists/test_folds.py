@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.specialists.domain_weights import Assignment
-from pipeline.specialists.folds import deal
+from pipeline.specialists.folds import deal, halves
 
 TEXTS = [f"text {number}" for number in range(12)]
 
@@ -38,6 +38,19 @@ def test_of_one_document_the_passages_are_dealt():
 def test_two_texts_are_a_fold_each_and_one_has_none():
     assert sorted(deal(["a", "b"]).fold_N) == [0, 1]
     assert deal(["a"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sides"),
+    [
+        ("one two", ["one", "two"]),
+        ("  a\n\nb c  ", ["a", "b c"]),
+        ("aaaaaaaa b c", ["aaaaaaaa", "b c"]),
+        ("word", ["word"]),
+    ],
+)
+def test_a_text_is_halved_between_words(text, sides):
+    assert halves(text) == sides
 
 
 @pytest.mark.parametrize("text", range(12))

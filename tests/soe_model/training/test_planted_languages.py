@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flows.specialists.maker import SpecialistMaker
-from flows.specialists.methods import NEAREST, Method
+from flows.specialists.methods import Method
 from pipeline.mixtures.meta_distributions import Fixed, Sparse, window_shares
 from pipeline.mixtures.plan import MixturePlan
 from pipeline.specialists.sets import SpecialistSet
@@ -167,26 +167,18 @@ def test_a_specialist_is_never_worse_than_the_generic_instance_and_as_good_as_ca
         SpecialistSet(
             name="noise" if language is None else language.name,
             texts=texts_of(language, count, generator),
-            evaluation=texts_of(language, 40, generator),
+            evaluation=texts_of(language, 20, generator),
         )
         for language in [*planted.languages, None]
     ]
-    for one, made, nearest in zip(
-        sets,
-        maker.make(sets, Method(bootstrap=0)),
-        maker.make(sets, Method(name=NEAREST, bootstrap=0)),
-        strict=True,
-    ):
+    for one, made in zip(sets, maker.make(sets, Method(bootstrap=0)), strict=True):
         losses, share = made.report["losses"], made.recipe.how["blend"]["share"]
-        gain = losses["generic_instance"] - losses["made"]
-        print(f"{one.name} {count}: share {share}, gain {gain:.4f}, of the nearest "
-              f"{losses['generic_instance'] - losses['nearest_centroids']:.4f}")  # fmt: skip
-        assert losses["nearest_centroids"] == nearest.report["losses"]["made"]
-        if one.name == "noise" and count > 1:
-            assert share == 0 and losses["made"] == losses["generic_instance"]
+        gain, nearest = (losses["generic_instance"] - losses[name] for name in ("made", "nearest_centroids"))
+        print(f"{one.name} {count}: share {share}, gain {gain:.3f}, of Algorithm 3 {nearest:.3f}")
         assert gain >= -0.002
-        if one.name != "noise" and count > 3:
-            assert gain >= 0.8 * (losses["generic_instance"] - losses["nearest_centroids"])
+        assert gain >= 0.8 * nearest
+        if one.name == "noise" and count < 24:  # of many, Algorithm 3's weights are as wide as noise is
+            assert share == 0 and losses["made"] == losses["generic_instance"] and nearest < -1
 
 
 def test_recipes_say_what_was_chosen_and_the_order_of_the_texts_changes_nothing(planted, maker):
