@@ -178,7 +178,7 @@ def test_a_specialist_is_never_worse_than_the_generic_instance_and_as_good_as_ca
         assert gain >= -0.002
         assert gain >= 0.8 * nearest
         if one.name == "noise" and count < 24:  # of many, Algorithm 3's weights are as wide as noise is
-            assert share == 0 and losses["made"] == losses["generic_instance"] and nearest < -1
+            assert share == 0 and losses["made"] == losses["generic_instance"] and nearest < -0.1
 
 
 def test_recipes_say_what_was_chosen_and_the_order_of_the_texts_changes_nothing(planted, maker):
