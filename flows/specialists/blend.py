@@ -21,7 +21,7 @@ from flows.specialists.losses import Check, LossMeter
 from pipeline.specialists.domain_weights import Assignment
 from pipeline.specialists.folds import FOLDS, Folds, deal, halves
 from pipeline.specialists.sets import SpecialistSet
-from soe_model.specialists.blending import SHARES, Choice, blend_weights, choose
+from soe_model.specialists.blending import PER_UNIT, SHARES, Choice, blend_weights, choose
 
 SEED = 0
 """Of the folds, and of the windows that are measured."""
@@ -111,7 +111,11 @@ def _choices(meter: LossMeter, dealt: Sequence[_Dealt | None], check: Check) -> 
     choices = []
     for w, sides in enumerate(dealt):
         of_set = [(windows[key], losses[key], key[2]) for key in windows if key[0] == w]
-        choices.append(Choice(share=0.0) if sides is None else choose(*_differences(sides.folds, of_set)))
+        if sides is None:
+            choices.append(Choice(share=0.0))
+            continue
+        units = 1 if sides.folds.of == "halves" else len(sides.folds.fold_U)
+        choices.append(choose(*_differences(sides.folds, of_set), most=PER_UNIT * units))
     return choices
 
 

@@ -17,6 +17,9 @@ from storage_schema.errors import UserError
 
 BLENDED = "blended"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+PER_UNIT = 0.25
+"""Share that each unit vouches for: what one text, or two, say of the domains of others is little, however sure they
+are of themselves. Four and more may go all the way."""
 CAUTION = 1.0
 """Standard errors that a difference must lie below zero."""
 DIGITS = 4
@@ -52,12 +55,15 @@ def blend_weights(weights_K: np.ndarray, generic_K: np.ndarray, share: float) ->
     return share * np.asarray(weights_K, np.float64) + (1 - share) * np.asarray(generic_K, np.float64)
 
 
-def choose(differences_SU: np.ndarray, tokens_U: np.ndarray, *, caution: float = CAUTION) -> Choice:
+def choose(
+    differences_SU: np.ndarray, tokens_U: np.ndarray, *, most: float = 1.0, caution: float = CAUTION
+) -> Choice:
     """The share whose difference is lowest at its upper bound, mean + caution standard errors; 0 if none is below 0.
 
     Args:
         differences_SU: of the shares above 0, loss minus the generic instance's, nats per token, of each unit.
         tokens_U: that each unit was measured on; its weight in the mean.
+        most: that may be chosen, such as ``PER_UNIT`` for each unit.
 
     Few units have large errors, so that the choice shrinks towards the generic instance by how sure it is.
 
@@ -71,7 +77,7 @@ def choose(differences_SU: np.ndarray, tokens_U: np.ndarray, *, caution: float =
     means_S = differences_SU @ weights_U
     apart_SU = (differences_SU - means_S[:, None]) * weights_U
     errors_S = np.sqrt(units / (units - 1) * (apart_SU**2).sum(1))
-    bounds_S = means_S + caution * errors_S
+    bounds_S = np.where(np.array(SHARES[1:]) <= most, means_S + caution * errors_S, np.inf)
     best = int(bounds_S.argmin())
     share = SHARES[1 + best] if bounds_S[best] < 0 else 0.0
     return Choice(

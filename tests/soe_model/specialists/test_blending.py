@@ -54,6 +54,13 @@ def test_the_order_of_the_units_changes_nothing_and_their_tokens_weigh():
     assert choose(rows, np.array([10_000, *[1] * 7])).differences[0] < 0 < choose(rows, EVEN).differences[0]
 
 
+def test_no_more_is_chosen_than_the_units_vouch_for():
+    rows = differences([-0.02, -0.05, -0.06, -0.07], spread=1e-3, units=3)
+    assert [choose(rows, EVEN[:3], most=most).share for most in (0.2, 0.25, 0.5, 0.75, 5)] == [
+        0, 0.25, 0.5, 0.75, 1,
+    ]  # fmt: skip
+
+
 def test_the_mean_and_its_error_are_those_of_the_units():
     values_U = np.array([-0.3, -0.1, 0.1, -0.5])
     found = choose(np.tile(values_U, (4, 1)), np.full(4, 7))
