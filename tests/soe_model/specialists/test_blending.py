@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from soe_model.specialists.blending import SHARES, blend_weights, choose
+from soe_model.specialists.blending import CAUTION, SHARES, blend_weights, choose
 
 EVEN = np.full(8, 100)
 
@@ -27,7 +27,7 @@ def test_nothing_is_chosen_against_its_bound(seed):
     tokens_U = random.integers(1, 200, 6)
     found = choose(random.normal(scale=0.1, size=(4, 6)), tokens_U)
     bounds = {0.0: 0.0} | {
-        share: mean + error
+        share: mean + CAUTION * error
         for share, mean, error in zip(SHARES[1:], found.differences, found.errors, strict=True)
     }
     assert bounds[found.share] == min(bounds.values())
