@@ -21,7 +21,7 @@ from flows.serving.generation import positions_of
 from flows.serving.limits import Limits, Refused
 from flows.serving.recipe_store import RecipeBox
 from flows.specialists.maker import Made, SpecialistMaker
-from flows.specialists.methods import Method
+from flows.specialists.methods import BLENDED, Method
 from pipeline.specialists.sets import LEAST_TO_SPLIT, SpecialistSet, set_of_texts
 from soe_model.files.soup import SoupOfExperts
 from soe_model.model.flat_module import unflatten
@@ -45,12 +45,21 @@ class Specialists:
 
     Args:
         cache: models kept in memory besides the generic one; more are made again from their recipes.
+        method: of making them, one that does not train.
     """
 
-    def __init__(self, soup: SoupOfExperts, *, cache: int = 4, limits: Limits | None = None):
+    def __init__(
+        self,
+        soup: SoupOfExperts,
+        *,
+        cache: int = 4,
+        limits: Limits | None = None,
+        method: str = BLENDED,
+    ):
         if cache < 1:
             raise UserError(f"cache is {cache}; at least 1 model is kept.")
         self.soup, self.cache, self.limits = soup, cache, limits or Limits()
+        self.method = Method(name=method, bootstrap=0)
         self.maker = SpecialistMaker(soup, show=silent)
         self.box = RecipeBox(soup.digest, soup.folder.name)
         self.map = DomainMap(soup)
@@ -77,7 +86,7 @@ class Specialists:
                 finally:
                     shutil.rmtree(folder)
             check()
-            [made] = self.maker.make([one], Method(bootstrap=0), check=check)
+            [made] = self.maker.make([one], self.method, check=check)
         except UserError as error:
             raise Refused(400, str(error), code="unusable_texts", param="texts") from error
         return self.describe(self._keep(made))

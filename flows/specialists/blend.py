@@ -19,9 +19,9 @@ import torch
 
 from flows.specialists.losses import Check, LossMeter
 from pipeline.specialists.domain_weights import Assignment
-from pipeline.specialists.folds import FOLDS, Folds, deal, halves
+from pipeline.specialists.folds import FOLDS, Folds, deal, halves, in_turn
 from pipeline.specialists.sets import SpecialistSet
-from soe_model.specialists.blending import PER_UNIT, SHARES, Choice, blend_weights, choose
+from soe_model.specialists.blending import PER_UNIT, SHARES, Choice, blend_weights, choose, unit_differences
 
 SEED = 0
 """Of the folds, and of the windows that are measured."""
@@ -110,12 +110,12 @@ def _choices(meter: LossMeter, dealt: Sequence[_Dealt | None], check: Check) -> 
     )
     choices = []
     for w, sides in enumerate(dealt):
-        of_set = [(windows[key], losses[key], key[2]) for key in windows if key[0] == w]
+        of_set = [(windows[key].units, losses[key].numpy(), key[2]) for key in windows if key[0] == w]
         if sides is None:
             choices.append(Choice(share=0.0))
             continue
         units = 1 if sides.folds.of == "halves" else len(sides.folds.fold_U)
-        choices.append(choose(*_differences(sides.folds, of_set), most=PER_UNIT * units))
+        choices.append(choose(*unit_differences(of_set), most=PER_UNIT * units))
     return choices
 
 
@@ -128,33 +128,19 @@ def _candidates(meter: LossMeter, weights_K: np.ndarray) -> torch.Tensor:
 
 def _windows(meter: LossMeter, texts: Sequence[str], folds: Folds, w: int) -> dict[_Key, _Windows]:
     """Windows of the units, in turn, any of each: all that are measured."""
-    random = np.random.default_rng(SEED)
-    turns = []
-    for unit in range(len(folds.fold_U)):
-        windows_nL1 = meter.windows([texts[text] for text in np.flatnonzero(folds.unit_N == unit).tolist()])
-        order = random.permutation(len(windows_nL1))
-        turns += [(turn, unit, windows_nL1[row]) for turn, row in enumerate(order)]
+    of_units = [
+        meter.windows([texts[text] for text in folds.members(unit)]) for unit in range(len(folds.fold_U))
+    ]
     found: dict[_Key, _Windows] = defaultdict(_Windows)
-    left = MOST_TOKENS
-    for turn, unit, window_L1 in sorted(turns, key=lambda one: one[:2]):
-        left -= len(window_L1) - 1
-        if left < 0 and (turn or unit >= FOLDS):
+    tokens = 0
+    turns = in_turn([len(windows_nL1) for windows_nL1 in of_units], seed=SEED)
+    for number, (unit, row) in enumerate(turns):
+        window_L1 = of_units[unit][row]
+        length = len(window_L1) - 1
+        if tokens + length > MOST_TOKENS and number >= FOLDS:
             break
-        some = found[w, int(folds.fold_U[unit]), len(window_L1) - 1]
+        tokens += length
+        some = found[w, int(folds.fold_U[unit]), length]
         some.tokens.append(window_L1)
         some.units.append(unit)
     return dict(found)
-
-
-def _differences(
-    folds: Folds, of_lengths: Sequence[tuple[_Windows, torch.Tensor, int]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Loss minus the generic instance's, float64 [S, U], and the tokens, int64 [U], of each unit that was measured."""
-    units = len(folds.fold_U)
-    sums_SU, tokens_U = np.zeros((len(SHARES) - 1, units)), np.zeros(units, np.int64)
-    for some, losses_Sn, length in of_lengths:
-        for column, unit in enumerate(some.units):
-            sums_SU[:, unit] += length * (losses_Sn[1:, column] - losses_Sn[0, column]).numpy()
-            tokens_U[unit] += length
-    measured_U = tokens_U > 0
-    return sums_SU[:, measured_U] / tokens_U[measured_U], tokens_U[measured_U]

@@ -33,6 +33,10 @@ class Folds:
         """int64; the fold of each text."""
         return self.fold_U[self.unit_N]
 
+    def members(self, unit: int) -> list[int]:
+        """The texts of a unit."""
+        return np.flatnonzero(self.unit_N == unit).tolist()
+
 
 def deal(texts: Sequence[str], documents: Sequence[int] | None = None, *, seed: int = 0) -> Folds | None:
     """Deal whole documents, in the order of their hashes, each to the fold that has fewer texts so far.
@@ -61,6 +65,17 @@ def deal(texts: Sequence[str], documents: Sequence[int] | None = None, *, seed: 
         fold_U[number] = fold = sizes.index(min(sizes))
         sizes[fold] += len(unit)
     return Folds(unit_N=unit_N, fold_U=fold_U, of=of)
+
+
+def in_turn(counts: Sequence[int], *, seed: int = 0) -> list[tuple[int, int]]:
+    """Pairs of a unit and one of its so many rows: a row of each unit, then another of each, any first."""
+    random = np.random.default_rng(seed)
+    turns = [
+        (turn, unit, row)
+        for unit, count in enumerate(counts)
+        for turn, row in enumerate(random.permutation(count).tolist())
+    ]
+    return [(unit, row) for _, unit, row in sorted(turns)]
 
 
 def halves(text: str) -> list[str]:

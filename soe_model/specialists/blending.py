@@ -8,6 +8,7 @@ Legend: S shares, U units (texts, or documents of several), K domains.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,25 @@ def blend_weights(weights_K: np.ndarray, generic_K: np.ndarray, share: float) ->
     if share in (0.0, 1.0):
         return np.asarray(weights_K if share else generic_K, np.float64)
     return share * np.asarray(weights_K, np.float64) + (1 - share) * np.asarray(generic_K, np.float64)
+
+
+def unit_differences(
+    measured: Sequence[tuple[Sequence[int], np.ndarray, int]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`choose` takes, of the units that were measured: differences float64 [S, U] and tokens int64 [U].
+
+    Args:
+        measured: for windows of one length the unit of each, their losses [1 + S, n] with the generic instance's first,
+            and the length in tokens.
+    """
+    units = sorted({unit for some, _, _ in measured for unit in some})
+    sums_SU, tokens_U = np.zeros((len(SHARES) - 1, len(units))), np.zeros(len(units), np.int64)
+    for some, losses_Sn, length in measured:
+        for unit, losses_S in zip(some, losses_Sn.T, strict=True):
+            at = units.index(unit)
+            sums_SU[:, at] += length * (losses_S[1:] - losses_S[0])
+            tokens_U[at] += length
+    return sums_SU / tokens_U, tokens_U
 
 
 def choose(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.specialists.domain_weights import Assignment
-from pipeline.specialists.folds import deal, halves
+from pipeline.specialists.folds import deal, halves, in_turn
 
 TEXTS = [f"text {number}" for number in range(12)]
 
@@ -38,6 +38,13 @@ def test_of_one_document_the_passages_are_dealt():
 def test_two_texts_are_a_fold_each_and_one_has_none():
     assert sorted(deal(["a", "b"]).fold_N) == [0, 1]
     assert deal(["a"]) is None
+
+
+def test_every_unit_has_its_turn_before_another_has_a_second():
+    pairs = in_turn([3, 1, 2])
+    assert [unit for unit, _ in pairs] == [0, 1, 2, 0, 2, 0]
+    assert sorted(pairs) == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
+    assert pairs == in_turn([3, 1, 2]) != in_turn([3, 1, 2], seed=3)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from soe_model.specialists.blending import CAUTION, SHARES, blend_weights, choose
+from soe_model.specialists.blending import CAUTION, SHARES, blend_weights, choose, unit_differences
 
 EVEN = np.full(8, 100)
 
@@ -66,6 +66,14 @@ def test_the_mean_and_its_error_are_those_of_the_units():
     found = choose(np.tile(values_U, (4, 1)), np.full(4, 7))
     assert found.differences[0] == pytest.approx(values_U.mean())
     assert found.errors[0] == pytest.approx(values_U.std(ddof=1) / 2) and found.units == 4
+
+
+def test_a_units_windows_are_one_mean_by_their_tokens():
+    long = [0, 2], np.array([[2.0, 3.0], *[[1.0, 3.5]] * 4]), 30
+    short = [2, 0], np.array([[1.0, 2.0], *[[1.0, 4.0]] * 4]), 10
+    rows, tokens_U = unit_differences([long, short])
+    assert tokens_U.tolist() == [40, 40]  # unit 1 was not measured
+    assert rows.tolist() == [[-0.25, 0.375]] * 4
 
 
 def test_one_unit_has_no_spread():
