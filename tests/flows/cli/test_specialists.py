@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import numpy as np
@@ -140,7 +141,9 @@ def test_the_costlier_methods_lower_the_loss_of_the_texts(soup, texts, made, tmp
         assert code == 0 and "each bit" in capsys.readouterr().out
 
 
-def test_by_itself_a_specialist_goes_as_far_as_helps_and_says_what_it_gains(soup, texts, tmp_path, capsys):
+def test_by_itself_a_specialist_goes_as_far_as_helps_and_says_what_it_gains(soup, tmp_path, capsys):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences("law")))
     assert run("specialize", soup, "--texts", texts, "--out", tmp_path / "a") == 0
     manifest = read_manifest(tmp_path / "a", "specialist")
     blend, losses = manifest.configuration["blend"], manifest.counts["losses"]
@@ -185,7 +188,9 @@ def test_a_recipe_makes_the_model_again_and_verify_says_so(soup, made, tmp_path,
 
 def test_blending(soup, made, tmp_path, capsys):
     (tmp_path / "law.txt").write_text("\n\n".join(sentences("law", 6)))
-    assert run("specialize", soup, "--texts", tmp_path / "law.txt", "--out", tmp_path / "law") == 0
+    assert (
+        run("specialize", soup, "--texts", tmp_path / "law.txt", "--out", tmp_path / "law", *ALGORITHM_3) == 0
+    )
     options = ["--soup", soup, "--shares", 1, 3]
     assert run("blend", made, tmp_path / "law", *options, "--out", tmp_path / "mean") == 0
     one, other, mean = tensors(made), tensors(tmp_path / "law"), tensors(tmp_path / "mean")
