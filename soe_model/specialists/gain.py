@@ -71,7 +71,7 @@ def gain_line(how: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
         return f"{NO_GAIN}, which this is: no domain weights of the texts were surely better on them."
     gain = gain_of(how, counts)
     if gain is None:
-        return "Gain over the generic instance: not measured, too few texts to keep some apart."
+        return "Gain over the generic instance: not measured, too little text was kept apart for it."
     return f"Gain: {gain}." if gain.sure else f"{NO_GAIN} ({gain})."
 
 

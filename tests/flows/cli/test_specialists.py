@@ -144,7 +144,8 @@ def test_the_costlier_methods_lower_the_loss_of_the_texts(soup, texts, made, tmp
 def test_by_itself_a_specialist_goes_as_far_as_helps_and_says_what_it_gains(soup, tmp_path, capsys):
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences("law")))
-    assert run("specialize", soup, "--texts", texts, "--out", tmp_path / "a") == 0
+    options = ["--evaluation-passages", 12, "--out", tmp_path / "a"]
+    assert run("specialize", soup, "--texts", texts, *options) == 0
     manifest = read_manifest(tmp_path / "a", "specialist")
     blend, losses = manifest.configuration["blend"], manifest.counts["losses"]
     assert manifest.configuration["method"] == "blended" and blend["share"] > 0
