@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from storage_schema.errors import UserError
 
-SpecialistMethod = Literal["nearest-centroids", "learned-coefficients", "fine-tuned"]
+SpecialistMethod = Literal["blended", "nearest-centroids", "learned-coefficients", "fine-tuned"]
 
 
 class Settings(BaseModel):
@@ -262,9 +262,11 @@ class Specialize(Settings):
     compare_with: str | None = Field(None, description="Name of the generic twin to evaluate beside.")
     output: str = Field("specialists", description="Name or path of the folder that receives the models.")
     method: SpecialistMethod = Field(
-        "nearest-centroids",
-        description="In order of cost: domain weights from the nearest centroids (Algorithm 3), no training; from "
-        "there coefficients by gradient descent on the texts (section 2.7); or all parameters (fine-tuning, 3.2).",
+        "blended",
+        description="`blended`: domain weights between the generic mixture and the nearest centroids, as far as surely "
+        "helps on the texts; `nearest-centroids`: all the way (Algorithm 3). Neither trains. From the nearest "
+        "centroids on: `learned-coefficients`, by gradient descent on the texts (section 2.7), or `fine-tuned`, all "
+        "parameters (3.2).",
     )
     rule: Literal["flat", "tree"] = Field(
         "flat", description="Nearest of all leaves (Algorithm 3), or greedy descent."

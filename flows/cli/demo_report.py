@@ -14,6 +14,8 @@ from storage_schema.json_files import read_object
 from storage_schema.layout import home, run_folder, specialist_folder, store_folder
 from storage_schema.manifest import read_manifest, write_atomically
 
+OF_GAIN = "soup_generic_instance_loss", "gain_low", "share"
+"""What a specialist is worth beside its own soup's generic instance."""
 STAGES = ("passages", "tokenizer", "embeddings", "domains")
 
 
@@ -27,7 +29,7 @@ def collect(*, store: str, soup: str, generic: str, specialists: str) -> dict[st
         specialists: name of the folder of specialists.
 
     Returns:
-        ``specialist_sets`` (``name, generic_loss, soup_loss, unseen_source``), their ``mean``,
+        ``specialist_sets`` (``name, generic_loss, soup_loss, unseen_source``, and ``OF_GAIN``), their ``mean``,
         ``generic_mixture`` (both models on the mixture of all domains), ``tokens`` seen by each,
         ``train_seconds`` of each and ``stage_seconds`` of the store. Losses are in nats per token.
 
@@ -45,7 +47,10 @@ def collect(*, store: str, soup: str, generic: str, specialists: str) -> dict[st
             "they do not compare. Give both the same steps, batch_size and sequence_length."
         )
     keys = ("name", "generic_loss", "soup_loss", "unseen_source")
-    sets = [{key: row[key] for key in keys} for row in evaluation["specialist_sets"]]
+    sets = [
+        {key: row[key] for key in keys} | {key: row[key] for key in OF_GAIN if key in row}
+        for row in evaluation["specialist_sets"]
+    ]
     losses = ("generic_loss", "soup_loss")
     return {
         "specialist_sets": sets,
@@ -88,6 +93,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     )
     console.print("The store: " + ", ".join(f"{name} {stages[name]:.0f} s" for name in STAGES) + ".")
     console.print(verdict(result), style="bold")
+    if line := gained(result):
+        console.print(line)
 
 
 def verdict(result: dict[str, Any]) -> str:
@@ -99,6 +106,20 @@ def verdict(result: dict[str, Any]) -> str:
     word = "LOWER than" if soup < generic else "HIGHER than" if soup > generic else "the same as"
     worth = "worth" if soup < generic else "not worth"
     return f"The soup was {worth} it: its specialists' mean loss is {word} the generic twin's ({how})."
+
+
+def gained(result: dict[str, Any]) -> str | None:
+    """What the specialists gain over the soup's own generic instance, if that was measured."""
+    sets = [row for row in result["specialist_sets"] if "soup_generic_instance_loss" in row]
+    if not sets:
+        return None
+    mean = sum(row["soup_generic_instance_loss"] - row["soup_loss"] for row in sets) / len(sets)
+    surely = sum(row.get("gain_low", 0) > 0 for row in sets)
+    itself = sum(row.get("share") == 0 for row in sets)
+    return (
+        f"Over the soup's own generic instance they gain {mean:+.3f} on the mean, surely on {surely} of {len(sets)} "
+        f"sets; the rest have no gain: use the generic model there ({itself} were made as it)."
+    )
 
 
 def _losses(row: dict[str, Any]) -> list[str]:

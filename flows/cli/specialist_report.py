@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from soe_model.specialists.gain import gain_line
 from soe_model.specialists.model_card import LOSSES
 from storage_schema.manifest import Manifest
 
@@ -25,16 +26,18 @@ def show(folder: Path, manifest: Manifest, console: Console | None = None) -> No
             if key in losses:
                 table.add_row(name.replace("**", ""), f"{losses[key]:.4f}")
         console.print(table)
-        if "gain_interval" in losses:
-            low, high = losses["gain_interval"]
-            console.print(f"Gain over the generic instance, 90% of resamples: {low:+.4f} to {high:+.4f}")
     else:
         console.print("Too few texts to keep some apart and measure on: no losses.")
+    console.print(gain_line(manifest.configuration, manifest.counts), style="bold")
     sure = manifest.counts["texts"]
     console.print(
         f"{sure['count']} passages fall into {sure['domains']} domains (entropy {sure['entropy']:.2f} nats), "
         f"{sure['distance']:.3f} from the centroids; training passages are {sure['training_distance']:.3f} from theirs."
     )
+    if blend := manifest.configuration.get("blend"):
+        console.print(
+            f"The model's domain weights: {blend['share']:g} of those, the rest the generic mixture."
+        )
     if losses and "nearest_centroids_interval" in losses:
         low, high = losses["nearest_centroids_interval"]
         console.print(

@@ -95,6 +95,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     serve.add_argument("--token-file", metavar="FILE", help="where the token lies; made if it is not there")
     serve.add_argument("--cache", type=int, default=4, help="models kept in memory (4)")
     serve.add_argument("--max-queue", type=int, default=64, help="requests that may wait (64)")
+    serve.add_argument("--method", choices=METHODS[:2], default=METHODS[0], help="of those that do not train")
     serve.set_defaults(command=_serve)
 
 

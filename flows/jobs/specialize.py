@@ -27,12 +27,13 @@ from pipeline.specialists.sets import SpecialistSet, generic_evaluation, held_ou
 from pipeline.tasks import available_cores
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.evaluation import mean_loss
+from soe_model.specialists.gain import gain_line
 from soe_model.specialists.specialist_files import check_target, write_specialist
 from storage_schema.errors import UserError
 from storage_schema.json_files import as_object, read_object
 from storage_schema.layout import MADE, soup_folder, specialist_folder, store_folder
 from storage_schema.lock import only_writer
-from storage_schema.manifest import content_digest, read_manifest, verify_files, write_atomically
+from storage_schema.manifest import Manifest, content_digest, read_manifest, verify_files, write_atomically
 
 EVALUATION = "evaluation.json"
 HELD_OUT_EVALUATION = 20
@@ -77,8 +78,9 @@ def run_here(
             write_atomically(output / EVALUATION, json.dumps(report, indent=1))
         else:
             (output / EVALUATION).unlink(missing_ok=True)  # of specialists that were here before
-        for name, warnings in report["warnings"].items():
-            print(f"{name}: {warnings}", flush=True)
+        for said in report["gains"], report["warnings"]:
+            for name, line in said.items():
+                print(f"{name}: {line}", flush=True)
         digests = {one.name: read_manifest(output / one.name, "specialist").digest for one in sets}
         made = {"identity": identity, "digests": digests, "report": report}
         write_atomically(output / MADE, json.dumps(made, indent=1))
@@ -123,7 +125,7 @@ def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: 
     soup = SoupOfExperts.open(folder, verify=False)
     maker = SpecialistMaker(soup, device="cuda" if settings.use_gpu else "cpu")
     twin = _twin(settings)
-    rows, left = [], iter(sets)
+    rows, gains, left = [], {}, iter(sets)
     # To the end of the iterator, where it says that it is finished.
     for made in maker.make(sets, method_of(settings), twin=twin):
         one = next(left)
@@ -135,10 +137,12 @@ def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: 
             report=made.report,
             replace=settings.rebuild,
         )
-        rows.append(_row(one, manifest.counts))
+        rows.append(_row(one, manifest))
+        gains[one.name] = gain_line(manifest.configuration, manifest.counts)
         del made  # before the next is put together
     report: dict[str, Any] = {
         "specialists": [one.name for one in sets],
+        "gains": gains,
         "warnings": {row["name"]: row["warnings"] for row in rows if row["warnings"]},
     }
     if any(one.evaluation for one in sets):
@@ -153,8 +157,9 @@ def _in_task(*arguments: Any) -> dict[str, Any]:
     return make(*arguments)
 
 
-def _row(one: SpecialistSet, counts: dict[str, Any]) -> dict[str, Any]:
+def _row(one: SpecialistSet, manifest: Manifest) -> dict[str, Any]:
     """One line of the evaluation; losses are in nats per token."""
+    counts = manifest.counts
     losses = counts.get("losses", {})
     row = {"name": one.name, "unseen_source": one.unseen_source, "passages": len(one.evaluation)}
     names = {
@@ -170,6 +175,8 @@ def _row(one: SpecialistSet, counts: dict[str, Any]) -> dict[str, Any]:
         if key in losses:
             row[f"{name}_low"], row[f"{name}_high"] = losses[key]
     row |= {key: counts["texts"][key] for key in ("count", "domains", "entropy")}
+    if "blend" in manifest.configuration:
+        row["share"] = manifest.configuration["blend"]["share"]
     return row | {"warnings": " ".join(counts["texts"].get("warnings", []))}
 
 

@@ -68,7 +68,11 @@ def publish_specialists(config: Specialize) -> None:
     folder = specialist_folder(config.output)
     body = read_object(folder / MADE)["report"]
     if "specialist_sets" not in body:
-        rows = [{"specialist": name, "folder": str(folder / name)} for name in body["specialists"]]
+        gains = body.get("gains", {})  # not noted by older releases
+        rows = [
+            {"specialist": name, "gain": gains.get(name, ""), "folder": str(folder / name)}
+            for name in body["specialists"]
+        ]
         create_table_artifact(
             rows, key=artifact_key("specialists", folder.name), description="The specialists."
         )
@@ -209,12 +213,16 @@ def training_card(config: Pretrain) -> str | None:
 
 
 def losses_card(evaluation: dict[str, Any]) -> str:
-    """Markdown: a picture of the losses of every specialist set, if a generic twin was measured beside it."""
+    """Markdown: a picture of the losses of every specialist set, if a generic twin was measured beside it, and what
+    each specialist gains over the generic instance.
+    """
     sets = [s for s in evaluation["specialist_sets"] if s.get("generic_loss") is not None]
+    gains = "\n".join(f"- **{name}**: {line}" for name, line in evaluation.get("gains", {}).items())
     if not sets:
-        return "# Losses\n\nNo generic twin was measured (`compare_with`): see the table."
-    picture = pictures.as_markdown(pictures.specialist_losses(sets), "losses of the specialist sets")
-    return f"# Losses\n\n{picture}"
+        shown = "No generic twin was measured (`compare_with`): see the table."
+    else:
+        shown = pictures.as_markdown(pictures.specialist_losses(sets), "losses of the specialist sets")
+    return "\n\n".join(filter(None, ["# Losses", shown, gains]))
 
 
 def _commonest_source(store: DomainStore, domain: int) -> tuple[str, float]:

@@ -134,15 +134,15 @@ def page_api(specialists: Specialists, queue: ComputeQueue) -> APIRouter:
 
 
 def _line(specialists: Specialists, name: str, created: int) -> dict[str, Any]:
-    """A specialist in the list: its id, when it was made, and its heaviest domain."""
+    """A specialist in the list: its id, when it was made, and the domain that most of its texts fall into."""
     manifest = specialists.box.manifest(name)
-    weights = manifest.configuration["domain_weights"] or {}
-    heaviest = max(weights, key=lambda domain: weights[domain], default=None)
-    words = [] if heaviest is None else specialists.map.words(int(heaviest))
+    fallen = specialists.fallen(manifest)
+    heaviest = max(fallen, key=lambda domain: fallen[domain], default=None)
+    words = [] if heaviest is None else specialists.map.words(heaviest)
     return {
         "id": name,
         "created": created,
         "texts": manifest.counts.get("texts", {}).get("count"),
-        "domain": None if heaviest is None else int(heaviest),
+        "domain": heaviest,
         "words": words,
     }

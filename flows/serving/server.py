@@ -30,7 +30,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM; returns 0.
 
     Args:
-        arguments: ``soup``, ``host``, ``port``, ``token_file``, ``cache`` and ``max_queue``.
+        arguments: ``soup``, ``host``, ``port``, ``token_file``, ``cache``, ``max_queue`` and ``method``.
 
     Raises:
         ValueError: a setting is out of its bounds, the port is taken, the soup does not verify, or other users can
@@ -46,7 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"Opening {arguments.soup} …", flush=True)
         torch.set_num_threads(available_cores())
         soup = SoupOfExperts.open(soup_folder(arguments.soup))
-        specialists = Specialists(soup, cache=arguments.cache, limits=limits)
+        specialists = Specialists(soup, cache=arguments.cache, limits=limits, method=arguments.method)
         specialists.warm_up()
         access = Access(token, host=arguments.host, port=port)
         app = create_app(specialists, access, max_queue=arguments.max_queue)

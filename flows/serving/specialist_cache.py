@@ -21,13 +21,15 @@ from flows.serving.generation import positions_of
 from flows.serving.limits import Limits, Refused
 from flows.serving.recipe_store import RecipeBox
 from flows.specialists.maker import Made, SpecialistMaker
-from flows.specialists.methods import Method
+from flows.specialists.methods import BLENDED, Method
 from pipeline.specialists.sets import LEAST_TO_SPLIT, SpecialistSet, set_of_texts
 from soe_model.files.soup import SoupOfExperts
 from soe_model.model.flat_module import unflatten
+from soe_model.specialists.gain import gain_line, gain_of, is_generic
 from soe_model.specialists.recipe import instance_of, recipe_of, tensors_digest
 from soe_model.specialists.specialist_files import write_specialist
 from storage_schema.errors import UserError
+from storage_schema.manifest import Manifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,10 +47,18 @@ class Specialists:
         cache: so many models stay in memory, besides the generic one; others are made again from their recipes.
     """
 
-    def __init__(self, soup: SoupOfExperts, *, cache: int = 4, limits: Limits | None = None):
+    def __init__(
+        self,
+        soup: SoupOfExperts,
+        *,
+        cache: int = 4,
+        limits: Limits | None = None,
+        method: str = BLENDED,
+    ):
         if cache < 1:
             raise UserError(f"cache is {cache}; at least 1 model is kept.")
         self.soup, self.cache, self.limits = soup, cache, limits or Limits()
+        self.method = Method(name=method, bootstrap=0)
         self.maker = SpecialistMaker(soup, show=silent)
         self.box = RecipeBox(soup.digest, soup.folder.name)
         self.map = DomainMap(soup)
@@ -75,28 +85,41 @@ class Specialists:
                 finally:
                     shutil.rmtree(folder)
             check()
-            [made] = self.maker.make([one], Method(bootstrap=0), check=check)
+            [made] = self.maker.make([one], self.method, check=check)
         except UserError as error:
             raise Refused(400, str(error), code="unusable_texts", param="texts") from error
         return self.describe(self._keep(made))
 
     def describe(self, name: str) -> dict[str, Any]:
-        """A specialist as JSON: id, domains, position, losses or why there are none, warnings, recipe."""
+        """A specialist as JSON: id, where its texts fall, gain, losses or why there are none, warnings, recipe."""
         manifest = self.box.manifest(name)
-        recipe, counts = recipe_of(manifest), manifest.counts
+        counts, fallen = manifest.counts, self.fallen(manifest)
+        gain = gain_of(manifest.configuration, counts)
+        generic = is_generic(manifest.configuration)
         sure = counts.get("texts", {})
         few = f"Fewer than {LEAST_TO_SPLIT} passages: none could be kept apart to measure on, so there are no losses."
         return {
             "id": name,
-            "domains": self.map.rows(recipe.domain_weights or {}),
-            "position": self.map.centre(recipe.domain_weights or {}),
-            "texts": {key: value for key, value in sure.items() if key != "warnings"},
+            "domains": self.map.rows(fallen),
+            "position": self.map.centre(fallen),
+            "share": manifest.configuration.get("blend", {}).get("share"),
+            "gains": gain is not None and gain.sure and not generic,
+            "gain": gain_line(manifest.configuration, counts),
+            "texts": {key: value for key, value in sure.items() if key not in ("warnings", "in_domains")},
             "warnings": sure.get("warnings", []),
             "losses": counts.get("losses"),
             "no_losses_because": None if "losses" in counts else few,
             "parameters": counts["parameters"],
             "recipe": json.loads(manifest.to_json()),
         }
+
+    def fallen(self, manifest: Manifest) -> dict[int, float]:
+        """Domain → share of the texts that fall into it; the domain weights where an older release did not note it."""
+        texts = manifest.counts.get("texts", {}).get("in_domains", {})
+        number = sum(texts.values())
+        if not number:
+            return recipe_of(manifest).domain_weights or {}
+        return {int(domain): count / number for domain, count in texts.items()}
 
     def model(self, name: str) -> PreTrainedModel:
         """The model of an id, or the generic one. Raises :class:`Refused` (404) for an unknown id."""

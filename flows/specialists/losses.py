@@ -5,9 +5,9 @@ Legend: W instances, U of them different, K domains, N experts, P parameters, n 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Check = Callable[[], None]
 """Raises when the request was cancelled or timed out."""
+Name = TypeVar("Name", bound=Hashable)
+"""Of a set of windows."""
 TOGETHER_BYTES = 64 << 20
 """Of instances made in one pass over the bank; larger models are made one by one, and never held together."""
 
@@ -71,30 +73,55 @@ class LossMeter:
     def losses_of_sets(
         self,
         coefficients_WN: torch.Tensor,
-        windows: Mapping[str, torch.Tensor],
+        windows: Mapping[Name, torch.Tensor],
         *,
         check: Check = lambda: None,
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[Name, torch.Tensor]:
         """The same of several sets of windows, by name; equal instances are made and measured once."""
+        everyone = range(len(coefficients_WN))
+        return self.losses_of_some(coefficients_WN, windows, dict.fromkeys(windows, everyone), check=check)
+
+    def losses_of_some(
+        self,
+        coefficients_WN: torch.Tensor,
+        windows: Mapping[Name, torch.Tensor],
+        measured: Mapping[Name, Sequence[int]],
+        *,
+        check: Check = lambda: None,
+    ) -> dict[Name, torch.Tensor]:
+        """The same, where each set of windows is measured under some of the instances only.
+
+        Args:
+            measured: set of windows → the rows of the coefficients that it is measured under.
+
+        Returns:
+            Set of windows → float64 [instances that it is measured under, n].
+        """
         model = None
         numbers: dict[bytes, int] = {}
         number_W = [numbers.setdefault(row_N.numpy().tobytes(), len(numbers)) for row_N in coefficients_WN]
         distinct_UN = coefficients_WN[[number_W.index(number) for number in range(len(numbers))]]
-        rows: dict[str, list[torch.Tensor]] = {name: [] for name in windows}
+        wanted = {name: {number_W[row] for row in rows} for name, rows in measured.items()}
+        found: dict[Name, dict[int, torch.Tensor]] = {name: {} for name in windows}
         buffer_UP = empty_instances(min(self.together, len(distinct_UN)), self.soup.bank.num_params)
+        number = 0
         for group_UN in distinct_UN.split(self.together):
             for instance_P in self.soup.instances(group_UN, buffer_UP[: len(group_UN)]):
                 model = self.soup.model(instance_P) if model is None else self.soup.attach(model, instance_P)
                 for name, windows_nL1 in windows.items():
-                    check()
-                    rows[name].append(window_losses(model, windows_nL1))
-        return {name: torch.stack(of_set)[number_W] for name, of_set in rows.items()}
+                    if number in wanted[name]:
+                        check()
+                        found[name][number] = window_losses(model, windows_nL1)
+                number += 1
+        return {
+            name: torch.stack([found[name][number_W[row]] for row in rows]) for name, rows in measured.items()
+        }
 
     def compare(
         self,
         texts: Sequence[str],
         assignment: Assignment,
-        nearest_N: torch.Tensor,
+        made_N: torch.Tensor,
         learned_P: torch.Tensor | None = None,
         *,
         twin: torch.nn.Module | None = None,
@@ -105,26 +132,29 @@ class LossMeter:
 
         Args:
             assignment: of the texts that it was made of.
-            nearest_N: coefficients of their domain weights.
-            learned_P: what was made; None: the instance of `nearest_N`.
+            made_N: coefficients of what was made.
+            learned_P: what was made; None: the instance of `made_N`.
             twin: a model that was trained without experts.
-            resamples: of the domain weights, which say how far the loss of `nearest_N` hangs on these very texts.
+            resamples: of the domain weights, which say how far Algorithm 3's loss hangs on these very texts.
         """
         windows_nL1 = self.windows(texts)
-        rows = [self._coefficients(assignment.heaviest_domain), nearest_N]
-        if self.generic is None:
-            rows.append(self.generic_N)
-        domain_n, nearest_n, *generic = self.losses(torch.stack(rows), windows_nL1, check=check)
-        generic_n = window_losses(self.generic, windows_nL1) if self.generic is not None else generic[0]
-        made_n = nearest_n if learned_P is None else window_losses(self.soup.model(learned_P), windows_nL1)
-        gains_n = generic_n - made_n
-        found: dict[str, Any] = {
-            "windows": len(windows_nL1),
-            "generic_instance": generic_n.mean().item(),
-            "nearest_domain": domain_n.mean().item(),
-            "nearest_centroids": nearest_n.mean().item(),
-            "made": made_n.mean().item(),
+        rows = {
+            "nearest_domain": self._coefficients(assignment.heaviest_domain),
+            "nearest_centroids": self._coefficients(assignment.domain_weights),
         }
+        if learned_P is None:
+            rows["made"] = made_N
+        if self.generic is None:
+            rows["generic_instance"] = self.generic_N
+        measured = self.losses(torch.stack([*rows.values()]), windows_nL1, check=check)
+        losses = dict(zip(rows, measured, strict=True))
+        if learned_P is not None:
+            losses["made"] = window_losses(self.soup.model(learned_P), windows_nL1)
+        if self.generic is not None:
+            losses["generic_instance"] = window_losses(self.generic, windows_nL1)
+        gains_n = losses["generic_instance"] - losses["made"]
+        found: dict[str, Any] = {"windows": len(windows_nL1)}
+        found |= {name: losses_n.mean().item() for name, losses_n in losses.items()}
         if twin is not None:
             found["twin"] = window_losses(twin, windows_nL1).mean().item()
         if len(gains_n) > 1:

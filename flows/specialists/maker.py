@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from flows.reporting.progress import progress
+from flows.specialists.blend import blended_weights
 from flows.specialists.losses import Check, LossMeter
-from flows.specialists.methods import BY_LEARNING, LEARNED, NEAREST, Method
+from flows.specialists.methods import BLENDED, BY_LEARNING, LEARNED, NEAREST, Method
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import reload_embedder
 from pipeline.specialists.domain_weights import Assignment, Rule, assign_to_domains
@@ -42,6 +43,16 @@ class Made:
     instance_P: torch.Tensor
     report: dict[str, Any]
     """``texts`` (how sure the domain weights are), ``losses``, ``learned``."""
+
+
+class _Start(NamedTuple):
+    """Of what a specialist is put together."""
+
+    weights_K: torch.Tensor
+    coefficients_N: torch.Tensor
+    instance_P: torch.Tensor
+    said: dict[str, Any]
+    """How the weights were chosen, for the recipe."""
 
 
 class SpecialistMaker:
@@ -87,15 +98,32 @@ class SpecialistMaker:
                 check()
                 assignments.append(self.assign(one.texts, method.rule))
             report(len(sets), len(sets))
-        weights_WK = torch.from_numpy(np.stack([p.domain_weights for p in assignments])).float()
-        nearest_WN = self.soup.coefficients(weights_WK)
+        weights = np.stack([assignment.domain_weights for assignment in assignments])
+        said: list[dict[str, Any]] = [{} for _ in sets]
+        if method.name == BLENDED:
+            with self.show("choose shares", "sets") as report:
+                weights, said = blended_weights(
+                    self.meter,
+                    sets,
+                    assignments,
+                    assign=lambda texts: self.assign(texts, method.rule),
+                    check=check,
+                )
+                report(len(sets), len(sets))
+        weights_WK = torch.from_numpy(weights).float()
+        coefficients_WN = self.soup.coefficients(weights_WK)
         with self.show("make specialists", "models") as report:
-            instances = self._instances(nearest_WN)
+            instances = self._instances(coefficients_WN)
             for w, one in enumerate(sets):
                 report(w, len(sets))
                 check()
                 yield self._make_one(
-                    one, assignments[w], weights_WK[w], nearest_WN[w], next(instances), method, twin, check
+                    one,
+                    assignments[w],
+                    _Start(weights_WK[w], coefficients_WN[w], next(instances), said[w]),
+                    method,
+                    twin,
+                    check,
                 )
             report(len(sets), len(sets))
 
@@ -103,23 +131,24 @@ class SpecialistMaker:
         self,
         one: SpecialistSet,
         assignment: Assignment,
-        weights_K: torch.Tensor,
-        nearest_N: torch.Tensor,
-        instance_P: torch.Tensor,
+        start: _Start,
         method: Method,
         twin: torch.nn.Module | None,
         check: Check,
     ) -> Made:
-        coefficients_N, report = nearest_N, {"texts": assignment.describe()}
+        coefficients_N, instance_P = start.coefficients_N, start.instance_P
+        report: dict[str, Any] = {"texts": assignment.describe()}
         if one.notes:
             report["texts"]["notes"] = one.notes
         if method.name in BY_LEARNING:
-            coefficients_N, instance_P, report["learned"] = self._learn(one, nearest_N, instance_P, method)
+            coefficients_N, instance_P, report["learned"] = self._learn(
+                one, coefficients_N, instance_P, method
+            )
         if one.evaluation:
             report["losses"] = self.meter.compare(
                 one.evaluation,
                 assignment,
-                nearest_N,
+                start.coefficients_N,
                 instance_P if method.name in BY_LEARNING else None,
                 twin=twin,
                 resamples=method.bootstrap if len(one.texts) < FEW_TEXTS else 0,
@@ -129,8 +158,8 @@ class SpecialistMaker:
         recipe = make_recipe(
             self.soup,
             coefficients_N=coefficients_N,
-            domain_weights_K=weights_K,
-            how=method.how(one),
+            domain_weights_K=start.weights_K,
+            how=method.how(one) | start.said,
         )
         return Made(recipe=recipe, instance_P=instance_P, report=report)
 

@@ -1,4 +1,4 @@
-"""How specialists are made of their texts: the methods of the paper, and what a job's settings say of them."""
+"""How specialists are made of their texts: the methods, and what a job's settings say of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, get_args
 from flows.settings import SpecialistMethod, Specialize, refuse_unused
 from pipeline.specialists.domain_weights import Rule
 from pipeline.specialists.sets import SpecialistSet
+from soe_model.specialists.blending import BLENDED
 from soe_model.specialists.coefficient_learning import Learning
 from soe_model.specialists.recipe import FINE_TUNED
 from storage_schema.errors import UserError
@@ -28,7 +29,7 @@ RATES = {LEARNED: 0.1, FINE_TUNED: 3e-4}
 class Method:
     """How specialists are made. Raises ValueError for an unknown name, and for a store to replay without its share."""
 
-    name: str = NEAREST
+    name: str = BLENDED
     rule: Rule = "flat"
     learning: Learning = field(default_factory=Learning)
     replay_store: str | None = None

@@ -44,7 +44,12 @@ class Assignment:
     @property
     def domain_weights(self) -> np.ndarray:
         """The histogram (Algorithm 3): float64 ``[K]``, sums to one."""
-        return np.bincount(self.domains_N, minlength=self.num_domains) / len(self.domains_N)
+        return self.weights_of(np.ones(len(self.domains_N), bool))
+
+    def weights_of(self, chosen_N: np.ndarray) -> np.ndarray:
+        """The histogram of the texts that are chosen (bool), at least one: float64 ``[K]``, sums to one."""
+        chosen = self.domains_N[chosen_N]
+        return np.bincount(chosen, minlength=self.num_domains) / len(chosen)
 
     @property
     def heaviest_domain(self) -> np.ndarray:
@@ -59,8 +64,11 @@ class Assignment:
         return np.stack(rows) / len(self.domains_N)
 
     def describe(self) -> dict[str, Any]:
-        """How sure the weights are: texts, domains, entropy in nats, distances, and warnings in words."""
+        """How sure the weights are: texts, domains, entropy in nats, distances, texts in each domain, and warnings in
+        words.
+        """
         weights = self.domain_weights[self.domain_weights > 0]
+        domains, texts = np.unique(self.domains_N, return_counts=True)
         distance = float(self.distances_N.mean())
         found = {
             "count": len(self.domains_N),
@@ -68,6 +76,7 @@ class Assignment:
             "entropy": abs(float((weights * np.log(weights)).sum())),
             "distance": round(distance, 4),
             "training_distance": round(self.training_distance, 4),
+            "in_domains": dict(zip(map(str, domains.tolist()), texts.tolist(), strict=True)),
         }
         warnings = []
         beyond = max(FAR, 2 * SPREAD / len(self.domains_N) ** 0.5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heappush, heappushpop
 from pathlib import Path
@@ -45,6 +46,8 @@ class SpecialistSet:
     """Passages that estimate the domain weights."""
     evaluation: list[str]
     """Other passages; empty if none were asked for."""
+    documents: list[int] | None = None
+    """Of each of `texts` a number of its document; None: each is a document of its own."""
     unseen_source: bool = False
     """No document of this source was trained on."""
     available: int | None = None
@@ -109,11 +112,12 @@ def set_of_texts(
             "Give more text, or lower evaluation_passages."
         )
     evaluation = _taken(documents, needed)
-    texts = [text for document in documents for text in document][:max_texts]
+    texts, numbers = _numbered(documents, max_texts)
     return SpecialistSet(
         name=name,
         texts=texts,
         evaluation=evaluation,
+        documents=numbers,
         available=tally.passages_cut - tally.blank_passages,
         unreadable=tally.bad_documents,
     )
@@ -180,6 +184,12 @@ def _taken(documents: list[list[str]], needed: int) -> list[str]:
         missed = len(documents) < FEW_DOCUMENTS or left < LEAST_TEXTS
         document[:] = document[:-missing] if missed else []
     return taken
+
+
+def _numbered(documents: Iterable[Sequence[str]], max_texts: int) -> tuple[list[str], list[int]]:
+    """The first passages of the documents, and of each the number of its document."""
+    pairs = [(text, number) for number, document in enumerate(documents) for text in document][:max_texts]
+    return [text for text, _ in pairs], [number for _, number in pairs]
 
 
 def held_out_sets(
@@ -251,20 +261,24 @@ def _split(
     """
     documents = frame.group_by("document_id").agg("text")
     ranked = sorted(documents.iter_rows(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
-    texts: list[str] = []
+    left: list[list[str]] = []
     evaluation: list[str] = []
     for _, document in ranked:
-        (evaluation if len(evaluation) < evaluation_passages else texts).extend(document)
-    if len(texts) < LEAST_TEXTS:
-        shared = [list(document) for _, document in ranked]
-        evaluation = _taken(shared, evaluation_passages)
-        texts = [text for document in shared for text in document]
-    if len(evaluation) < evaluation_passages or len(texts) < LEAST_TEXTS:
+        if len(evaluation) < evaluation_passages:
+            evaluation.extend(document)
+        else:
+            left.append(document)
+    if sum(map(len, left)) < LEAST_TEXTS:
+        left = [list(document) for _, document in ranked]
+        evaluation = _taken(left, evaluation_passages)
+    if len(evaluation) < evaluation_passages or sum(map(len, left)) < LEAST_TEXTS:
         return None
+    texts, numbers = _numbered(left, max_texts)
     return SpecialistSet(
         name=_folder_name(source),
-        texts=texts[:max_texts],
+        texts=texts,
         evaluation=evaluation[:evaluation_passages],
+        documents=numbers,
         unseen_source=unseen_source,
     )
 

@@ -6,6 +6,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from soe_model.specialists.gain import gain_line
 from soe_model.specialists.recipe import FINE_TUNED, Recipe
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ def model_card(name: str, soup: SoupOfExperts, recipe: Recipe, report: dict[str,
         'folder = "path/of/this/folder"\n'
         "model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), "
         "AutoTokenizer.from_pretrained(folder)\n```",
+        f"**{gain_line(recipe.how, report)}**",
         *_losses(report.get("losses")),
-        *_sureness(report.get("texts"), report.get("losses") or {}),
+        *_sureness(report.get("texts"), report.get("losses") or {}, recipe.how.get("blend")),
         *_domains(soup, recipe),
         "## Coefficients",
         "```json\n" + json.dumps(list(recipe.coefficients)) + "\n```",
@@ -122,18 +124,11 @@ def _losses(losses: dict[str, Any] | None) -> list[str]:
     if not losses:
         return []
     rows = [f"| {LOSSES[key]} | {losses[key]:.4f} |" for key in LOSSES if key in losses]
-    gain = losses.get("gain_interval")
-    sure = (
-        f" Against the generic instance it gains {losses['generic_instance'] - losses['made']:+.4f}, "
-        f"{gain[0]:+.4f} to {gain[1]:+.4f} with 90% of bootstrap resamples of the windows."
-        if gain
-        else ""
-    )
-    head = f"Nats per token on {losses['windows']} windows of text that chose nothing (less is better).{sure}"
+    head = f"Nats per token on {losses['windows']} windows of text that chose nothing (less is better)."
     return ["## Losses", head, "\n".join(["| model | loss |", "|---|---|", *rows])]
 
 
-def _sureness(texts: dict[str, Any] | None, losses: dict[str, Any]) -> list[str]:
+def _sureness(texts: dict[str, Any] | None, losses: dict[str, Any], blend: Any) -> list[str]:
     if not texts:
         return []
     line = (
@@ -141,6 +136,8 @@ def _sureness(texts: dict[str, Any] | None, losses: dict[str, Any]) -> list[str]
         f"{texts['entropy']:.2f} nats, mean distance to their centroids {texts['distance']:.3f} "
         f"(training passages: {texts['training_distance']:.3f})."
     )
+    if isinstance(blend, dict) and isinstance(blend.get("share"), int | float):
+        line += f" The model has {blend['share']:g} of those weights; the rest is the generic mixture."
     if "nearest_centroids_interval" in losses:
         low, high = losses["nearest_centroids_interval"]
         line += (

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from soe_model.files.soup import SoupOfExperts
+from soe_model.specialists.blending import BLENDED
 from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest, StoreError, read_manifest
 
@@ -28,7 +29,7 @@ AS_ROUNDED = 1e-3
 """Coefficients of the same domain weights, on another machine, differ by less of the largest."""
 BLEND_COEFFICIENTS, BLEND_DOMAIN_WEIGHTS = "average-coefficients", "average-domain-weights"
 
-OF_DOMAIN_WEIGHTS = ("nearest-centroids", FINE_TUNED, BLEND_DOMAIN_WEIGHTS)
+OF_DOMAIN_WEIGHTS = (BLENDED, "nearest-centroids", FINE_TUNED, BLEND_DOMAIN_WEIGHTS)
 """Methods whose coefficients are those of the recipe's domain weights."""
 
 

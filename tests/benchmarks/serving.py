@@ -61,7 +61,7 @@ def main() -> None:
 def in_process(name: str) -> dict[str, float]:
     """Specialists a second: embedding included (one by one, of `TEXTS` texts), and the instances alone."""
     from flows.specialists.maker import SpecialistMaker
-    from flows.specialists.methods import Method
+    from flows.specialists.methods import NEAREST, Method
     from pipeline.specialists.sets import SpecialistSet
     from soe_model.files.soup import SoupOfExperts
     from storage_schema.layout import soup_folder
@@ -71,7 +71,7 @@ def in_process(name: str) -> dict[str, float]:
     sets = [SpecialistSet(name=str(i), texts=texts_of(i), evaluation=[]) for i in range(SPECIALISTS)]
     maker.assign(sets[0].texts)
     began = time.perf_counter()
-    made = [next(iter(maker.make([one], Method(bootstrap=0)))) for one in sets]
+    made = [next(iter(maker.make([one], Method(name=NEAREST, bootstrap=0)))) for one in sets]
     with_embedding = time.perf_counter() - began
     began = time.perf_counter()
     for one in made:
@@ -164,6 +164,8 @@ def start(name: str) -> tuple[subprocess.Popen, str, str]:
         str(port),
         "--max-queue",
         "64",
+        "--method",  # of a soup that was not trained another model for other texts
+        "nearest-centroids",
     ]
     log = tempfile.TemporaryFile("w+")
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import numpy as np
@@ -24,10 +25,14 @@ from pipeline.specialists.domain_weights import estimate_domain_weights
 from pipeline.specialists.sets import SpecialistSet
 from pipeline.stream.replay import generic_windows
 from soe_model.files.soup import SoupOfExperts
+from soe_model.model.flat_module import unflatten
 from soe_model.specialists.evaluation import window_losses
+from soe_model.specialists.gain import gain_line
 from storage_schema.manifest import StoreError, content_digest, read_manifest
 from tests.served_soup import POSITIONS, make_served_soup, sentences
 from tests.toy_store import make_store
+
+ALGORITHM_3 = "--method", "nearest-centroids"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,8 +60,9 @@ def texts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(soup, texts, tmp_path_factory):
+    """By Algorithm 3."""
     out = tmp_path_factory.mktemp("made") / "kitchen"
-    assert run("specialize", soup, "--texts", texts, "--out", out) == 0
+    assert run("specialize", soup, "--texts", texts, "--out", out, *ALGORITHM_3) == 0
     return out
 
 
@@ -83,14 +89,20 @@ def test_the_command_makes_a_model_and_says_what_it_is_worth(soup, texts, made, 
     )
     assert any("Only 20 texts" in warning for warning in sure["warnings"])
     before = (made / "specialist.json").stat().st_mtime_ns
-    assert run("specialize", soup, "--texts", texts, "--out", made) == 0  # the same again: it is kept
+    assert run("specialize", soup, "--texts", texts, "--out", made, *ALGORITHM_3) == 0  # the same: it is kept
     assert (made / "specialist.json").stat().st_mtime_ns == before
     shown = capsys.readouterr().out
     assert "generic mixture's instance" in shown and "20 passages fall into 2 domains" in shown
 
 
 def test_python_command_and_job_give_the_same_tensors(soup, texts, made, tmp_path, ray_cluster):
-    report = job.run(Specialize(soup=str(soup), texts={"kitchen": str(texts)}, output=str(tmp_path / "out")))
+    settings = Specialize(
+        soup=str(soup),
+        texts={"kitchen": str(texts)},
+        output=str(tmp_path / "out"),
+        method="nearest-centroids",
+    )
+    report = job.run(settings)
     by_job, by_command = tensors(tmp_path / "out/kitchen"), tensors(made)
     assert report["specialists"] == ["kitchen"] and report["specialist_sets"][0]["soup_loss"] > 0
     opened = SoupOfExperts.open(soup)
@@ -129,6 +141,41 @@ def test_the_costlier_methods_lower_the_loss_of_the_texts(soup, texts, made, tmp
         assert code == 0 and "each bit" in capsys.readouterr().out
 
 
+def test_by_itself_a_specialist_goes_as_far_as_helps_and_says_what_it_gains(soup, tmp_path, capsys):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences("law")))
+    options = ["--evaluation-passages", 12, "--out", tmp_path / "a"]
+    assert run("specialize", soup, "--texts", texts, *options) == 0
+    manifest = read_manifest(tmp_path / "a", "specialist")
+    blend, losses = manifest.configuration["blend"], manifest.counts["losses"]
+    assert manifest.configuration["method"] == "blended" and blend["share"] > 0
+    assert losses["made"] < losses["generic_instance"]
+    line = gain_line(manifest.configuration, manifest.counts)
+    shown = capsys.readouterr().out
+    assert line.startswith("Gain: +") and "text kept apart" in line and line in shown
+    assert f"domain weights: {blend['share']:g} of those" in shown
+    assert line in (tmp_path / "a/README.md").read_text()
+    assert run("verify", tmp_path / "a", "--soup", soup) == 0
+    options = ["--evaluation-passages", 0, "--out", tmp_path / "b"]
+    assert run("specialize", soup, "--texts", texts, *options) == 0
+    assert "cross-fitted on the texts given" in capsys.readouterr().out
+
+
+def test_where_nothing_is_gained_the_specialist_is_the_generic_instance(soup, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for number in range(12):
+        noise = "".join(random.choice(list("qxzjkvw0123456789#@&%$ "), 90))
+        (tmp_path / f"{number:02d}.txt").write_text(noise)
+    assert run("specialize", soup, "--texts", tmp_path, "--out", tmp_path / "made") == 0
+    shown = capsys.readouterr().out
+    assert "No gain: use the generic model, which this is" in shown
+    opened = SoupOfExperts.open(soup)
+    weights = torch.from_numpy(opened.generic_weights).float()
+    instance_P = opened.instances(opened.coefficients(weights[None]))[0]
+    for name, tensor in unflatten(instance_P, opened.layout).items():
+        assert torch.equal(tensor, tensors(tmp_path / "made")[name])
+
+
 def test_a_recipe_makes_the_model_again_and_verify_says_so(soup, made, tmp_path, capsys):
     assert run("materialize", made / "specialist.json", "--soup", soup, "--out", tmp_path / "again") == 0
     assert (made / "model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
@@ -142,7 +189,9 @@ def test_a_recipe_makes_the_model_again_and_verify_says_so(soup, made, tmp_path,
 
 def test_blending(soup, made, tmp_path, capsys):
     (tmp_path / "law.txt").write_text("\n\n".join(sentences("law", 6)))
-    assert run("specialize", soup, "--texts", tmp_path / "law.txt", "--out", tmp_path / "law") == 0
+    assert (
+        run("specialize", soup, "--texts", tmp_path / "law.txt", "--out", tmp_path / "law", *ALGORITHM_3) == 0
+    )
     options = ["--soup", soup, "--shares", 1, 3]
     assert run("blend", made, tmp_path / "law", *options, "--out", tmp_path / "mean") == 0
     one, other, mean = tensors(made), tensors(tmp_path / "law"), tensors(tmp_path / "mean")
@@ -285,7 +334,7 @@ def test_a_replayed_share_comes_from_the_store(soup, texts, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--learning-rate", 0.1], "learning_rate is 0.1, of which method=nearest-centroids has no use"),
+        (["--learning-rate", 0.1], "learning_rate is 0.1, of which method=blended has no use"),
         (["--learning-steps", 7], "choose method learned-coefficients or fine-tuned"),
         (["--method", "learned-coefficients", "--replay-share", 0.5], "or choose method fine-tuned"),
         (["--method", "fine-tuned", "--replay-share", 0.5], "needs a store to replay"),
@@ -300,7 +349,7 @@ def test_settings_that_the_method_has_no_use_for_are_refused(soup, texts, tmp_pa
 def test_the_rule_is_the_one_asked_for(soup, tmp_path):
     texts, out = tmp_path / "between.txt", tmp_path / "tree"
     texts.write_text("the telescope saw a thing orbit while the orchestra tuned its strings")
-    assert run("specialize", soup, "--texts", texts, "--out", out, "--rule", "tree") == 0
+    assert run("specialize", soup, "--texts", texts, "--out", out, "--rule", "tree", *ALGORITHM_3) == 0
     opened = SoupOfExperts.open(soup)
     [chosen] = job.read_sets(Specialize(texts={"tree": str(texts)}))
     flat, expected = (
@@ -315,30 +364,34 @@ def test_the_rule_is_the_one_asked_for(soup, tmp_path):
     }
 
 
-def test_several_specialists_are_those_made_one_by_one(soup, monkeypatch):
+@pytest.mark.parametrize("name", ["blended", "nearest-centroids"])
+def test_several_specialists_are_those_made_one_by_one(soup, name, monkeypatch):
     """Also of a soup so large that each is put together in a pass of its own; nothing equal is measured twice."""
+    method = Method(name=name, bootstrap=0)
     opened = SoupOfExperts.open(soup)
     sets = [
         SpecialistSet(name=topic, texts=sentences(topic, 12), evaluation=sentences(topic)[12:])
         for topic in ("law", "music", "sailing")
     ]
-    alone = [next(SpecialistMaker(opened).make([one], Method(bootstrap=0))) for one in sets]
+    alone = [next(SpecialistMaker(opened).make([one], method)) for one in sets]
     for together in (1 << 30, 1):
         monkeypatch.setattr(loss_meter, "TOGETHER_BYTES", together)
-        made = list(SpecialistMaker(opened).make(sets, Method(bootstrap=0)))
+        made = list(SpecialistMaker(opened).make(sets, method))
         for one, other in zip(made, alone, strict=True):
             assert torch.equal(one.instance_P, other.instance_P)
             assert one.recipe == other.recipe and one.report == other.report
+    if name == "blended":
+        return
     measured = []
     count = lambda *arguments: measured.append(0) or window_losses(*arguments)  # noqa: E731
     monkeypatch.setattr(loss_meter, "window_losses", count)
     maker = SpecialistMaker(opened)
-    [again] = maker.make(sets[:1], Method(bootstrap=8))
+    [again] = maker.make(sets[:1], Method(name=name, bootstrap=8))
     # Of one domain only: the nearest domain and what is made are one model, as are the resamples.
     assert len(measured) == 3
     assert again.report["losses"]["made"] == alone[0].report["losses"]["made"]
     maker.meter.generic = opened.model(opened.instances(maker.meter.generic_N[None])[0])
-    [given] = maker.make(sets[:1], Method(bootstrap=0))
+    [given] = maker.make(sets[:1], method)
     assert given.report == alone[0].report
 
 

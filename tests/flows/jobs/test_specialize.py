@@ -63,11 +63,11 @@ def played(monkeypatch, tmp_path):
 
 
 def test_losses_of_an_earlier_run_are_gone_when_a_run_measures_none(played, tmp_path):
-    measured = {"specialists": ["notes"], "warnings": {}, "specialist_sets": [{"name": "notes"}]}
+    measured = {"specialists": ["notes"], "gains": {}, "warnings": {}, "specialist_sets": [{"name": "notes"}]}
     specialize.run_here(played, lambda *a: measured)
     assert json.loads((tmp_path / "made/evaluation.json").read_text()) == measured
     again = played.model_copy(update={"rule": "tree", "evaluation_passages": 0})
-    specialize.run_here(again, lambda *a: {"specialists": ["notes"], "warnings": {}})
+    specialize.run_here(again, lambda *a: {"specialists": ["notes"], "gains": {}, "warnings": {}})
     assert not (tmp_path / "made/evaluation.json").exists()
 
 
@@ -85,7 +85,9 @@ def test_the_making_of_the_last_specialist_is_reported(played, monkeypatch, tmp_
 
     counts = {"texts": {"count": 2, "domains": 1, "entropy": 0.0}}
     monkeypatch.setattr(specialize, "SpecialistMaker", Maker)
-    monkeypatch.setattr(specialize, "write_specialist", lambda *a, **k: SimpleNamespace(counts=counts))
+    monkeypatch.setattr(
+        specialize, "write_specialist", lambda *a, **k: SimpleNamespace(counts=counts, configuration={})
+    )
     monkeypatch.setenv("SOE_PROGRESS", "json")
     specialize.make(played, tmp_path, specialize.read_sets(played), tmp_path / "made")
     last = parse_line(capsys.readouterr().out.splitlines()[-1])

@@ -142,10 +142,11 @@ def test_losses_of_other_specialists_are_not_published(tmp_path, monkeypatch):
     (folder / "older/specialist.json").write_text("{}")
     old = {"specialist_sets": [{"name": "older", "soup_loss": 1.0}]}
     (folder / "evaluation.json").write_text(json.dumps(old))
-    (folder / "made.json").write_text(json.dumps({"report": {"specialists": ["notes"], "warnings": {}}}))
+    report = {"specialists": ["notes"], "gains": {"notes": "No gain."}, "warnings": {}}
+    (folder / "made.json").write_text(json.dumps({"report": report}))
     artifacts.publish_specialists(Specialize(output=str(folder)))
     assert published == {
-        "specialists-mine": [{"specialist": "notes", "folder": str(folder / "notes")}],
+        "specialists-mine": [{"specialist": "notes", "gain": "No gain.", "folder": str(folder / "notes")}],
     }
 
 
@@ -153,3 +154,11 @@ def test_the_losses_card_draws_only_what_was_compared():
     row = {"name": "a", "soup_loss": 4.0, "unseen_source": True}
     assert not pictures(artifacts.losses_card({"specialist_sets": [row]}))
     assert pictures(artifacts.losses_card({"specialist_sets": [{**row, "generic_loss": 4.5}]}))
+
+
+def test_the_losses_card_says_what_each_specialist_gains():
+    row = {"name": "a", "soup_loss": 4.0, "unseen_source": True}
+    card = artifacts.losses_card(
+        {"specialist_sets": [row], "gains": {"a": "No gain: use the generic model."}}
+    )
+    assert card.endswith("- **a**: No gain: use the generic model.")

@@ -9,7 +9,7 @@ import pytest
 
 from flows.serving.specialist_cache import Specialists
 from soe_model.files.soup import SoupOfExperts
-from tests.flows.serving.service import BEARER, CLIENTS, Service, ask
+from tests.flows.serving.service import ALGORITHM_3, BEARER, CLIENTS, Service, ask
 from tests.served_soup import TOPICS, make_served_soup, sentences
 
 
@@ -30,7 +30,7 @@ def soup(home):
 
 @pytest.fixture(scope="session")
 def specialists(soup):
-    return Specialists(soup, cache=2)
+    return Specialists(soup, cache=2, method=ALGORITHM_3[1])
 
 
 @pytest.fixture(scope="session")

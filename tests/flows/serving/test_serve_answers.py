@@ -16,7 +16,7 @@ from flows.serving.limits import Refused
 from flows.serving.recipe_store import RecipeBox
 from flows.serving.specialist_cache import Specialists
 from pipeline.tokenizer import load_tokenizer
-from soe_model.specialists.recipe import instance_of, read_recipe
+from soe_model.specialists.recipe import instance_of, make_recipe, read_recipe
 from soe_model.specialists.specialist_files import materialize
 from tests.served_soup import TOPICS, sentences
 
@@ -26,6 +26,7 @@ def test_where_texts_fall_and_what_the_specialist_is_worth(made, client):
     assert sum(row["weight"] for row in made["domains"]) == pytest.approx(1) and made["texts"]["count"] == 13
     assert made["domains"][0]["words"][0] == "cooking" and len(made["position"]) == 2
     assert made["losses"].keys() >= {"made", "generic_instance", "windows"} and not made["no_losses_because"]
+    assert "over the generic instance" in made["gain"] and made["share"] is None
     assert any("Only 13 texts" in warning for warning in made["warnings"])
     few = client.post("/api/specialists", json={"texts": sentences("music", 9)}).json()
     assert few["losses"] is None and "Fewer than 10 passages" in few["no_losses_because"]
@@ -35,6 +36,30 @@ def test_where_texts_fall_and_what_the_specialist_is_worth(made, client):
     listed = client.get("/api/specialists").json()
     assert {made["id"], few["id"], far["id"]} <= {one["id"] for one in listed["specialists"]}
     assert client.get(f"/api/specialists/{made['id']}").json() == made
+
+
+def test_by_itself_the_service_goes_as_far_as_helps_and_says_what_that_gains(soup, made):
+    """Random experts help nobody: what is made is the generic instance, wherever the texts fall."""
+    by_itself = Specialists(soup)
+    shown = by_itself.make([*sentences("cooking", 12), *sentences("law", 4)])
+    assert shown["share"] == 0 and not shown["gains"] and shown["domains"] == made["domains"]
+    assert shown["gain"].startswith("No gain: use the generic model, which this is")
+    assert shown["losses"]["made"] == shown["losses"]["generic_instance"]
+    assert by_itself.box.recipe(shown["id"]).how["blend"]["units"] == 13
+
+
+def test_a_recipe_of_an_older_release_is_shown_by_its_domain_weights(made, specialists):
+    recipe = specialists.box.recipe(made["id"])
+    how = {key: value for key, value in recipe.how.items() if key != "blend"} | {
+        "method": "nearest-centroids"
+    }
+    weights = torch.eye(8)[3]
+    [coefficients] = specialists.soup.coefficients(weights[None])
+    old = make_recipe(specialists.soup, coefficients_N=coefficients, domain_weights_K=weights, how=how)
+    counts = made["recipe"]["counts"]
+    texts = {key: value for key, value in counts["texts"].items() if key != "in_domains"}
+    shown = specialists.describe(specialists.box.put(old, counts | {"texts": texts}))
+    assert [row["domain"] for row in shown["domains"]] == [3] and shown["share"] is None
 
 
 def test_the_same_texts_give_the_same_specialist_in_any_order_of_requests(made, client):

@@ -61,10 +61,7 @@ def test_the_page_from_texts_to_a_model(opened, tmp_path):
     assert page.locator("#map circle.weight").count() == 2
     shares = [float(value) for value in page.locator("#losses .value").all_inner_texts()]
     assert len(shares) == 2 and all(1 < loss < 12 for loss in shares)
-    gain = shares[1] - shares[0]
-    assert f"{abs(gain):.2f}"[:3] in page.inner_text("#verdict") and "nats per token" in page.inner_text(
-        "#verdict"
-    )
+    assert page.inner_text("#verdict").startswith(("Gain: +", "No gain: use the generic model"))
     page.fill("#prompt", "<b>simmer</b> the")
     page.fill("#tokens", "20")
     page.get_by_role("button", name="Write").click()

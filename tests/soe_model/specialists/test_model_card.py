@@ -70,7 +70,8 @@ def test_the_card_has_tags_digests_domains_coefficients_and_losses(soup):
     assert table == [("4", "0.5000", "four"), ("2", "0.2500", "two deux"), ("3", "0.2500", "three")]
     assert f"```json\n{json.dumps(list(one.coefficients))}\n```" in card
     assert "| **this specialist** | 1.5000 |" in card and "| generic twin | 1.9000 |" in card
-    assert "gains +0.5000, +0.2500 to +0.7500" in card and "Only 20 texts." in card
+    assert "**Gain: +0.5000 nats per token over the generic instance (90%: +0.2500 to +0.7500)" in card
+    assert "Only 20 texts." in card
 
 
 def test_the_interval_is_said_to_be_of_algorithm_3(soup):

@@ -32,7 +32,7 @@ from soe_model.specialists.specialist_files import (
     write_model,
     write_specialist,
 )
-from storage_schema.manifest import FileEntry, StoreError, file_digest, read_manifest
+from storage_schema.manifest import FileEntry, Manifest, StoreError, file_digest, read_manifest
 from tests.soe_model.files.test_soup import WEIGHTS, made, recipes_for, write  # noqa: F401
 
 
@@ -49,6 +49,27 @@ def test_the_recipe_alone_rebuilds_every_file(soup, tmp_path):
     for name in (MODEL, "config.json", "tokenizer.json", "generation_config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert verify_specialist(tmp_path / "b", soup).problems == ()
+
+
+def test_a_recipe_of_before_the_method_blended_rebuilds_every_bit(soup, tmp_path):
+    how = {"method": "nearest-centroids", "rule": "flat", "num_texts": 200, "texts": "d" * 64}
+    weights_K = torch.tensor([0.0, 0.25, 0.5, 0.0, 0.25])
+    coefficients_N = soup.coefficients(weights_K[None])[0]
+    body = {
+        **how,
+        "coefficients": coefficients_N.tolist(),
+        "domain_weights": {"1": 0.25, "2": 0.5, "4": 0.25},
+    }
+    old = Manifest(kind="specialist", configuration=body, inputs={"soup": soup.digest}, counts={}, files=())
+    (tmp_path / "specialist.json").write_text(old.to_json())
+    recipe = read_recipe(tmp_path / "specialist.json")
+    assert recipe.how == how and recipe.configuration() == body
+    materialize(recipe, soup, tmp_path / "made")
+    instance_P = soup.instances(coefficients_N[None])[0]
+    found = load_file(tmp_path / "made" / MODEL)
+    for name, tensor in unflatten(instance_P, soup.layout).items():
+        assert torch.equal(tensor, found.get(name, tensor)), name
+    assert verify_specialist(tmp_path / "made", soup).problems == ()
 
 
 def test_a_recipe_of_200_domains_and_128_experts_is_under_10_kb(soup, tmp_path):

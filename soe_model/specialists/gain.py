@@ -1,0 +1,81 @@
+"""What a specialist gains over the generic instance of its soup, in one line that every door says alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from soe_model.specialists.evaluation import NORMAL_90
+
+NO_GAIN = "No gain: use the generic model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """Loss of the generic instance minus the specialist's, nats per token."""
+
+    nats: float
+    low: float
+    high: float
+    """``low`` to ``high``: the 90% interval."""
+    measured: str
+    """On what, in words."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether the whole interval is above zero."""
+        return self.low > 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.nats:+.4f} nats per token over the generic instance "
+            f"(90%: {self.low:+.4f} to {self.high:+.4f}), {self.measured}"
+        )
+
+
+def gain_of(how: Mapping[str, Any], counts: Mapping[str, Any]) -> Gain | None:
+    """The gain by what a specialist's manifest says, on text kept apart if it was measured on any, else as its share
+    was chosen; None if neither says.
+
+    Args:
+        how: the recipe's, or the manifest's configuration.
+        counts: of the manifest, with ``losses`` if there are any.
+    """
+    losses = counts.get("losses") or {}
+    if "gain_interval" in losses:
+        low, high = losses["gain_interval"]
+        return Gain(
+            nats=losses["generic_instance"] - losses["made"],
+            low=low,
+            high=high,
+            measured=f"on {losses['windows']:,} windows of text kept apart",
+        )
+    try:  # a recipe from elsewhere may say anything
+        blend = how["blend"]
+        name = f"{blend['share']:g}"
+        nats, half = -blend["differences"][name], NORMAL_90 * blend["errors"][name]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return Gain(
+        nats=nats,
+        low=nats - half,
+        high=nats + half,
+        measured="cross-fitted on the texts given: each under domain weights of the other half",
+    )
+
+
+def gain_line(how: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
+    """One sentence for a person; arguments as :func:`gain_of`."""
+    if is_generic(how):
+        return f"{NO_GAIN}, which this is: no domain weights of the texts were surely better on them."
+    gain = gain_of(how, counts)
+    if gain is None:
+        return "Gain over the generic instance: not measured, too little text was kept apart for it."
+    return f"Gain: {gain}." if gain.sure else f"{NO_GAIN} ({gain})."
+
+
+def is_generic(how: Mapping[str, Any]) -> bool:
+    """Whether the specialist was made as the generic instance itself."""
+    blend = how.get("blend")
+    return isinstance(blend, Mapping) and blend.get("share") == 0

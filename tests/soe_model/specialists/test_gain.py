@@ -1,0 +1,43 @@
+"""One line says what a specialist gains, and where it gains nothing says what to use."""
+
+import pytest
+
+from soe_model.specialists.gain import gain_line, gain_of
+
+BLEND = {"share": 0.5, "differences": {"0.25": -0.02, "0.5": -0.03}, "errors": {"0.25": 0.01, "0.5": 0.01}}
+HOW = {"method": "blended", "blend": BLEND}
+
+
+def losses(low, high):
+    return {"losses": {"windows": 20, "generic_instance": 2.0, "made": 1.96875, "gain_interval": [low, high]}}
+
+
+def test_text_kept_apart_is_said_before_the_texts_given():
+    assert gain_line(HOW, losses(0.01, 0.05)) == (
+        "Gain: +0.0312 nats per token over the generic instance (90%: +0.0100 to +0.0500), on 20 windows of text "
+        "kept apart."
+    )
+    line = gain_line(HOW, {})
+    assert line.startswith("Gain: +0.0300 nats per token") and "(90%: +0.0135 to +0.0464)" in line
+    assert "cross-fitted on the texts given" in line
+
+
+def test_an_interval_with_zero_is_no_gain():
+    line = gain_line({"method": "nearest-centroids"}, losses(-0.01, 0.05))
+    assert line.startswith("No gain: use the generic model (+0.0312 nats per token")
+    unsure = BLEND | {"errors": {"0.5": 0.02}}
+    assert gain_line({"method": "blended", "blend": unsure}, {}).startswith(
+        "No gain: use the generic model (+"
+    )
+
+
+def test_a_share_of_nothing_is_the_generic_model():
+    line = gain_line({"method": "blended", "blend": BLEND | {"share": 0.0}}, losses(0.0, 0.0))
+    assert line.startswith("No gain: use the generic model, which this is")
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"blend": 1}, {"blend": {"share": 0.25}}, {"blend": {"share": "x", "differences": []}}]
+)
+def test_what_was_not_measured_is_not_said(how):
+    assert gain_of(how, {}) is None and "not measured" in gain_line(how, {})
