@@ -5,11 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flows.machine_memory import available_memory, memory_of_nodes, smallest_gpu
-from soe_model.planning.cost import (
-    Setup,
-    model_size,
-    run_bytes,
-)
+from soe_model.planning.cost import Setup, model_size, run_bytes
 from soe_model.planning.memory_check import refuse_what_cannot_fit, share_of_worker
 from soe_model.presets import SoupConfig, TrainingConfig
 from storage_schema.room import bytes_below, require_room
