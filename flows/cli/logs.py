@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,27 +23,25 @@ PAGE = 200
 
 def show(what: str | None, *, lines: int, follow: bool) -> int:
     """Print the last `lines` of the log of `what`: a component's name, a flow run's name or id, or None for the newest
-    flow run. With `follow`, go on until the run ends. Returns the exit code.
+    flow run. With `follow`, go on until the run ends. Returns 0.
+
+    Raises ApiError or StackError if there is no such log.
     """
-    try:
-        known = stack_state.load()
-        if known is None and what in (*COMPONENTS, PROMETHEUS):
-            raise StackError(f"no stack was ever started for SOE_HOME={layout.home()}: `soe up` does.")
-        if known is not None and what in known.components:
-            source = _of_file(stack_state.logs_folder() / f"{what}.log", lines, follow)
-        else:
-            source = _of_run(PrefectApi.of_active_profile(), what, lines, follow)
-        for line in source:
-            print(line, flush=True)
-    except (ApiError, StackError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    known = stack_state.load()
+    if known is None and what in (*COMPONENTS, PROMETHEUS):
+        raise StackError(f"no stack was ever started for SOE_HOME={layout.home()}: `soe up` does.")
+    if known is not None and what in known.components:
+        source = _of_file(stack_state.logs_folder() / f"{what}.log", lines, follow)
+    else:
+        source = _of_run(PrefectApi.of_active_profile(), what, lines, follow)
+    for line in source:
+        print(line, flush=True)
     return 0
 
 
 def _of_file(path: Path, lines: int, follow: bool) -> Iterator[str]:
+    if not path.exists():
+        raise StackError(f"{path} is not there yet: `soe up` starts what writes it.")
     with open(path, encoding="utf-8", errors="replace") as file:
         yield from [line.rstrip("\n") for line in file.readlines()[-lines:]]
         while follow:

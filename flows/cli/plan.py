@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,32 +21,47 @@ from soe_model.planning.cost import (
     step_time,
     worker_memory,
 )
-from soe_model.planning.devices import DEVICES, Device, device
+from soe_model.planning.devices import DEVICES, Device
+from soe_model.planning.devices import device as find_device
 from soe_model.planning.memory_check import GB, needed, refuse_what_cannot_fit
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
 
 
-def main(arguments: argparse.Namespace) -> int:
-    """Print the plan; ValueError for what cannot fit, after the table, and for settings that are none."""
-    soup, training = resolve(*settings_of(arguments))
-    if training.batch_size % arguments.num_workers:
+def main(
+    settings: Pretrain,
+    store: PlannedStore,
+    *,
+    device: str = CPU,
+    bandwidth: float | None = None,
+    peak: float | None = None,
+    mfu: float | None = None,
+) -> int:
+    """Print the plan; ValueError for what cannot fit, after the table, and for settings that are none.
+
+    Args:
+        device: name of a GPU, or `cpu`: this machine.
+        bandwidth: that a copy in its memory reaches, GB/s.
+        peak: of the device, TFLOP/s.
+        mfu: share of the peak that training reaches.
+    """
+    soup, training = resolve(settings, store)
+    if training.batch_size % settings.num_workers:
         raise UserError(
-            f"batch_size {training.batch_size} is not a multiple of the {arguments.num_workers} workers. Change "
+            f"batch_size {training.batch_size} is not a multiple of the {settings.num_workers} workers. Change "
             "--batch-size or --num-workers."
         )
-    chosen = chosen_device(arguments)
-    kind = CPU if arguments.device == CPU else "cuda"
+    chosen = chosen_device(device, bandwidth=bandwidth, peak=peak)
     setup = Setup(
         size=model_size(soup.backbone),
         soup=soup,
         training=training,
-        num_workers=arguments.num_workers,
-        device_type=kind,
+        num_workers=settings.num_workers,
+        device_type=CPU if device == CPU else "cuda",
     )
     console = Console(highlight=False, soft_wrap=True)
-    show(setup, chosen, console, mfu=arguments.mfu)
-    workers = setup.num_workers if kind == CPU else 1
+    show(setup, chosen, console, mfu=mfu)
+    workers = setup.num_workers if device == CPU else 1
     refuse_what_cannot_fit(setup, chosen.memory, of=chosen.name, workers_there=workers)
     console.print("It fits.")
     return 0
@@ -62,23 +76,33 @@ class PlannedStore:
     end_of_text: int = 0
 
 
-def settings_of(arguments: argparse.Namespace) -> tuple[Pretrain, PlannedStore]:
-    """What the command line says, as a run would be given it."""
-    names = (
-        "preset", "batch_size", "sequence_length", "mixtures_per_step", "micro_batch_size", "optimizer",
-        "compile_model", "expert_rank", "num_workers",
-    )  # fmt: skip
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    if arguments.num_experts == 0:
+def settings_of(
+    given: dict[str, Any],
+    *,
+    num_experts: int | None,
+    backbone: str | None,
+    vocab_size: int,
+    num_domains: int,
+) -> tuple[Pretrain, PlannedStore]:
+    """What the command line says, as a run would be given it.
+
+    Args:
+        given: settings of the run that stand there.
+        num_experts: 0: the generic twin.
+        backbone: path of a Hugging Face config.json.
+        vocab_size: of the store's tokenizer.
+        num_domains: of the store.
+    """
+    given = dict(given)
+    if num_experts == 0:
         given["method"] = "generic"
-    elif arguments.num_experts is not None:
-        given["num_experts"] = arguments.num_experts
-    vocab_size = arguments.vocab_size
-    if arguments.backbone:
-        given["backbone"] = _read_backbone(arguments.backbone)
+    elif num_experts is not None:
+        given["num_experts"] = num_experts
+    if backbone:
+        given["backbone"] = _read_backbone(backbone)
         # A model's published config.json says all of it; a shorter one is completed as a run would complete it.
         vocab_size = min(vocab_size, given["backbone"].get("vocab_size", vocab_size))
-    return Pretrain(**given), PlannedStore(vocab_size=vocab_size, num_domains=arguments.num_domains)
+    return Pretrain(**given), PlannedStore(vocab_size=vocab_size, num_domains=num_domains)
 
 
 def _read_backbone(path: str) -> dict[str, Any]:
@@ -88,19 +112,19 @@ def _read_backbone(path: str) -> dict[str, Any]:
         raise UserError(f"{path} is no Hugging Face configuration (config.json): {error}") from error
 
 
-def chosen_device(arguments: argparse.Namespace) -> Device:
+def chosen_device(name: str, *, bandwidth: float | None, peak: float | None) -> Device:
     """The GPU of that name, or this machine, of which only the memory is known; with the given rates."""
-    if arguments.device == CPU:
+    if name == CPU:
         chosen = Device(
             name="this machine", memory=available_memory(), peak_flops=None, bandwidth=None, mfu=None
         )
     else:
-        spelled = {name.lower(): name for name in DEVICES}
-        chosen = device(spelled.get(arguments.device.lower(), arguments.device))
-    if arguments.bandwidth:
-        chosen = replace(chosen, bandwidth=arguments.bandwidth * 1e9)
-    if arguments.peak:
-        chosen = replace(chosen, peak_flops=arguments.peak * 1e12)
+        spelled = {known.lower(): known for known in DEVICES}
+        chosen = find_device(spelled.get(name.lower(), name))
+    if bandwidth:
+        chosen = replace(chosen, bandwidth=bandwidth * 1e9)
+    if peak:
+        chosen = replace(chosen, peak_flops=peak * 1e12)
     return chosen
 
 
