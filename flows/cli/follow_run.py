@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from flows.prefect_client.api import TERMINAL, ApiError, PrefectApi
-from flows.reporting.artifact_text import describe, parse_description
+from flows.reporting.artifact_text import describe
 from flows.reporting.progress import bar
 
 POLL_SECONDS = 0.5
@@ -88,10 +88,8 @@ def _poll(api: PrefectApi, flow_run_id: str, view: _Bars | _Lines) -> dict:
     ask = patiently(SILENT_SECONDS)
     while True:
         run = ask(lambda: api.flow_run(flow_run_id))
-        for artifact in ask(lambda: api.progress(flow_run_id)):
-            progress = parse_description(artifact["description"])
-            if progress:
-                view.stage(progress)
+        for progress in ask(lambda: api.stages(flow_run_id)):
+            view.stage(progress)
         if run["state_name"] != shown:
             shown = run["state_name"]
             view.state(f"{run['name']}: {shown.lower()}")

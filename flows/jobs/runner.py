@@ -7,15 +7,14 @@ the user can mend (``flows/errors.py``); anything else is a fault and keeps its 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flows.errors import PREFIX, user_error
+from flows.reporting import job_output
 from flows.settings import Settings
 
-SUMMARY_PREFIX = "soe-summary "
 S = TypeVar("S", bound=Settings)
 
 
@@ -32,4 +31,4 @@ def main(settings: type[S], run: Callable[[S], dict[str, Any]]) -> None:
         sys.stdout.flush()
         print(f"{PREFIX}{message}", flush=True)
         sys.exit(2)
-    print(SUMMARY_PREFIX + json.dumps(summary), flush=True)
+    job_output.write(job_output.SUMMARY, summary)

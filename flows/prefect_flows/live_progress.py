@@ -13,8 +13,10 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_logger
 
 from flows.reporting.artifact_text import artifact_key, describe, percent_of
+from flows.reporting.local_time import local_time
 
-TABLE_SECONDS = 10.0
+TABLE_SECONDS = 2.0
+"""Between two tables of the stages, which `soe run` and `soe status` read."""
 CARD_SECONDS = 30.0
 """Between two looks at a run's card, which may be a picture to be drawn."""
 Card = Callable[[], str | None]
@@ -100,8 +102,11 @@ class ProgressArtifacts:
             {
                 "stage": name,
                 "state": "finished" if row["complete"] else "running",
-                "done": f"{row['done']:,} {row['unit']}",
-                "began": time.strftime("%H:%M:%S", time.localtime(row["begun"])),
+                "done": row["done"],
+                "total": row["total"],
+                "unit": row["unit"],
+                "note": row.get("note", ""),
+                "began": local_time(row["begun"]),
                 "seconds": round(row["now"] - row["begun"], 1),
             }
             for name, row in self._stages.items()

@@ -8,7 +8,6 @@ signals by which Prefect cancels.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import queue
 import re
@@ -22,10 +21,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from flows.errors import PREFIX as ERROR_PREFIX
-from flows.reporting.progress import ASKED_FOR_JSON, CARD_PREFIX, PREFIX
+from flows.reporting import job_output
 from storage_schema.errors import UserError
 
-SUMMARY_PREFIX = "soe-summary "
 LOST_SECONDS = 60.0
 """A cluster that does not answer for so long is given up."""
 ANSWER_SECONDS = 30.0
@@ -108,7 +106,7 @@ def submit(
             entrypoint=f"python -m {module} --config {shlex.quote(config_json)}",
             submission_id=job_id,
             metadata=metadata,
-            runtime_env={"env_vars": variables | ASKED_FOR_JSON},
+            runtime_env={"env_vars": variables | job_output.ASKED_FOR_JSON},
         )
     except (OSError, RuntimeError) as error:  # Ray's client raises RuntimeError for an answer of 5xx
         if _patiently(lambda: _job(client, job_id), _lost(job_id)) is None:
@@ -252,12 +250,12 @@ class _Log:
 
     def take(self, line: str) -> None:
         self._note(line)
-        if PREFIX in line or line.startswith(CARD_PREFIX):
+        if told := job_output.read(line):
+            if told.kind == job_output.SUMMARY:
+                self._summary = told.body
             return
         if line.startswith(ERROR_PREFIX):
             self._error = line.removeprefix(ERROR_PREFIX)
-        if line.startswith(SUMMARY_PREFIX):
-            self._summary = json.loads(line.removeprefix(SUMMARY_PREFIX))
         self._last = [*self._last, line][-_TAIL_LINES:]
 
     def outcome(self, job: dict[str, Any]) -> dict:

@@ -16,7 +16,7 @@ from flows import errors
 from flows.prefect_flows import ray_job_client as ray_job
 from flows.prefect_flows.broken_pipe import survive_without_reader
 from flows.prefect_flows.live_progress import Card, ProgressArtifacts
-from flows.reporting.progress import parse_card, parse_line
+from flows.reporting import job_output
 from flows.settings import Settings
 from storage_schema import layout
 
@@ -94,13 +94,14 @@ def stop_on_cancellation(flow: Any, flow_run: Any, state: Any) -> None:
 
 def _follow(shown: ProgressArtifacts, client: Any, job_id: str, log: Any) -> dict:
     def note(line: str) -> None:
-        progress = parse_line(line)
-        if progress:
-            shown.update(progress)
-        elif told := parse_card(line):
-            shown.show_card(told["name"], told["markdown"])
-        elif line.strip() and not line.startswith(ray_job.SUMMARY_PREFIX):
-            log.info(line)
+        told = job_output.read(line)
+        if told is None:
+            if line.strip():
+                log.info(line)
+        elif told.kind == job_output.PROGRESS:
+            shown.update(told.body)
+        elif told.kind == job_output.CARD:
+            shown.show_card(**told.body)
 
     try:
         return ray_job.follow(client, job_id, note)

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.reporting.progress import Report, print_card, progress
+from flows.reporting.job_output import write_card
+from flows.reporting.progress import Report, progress
 from flows.settings import BuildDomains
 from pipeline.corpus.documents import Corpus
 from pipeline.planning.estimate import CLUSTER, CUT, EMBED, TRAIN, BuildEstimate, estimate_build, in_words
@@ -32,7 +33,7 @@ class Ahead:
         if self.estimate:
             for line in self.estimate.lines():
                 print(f"estimate: {line}", flush=True)
-            print_card("estimate", self.estimate.markdown())
+            write_card("estimate", self.estimate.markdown())
 
     def know_passages(self, passages: int) -> None:
         """The passages are counted: say what is left now."""

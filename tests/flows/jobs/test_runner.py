@@ -1,11 +1,11 @@
 """How a job ends: a summary, one clear line for what the user can mend, or a traceback for a fault."""
 
-import json
 import sys
 
 import pytest
 
 from flows.jobs import runner
+from flows.reporting import job_output
 from flows.settings import Pretrain
 from storage_schema.errors import UserError
 
@@ -30,7 +30,7 @@ def fail(error):
 def test_success_is_a_summary(monkeypatch, capsys):
     code, line = end(monkeypatch, capsys, lambda settings: {"name": settings.name}, '{"name": "a"}')
     assert code == 0
-    assert json.loads(line.removeprefix(runner.SUMMARY_PREFIX)) == {"name": "a"}
+    assert job_output.read(line) == ("summary", {"name": "a"})
 
 
 @pytest.mark.parametrize(
