@@ -23,7 +23,7 @@ class Settings(BaseModel):
 
 
 def refuse_unused(settings: Settings, choice: str, reads: Mapping[str, Sequence[str]]) -> None:
-    """Raise ValueError for a setting, other than its default, that is read only where `choice` is another.
+    """Raise ValueError for a setting that was given and is read only where `choice` is another; None is as not given.
 
     Args:
         choice: the setting that decides.
@@ -32,7 +32,8 @@ def refuse_unused(settings: Settings, choice: str, reads: Mapping[str, Sequence[
     chosen = getattr(settings, choice)
     for name in dict.fromkeys(name for used in reads.values() for name in used):
         value = getattr(settings, name)
-        if value != type(settings).model_fields[name].default and name not in reads.get(chosen, ()):
+        given = name in settings.model_fields_set and value is not None
+        if given and name not in reads.get(chosen, ()):
             others = " or ".join(other for other, used in reads.items() if name in used)
             raise UserError(
                 f"{name} is {value!r}, of which {choice}={chosen} has no use: leave it out, or choose {choice} "
@@ -245,6 +246,11 @@ class Pretrain(Settings):
         2, ge=1, description="The newest; the older ones are for when it is damaged."
     )
     report_every: int = Field(50, ge=1, description="Steps between reports to Ray Train: all workers meet.")
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest workers that the run goes on with."""
+        return self.min_workers or self.num_workers
 
 
 class Specialize(Settings):

@@ -15,7 +15,6 @@ from flows.training.resolve_run import resolve
 from soe_model.planning.cost import (
     Setup,
     checkpoint_bytes,
-    model_size,
     state_bytes,
     step_flops,
     step_time,
@@ -45,20 +44,9 @@ def main(
         peak: of the device, TFLOP/s.
         mfu: share of the peak that training reaches.
     """
-    soup, training = resolve(settings, store)
-    if training.batch_size % settings.num_workers:
-        raise UserError(
-            f"batch_size {training.batch_size} is not a multiple of the {settings.num_workers} workers. Change "
-            "--batch-size or --num-workers."
-        )
+    run = resolve(settings, store)
     chosen = chosen_device(device, bandwidth=bandwidth, peak=peak)
-    setup = Setup(
-        size=model_size(soup.backbone),
-        soup=soup,
-        training=training,
-        num_workers=settings.num_workers,
-        device_type=CPU if device == CPU else "cuda",
-    )
+    setup = run.setup(settings.num_workers, CPU if device == CPU else "cuda")
     console = Console(highlight=False, soft_wrap=True)
     show(setup, chosen, console, mfu=mfu)
     workers = setup.num_workers if device == CPU else 1

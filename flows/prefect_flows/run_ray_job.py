@@ -64,9 +64,9 @@ def run_ray_job(
                 "deployment": deployment.name or "none",
                 "job_name": name,
             }
-            ray_job.submit(
-                client, job_id=job_id, module=module, config_json=config.model_dump_json(), metadata=metadata
-            )
+            # Prefect's form gives every setting, though nobody chose it: what is as by default stays away.
+            config_json = config.model_dump_json(exclude_defaults=True)
+            ray_job.submit(client, job_id=job_id, module=module, config_json=config_json, metadata=metadata)
             log.info("Submitted the Ray job %s.", job_id)
         summary = _follow(shown, client, job_id, log)
     except ray_job.JobError as error:

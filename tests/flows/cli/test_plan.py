@@ -47,7 +47,8 @@ def test_what_is_planned_is_what_a_run_of_these_settings_comes_to(tmp_path, monk
     monkeypatch.setattr(plan, "available_memory", lambda: 10**15)
     sizes = ["--vocab-size", str(store.vocab_size), "--num-domains", "3"]
     assert cli.main(["plan", *sizes, *arguments]) == 0
-    soup, training = run_plan.resolve(Pretrain(**settings), store)
+    run = run_plan.resolve(Pretrain(**settings), store)
+    soup, training = run.soup, run.training
     backbone = soup.backbone | {
         name: 0 for name in ("bos_token_id", "eos_token_id")
     }  # unknown before a store is

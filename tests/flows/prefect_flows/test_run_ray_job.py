@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 from flows.prefect_flows import ray_job_client as ray_job
 from flows.prefect_flows import run_ray_job as carry_out
-from flows.settings import BuildDomains
+from flows.settings import BuildDomains, Pretrain
 
 
 @pytest.fixture()
@@ -48,6 +49,15 @@ def raising(error):
 def test_a_job_is_followed_and_its_summary_returned(played):
     assert run() == {"rows": 3}
     assert played == ["show", "connect", "check_resources", "still_running", "submit", "follow", "close"]
+
+
+def test_what_the_form_gives_by_default_is_not_taken_for_chosen(played, monkeypatch):
+    sent = {}
+    monkeypatch.setattr(ray_job, "submit", lambda *a, **k: sent.update(k))
+    form = Pretrain(**Pretrain(name="mine", steps=7).model_dump())
+    assert form.model_fields_set == set(Pretrain.model_fields)
+    carry_out.run_ray_job("pretrain-soe", form, module="m", publish=lambda: None)
+    assert json.loads(sent["config_json"]) == {"name": "mine", "steps": 7}
 
 
 def test_no_job_is_submitted_that_nobody_could_follow(played, monkeypatch):
