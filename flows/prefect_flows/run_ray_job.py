@@ -14,6 +14,7 @@ from prefect.states import Failed, State
 
 from flows import errors
 from flows.prefect_flows import ray_job_client as ray_job
+from flows.prefect_flows import ray_job_log
 from flows.prefect_flows.broken_pipe import survive_without_reader
 from flows.prefect_flows.live_progress import Card, ProgressArtifacts
 from flows.reporting import job_output
@@ -104,7 +105,7 @@ def _follow(shown: ProgressArtifacts, client: Any, job_id: str, log: Any) -> dic
             shown.show_card(**told.body)
 
     try:
-        return ray_job.follow(client, job_id, note)
+        return ray_job_log.follow(client, job_id, note)
     except ray_job.JobError:
         raise
     except BaseException:

@@ -10,6 +10,7 @@ import pytest
 
 from flows.local_stack import processes
 from flows.prefect_flows import ray_job_client as ray_job
+from flows.prefect_flows import ray_job_log
 from flows.prefect_flows.ray_job_client import JobError
 
 
@@ -83,7 +84,7 @@ def impatient(monkeypatch):
 def follow(cluster) -> tuple[dict, list[str]]:
     seen: list[str] = []
     try:
-        return ray_job.follow(cluster, "job", seen.append), seen
+        return ray_job_log.follow(cluster, "job", seen.append), seen
     except JobError as error:
         error.seen = seen
         raise

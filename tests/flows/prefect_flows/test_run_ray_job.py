@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from flows.prefect_flows import ray_job_client as ray_job
+from flows.prefect_flows import ray_job_log
 from flows.prefect_flows import run_ray_job as carry_out
 from flows.settings import BuildDomains, Pretrain
 
@@ -28,10 +29,10 @@ def played(monkeypatch, tmp_path):
         check_resources=None,
         still_running=None,
         submit=None,
-        follow={"rows": 3},
         stop=True,
     ).items():
         monkeypatch.setattr(ray_job, name, lambda *a, name=name, value=value, **k: done.append(name) or value)
+    monkeypatch.setattr(ray_job_log, "follow", lambda *a, **k: done.append("follow") or {"rows": 3})
     return done
 
 
@@ -74,7 +75,7 @@ def test_a_cluster_that_does_not_say_whether_the_job_runs_gets_no_second_one(pla
 
 
 def test_a_run_that_is_interrupted_stops_its_job_and_says_if_it_could_not(played, monkeypatch, caplog):
-    monkeypatch.setattr(ray_job, "follow", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(ray_job_log, "follow", raising(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         run()
     assert played[-2:] == ["stop", "close"]
