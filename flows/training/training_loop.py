@@ -63,7 +63,7 @@ def _train(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     stream: MixtureStream = ray.train.get_dataset_shard("train")
     store = stream.open_store()
-    tree = store.tree
+    tree, words = store.tree, _domain_words(store.folder.parent / DOMAIN_WORDS)
     centroids_KD = torch.from_numpy(tree.leaves_KD)
     trainer = SoupTrainer(config["soup"], config["training"], centroids_KD=centroids_KD, device=device)
     run = _Run(config, stream, trainer, is_first=context.get_world_rank() == 0)
@@ -75,16 +75,17 @@ def _train(config: dict[str, Any]) -> None:
         tree=tree,
         tokenizer=store.folder.parent / "tokenizer/tokenizer.json",
         windows_K=store.windows_K(trainer.training.sequence_length),
-        domain_words=_domain_words(store.folder.parent / DOMAIN_WORDS),
+        domain_words=words,
     )
     run.write_summary()
 
 
 def _domain_words(path: Path) -> list[list[str]] | None:
+    """The words of each domain; None for a store without an atlas. Raises ValueError for a damaged file."""
     try:
         return read_json(path)
-    except (OSError, ValueError):
-        return None  # a store without an atlas, or one elsewhere
+    except FileNotFoundError:
+        return None
 
 
 class _Run:
