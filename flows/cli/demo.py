@@ -1,4 +1,4 @@
-"""``soe demo``: the commands a user would type, one after another, and whether the soup was worth it."""
+"""``soe demo``: runs the commands that a user would type, and says whether the soup was worth it."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Step:
 
 
 class StepError(RuntimeError):
-    """A step did not succeed; the message is for the user."""
+    """A step failed; the message is for the user."""
 
 
 def steps() -> list[Step]:
     """The demonstration, in order."""
-    # All of these are dependencies of ours, so they are on every machine.
+    # We depend on all of these, so every machine has them.
     held_out = ["sympy", "sqlalchemy", "fonttools", "networkx", "pygments", "apprise", "redis"]
     build = {"store": STORE, "held_out_sources": held_out, "held_out_fraction": 0.1}
     build |= {"max_passages": 6000, "vocab_size": 2048, "max_seq_length": 64}
@@ -84,7 +84,7 @@ def main() -> int:
         result = _collect()
     except StepError as error:
         print(error, file=sys.stderr)
-        print("What is finished is kept: mend this and run `soe demo` again.", file=sys.stderr)
+        print("Finished steps are kept: mend this and run `soe demo` again.", file=sys.stderr)
         return 1
     console.rule("Was the soup worth it?", align="left")
     folder = comparison.write(result)
@@ -92,17 +92,20 @@ def main() -> int:
     seconds = time.monotonic() - begun
     console.print(f"Written to {folder}/summary.json and {folder}/plot.png, {seconds:.0f} s in all.")
     status_view.print_places(known)
-    console.print("The stack is still up, to look around in. Stop it: soe down")
+    console.print("The stack is still up, so that you can look around. Stop it: soe down")
     return 0
 
 
 def _run_all(chosen: list[Step], api: PrefectApi, console: Console) -> None:
-    """One after another, each needing the one before; at once where a former demonstration finished them all.
+    """Run one step after another, because each needs the one before it.
 
-    Either way the jobs themselves recognise what is finished. Raises :class:`StepError`.
+    If an earlier demonstration finished them all, they start together: the jobs themselves see that nothing is left to
+    do. Raises :class:`StepError`.
     """
     if _finished_before():
-        console.print("A former demonstration is finished: its commands are sent together, to find that out.")
+        console.print(
+            "An earlier demonstration is finished: all commands start together and find nothing left to do."
+        )
         for step, run_id in [(step, _type(step, console)) for step in chosen]:
             _follow(step, run_id, api, console)
         return
@@ -111,7 +114,7 @@ def _run_all(chosen: list[Step], api: PrefectApi, console: Console) -> None:
 
 
 def _finished_before() -> bool:
-    """Whether a former demonstration came to its end and what it measured is still there."""
+    """Whether an earlier demonstration finished and its results are still there."""
     try:
         _collect()
     except (OSError, ValueError):

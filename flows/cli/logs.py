@@ -18,7 +18,7 @@ from storage_schema import layout
 
 POLL_SECONDS = 1.0
 PAGE = 200
-"""Prefect's most for one question."""
+"""Prefect returns at most so many lines per request."""
 
 
 def show(what: str | None, *, lines: int, follow: bool) -> int:
@@ -93,7 +93,10 @@ def _is_id(text: str) -> bool:
 
 
 def _newest(api: PrefectApi, run_id: str, lines: int) -> list[dict]:
-    """The last `lines` rows, oldest first. What is logged between two pages pushes known rows into the second."""
+    """The last `lines` rows, oldest first.
+
+    Rows that are logged between two requests push known ones onto the second page.
+    """
     found: dict[str, dict] = {}
     while len(found) < lines:
         page = _ask(api, run_id, PAGE, order="TIMESTAMP_DESC", offset=len(found))

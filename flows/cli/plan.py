@@ -1,4 +1,4 @@
-"""``soe plan``: what a pretraining run will need and take, before it starts; and the check a run begins with."""
+"""``soe plan``: what a pretraining run will need and take, before it starts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main(
     peak: float | None = None,
     mfu: float | None = None,
 ) -> int:
-    """Print the plan; ValueError for what cannot fit, after the table, and for settings that are none.
+    """Print the plan; returns 0. Raises ValueError for wrong settings and, after the table, for a run that cannot fit.
 
     Args:
         device: name of a GPU, or `cpu`: this machine.
@@ -57,7 +57,7 @@ def main(
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStore:
-    """What a run must know of its store."""
+    """What a run must know about its store."""
 
     vocab_size: int
     num_domains: int
@@ -88,7 +88,7 @@ def settings_of(
         given["num_experts"] = num_experts
     if backbone:
         given["backbone"] = _read_backbone(backbone)
-        # A model's published config.json says all of it; a shorter one is completed as a run would complete it.
+        # A published config.json has its own vocabulary; a shorter one gets the store's, as in a run.
         vocab_size = min(vocab_size, given["backbone"].get("vocab_size", vocab_size))
     return Pretrain(**given), PlannedStore(vocab_size=vocab_size, num_domains=num_domains)
 
@@ -101,7 +101,7 @@ def _read_backbone(path: str) -> dict[str, Any]:
 
 
 def chosen_device(name: str, *, bandwidth: float | None, peak: float | None) -> Device:
-    """The GPU of that name, or this machine, of which only the memory is known; with the given rates."""
+    """The GPU of that name, or this machine, of which we know only the memory; with the given rates."""
     if name == CPU:
         chosen = Device(
             name="this machine", memory=available_memory(), peak_flops=None, bandwidth=None, mfu=None
@@ -117,7 +117,7 @@ def chosen_device(name: str, *, bandwidth: float | None, peak: float | None) -> 
 
 
 def show(setup: Setup, chosen: Device, console: Console, *, mfu: float | None = None) -> None:
-    """Print what a worker needs by part, and what follows for disk and time."""
+    """Print the memory of a worker, part by part, and the disk and time that follow from it."""
     size, soup, training = setup.size, setup.soup, setup.training
     full = soup.num_experts * (setup.factor_size if soup.expert_rank else size.num_params)
     mixtures = f"{training.mixtures_per_step} mixture{'s' * (training.mixtures_per_step > 1)}"
@@ -138,7 +138,7 @@ def show(setup: Setup, chosen: Device, console: Console, *, mfu: float | None = 
     table.add_row(f"{chosen.name} has", f"{chosen.memory / GB:.2f}")
     console.print(table)
     if setup.device_type != CPU:
-        console.print(f"{copy}: {state_bytes(setup) / GB:.2f} GB of CPU memory a worker")
+        console.print(f"{copy}: {state_bytes(setup) / GB:.2f} GB of CPU memory per worker")
     console.print(f"a checkpoint on disk: {checkpoint_bytes(setup) / GB:.2f} GB")
     console.print(_time(setup, chosen, mfu))
 
@@ -154,7 +154,7 @@ def _time(setup: Setup, chosen: Device, mfu: float | None) -> str:
         rate = f"at {chosen.bandwidth / 1e12:.2f} TB/s"
         parts.append(f"{1e3 * time.bank:.1f} ms of bank ({rate})")
     if time.ratio is not None:
-        parts.append(f"{time.ratio:.0%} of the plain model's tokens a second")
+        parts.append(f"{time.ratio:.0%} of the plain model's tokens per second")
     if not parts:
-        return "a step: not predicted, for the speed of this is not known (--bandwidth, --peak and --mfu give it)"
+        return "a step: not predicted, because the speed of this is not known (give --bandwidth, --peak and --mfu)"
     return "a step, predicted: " + ", ".join(parts)

@@ -70,8 +70,8 @@ def status() -> int:
 
 
 def problem_of(states: dict[str, str]) -> str | None:
-    """What is wrong with components in these states (:func:`flows.local_stack.health.states`), and the way on; None if
-    nothing is.
+    """What is wrong with components in these states (:func:`flows.local_stack.health.states`), and what to do; None if
+    nothing is wrong.
     """
     down = [name for name, state in states.items() if state == "down"]
     if down:
@@ -100,7 +100,7 @@ def print_places(known: Stack) -> None:
 
 
 def _print_runs(known: Stack) -> bool:
-    """The flow runs under way, and below them those that ended last. False if the server does not say which."""
+    """Print the flow runs under way, and those that ended last. False if the server does not tell."""
     try:
         running, ended = known.api.running(), known.api.ended(ENDED_RUNS)
         deployments = _deployments(known, [*running, *ended])
@@ -134,7 +134,7 @@ def _print_runs(known: Stack) -> bool:
 
 
 def _deployments(known: Stack, runs: list[dict[str, Any]]) -> dict[str, str]:
-    """The deployments' names by their ids; one that was deleted has none."""
+    """The deployments' names by id; a deployment that was deleted has none."""
     names = {}
     for identity in {run["deployment_id"] for run in runs} - {None}:
         try:
@@ -155,7 +155,7 @@ def _took(run: dict[str, Any]) -> str:
 
 @contextmanager
 def _spinners() -> Iterator[stack.Report]:
-    """A line for each component: spinning on a terminal, printed when it changes elsewhere."""
+    """A line per component: on a terminal with a spinner, elsewhere printed at each change."""
     if not _CONSOLE.is_terminal:
         yield lambda component, state: _CONSOLE.print(f"{component}: {state}")
         return

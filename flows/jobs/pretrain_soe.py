@@ -33,7 +33,7 @@ from storage_schema.manifest import read_manifest, write_atomically
 from storage_schema.stage import open_stage
 
 MAY_CHANGE_ON_RESUME = "micro_batch_size", "compile_model", "deterministic"
-"""Fields of TrainingConfig that a resumed run may change: they leave the result as it is, to rounding."""
+"""Fields of TrainingConfig that a resumed run may change: they change the result by rounding only."""
 
 
 def run(settings: Pretrain) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
     """
     session.require_workers(settings.least_workers, settings.use_gpu, with_data=True)
     folder = run_folder(settings.name)
-    # What was added to the store after a run began is not for that run: it goes on as it began.
+    # A run reads only what the store held when the run began, not what was added later.
     store = open_store(store_place(settings.store), num_parts=claimed(folder).get("store_parts"))
     resolved = resolve(settings, store)
     soup, training = resolved.soup, resolved.training
@@ -86,7 +86,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
 
 
 def _embedder(store: DomainStore) -> dict[str, Any]:
-    """What the store was embedded with, for the texts of specialists: configuration, and the weights' digest."""
+    """The embedder of the store, which the texts of specialists need too: configuration and digest of the weights."""
     embeddings = read_manifest(store.folder.parent / "embeddings", "embeddings")
     return embeddings.configuration | {"weights": embeddings.inputs.get("model")}
 
@@ -97,14 +97,14 @@ def _verify(store: DomainStore) -> None:
 
 
 def _identity(training: TrainingConfig) -> dict[str, Any]:
-    """What makes a run this run: all of its training but how a machine carries it out."""
+    """The settings that identify a run: its training, without what only says how a machine does it."""
     return {name: value for name, value in asdict(training).items() if name not in MAY_CHANGE_ON_RESUME}
 
 
 def _fit(settings: Pretrain, resolved: ResolvedRun, stream: MixtureStream, *, soup_folder: str) -> None:
     """Run the workers to the end; Ray restarts a failed group from the newest checkpoint.
 
-    Raises ValueError for what would only fail again (see flows/training/fatal_errors.py).
+    Raises ValueError for an error that would come again (see flows/training/fatal_errors.py).
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
@@ -112,8 +112,8 @@ def _fit(settings: Pretrain, resolved: ResolvedRun, stream: MixtureStream, *, so
     from flows.training.ray_internals.even_scaling import EvenTorchTrainer
     from flows.training.training_loop import MixtureDataConfig, train_loop
 
-    # A worker's first import of torch takes more than Ray Train's 60 s on a small, busy machine; and each of
-    # a worker's lines should be in the log once.
+    # On a small, busy machine a worker's first import of torch takes longer than the 60 s that Ray Train waits. And
+    # each of a worker's lines should be in the log once.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     folder = run_folder(settings.name)
@@ -161,7 +161,7 @@ def _asked(settings: Pretrain, resolved: ResolvedRun) -> str:
 
 
 def _require_cuda(use_gpu: bool) -> None:
-    """Raise ValueError if a GPU that Ray counts is none that torch can use: workers would fail one by one."""
+    """Raise ValueError if torch cannot use a GPU that Ray counts: the workers would fail one by one."""
     if not use_gpu:
         return
     import ray

@@ -1,7 +1,7 @@
-"""What every job shares: reading its settings, and how it ends.
+"""How every job reads its settings and how it ends.
 
-A job ends with one line: ``soe-summary {...}`` and exit code 0, or ``error: ...`` and exit code 2 for what
-the user can mend (``flows/errors.py``); anything else is a fault and keeps its traceback.
+A job ends with ``soe-summary {...}`` and exit code 0, or with ``error: ...`` and exit code 2 if the user can mend it
+(``flows/errors.py``). Anything else is a fault and keeps its traceback.
 """
 
 from __future__ import annotations

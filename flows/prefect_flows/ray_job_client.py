@@ -20,7 +20,7 @@ from flows.reporting import job_output
 from storage_schema.errors import UserError
 
 LOST_SECONDS = 60.0
-"""A cluster that does not answer for so long is given up."""
+"""We give up a cluster that does not answer for so long."""
 ANSWER_SECONDS = 30.0
 """A request that is not answered for so long counts as not answered."""
 ASK_AGAIN_SECONDS = 0.5
@@ -78,7 +78,7 @@ def check_resources(client: JobSubmissionClient, *, cpus: int = 0, gpus: int = 0
 
 
 def submission_id(flow_name: str, flow_run_id: str, run_count: int) -> str:
-    """The job's id: known to whoever knows the flow run, also after the flow's process is dead."""
+    """The job's id. It follows from the flow run, so that it is known even after the flow's process is dead."""
     return f"{flow_name}-{flow_run_id}-{run_count}"
 
 
@@ -87,7 +87,7 @@ def submit(
 ) -> None:
     """Start ``python -m <module> --config <config_json>`` on the cluster.
 
-    Raises :class:`JobError` if the cluster does not take it. If only its answer is lost, the job is there all the same.
+    Raises :class:`JobError` if the cluster does not take it; not if the job is there and only the answer was lost.
     """
     variables = {name: os.environ[name] for name in ("SOE_HOME", "HF_HUB_OFFLINE") if name in os.environ}
     try:
@@ -105,7 +105,7 @@ def submit(
 def still_running(client: JobSubmissionClient, job_ids: Iterator[str] | list[str]) -> str | None:
     """The first of these jobs that has not ended; None if there is none.
 
-    Raises :class:`JobError` if the cluster does not say: a second job beside a running one would be the worse answer.
+    Raises :class:`JobError` if the cluster does not say, because a second job beside a running one would be worse.
     """
 
     def runs(job_id: str) -> bool:
@@ -117,8 +117,8 @@ def still_running(client: JobSubmissionClient, job_ids: Iterator[str] | list[str
 def stop(client: JobSubmissionClient, job_id: str, *, patience: float = 20.0) -> bool:
     """Stop the job and wait until it has ended. Returns whether it had to be stopped.
 
-    Asked again and again, because a job that is only about to start may ignore the first time, and a cluster may
-    not answer. Raises :class:`JobError` if the job has not ended in all that time, as far as the cluster says.
+    It asks again and again, because a job that is just starting may ignore the first request, and the cluster may not
+    answer. Raises :class:`JobError` if the cluster does not say within `patience` seconds that the job has ended.
     """
     deadline, asked = time.monotonic() + patience, False
     why: object = "it goes on"
@@ -149,7 +149,7 @@ def has_ended(job: dict[str, Any] | None) -> bool:
 def job_of(client: JobSubmissionClient, job_id: str) -> dict[str, Any] | None:
     """``status, message, driver_exit_code`` of a job; None if the cluster knows no such job.
 
-    Raises OSError if there is no answer, or one that says nothing of the job: a gateway's error, a dashboard's.
+    Raises OSError if there is no answer, or only a gateway's or the dashboard's error.
     """
     return get(client, f"/api/jobs/{job_id}")
 
@@ -162,7 +162,7 @@ def get(client: JobSubmissionClient, path: str) -> dict[str, Any] | None:
         return None
     if answer.status_code != 200:
         raise ConnectionError(f"{path} was answered with {answer.status_code} {answer.text[:200]}")
-    return answer.json()  # what is no JSON is an OSError of requests
+    return answer.json()  # requests raises an OSError for what is not JSON
 
 
 def patiently(ask: Callable[[], Answer], otherwise: str) -> Answer:

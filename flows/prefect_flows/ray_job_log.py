@@ -16,7 +16,7 @@ from flows.prefect_flows.ray_job_client import JobError
 from flows.reporting import job_output
 
 _LAST_LINES = 12
-"""Of the log, in the message for a job that left no line of its own on why it failed."""
+"""Of the log, quoted for a job that failed without an ``error:`` line."""
 _CONNECT_AGAIN_SECONDS = 1.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 Note = Callable[[str], None]
@@ -38,7 +38,7 @@ def follow(client: JobSubmissionClient, job_id: str, note: Note) -> dict:
     try:
         found = ray_job.patiently(lambda: ray_job.get(client, f"/api/jobs/{job_id}/logs"), "")
     except JobError:
-        found = None  # how the job ended is known, whether or not the end of its log still is
+        found = None  # we know how the job ended, even without the end of its log
     whole = _lines(found["logs"] or "") if found else []
     for line in whole[log.passed :]:
         log.take(line)
@@ -83,7 +83,7 @@ async def _tail(client: JobSubmissionClient, job_id: str, lines: asyncio.Queue[s
                     lines.put_nowait(line)
                     passed = number
         except Exception:
-            pass  # whether the cluster is gone for good is for the one who asks for the job's status to decide
+            pass  # the caller asks for the job's status, and so finds out whether the cluster is gone
         await asyncio.sleep(_CONNECT_AGAIN_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""What a person reads of a finished run in the Prefect UI: pictures, tables, and how to go on."""
+"""What the Prefect UI shows of a finished run: pictures, tables, and how to go on."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def publish_soup(config: Pretrain) -> None:
 
 
 def publish_specialists(config: Specialize) -> None:
-    """The specialists of the run and, where they were measured, their losses: as the run noted them at its end.
+    """The specialists of the run and, where they were measured, their losses.
 
-    The folder may hold others, and losses of others.
+    They come from the record that the run wrote at its end, because the folder may hold others too.
     """
     folder = specialist_folder(config.output)
     body = read_object(folder / MADE)["report"]
@@ -109,7 +109,7 @@ def domains_card(store: DomainStore) -> str:
 
 
 def _tails(store: DomainStore) -> list[list[str]]:
-    """What the incomplete last window of each domain costs at several sequence lengths."""
+    """The tokens that are lost in each domain's incomplete last window, at several sequence lengths."""
     lost, without = [], []
     for length in LENGTHS:
         windows_K = store.windows_K(length)
@@ -131,7 +131,7 @@ def _clustering(store: DomainStore) -> list[str]:
 
 
 def _account(store: DomainStore) -> list[str]:
-    """What became of the documents and passages that were read, for the store and each addition to it."""
+    """How many documents and passages were read, kept and dropped, for the store and for each addition."""
     lines = []
     for part in store_and_additions(store.folder.parent):
         if (passages := part / "passages").exists():
@@ -141,7 +141,7 @@ def _account(store: DomainStore) -> list[str]:
 
 
 def atlas_text(path: Path) -> str:
-    """Where the atlas lies: browsers open no file from a link on an http page, so the path is said too."""
+    """Where the atlas lies. The path is written out because browsers open no file from a link on an http page."""
     return (
         f"The domain atlas: each domain's words, passages and numbers on a map. Open `{path}` in a browser on the "
         "machine where it lies, or copy it: it is one file."
@@ -191,7 +191,7 @@ def soup_card(config: Pretrain) -> str:
 
 
 def training_card(config: Pretrain) -> str | None:
-    """Markdown on a run that is under way: its loss curve and its last numbers; None before the first of them."""
+    """Markdown about a run that is under way: its loss curve and newest numbers; None before there are any."""
     rows = read_log(run_folder(config.name))
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""What the flows have in common: check, submit a Ray job, follow it, publish, and stop it when cancelled."""
+"""What all flows do: check the cluster, submit a Ray job, follow it, publish its results, stop it when cancelled."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def run_ray_job(
         name: the flow's name.
         config: the job's settings.
         module: the job's module.
-        publish: makes the artifacts of a finished job.
-        card: what is shown of a job while it runs, under the artifact key `card_key`.
+        publish: makes the artifacts of a job that succeeded.
+        card: Markdown about the job while it runs, shown under the artifact key `card_key`.
         cpus: logical CPUs the cluster must have.
         gpus: GPUs the cluster must have.
 
@@ -49,7 +49,7 @@ def run_ray_job(
     """
     log = get_run_logger()
     survive_without_reader()
-    # First what may fail or hang: nothing of it may leave a job that was submitted without one who follows it.
+    # This may fail or hang, so it comes first: once a job is submitted, somebody must follow it.
     shown = ProgressArtifacts(name, card=card, card_key=card_key)
     try:
         _check_home()
@@ -77,13 +77,13 @@ def run_ray_job(
     try:
         publish()
     except Exception:
-        # The work is done and on disk: a picture that cannot be drawn must not make it a failure.
+        # The work is done and on disk. A picture that cannot be drawn must not make the run a failure.
         log.warning("The run succeeded, but its artifacts could not be published.", exc_info=True)
     return summary
 
 
 def stop_on_cancellation(flow: Any, flow_run: Any, state: Any) -> None:
-    """Prefect's hook. It runs in the worker and knows only the flow run; the flow's process may be dead."""
+    """Prefect calls this in the worker. It knows only the flow run, because the flow's process may be dead."""
     client = ray_job.connect()
     for job_id in _job_ids(flow.name, flow_run.id, flow_run.run_count):
         try:

@@ -25,13 +25,13 @@ from flows.reporting import job_output
 from flows.reporting.artifact_text import describe, percent_of
 
 LINE_SECONDS = 10.0
-"""Between two plain lines; a stage that takes less than that has none."""
+"""Between two plain lines; a shorter stage prints none."""
 Report = Callable[..., None]
-"""``report(done, total, note="")``, to be called as often as one likes; the note is a few words on how it goes."""
+"""``report(done, total, note="")``: call it as often as you like; the note is a few words on how it goes."""
 
 
 def bar(console: Console | None = None) -> Progress:
-    """The one look of our progress bars; on stderr, unless another console is given."""
+    """Our progress bars all look like this. They go to stderr unless another console is given."""
     return Progress(
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -46,7 +46,7 @@ def bar(console: Console | None = None) -> Progress:
 
 @contextmanager
 def silent(stage: str, unit: str) -> Iterator[Report]:
-    """:func:`progress` for what many ask for at once: nothing is shown."""
+    """:func:`progress` that shows nothing, for requests that run side by side."""
     yield lambda done, total, note="": None
 
 
@@ -75,7 +75,7 @@ def progress(stage: str, unit: str) -> Iterator[Report]:
 
 
 class _Lines:
-    """Shows the newest of what is reported and its rate, at most once in `every` seconds."""
+    """Shows the newest report and its rate, at most once every `every` seconds."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What is ahead of a build: said when it starts, when its passages are counted, and beside each stage's progress."""
+"""How long a build will take: said at its start, when its passages are counted, and beside each stage's progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STAGES = {"passages": CUT, "tokenizer": TRAIN, "embeddings": EMBED, "domains": 
 
 
 class Ahead:
-    """The estimate of one build, and what is left of it as it goes.
+    """The estimate of one build, and how much of it is left.
 
     Args:
         estimate: None: say nothing.
@@ -36,14 +36,14 @@ class Ahead:
             write_card("estimate", self.estimate.markdown())
 
     def know_passages(self, passages: int) -> None:
-        """The passages are counted: say what is left now."""
+        """Once the passages are counted, say what is left."""
         if self.estimate and passages != self.estimate.passages:
             self.estimate = self.estimate.with_passages(passages)
             self.say()
 
     @contextmanager
     def progress(self, stage: str, unit: str) -> Iterator[Report]:
-        """As :func:`flows.reporting.progress.progress`, with the time that is left of the whole build as the note."""
+        """As :func:`flows.reporting.progress.progress`, with the time left for the whole build as the note."""
         with progress(stage, unit) as report:
             first: list[Any] = []  # the moment, and what had been done before
 
@@ -59,7 +59,7 @@ class Ahead:
 
 
 def look_ahead(settings: BuildDomains, folder: Path, corpus: Corpus, model: Any) -> Ahead:
-    """Estimate the build, in the Ray session: two seconds, or nothing where nothing long is left."""
+    """Estimate the build, in the Ray session. Takes two seconds, or none where nothing long is left."""
     import ray
 
     done = () if settings.rebuild else tuple(kind for kind in _STAGES if (folder / kind).exists())

@@ -17,8 +17,8 @@ def check_fits(run: ResolvedRun, *, num_workers: int, use_gpu: bool) -> None:
     """Raise ValueError, naming the nearest settings that fit, for a run that the cluster's machines cannot hold.
 
     On CPUs the workers of a machine share the memory that is available there. With `use_gpu` a worker has a GPU of its
-    own. Nothing is checked where that is not known: torch sees no GPU here and the workers are nowhere else, or a
-    machine does not answer.
+    own. Nothing is checked where the memory is unknown: the workers would run here and torch sees no GPU, or a machine
+    does not answer.
     """
     setup = run.setup(num_workers, "cuda" if use_gpu else CPU)
     machines = memory_of_nodes(use_gpu)

@@ -28,8 +28,8 @@ from storage_schema.manifest import write_atomically
 class MixtureDataConfig(DataConfig):
     """Gives each rank its own ordered stream instead of splitting one.
 
-    The stream is an object, not a started dataset: it begins at whatever step the worker restored, so a
-    restart or another world size changes nothing in the global batches.
+    The stream is an object, not a started dataset. It begins at the step that the worker restored, so the global
+    batches stay the same after a restart and with another number of workers.
     """
 
     def configure(self, datasets: dict[str, MixtureStream], world_size: int, **_: Any) -> list[dict]:
@@ -38,11 +38,11 @@ class MixtureDataConfig(DataConfig):
 
 
 class Diverged(RuntimeError):
-    """A loss or gradient is not finite; says where it came from."""
+    """A loss or gradient is not finite; the message says where it came from."""
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """The function Ray Train runs on every worker. Errors that would recur are recorded, so that Ray stops."""
+    """Ray Train runs this function on every worker. It records unrecoverable errors so that Ray does not retry."""
     folder = Path(config["run_folder"])
     if endings.stopped(folder) is not None:
         return
@@ -89,7 +89,7 @@ def _domain_words(path: Path) -> list[list[str]] | None:
 
 
 class _Run:
-    """One worker's walk through the steps."""
+    """One worker's way through the steps."""
 
     def __init__(
         self, config: dict[str, Any], stream: MixtureStream, trainer: SoupTrainer, *, is_first: bool
@@ -132,7 +132,7 @@ class _Run:
                     self.checkpoints.begin(self._metrics(result), {"train_seconds": self.train_seconds})
                     clock = time.monotonic()
                 elif trainer.step % self.report_every == 0:
-                    # In its turn behind a checkpoint that is still being written, without waiting for it.
+                    # Queued behind a checkpoint that is still being written, without waiting for it.
                     ray.train.report(self._metrics(result), checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         self.checkpoints.wait()
 
