@@ -15,8 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.cli import demo_report as comparison
-from flows.cli import stack_status as status_view
+from flows.cli import demo_report, stack_status
 from flows.cli.follow_run import follow, outcome
 from flows.local_stack import health as stack_health
 from flows.local_stack import state as stack_state
@@ -75,7 +74,7 @@ def main() -> int:
     known = stack_state.load()
     if known is None or not stack_health.is_up(known):
         console.rule("Start the stack", align="left")
-        if status_view.up():
+        if stack_status.up():
             return 1
         known = stack_state.load()
     assert known is not None
@@ -87,11 +86,11 @@ def main() -> int:
         print("Finished steps are kept: mend this and run `soe demo` again.", file=sys.stderr)
         return 1
     console.rule("Was the soup worth it?", align="left")
-    folder = comparison.write(result)
-    comparison.show(result, console)
+    folder = demo_report.write(result)
+    demo_report.show(result, console)
     seconds = time.monotonic() - begun
     console.print(f"Written to {folder}/summary.json and {folder}/plot.png, {seconds:.0f} s in all.")
-    status_view.print_places(known)
+    stack_status.print_places(known)
     console.print("The stack is still up, so that you can look around. Stop it: soe down")
     return 0
 
@@ -123,7 +122,7 @@ def _finished_before() -> bool:
 
 
 def _collect() -> dict[str, Any]:
-    return comparison.collect(store=STORE, soup=SOUP, generic=GENERIC, specialists=SPECIALISTS)
+    return demo_report.collect(store=STORE, soup=SOUP, generic=GENERIC, specialists=SPECIALISTS)
 
 
 def _type(step: Step, console: Console) -> str:

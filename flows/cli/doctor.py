@@ -157,7 +157,7 @@ def environment() -> Finding:
 
 def stack() -> Finding:
     """Whether the local stack is up and answers."""
-    from flows.cli import stack_status as status_view
+    from flows.cli import stack_status
     from flows.local_stack import health as stack_health
     from flows.local_stack import state as stack_state
 
@@ -169,7 +169,7 @@ def stack() -> Finding:
         since = " since this machine was started anew" if known and known.of_an_earlier_boot else ""
         return Finding("note", "stack", f"is down{since}: `soe up` starts it")
     states = stack_health.states(known)
-    if problem := status_view.problem_of(states):
+    if problem := stack_status.problem_of(states):
         return Finding("wrong" if "down" in states.values() else "note", "stack", problem)
     return Finding("good", "stack", f"Prefect {known.prefect_url}, Ray {known.dashboard_url}")
 

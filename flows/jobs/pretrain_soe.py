@@ -16,7 +16,7 @@ from flows.cluster import session
 from flows.jobs import runner
 from flows.reporting.progress import progress
 from flows.settings import Pretrain
-from flows.training import fatal_errors as endings
+from flows.training import fatal_errors
 from flows.training.fit_check import check_disk, check_fits
 from flows.training.resolve_run import SETTINGS, ResolvedRun, make_stream, resolve
 from flows.training.run_record import claim_run, claimed
@@ -148,7 +148,7 @@ def _fit(settings: Pretrain, resolved: ResolvedRun, stream: MixtureStream, *, so
     )
     if (mended := mend(folder)) is not None:
         print(mended, flush=True)
-    endings.to_the_end(trainer.fit, folder, asked=asked)
+    fatal_errors.to_the_end(trainer.fit, folder, asked=asked)
 
 
 def _asked(settings: Pretrain, resolved: ResolvedRun) -> str:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.atlas import page as atlas_page
-from flows.reporting import charts as pictures
+from flows.reporting import charts
 from flows.reporting.artifact_text import artifact_key
 from flows.settings import Pretrain, Specialize
 from flows.training.run_log import read_log
@@ -92,7 +92,7 @@ def domains_card(store: DomainStore) -> str:
         f"{store.num_domains:,} domains of {int(store.passages_K.sum()):,} passages and "
         f"{int(tokens_K.sum()):,} tokens; {int((tokens_K == 0).sum())} are empty. "
         f"Imbalance {store.tree.imbalance:.2f} (1 is equal sizes).",
-        pictures.as_markdown(pictures.domain_sizes(tokens_K.tolist()), "tokens of each domain"),
+        charts.as_markdown(charts.domain_sizes(tokens_K.tolist()), "tokens of each domain"),
         _table(
             ["tokens of a domain", "least", "25 %", "median", "75 %", "most"],
             [["", *map(_number, quantiles)]],
@@ -181,7 +181,7 @@ def soup_card(config: Pretrain) -> str:
     command = ["prefect", "deployment", "run", "pretrain-soe", "--params", chosen]
     lines = [
         f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}",
-        pictures.as_markdown(pictures.loss_curve(steps, [log[s] for s in steps]), "training loss by step"),
+        charts.as_markdown(charts.loss_curve(steps, [log[s] for s in steps]), "training loss by step"),
         _table(["", ""], [*rows, ["digest", f"`{manifest.digest}`"], *inputs]),
         f"In `{soup_folder(config.name)}`; checkpoints and log in `{run_folder(config.name)}`.",
         "The same command resumes the run where it was cut off, and finds it finished when it is:",
@@ -196,12 +196,12 @@ def training_card(config: Pretrain) -> str | None:
     if not rows:
         return None
     last = rows[-1]
-    curve = pictures.loss_curve([row["step"] for row in rows], [row["loss"] for row in rows])
+    curve = charts.loss_curve([row["step"] for row in rows], [row["loss"] for row in rows])
     numbers = [[name.replace("_", " "), _number(value)] for name, value in last.items()]
     return "\n\n".join(
         [
             f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}, step {last['step']:,.0f}",
-            pictures.as_markdown(curve, "training loss by step"),
+            charts.as_markdown(curve, "training loss by step"),
             _table(["", ""], numbers),
             f"In `{run_folder(config.name)}`. If it is cut off, the same command resumes it.",
         ]
@@ -213,7 +213,7 @@ def losses_card(evaluation: dict[str, Any]) -> str:
     sets = [s for s in evaluation["specialist_sets"] if s.get("generic_loss") is not None]
     if not sets:
         return "# Losses\n\nNo generic twin was measured (`compare_with`): see the table."
-    picture = pictures.as_markdown(pictures.specialist_losses(sets), "losses of the specialist sets")
+    picture = charts.as_markdown(charts.specialist_losses(sets), "losses of the specialist sets")
     return f"# Losses\n\n{picture}"
 
 

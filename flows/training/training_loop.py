@@ -13,7 +13,7 @@ import ray.train
 import torch
 from ray.train import CheckpointUploadMode, DataConfig
 
-from flows.training import fatal_errors as endings
+from flows.training import fatal_errors
 from flows.training.checkpoints import Checkpoints
 from flows.training.run_reporter import Watch
 from pipeline.stream.batches import Batch, MixtureStream
@@ -44,16 +44,16 @@ class Diverged(RuntimeError):
 def train_loop(config: dict[str, Any]) -> None:
     """Ray Train runs this function on every worker. It records unrecoverable errors so that Ray does not retry."""
     folder = Path(config["run_folder"])
-    if endings.stopped(folder) is not None:
+    if fatal_errors.stopped(folder) is not None:
         return
     try:
         _train(config)
     except Diverged as error:  # on every rank in the same step, so all return
         if ray.train.get_context().get_world_rank() == 0:
-            endings.stop(folder, str(error))
+            fatal_errors.stop(folder, str(error))
     except Exception as error:
-        if (message := endings.fatal(error, asked=config["asked"])) is not None:
-            endings.stop(folder, message)
+        if (message := fatal_errors.fatal(error, asked=config["asked"])) is not None:
+            fatal_errors.stop(folder, message)
         raise
 
 
@@ -149,7 +149,7 @@ class _Run:
                 torch.from_numpy(batch.domain_weights_WK).to(device),
             )
         except NonFiniteLoss as error:
-            message = endings.not_finite(error.step, error.mixtures, batch.domain_weights_WK, str(error))
+            message = fatal_errors.not_finite(error.step, error.mixtures, batch.domain_weights_WK, str(error))
             raise Diverged(message) from error
 
     def _metrics(self, result: StepResult) -> dict[str, Any]:
