@@ -6,8 +6,8 @@ import inspect
 import json
 from collections.abc import Callable
 from functools import wraps
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -48,9 +48,9 @@ def with_settings(model: type[Settings], *names: str) -> Callable[[Command], Com
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """The option of a field. Its default is None, which says that it was not given; the model has its own."""
-    kind = next((kind for kind in get_args(field.annotation) if kind is not NoneType), field.annotation)
-    if get_origin(field.annotation) is Literal:
-        kind = field.annotation
+    kind = field.annotation
+    if isinstance(kind, UnionType):  # with None
+        kind = next(one for one in get_args(kind) if one is not NoneType)
     facts = [] if field.default is None or kind is bool else [f"default: {field.default}"]
     facts += [
         f"x{sign}{getattr(bound, word)}"
