@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -113,3 +116,34 @@ def test_a_job_that_succeeded_is_no_failure_because_the_end_of_its_log_cannot_be
             raise ConnectionError("the node is gone")
 
     assert follow(Logless(['soe-summary {"rows": 3}\n']))[0] == {"rows": 3}
+
+
+class Stopped(BaseException):
+    """As Prefect's TerminationSignal, raised by the handler of a signal."""
+
+
+def stop(*arguments):
+    raise Stopped
+
+
+def test_what_the_reader_of_the_log_raises_comes_through():
+    with pytest.raises(Stopped):
+        ray_job_log.follow(Cluster(["one\n"]), "job", stop)
+
+
+def test_a_signal_ends_the_following_of_a_silent_job():
+    class Silent(Cluster):
+        async def tail_job_logs(self, job_id):
+            await asyncio.sleep(60)
+            yield ""
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.7)
+        begun = time.monotonic()
+        with pytest.raises(Stopped):
+            follow(Silent())
+        assert time.monotonic() - begun < 10
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
