@@ -70,10 +70,11 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
 
 def _reader(field: FieldInfo) -> Callable[[str], Any]:
     """Reads the text of an option as the model would, with the field's bounds."""
+    bounded: Any = Annotated[field.annotation, *field.metadata]
 
     def read(text: str) -> Any:
         try:
-            return TypeAdapter(Annotated[field.annotation, *field.metadata]).validate_python(text)
+            return TypeAdapter(bounded).validate_python(text)
         except ValidationError as error:
             raise typer.BadParameter(f"{error.errors()[0]['msg']} (got {text!r})") from None
 
