@@ -11,7 +11,7 @@ import pytest
 from flows.local_stack import processes
 from flows.prefect_flows import ray_job_client as ray_job
 from flows.prefect_flows.ray_job_client import JobError
-from tests.flows.played_cluster import Ailing, Cluster
+from tests.flows.prefect_flows.played_cluster import Ailing, Cluster
 
 
 @pytest.fixture()

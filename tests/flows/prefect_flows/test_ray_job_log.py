@@ -12,7 +12,7 @@ import pytest
 from flows.prefect_flows import ray_job_client as ray_job
 from flows.prefect_flows import ray_job_log
 from flows.prefect_flows.ray_job_client import JobError
-from tests.flows.played_cluster import Ailing, Cluster
+from tests.flows.prefect_flows.played_cluster import Ailing, Cluster
 
 
 @pytest.fixture()
