@@ -206,7 +206,7 @@ def test_a_fixed_mixture_is_that_of_a_table(home, tmp_path, method):
 def test_an_unfinished_run_is_not_resumed_on_another_plan(home, monkeypatch, change, named):
     name = "begun-" + "-".join(change)
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain_soe, "_fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(pretrain_soe, "_fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             pretrain_soe.run(Pretrain(name=name, **SETTINGS))
     with pytest.raises(StoreError, match=f"holds another run: .*{named}.*Use another name"):
