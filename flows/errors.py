@@ -1,4 +1,4 @@
-"""What a door makes of an error: one line for what the user can mend, the traceback for a fault."""
+"""How commands and jobs report an error: one line if the user can mend it, a traceback if it is a fault."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ PREFIX = "error: "
 
 
 def in_one_line(run: Callable[[], int]) -> int:
-    """The exit code of `run`: 1, and one line on stderr, for an error that the user can mend. Raises any other."""
+    """Run, and return the exit code: that of `run`, or 1 after one line on stderr for an error that the user can mend.
+
+    Any other error is raised.
+    """
     try:
         return run()
     except Exception as error:
@@ -24,8 +27,8 @@ def in_one_line(run: Callable[[], int]) -> int:
 
 
 def user_error(error: BaseException) -> str | None:
-    """One line for an error the user can mend, wherever in the cluster it was raised; None for a fault."""
-    from pydantic import ValidationError  # not before there is an error: the command starts at once
+    """One line for an error that the user can mend, wherever in the cluster it was raised; None for a fault."""
+    from pydantic import ValidationError  # late, so that commands start at once
 
     for raised in causes(error):
         if isinstance(raised, ValidationError):
@@ -37,7 +40,7 @@ def user_error(error: BaseException) -> str | None:
             return f"no space left on the disk of {place}. Free some and run the same command; it resumes."
         if isinstance(raised, PermissionError | NotADirectoryError) and raised.filename:
             return f"{raised.filename}: {raised.strerror}. Choose another place, or make this one writable."
-        # Ray's wrapper is of its cause's class too, and its text is a traceback.
+        # Ray's wrapper (it has a `cause`) is an instance of its cause's class too, but its text is a traceback.
         if isinstance(raised, UserError) and not hasattr(raised, "cause"):
             return " ".join(str(raised).split())
     return None

@@ -23,7 +23,7 @@ class Settings(BaseModel):
 
 
 def refuse_unused(settings: Settings, choice: str, reads: Mapping[str, Sequence[str]]) -> None:
-    """Raise ValueError for a setting, other than its default, that is read only where `choice` is another.
+    """Raise ValueError for a setting that was given and is read only where `choice` is another; None is as not given.
 
     Args:
         choice: the setting that decides.
@@ -32,7 +32,8 @@ def refuse_unused(settings: Settings, choice: str, reads: Mapping[str, Sequence[
     chosen = getattr(settings, choice)
     for name in dict.fromkeys(name for used in reads.values() for name in used):
         value = getattr(settings, name)
-        if value != type(settings).model_fields[name].default and name not in reads.get(chosen, ()):
+        given = name in settings.model_fields_set and value is not None
+        if given and name not in reads.get(chosen, ()):
             others = " or ".join(other for other, used in reads.items() if name in used)
             raise UserError(
                 f"{name} is {value!r}, of which {choice}={chosen} has no use: leave it out, or choose {choice} "
@@ -61,7 +62,7 @@ class BuildDomains(Settings):
         0.02, ge=0, le=0.5, description="Share of the documents of every other source kept out of training."
     )
     max_documents_per_source: int | None = Field(
-        None, ge=1, description="At most so many documents a source."
+        None, ge=1, description="At most so many documents per source."
     )
     max_passages: int | None = Field(
         None, ge=1, description="Stop after so many training passages (spread over all documents)."
@@ -75,8 +76,8 @@ class BuildDomains(Settings):
     max_damaged_files: int = Field(
         0,
         ge=0,
-        description="Files that end early, or of which nothing can be read, before it is an error; what was read of "
-        "one is kept.",
+        description="Files that end early, or of which nothing can be read, before it is an error; what could be read "
+        "is kept.",
     )
     passage_characters: int = Field(2000, ge=64, le=100_000, description="Longest passage.")
     tokenizer: str | None = Field(None, description="Path of a tokenizer.json; none trains a byte-level BPE.")
@@ -131,8 +132,8 @@ class AddDocuments(Settings):
     max_damaged_files: int = Field(
         0,
         ge=0,
-        description="Files that end early, or of which nothing can be read, before it is an error; what was read of "
-        "one is kept.",
+        description="Files that end early, or of which nothing can be read, before it is an error; what could be read "
+        "is kept.",
     )
     use_gpu: bool = Field(False, description="Embed on GPUs; an error at once if there are none.")
 
@@ -149,15 +150,15 @@ class Pretrain(Settings):
         "soup", description="`generic` trains the twin: one model, fixed mixture."
     )
     steps: int | None = Field(None, ge=1)
-    batch_size: int | None = Field(None, ge=1, description="Sequences a step, over all workers.")
+    batch_size: int | None = Field(None, ge=1, description="Sequences per step, over all workers.")
     sequence_length: int | None = Field(None, ge=8)
     mixtures_per_step: int | None = Field(None, ge=1, description="W: instances a step; divides batch_size.")
     meta_distribution: Literal["sparse", "uniform", "dirichlet", "fixed", "recorded"] = Field(
         "sparse",
         description="The law of the mixtures, the paper's pi: `sparse` draws support_size domains, then uniform "
         "weights on them; `uniform` puts uniform weights on all domains; `dirichlet` draws Dirichlet weights "
-        "(on support_size domains, or on all); `recorded` takes them from `ratios`, a row each; `fixed` is the one row "
-        "of `ratios` in every step (with method=generic: CRISP, one model for one set of texts).",
+        "(on support_size domains, or on all); `recorded` takes them from `ratios`, one per row; `fixed` is the one "
+        "row of `ratios` in every step (with method=generic: CRISP, one model for one set of texts).",
     )
     support_size: int | None = Field(None, ge=1, description="s: domains in a mixture (section 2.4).")
     by_size: bool = Field(
@@ -176,7 +177,7 @@ class Pretrain(Settings):
     expert_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
     router_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
     warmup_steps: int | None = Field(
-        None, ge=0, description="Of a linear rise of all rates at the start; `steps` at most."
+        None, ge=0, description="Steps in which all rates rise linearly at the start; `steps` at most."
     )
     final_learning_rate_fraction: float | None = Field(
         None, ge=0, le=1, description="Share of the rates left at the last step, by a cosine; 1: constant."
@@ -230,21 +231,26 @@ class Pretrain(Settings):
         None,
         ge=1,
         le=4096,
-        description="Steps that a worker's data comes in at once; none: about 16 MB of it.",
+        description="Steps whose data a worker gets at once; none: about 16 MB of it.",
     )
     verify_store: bool = Field(
         False,
         description="First read all partitions of the store and compare their sha256.",
     )
     resize_check_seconds: float = Field(
-        60.0, gt=0, description="With min_workers: how often to look for room for more workers."
+        60.0, gt=0, description="With min_workers: seconds between two looks for room for more workers."
     )
-    use_gpu: bool = Field(False, description="One GPU a worker; an error at once if there are not so many.")
+    use_gpu: bool = Field(False, description="One GPU per worker; an error at once if there are not so many.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
     checkpoints_kept: int = Field(
-        2, ge=1, description="The newest; the older ones are for when it is damaged."
+        2, ge=1, description="The newest ones; older ones serve if the newest is damaged."
     )
     report_every: int = Field(50, ge=1, description="Steps between reports to Ray Train: all workers meet.")
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest workers that the run goes on with."""
+        return self.min_workers or self.num_workers
 
 
 class Specialize(Settings):
@@ -272,12 +278,12 @@ class Specialize(Settings):
         "flat", description="Nearest of all leaves (Algorithm 3), or greedy descent."
     )
     max_texts: int = Field(
-        200, ge=1, description="Texts a set that estimate its domain weights (and are learned from)."
+        200, ge=1, description="Texts per set that decide its domain weights (and are learned from)."
     )
     evaluation_passages: int | None = Field(
         None,
         ge=0,
-        description="Further passages a set on which the losses are measured; 0: measure none; none: a fifth of the "
+        description="Further passages per set, to measure losses on; 0: measure none; none: a fifth of the "
         "texts, 50 at most, and 20 of a store's held-out sources.",
     )
     max_sets: int = Field(16, ge=1)
@@ -299,5 +305,5 @@ class Specialize(Settings):
         le=1000,
         description="Resamples of few texts that say how sure the domain weights are, 2 or more; 0: none.",
     )
-    use_gpu: bool = False
-    rebuild: bool = False
+    use_gpu: bool = Field(False, description="Make them on a GPU; an error at once if there is none.")
+    rebuild: bool = Field(False, description="Replace specialists made with other settings.")

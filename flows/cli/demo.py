@@ -1,4 +1,4 @@
-"""``soe demo``: the commands a user would type, one after another, and whether the soup was worth it."""
+"""``soe demo``: runs the commands that a user would type, and says whether the soup was worth it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.cli import demo_report as comparison
-from flows.cli import stack_status as status_view
+from flows.cli import demo_report, stack_status
 from flows.cli.follow_run import follow, outcome
 from flows.local_stack import health as stack_health
 from flows.local_stack import state as stack_state
@@ -42,12 +41,12 @@ class Step:
 
 
 class StepError(RuntimeError):
-    """A step did not succeed; the message is for the user."""
+    """A step failed; the message is for the user."""
 
 
 def steps() -> list[Step]:
     """The demonstration, in order."""
-    # All of these are dependencies of ours, so they are on every machine.
+    # We depend on all of these, so every machine has them.
     held_out = ["sympy", "sqlalchemy", "fonttools", "networkx", "pygments", "apprise", "redis"]
     build = {"store": STORE, "held_out_sources": held_out, "held_out_fraction": 0.1}
     build |= {"max_passages": 6000, "vocab_size": 2048, "max_seq_length": 64}
@@ -75,7 +74,7 @@ def main() -> int:
     known = stack_state.load()
     if known is None or not stack_health.is_up(known):
         console.rule("Start the stack", align="left")
-        if status_view.up():
+        if stack_status.up():
             return 1
         known = stack_state.load()
     assert known is not None
@@ -84,25 +83,28 @@ def main() -> int:
         result = _collect()
     except StepError as error:
         print(error, file=sys.stderr)
-        print("What is finished is kept: mend this and run `soe demo` again.", file=sys.stderr)
+        print("Finished steps are kept: mend this and run `soe demo` again.", file=sys.stderr)
         return 1
     console.rule("Was the soup worth it?", align="left")
-    folder = comparison.write(result)
-    comparison.show(result, console)
+    folder = demo_report.write(result)
+    demo_report.show(result, console)
     seconds = time.monotonic() - begun
     console.print(f"Written to {folder}/summary.json and {folder}/plot.png, {seconds:.0f} s in all.")
-    status_view.print_places(known)
-    console.print("The stack is still up, to look around in. Stop it: soe down")
+    stack_status.print_places(known)
+    console.print("The stack is still up, so that you can look around. Stop it: soe down")
     return 0
 
 
 def _run_all(chosen: list[Step], api: PrefectApi, console: Console) -> None:
-    """One after another, each needing the one before; at once where a former demonstration finished them all.
+    """Run one step after another, because each needs the one before it.
 
-    Either way the jobs themselves recognise what is finished. Raises :class:`StepError`.
+    If an earlier demonstration finished them all, they start together: the jobs themselves see that nothing is left to
+    do. Raises :class:`StepError`.
     """
     if _finished_before():
-        console.print("A former demonstration is finished: its commands are sent together, to find that out.")
+        console.print(
+            "An earlier demonstration is finished: all commands start together and find nothing left to do."
+        )
         for step, run_id in [(step, _type(step, console)) for step in chosen]:
             _follow(step, run_id, api, console)
         return
@@ -111,7 +113,7 @@ def _run_all(chosen: list[Step], api: PrefectApi, console: Console) -> None:
 
 
 def _finished_before() -> bool:
-    """Whether a former demonstration came to its end and what it measured is still there."""
+    """Whether an earlier demonstration finished and its results are still there."""
     try:
         _collect()
     except (OSError, ValueError):
@@ -120,7 +122,7 @@ def _finished_before() -> bool:
 
 
 def _collect() -> dict[str, Any]:
-    return comparison.collect(store=STORE, soup=SOUP, generic=GENERIC, specialists=SPECIALISTS)
+    return demo_report.collect(store=STORE, soup=SOUP, generic=GENERIC, specialists=SPECIALISTS)
 
 
 def _type(step: Step, console: Console) -> str:

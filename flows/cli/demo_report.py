@@ -1,4 +1,4 @@
-"""The demonstration's result: the soup's specialists beside the generic twin, as file, picture and table."""
+"""The result of the demonstration: the specialists beside the generic twin, as a file, a picture and a table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STAGES = ("passages", "tokenizer", "embeddings", "domains")
 
 
 def collect(*, store: str, soup: str, generic: str, specialists: str) -> dict[str, Any]:
-    """What the demonstration measured, from the files that its runs left.
+    """Read what the demonstration measured from the files of its runs.
 
     Args:
         store: name of the store.
@@ -44,7 +44,7 @@ def collect(*, store: str, soup: str, generic: str, specialists: str) -> dict[st
     if runs["generic"]["tokens"] != runs["soup"]["tokens"]:
         raise UserError(
             f"{soup} saw {runs['soup']['tokens']} tokens and {generic} {runs['generic']['tokens']}: "
-            "they do not compare. Give both the same steps, batch_size and sequence_length."
+            "their losses cannot be compared. Give both the same steps, batch_size and sequence_length."
         )
     keys = ("name", "generic_loss", "soup_loss", "unseen_source")
     sets = [
@@ -98,7 +98,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """Whether the mean specialist loss of the soup is lower, equal or higher than the twin's, plainly."""
+    """One sentence: is the soup's mean specialist loss lower than the twin's, equal or higher?"""
     generic, soup = result["mean"]["generic_loss"], result["mean"]["soup_loss"]
     sets = result["specialist_sets"]
     better = sum(row["soup_loss"] < row["generic_loss"] for row in sets)

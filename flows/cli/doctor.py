@@ -1,4 +1,4 @@
-"""``soe doctor``: what is installed, what will be used, and what is wrong, with the way out of it."""
+"""``soe doctor``: what is installed, what will be used, and what is wrong and how to mend it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def examine() -> Iterator[Finding]:
-    """Every finding, one after another; the slow imports come late."""
+    """All findings, one after another. Slow imports come late."""
     yield from packages()
     faiss = faiss_distribution()
     yield faiss
@@ -70,7 +70,7 @@ def installed_version(name: str) -> str | None:
 
 
 def packages(installed: Installed = installed_version) -> Iterator[Finding]:
-    """Python and the required packages, against the ranges this release was declared for."""
+    """Whether Python and the required packages are in the ranges that this release declares."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -98,7 +98,7 @@ def packages(installed: Installed = installed_version) -> Iterator[Finding]:
 
 
 def faiss_distribution(installed: Installed = installed_version) -> Finding:
-    """Exactly one of FAISS's distributions may be installed: both unpack into one folder."""
+    """Exactly one of FAISS's distributions may be installed, because both unpack into one folder."""
     found = [f"{name} {version}" for name in FAISS if (version := installed(name))]
     if len(found) == 1:
         return Finding("good", "FAISS", found[0])
@@ -129,7 +129,7 @@ def memory() -> Finding:
 
 
 def disk() -> Finding:
-    """The space that is free where SOE_HOME is or will be, and whether we may write there."""
+    """The free space where SOE_HOME is or will be, and whether we may write there."""
     home = layout.home()
     there = next(path for path in (home, *home.parents) if path.exists())
     free = shutil.disk_usage(there).free
@@ -139,7 +139,7 @@ def disk() -> Finding:
 
 
 def environment() -> Finding:
-    """Variables that lead ``prefect`` commands away from the profile that ``soe up`` activates."""
+    """Variables that make ``prefect`` commands ignore the profile that ``soe up`` activates."""
     names = (
         "PREFECT_API_URL",
         "PREFECT_API_KEY",
@@ -157,7 +157,7 @@ def environment() -> Finding:
 
 def stack() -> Finding:
     """Whether the local stack is up and answers."""
-    from flows.cli import stack_status as status_view
+    from flows.cli import stack_status
     from flows.local_stack import health as stack_health
     from flows.local_stack import state as stack_state
 
@@ -169,13 +169,13 @@ def stack() -> Finding:
         since = " since this machine was started anew" if known and known.of_an_earlier_boot else ""
         return Finding("note", "stack", f"is down{since}: `soe up` starts it")
     states = stack_health.states(known)
-    if problem := status_view.problem_of(states):
+    if problem := stack_status.problem_of(states):
         return Finding("wrong" if "down" in states.values() else "note", "stack", problem)
     return Finding("good", "stack", f"Prefect {known.prefect_url}, Ray {known.dashboard_url}")
 
 
 def embedder() -> Finding:
-    """Whether the default embedder can be had without a network."""
+    """Whether the default embedder can be loaded without a network."""
     from pipeline.embeddings.embedder import DEFAULT, find_embedder
 
     try:
@@ -190,7 +190,7 @@ def embedder() -> Finding:
 
 
 def gpus(faiss_works: bool) -> Iterator[Finding]:
-    """The GPUs that torch and FAISS see, and so what `use_gpu` can do here."""
+    """The GPUs that torch and FAISS see, which decide what `use_gpu` can do here."""
     try:
         import torch
     except ImportError as error:
@@ -206,7 +206,7 @@ def gpus(faiss_works: bool) -> Iterator[Finding]:
 
 
 def gpu_findings(names: list[str], seen_by_faiss: int, has_faiss_gpu: bool) -> Iterator[Finding]:
-    """What follows from the GPUs torch sees (their `names`) and the number FAISS sees."""
+    """Findings from the `names` of the GPUs that torch sees and the number that FAISS sees."""
     if not names:
         yield Finding("good", "GPUs", "none: everything runs on the CPU, and use_gpu=true is refused")
         if has_faiss_gpu:

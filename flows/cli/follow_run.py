@@ -11,20 +11,20 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from flows.prefect_client.api import TERMINAL, ApiError, PrefectApi
-from flows.reporting.artifact_text import describe, parse_description
+from flows.reporting.artifact_text import describe
 from flows.reporting.progress import bar
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 10.0
 """Between two lines about the same stage where there is no terminal to redraw."""
 SILENT_SECONDS = 60.0
-"""A server that does not answer for so long is given up."""
+"""We give up a server that does not answer for so long."""
 UNCLAIMED_SECONDS = 30.0
-"""After so long a run that no worker takes gets a hint."""
+"""If no worker takes a run for so long, we print a hint."""
 
 
 def follow(api: PrefectApi, flow_run_id: str, *, console: Console) -> dict:
-    """Show how the flow run comes along until it ends; return it as the server has it.
+    """Show the progress of the flow run until it ends; return it as the server has it.
 
     Raises :class:`ApiError` if the server falls silent. Interrupting this leaves the run running.
     """
@@ -47,7 +47,7 @@ def outcome(run: dict) -> str | None:
 
 
 class _Bars:
-    """On a terminal: one bar a stage."""
+    """On a terminal: one bar per stage."""
 
     def __init__(self, bars: Progress):
         self._bars = bars
@@ -65,7 +65,7 @@ class _Bars:
 
 
 class _Lines:
-    """Elsewhere: a line when a stage begins, when it ends, and now and then between."""
+    """Elsewhere: a line when a stage begins, when it ends, and every few seconds between."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -88,10 +88,8 @@ def _poll(api: PrefectApi, flow_run_id: str, view: _Bars | _Lines) -> dict:
     ask = patiently(SILENT_SECONDS)
     while True:
         run = ask(lambda: api.flow_run(flow_run_id))
-        for artifact in ask(lambda: api.progress(flow_run_id)):
-            progress = parse_description(artifact["description"])
-            if progress:
-                view.stage(progress)
+        for progress in ask(lambda: api.stages(flow_run_id)):
+            view.stage(progress)
         if run["state_name"] != shown:
             shown = run["state_name"]
             view.state(f"{run['name']}: {shown.lower()}")
@@ -104,8 +102,8 @@ def _poll(api: PrefectApi, flow_run_id: str, view: _Bars | _Lines) -> dict:
 
 
 def patiently(seconds: float) -> Callable:
-    """A caller that repeats a question which the server does not answer, or answers with an error of its own (HTTP
-    status 0, or 500 and above), for so many seconds.
+    """Return a function that asks a question again, for so many seconds, while the server does not answer or has an
+    error of its own (HTTP status 0, or 500 and above).
     """
 
     def ask(question: Callable[[], Any]) -> Any:

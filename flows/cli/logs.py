@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,28 +18,24 @@ from storage_schema import layout
 
 POLL_SECONDS = 1.0
 PAGE = 200
-"""Prefect's most for one question."""
+"""Prefect returns at most so many lines per request."""
 
 
 def show(what: str | None, *, lines: int, follow: bool) -> int:
     """Print the last `lines` of the log of `what`: a component's name, a flow run's name or id, or None for the newest
-    flow run. With `follow`, go on until the run ends. Returns the exit code.
+    flow run. With `follow`, go on until the run ends. Returns 0.
+
+    Raises ApiError or StackError if there is no such log.
     """
-    try:
-        known = stack_state.load()
-        if known is None and what in (*COMPONENTS, PROMETHEUS):
-            raise StackError(f"no stack was ever started for SOE_HOME={layout.home()}: `soe up` does.")
-        if known is not None and what in known.components:
-            source = log_lines(what, lines, follow=follow)
-        else:
-            source = _of_run(PrefectApi.of_active_profile(), what, lines, follow)
-        for line in source:
-            print(line, flush=True)
-    except (ApiError, StackError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    known = stack_state.load()
+    if known is None and what in (*COMPONENTS, PROMETHEUS):
+        raise StackError(f"no stack was ever started for SOE_HOME={layout.home()}: `soe up` does.")
+    if known is not None and what in known.components:
+        source = log_lines(what, lines, follow=follow)
+    else:
+        source = _of_run(PrefectApi.of_active_profile(), what, lines, follow)
+    for line in source:
+        print(line, flush=True)
     return 0
 
 
@@ -85,7 +80,10 @@ def _is_id(text: str) -> bool:
 
 
 def _newest(api: PrefectApi, run_id: str, lines: int) -> list[dict]:
-    """The last `lines` rows, oldest first. What is logged between two pages pushes known rows into the second."""
+    """The last `lines` rows, oldest first.
+
+    Rows that are logged between two requests push known ones onto the second page.
+    """
     found: dict[str, dict] = {}
     while len(found) < lines:
         page = _ask(api, run_id, PAGE, order="TIMESTAMP_DESC", offset=len(found))

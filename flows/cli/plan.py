@@ -1,8 +1,7 @@
-"""``soe plan``: what a pretraining run will need and take, before it starts; and the check a run begins with."""
+"""``soe plan``: what a pretraining run will need and take, before it starts."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +12,9 @@ from flows.machine_memory import available_memory
 from flows.settings import Pretrain
 from flows.training.fit_check import CPU
 from flows.training.resolve_run import resolve
-from soe_model.planning.devices import DEVICES, Device, device
+from soe_model.planning.devices import DEVICES, Device
+from soe_model.planning.devices import device as find_device
 from soe_model.planning.memory_check import GB, needed, refuse_what_cannot_fit
-from soe_model.planning.model_size import model_size
 from soe_model.planning.setup import Setup
 from soe_model.planning.state_size import checkpoint_bytes, state_bytes
 from soe_model.planning.step_time import step_flops, step_time
@@ -24,26 +23,29 @@ from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
 
 
-def main(arguments: argparse.Namespace) -> int:
-    """Print the plan; ValueError for what cannot fit, after the table, and for settings that are none."""
-    soup, training = resolve(*settings_of(arguments))
-    if training.batch_size % arguments.num_workers:
-        raise UserError(
-            f"batch_size {training.batch_size} is not a multiple of the {arguments.num_workers} workers. Change "
-            "--batch-size or --num-workers."
-        )
-    chosen = chosen_device(arguments)
-    kind = CPU if arguments.device == CPU else "cuda"
-    setup = Setup(
-        size=model_size(soup.backbone),
-        soup=soup,
-        training=training,
-        num_workers=arguments.num_workers,
-        device_type=kind,
-    )
+def main(
+    settings: Pretrain,
+    store: PlannedStore,
+    *,
+    device: str = CPU,
+    bandwidth: float | None = None,
+    peak: float | None = None,
+    mfu: float | None = None,
+) -> int:
+    """Print the plan; returns 0. Raises ValueError for wrong settings and, after the table, for a run that cannot fit.
+
+    Args:
+        device: name of a GPU, or `cpu`: this machine.
+        bandwidth: that a copy in its memory reaches, GB/s.
+        peak: of the device, TFLOP/s.
+        mfu: share of the peak that training reaches.
+    """
+    run = resolve(settings, store)
+    chosen = chosen_device(device, bandwidth=bandwidth, peak=peak)
+    setup = run.setup(settings.num_workers, CPU if device == CPU else "cuda")
     console = Console(highlight=False, soft_wrap=True)
-    show(setup, chosen, console, mfu=arguments.mfu)
-    workers = setup.num_workers if kind == CPU else 1
+    show(setup, chosen, console, mfu=mfu)
+    workers = setup.num_workers if device == CPU else 1
     refuse_what_cannot_fit(setup, chosen.memory, of=chosen.name, workers_there=workers)
     console.print("It fits.")
     return 0
@@ -51,30 +53,40 @@ def main(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStore:
-    """What a run must know of its store."""
+    """What a run must know about its store."""
 
     vocab_size: int
     num_domains: int
     end_of_text: int = 0
 
 
-def settings_of(arguments: argparse.Namespace) -> tuple[Pretrain, PlannedStore]:
-    """What the command line says, as a run would be given it."""
-    names = (
-        "preset", "batch_size", "sequence_length", "mixtures_per_step", "micro_batch_size", "optimizer",
-        "compile_model", "expert_rank", "num_workers",
-    )  # fmt: skip
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    if arguments.num_experts == 0:
+def settings_of(
+    given: dict[str, Any],
+    *,
+    num_experts: int | None,
+    backbone: str | None,
+    vocab_size: int,
+    num_domains: int,
+) -> tuple[Pretrain, PlannedStore]:
+    """What the command line says, as a run would be given it.
+
+    Args:
+        given: settings of the run that stand there.
+        num_experts: 0: the generic twin.
+        backbone: path of a Hugging Face config.json.
+        vocab_size: of the store's tokenizer.
+        num_domains: of the store.
+    """
+    given = dict(given)
+    if num_experts == 0:
         given["method"] = "generic"
-    elif arguments.num_experts is not None:
-        given["num_experts"] = arguments.num_experts
-    vocab_size = arguments.vocab_size
-    if arguments.backbone:
-        given["backbone"] = _read_backbone(arguments.backbone)
-        # A model's published config.json says all of it; a shorter one is completed as a run would complete it.
+    elif num_experts is not None:
+        given["num_experts"] = num_experts
+    if backbone:
+        given["backbone"] = _read_backbone(backbone)
+        # A published config.json has its own vocabulary; a shorter one gets the store's, as in a run.
         vocab_size = min(vocab_size, given["backbone"].get("vocab_size", vocab_size))
-    return Pretrain(**given), PlannedStore(vocab_size=vocab_size, num_domains=arguments.num_domains)
+    return Pretrain(**given), PlannedStore(vocab_size=vocab_size, num_domains=num_domains)
 
 
 def _read_backbone(path: str) -> dict[str, Any]:
@@ -84,24 +96,24 @@ def _read_backbone(path: str) -> dict[str, Any]:
         raise UserError(f"{path} is no Hugging Face configuration (config.json): {error}") from error
 
 
-def chosen_device(arguments: argparse.Namespace) -> Device:
-    """The GPU of that name, or this machine, of which only the memory is known; with the given rates."""
-    if arguments.device == CPU:
+def chosen_device(name: str, *, bandwidth: float | None, peak: float | None) -> Device:
+    """The GPU of that name, or this machine, of which we know only the memory; with the given rates."""
+    if name == CPU:
         chosen = Device(
             name="this machine", memory=available_memory(), peak_flops=None, bandwidth=None, mfu=None
         )
     else:
-        spelled = {name.lower(): name for name in DEVICES}
-        chosen = device(spelled.get(arguments.device.lower(), arguments.device))
-    if arguments.bandwidth:
-        chosen = replace(chosen, bandwidth=arguments.bandwidth * 1e9)
-    if arguments.peak:
-        chosen = replace(chosen, peak_flops=arguments.peak * 1e12)
+        spelled = {known.lower(): known for known in DEVICES}
+        chosen = find_device(spelled.get(name.lower(), name))
+    if bandwidth:
+        chosen = replace(chosen, bandwidth=bandwidth * 1e9)
+    if peak:
+        chosen = replace(chosen, peak_flops=peak * 1e12)
     return chosen
 
 
 def show(setup: Setup, chosen: Device, console: Console, *, mfu: float | None = None) -> None:
-    """Print what a worker needs by part, and what follows for disk and time."""
+    """Print the memory of a worker, part by part, and the disk and time that follow from it."""
     size, soup, training = setup.size, setup.soup, setup.training
     full = soup.num_experts * (setup.factor_size if soup.expert_rank else size.num_params)
     mixtures = f"{training.mixtures_per_step} mixture{'s' * (training.mixtures_per_step > 1)}"
@@ -122,7 +134,7 @@ def show(setup: Setup, chosen: Device, console: Console, *, mfu: float | None = 
     table.add_row(f"{chosen.name} has", f"{chosen.memory / GB:.2f}")
     console.print(table)
     if setup.device_type != CPU:
-        console.print(f"{copy}: {state_bytes(setup) / GB:.2f} GB of CPU memory a worker")
+        console.print(f"{copy}: {state_bytes(setup) / GB:.2f} GB of CPU memory per worker")
     console.print(f"a checkpoint on disk: {checkpoint_bytes(setup) / GB:.2f} GB")
     console.print(_time(setup, chosen, mfu))
 
@@ -138,7 +150,7 @@ def _time(setup: Setup, chosen: Device, mfu: float | None) -> str:
         rate = f"at {chosen.bandwidth / 1e12:.2f} TB/s"
         parts.append(f"{1e3 * time.bank:.1f} ms of bank ({rate})")
     if time.ratio is not None:
-        parts.append(f"{time.ratio:.0%} of the plain model's tokens a second")
+        parts.append(f"{time.ratio:.0%} of the plain model's tokens per second")
     if not parts:
-        return "a step: not predicted, for the speed of this is not known (--bandwidth, --peak and --mfu give it)"
+        return "a step: not predicted, because the speed of this is not known (give --bandwidth, --peak and --mfu)"
     return "a step, predicted: " + ", ".join(parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -16,9 +15,9 @@ from flows.local_stack import health as stack_health
 from flows.local_stack import lifecycle as stack
 from flows.local_stack import prefect_profile, prometheus
 from flows.local_stack import state as stack_state
-from flows.local_stack.state import Stack, StackError
+from flows.local_stack.state import Stack
 from flows.prefect_client.api import ApiError
-from flows.reporting.artifact_text import amount, parse_description
+from flows.reporting.artifact_text import amount
 from flows.reporting.local_time import local_time
 from storage_schema import layout
 
@@ -30,12 +29,8 @@ def up(**options: Any) -> int:
     """Start the stack with the `options` of :func:`flows.local_stack.lifecycle.up`, showing each component as it
     comes; returns the exit code.
     """
-    try:
-        with _spinners() as report:
-            running = stack.up(**options, report=report)
-    except (StackError, ApiError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with _spinners() as report:
+        running = stack.up(**options, report=report)
     _CONSOLE.print("The stack is up.")
     print_places(running)
     _CONSOLE.print("Next: prefect deployment run build-domains      Stop it all: soe down")
@@ -44,23 +39,15 @@ def up(**options: Any) -> int:
 
 def down() -> int:
     """Stop the stack; returns the exit code."""
-    try:
-        with _spinners() as report:
-            ran = stack.down(report)
-    except StackError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with _spinners() as report:
+        ran = stack.down(report)
     _CONSOLE.print("The stack is down." if ran else f"No stack runs for SOE_HOME={layout.home()}.")
     return 0
 
 
 def status() -> int:
     """Print what runs, where to look, and how far the flow runs are; 0 if all is up, else 1."""
-    try:
-        known = stack_state.load()
-    except StackError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    known = stack_state.load()
     if known is None or not stack_health.members(known):
         since = " since this machine was started anew" if known and known.of_an_earlier_boot else ""
         _CONSOLE.print(f"No stack runs for SOE_HOME={layout.home()}{since}. Start it with `soe up`.")
@@ -83,8 +70,8 @@ def status() -> int:
 
 
 def problem_of(states: dict[str, str]) -> str | None:
-    """What is wrong with components in these states (:func:`flows.local_stack.health.states`), and the way on; None if
-    nothing is.
+    """What is wrong with components in these states (:func:`flows.local_stack.health.states`), and what to do; None if
+    nothing is wrong.
     """
     down = [name for name, state in states.items() if state == "down"]
     if down:
@@ -113,18 +100,17 @@ def print_places(known: Stack) -> None:
 
 
 def _print_runs(known: Stack) -> bool:
-    """The flow runs under way, and below them those that ended last. False if the server does not say which."""
+    """Print the flow runs under way, and those that ended last. False if the server does not tell."""
     try:
         running, ended = known.api.running(), known.api.ended(ENDED_RUNS)
         deployments = _deployments(known, [*running, *ended])
-        progress = {run["id"]: known.api.progress(run["id"]) for run in running}
+        stages = {run["id"]: known.api.stages(run["id"]) for run in running}
     except ApiError as error:
         _CONSOLE.print(f"Flow runs: unknown: {error}", markup=False)
         return False
     table = Table("flow run", "of", "state", "stage", "progress", box=None)
     for run in running:
-        artifacts = progress[run["id"]]
-        stage = parse_description(artifacts[-1]["description"]) if artifacts else None
+        stage = next(reversed(stages[run["id"]]), None)
         table.add_row(
             run["name"],
             deployments.get(run["deployment_id"], "-"),
@@ -148,7 +134,7 @@ def _print_runs(known: Stack) -> bool:
 
 
 def _deployments(known: Stack, runs: list[dict[str, Any]]) -> dict[str, str]:
-    """The deployments' names by their ids; one that was deleted has none."""
+    """The deployments' names by id; a deployment that was deleted has none."""
     names = {}
     for identity in {run["deployment_id"] for run in runs} - {None}:
         try:
@@ -169,7 +155,7 @@ def _took(run: dict[str, Any]) -> str:
 
 @contextmanager
 def _spinners() -> Iterator[stack.Report]:
-    """A line for each component: spinning on a terminal, printed when it changes elsewhere."""
+    """A line per component: on a terminal with a spinner, elsewhere printed at each change."""
     if not _CONSOLE.is_terminal:
         yield lambda component, state: _CONSOLE.print(f"{component}: {state}")
         return

@@ -45,7 +45,7 @@ def run(settings: BuildDomains) -> dict[str, Any]:
         corpus = open_corpus(
             settings.corpus, text_field=settings.text_field, source_field=settings.source_field
         )
-        # Before anything long, so that an embedder that cannot be loaded is said at once.
+        # First, so that an embedder that cannot be loaded is reported at once.
         weights = find_embedder(settings.embedder, settings.embedder_revision)
         model = load_embedder(weights, max_seq_length=settings.max_seq_length)
         if settings.tokenizer is not None:
@@ -68,7 +68,7 @@ def run(settings: BuildDomains) -> dict[str, Any]:
 def _check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:  # of a name that no other build has
+        with tempfile.TemporaryFile(dir=folder) as probe:  # under a name that no other build uses
             probe.write(b"x")
     except OSError as error:
         if is_disk_full(error):
@@ -80,7 +80,7 @@ def _check_writable(folder: Path) -> None:
 
 def _check_room(settings: BuildDomains, folder: Path, corpus: Corpus, model: Any) -> None:
     if (folder / "domains").exists() or settings.max_documents_per_source is not None:
-        return  # nothing large is left to write; or how much is not known
+        return  # nothing large is left to write, or nobody knows how much
     expected = corpus.store_bytes(
         passage_characters=settings.passage_characters,
         max_passages=settings.max_passages,

@@ -16,14 +16,14 @@ from flows.cluster import session
 from flows.jobs import runner
 from flows.reporting.progress import progress
 from flows.settings import Pretrain
-from flows.training import fatal_errors as endings
+from flows.training import fatal_errors
 from flows.training.fit_check import check_disk, check_fits
-from flows.training.resolve_run import SETTINGS, make_stream, resolve
+from flows.training.resolve_run import SETTINGS, ResolvedRun, make_stream, resolve
 from flows.training.run_record import claim_run, claimed
 from pipeline.remote.store import open_store
 from pipeline.reports.audit import verify_domains
 from pipeline.stream.batches import MixtureStream
-from soe_model.presets import SoupConfig, TrainingConfig
+from soe_model.presets import TrainingConfig
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
@@ -33,7 +33,7 @@ from storage_schema.manifest import read_manifest, write_atomically
 from storage_schema.stage import open_stage
 
 MAY_CHANGE_ON_RESUME = "micro_batch_size", "compile_model", "deterministic"
-"""Fields of TrainingConfig that a resumed run may change: they leave the result as it is, to rounding."""
+"""Fields of TrainingConfig that a resumed run may change: they change the result by rounding only."""
 
 
 def run(settings: Pretrain) -> dict[str, Any]:
@@ -42,27 +42,21 @@ def run(settings: Pretrain) -> dict[str, Any]:
     Raises:
         ValueError: for settings, stores or checkpoints that do not fit, and workers the cluster lacks.
     """
-    session.require_workers(settings.min_workers or settings.num_workers, settings.use_gpu, with_data=True)
+    session.require_workers(settings.least_workers, settings.use_gpu, with_data=True)
     folder = run_folder(settings.name)
-    # What was added to the store after a run began is not for that run: it goes on as it began.
+    # A run reads only what the store held when the run began, not what was added later.
     store = open_store(store_place(settings.store), num_volumes=claimed(folder).get("store_parts"))
-    soup, training = resolve(settings, store)
-    world_sizes(training.batch_size, settings.min_workers or settings.num_workers, settings.num_workers)
+    resolved = resolve(settings, store)
+    soup, training = resolved.soup, resolved.training
     stream = make_stream(settings, store, training)
     stream.plan.steps(training.steps - 1, training.steps)  # recorded mixtures may be too few
     if settings.verify_store:
         _verify(store)
     _require_cuda(settings.use_gpu)
-    for workers in {settings.min_workers or settings.num_workers, settings.num_workers}:
-        check_fits(soup, training, num_workers=workers, use_gpu=settings.use_gpu)
+    for workers in {resolved.world_sizes[0], resolved.world_sizes[-1]}:
+        check_fits(resolved, num_workers=workers, use_gpu=settings.use_gpu)
     if not soup_folder(settings.name).exists():
-        check_disk(
-            soup,
-            training,
-            num_workers=settings.num_workers,
-            folder=folder,
-            checkpoints_kept=settings.checkpoints_kept,
-        )
+        check_disk(resolved, folder=folder, checkpoints_kept=settings.checkpoints_kept)
     stage = open_stage(
         soup_folder(settings.name),
         kind="soup",
@@ -83,7 +77,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
             of_store = stream.plan.facts | {"store_parts": stream.store_parts}
             claim_run(folder, asdict(soup) | _identity(training) | of_store)
             write_atomically(folder / SETTINGS, settings.model_dump_json(indent=1))
-            _fit(settings, stream, {"soup": soup, "training": training, "soup_folder": str(stage.work)})
+            _fit(settings, resolved, stream, soup_folder=str(stage.work))
             finished = stage.finish({"steps": training.steps})
     else:
         print(f"{stage.folder} is finished; nothing to train.", flush=True)
@@ -92,7 +86,7 @@ def run(settings: Pretrain) -> dict[str, Any]:
 
 
 def _embedder(store: DomainStore) -> dict[str, Any]:
-    """What the store was embedded with, for the texts of specialists: configuration, and the weights' digest."""
+    """The embedder of the store, which the texts of specialists need too: configuration and digest of the weights."""
     embeddings = read_manifest(store.folder.parent / "embeddings", "embeddings")
     return embeddings.configuration | {"weights": embeddings.inputs.get("model")}
 
@@ -103,14 +97,14 @@ def _verify(store: DomainStore) -> None:
 
 
 def _identity(training: TrainingConfig) -> dict[str, Any]:
-    """What makes a run this run: all of its training but how a machine carries it out."""
+    """The settings that identify a run: its training, without what only says how a machine does it."""
     return {name: value for name, value in asdict(training).items() if name not in MAY_CHANGE_ON_RESUME}
 
 
-def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> None:
+def _fit(settings: Pretrain, resolved: ResolvedRun, stream: MixtureStream, *, soup_folder: str) -> None:
     """Run the workers to the end; Ray restarts a failed group from the newest checkpoint.
 
-    Raises ValueError for what would only fail again (see flows/training/fatal_errors.py).
+    Raises ValueError for an error that would come again (see flows/training/fatal_errors.py).
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
@@ -118,21 +112,25 @@ def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> Non
     from flows.training.ray_internals.even_scaling import EvenTorchTrainer
     from flows.training.training_loop import MixtureDataConfig, train_loop
 
-    # A worker's first import of torch takes more than Ray Train's 60 s on a small, busy machine; and each of
-    # a worker's lines should be in the log once.
+    # On a small, busy machine a worker's first import of torch takes longer than the 60 s that Ray Train waits. And
+    # each of a worker's lines should be in the log once.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     folder = run_folder(settings.name)
-    least, most = settings.min_workers or settings.num_workers, settings.num_workers
-    of_run: dict[str, Any] = {
+    least, most = settings.least_workers, settings.num_workers
+    asked = _asked(settings, resolved)
+    loop: dict[str, Any] = {
+        "soup": resolved.soup,
+        "training": resolved.training,
+        "soup_folder": soup_folder,
         "run_folder": str(folder),
         "checkpoint_every": settings.checkpoint_every,
         "report_every": settings.report_every,
-        "asked": _asked(settings, loop["soup"], loop["training"]),
+        "asked": asked,
     }
     trainer = EvenTorchTrainer(
         train_loop,
-        train_loop_config=loop | of_run,
+        train_loop_config=loop,
         datasets={"train": lambda: stream},
         dataset_config=MixtureDataConfig(),
         scaling_config=ScalingConfig(
@@ -146,14 +144,15 @@ def _fit(settings: Pretrain, stream: MixtureStream, loop: dict[str, Any]) -> Non
             checkpoint_config=CheckpointConfig(num_to_keep=settings.checkpoints_kept),
             failure_config=FailureConfig(max_failures=3, controller_failure_limit=3),
         ),
-        allowed=world_sizes(loop["training"].batch_size, least, most),
+        allowed=resolved.world_sizes,
     )
     if (mended := mend(folder)) is not None:
         print(mended, flush=True)
-    endings.to_the_end(trainer.fit, folder, asked=of_run["asked"])
+    fatal_errors.to_the_end(trainer.fit, folder, asked=asked)
 
 
-def _asked(settings: Pretrain, soup: SoupConfig, training: TrainingConfig) -> str:
+def _asked(settings: Pretrain, resolved: ResolvedRun) -> str:
+    soup, training = resolved.soup, resolved.training
     of_model = f"preset {settings.preset}" if settings.backbone is None else "the given backbone"
     return (
         f"{of_model}, {soup.num_experts} experts, optimizer {training.optimizer}, batch_size {training.batch_size}, "
@@ -162,7 +161,7 @@ def _asked(settings: Pretrain, soup: SoupConfig, training: TrainingConfig) -> st
 
 
 def _require_cuda(use_gpu: bool) -> None:
-    """Raise ValueError if a GPU that Ray counts is none that torch can use: workers would fail one by one."""
+    """Raise ValueError if torch cannot use a GPU that Ray counts: the workers would fail one by one."""
     if not use_gpu:
         return
     import ray
@@ -178,23 +177,6 @@ def _require_cuda(use_gpu: bool) -> None:
             "use_gpu is true and the Ray cluster counts GPUs, but torch sees none there. Install a CUDA build of "
             "torch, check the driver (nvidia-smi), or set use_gpu=false."
         )
-
-
-def world_sizes(batch_size: int, min_workers: int, num_workers: int) -> list[int]:
-    """Numbers of workers from `min_workers` on that share a batch evenly, ascending.
-
-    Raises ValueError if `num_workers` does not, or is below `min_workers`.
-    """
-    if min_workers > num_workers:
-        raise UserError(
-            f"min_workers is {min_workers} and num_workers, the maximum, is {num_workers}. Lower min_workers or "
-            "raise num_workers."
-        )
-    if batch_size % num_workers:
-        raise UserError(
-            f"batch_size {batch_size} is not a multiple of the {num_workers} workers. Change one of them."
-        )
-    return [size for size in range(min_workers, num_workers + 1) if batch_size % size == 0]
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
-"""What every job shares: reading its settings, and how it ends.
+"""How every job reads its settings and how it ends.
 
-A job ends with one line: ``soe-summary {...}`` and exit code 0, or ``error: ...`` and exit code 2 for what
-the user can mend (``flows/errors.py``); anything else is a fault and keeps its traceback.
+A job ends with ``soe-summary {...}`` and exit code 0, or with ``error: ...`` and exit code 2 if the user can mend it
+(``flows/errors.py``). Anything else is a fault and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flows.errors import PREFIX, user_error
+from flows.reporting import job_output
 from flows.settings import Settings
 
-SUMMARY_PREFIX = "soe-summary "
 S = TypeVar("S", bound=Settings)
 
 
@@ -32,4 +31,4 @@ def main(settings: type[S], run: Callable[[S], dict[str, Any]]) -> None:
         sys.stdout.flush()
         print(f"{PREFIX}{message}", flush=True)
         sys.exit(2)
-    print(SUMMARY_PREFIX + json.dumps(summary), flush=True)
+    job_output.write(job_output.SUMMARY, summary)

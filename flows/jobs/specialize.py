@@ -2,9 +2,9 @@
 
     python -m flows.jobs.specialize --config '{"soup": "soup", "texts": {"notes": "/data/notes"}, "output": "mine"}'
 
-Every specialist is a Hugging Face directory under SOE_HOME/specialists/<output>/<name>; its losses beside the generic
-instance's, and a generic twin's if one is named, go to <output>/evaluation.json. `soe specialize` does the same without
-a cluster.
+Every specialist is a Hugging Face directory under SOE_HOME/specialists/<output>/<name>. <output>/evaluation.json holds
+its losses beside those of the generic instance, and of a generic twin if one is named. `soe specialize` does the same
+without a cluster.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run(settings: Specialize) -> dict[str, Any]:
         ValueError: no texts, a soup that does not verify, or a target that holds another specialist.
     """
     session.require_workers(1, settings.use_gpu)
-    # In a Ray task, so that the dashboard shows the work where it is done, on a GPU if asked for.
+    # In a Ray task, so that it can have a GPU and the dashboard shows it.
     task = ray.remote(num_cpus=1, num_gpus=1 if settings.use_gpu else 0)(_in_task)
     return run_here(settings, lambda *arguments: ray.get(task.remote(*arguments)))
 
@@ -54,11 +54,11 @@ def run(settings: Specialize) -> dict[str, Any]:
 def run_here(
     settings: Specialize, make_elsewhere: Callable[..., Any] | None = None, *, together: bool = True
 ) -> dict[str, Any]:
-    """The same in this process, or with `make_elsewhere` wherever it likes; arguments and errors as :func:`run`.
+    """As :func:`run`, in this process or wherever `make_elsewhere` calls :func:`make`.
 
-    `together`: the folder is that of all these specialists, and what was made is written there.
+    `together`: the folder holds these specialists and no others, and the report is written there.
     """
-    method_of(settings)  # what cannot be done is said before anything is read
+    method_of(settings)  # refuse impossible settings before anything is read
     soup = SoupOfExperts.open(soup_folder(settings.soup))
     _check_twin(settings, soup)
     sets = read_sets(settings)
@@ -77,7 +77,7 @@ def run_here(
         if "specialist_sets" in report:
             write_atomically(output / EVALUATION, json.dumps(report, indent=1))
         else:
-            (output / EVALUATION).unlink(missing_ok=True)  # of specialists that were here before
+            (output / EVALUATION).unlink(missing_ok=True)  # it was of earlier specialists
         for said in report["gains"], report["warnings"]:
             for name, line in said.items():
                 print(f"{name}: {line}", flush=True)
@@ -121,12 +121,12 @@ def read_sets(settings: Specialize) -> list[SpecialistSet]:
 
 
 def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: Path) -> dict[str, Any]:
-    """Make and write the specialists of the sets in `output`; what became of each."""
+    """Make the specialists of the sets and write them to `output`; returns the report on each."""
     soup = SoupOfExperts.open(folder, verify=False)
     maker = SpecialistMaker(soup, device="cuda" if settings.use_gpu else "cpu")
     twin = _twin(settings)
     rows, gains, left = [], {}, iter(sets)
-    # To the end of the iterator, where it says that it is finished.
+    # Run the iterator to its end, where it reports that it has finished.
     for made in maker.make(sets, method_of(settings), twin=twin):
         one = next(left)
         manifest = write_specialist(
@@ -153,12 +153,12 @@ def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: 
 
 
 def _in_task(*arguments: Any) -> dict[str, Any]:
-    torch.set_num_threads(available_cores())  # Ray gives a task one thread a logical CPU it asked for
+    torch.set_num_threads(available_cores())  # Ray gives a task one thread per logical CPU that it asked for
     return make(*arguments)
 
 
 def _row(one: SpecialistSet, manifest: Manifest) -> dict[str, Any]:
-    """One line of the evaluation; losses are in nats per token."""
+    """One row of the evaluation; losses are in nats per token."""
     counts = manifest.counts
     losses = counts.get("losses", {})
     row = {"name": one.name, "unseen_source": one.unseen_source, "passages": len(one.evaluation)}
@@ -197,7 +197,7 @@ def _generic_mixture(settings: Specialize, store: str, maker: SpecialistMaker, t
 
 
 def _identity(settings: Specialize, soup: SoupOfExperts, sets: list[SpecialistSet]) -> str:
-    """Digest of all that decides the specialists and their losses."""
+    """Digest of everything that decides the specialists and their losses."""
     twin = settings.compare_with and read_manifest(soup_folder(settings.compare_with), "soup").digest
     decides = (
         "method",
@@ -221,7 +221,7 @@ def _identity(settings: Specialize, soup: SoupOfExperts, sets: list[SpecialistSe
 
 
 def _finished(output: Path, sets: list[SpecialistSet], identity: str) -> dict[str, Any] | None:
-    """The report of an earlier run of the same specialists, if they are all still there, whole and the same."""
+    """The report of an earlier run that made the same specialists, if all of them are still there and undamaged."""
     try:
         made = read_object(output / MADE)
         if made["identity"] != identity:
@@ -237,7 +237,7 @@ def _finished(output: Path, sets: list[SpecialistSet], identity: str) -> dict[st
 
 
 def _check_twin(settings: Specialize, soup: SoupOfExperts) -> None:
-    """Raise ValueError unless the twin, if there is one, can be measured beside specialists of the soup."""
+    """Raise ValueError if there is a twin that cannot be measured beside specialists of the soup."""
     if settings.compare_with is None:
         return
     twin = SoupOfExperts.open(soup_folder(settings.compare_with), verify=False)
@@ -254,7 +254,7 @@ def _check_twin(settings: Specialize, soup: SoupOfExperts) -> None:
 
 
 def _twin(settings: Specialize) -> torch.nn.Module | None:
-    """The generic twin's model: a soup without experts, so any domain weights give it."""
+    """The model of the generic twin: a soup without experts, which every domain weight gives."""
     if settings.compare_with is None:
         return None
     twin = SoupOfExperts.open(soup_folder(settings.compare_with))

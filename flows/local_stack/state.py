@@ -29,6 +29,7 @@ from flows.local_stack.heartbeat_automation import HEARTBEAT_SECONDS
 from flows.local_stack.processes import MARK, Process, free_port
 from flows.prefect_client.api import PrefectApi
 from storage_schema import layout
+from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
 from storage_schema.manifest import write_atomically
 
@@ -41,7 +42,7 @@ LONGEST_RAY_FOLDER = 40
 """Characters. A Unix socket's path has at most 107, and Ray adds up to 65 to its folder's."""
 
 
-class StackError(RuntimeError):
+class StackError(UserError):
     """The stack cannot be started or reached; the message says what to do."""
 
 

@@ -146,14 +146,15 @@ class PrefectApi:
         }
         return self.call("POST", "/flow_runs/filter", query)
 
-    def progress(self, flow_run_id: str) -> list[dict[str, Any]]:
-        """The progress artifacts of a flow run, oldest first."""
+    def stages(self, flow_run_id: str) -> list[dict[str, Any]]:
+        """The stages of a flow run in the order they began: ``stage, state, done, total, unit, note``."""
         query = {
-            "artifacts": {"flow_run_id": {"any_": [flow_run_id]}, "type": {"any_": ["progress"]}},
+            "artifacts": {"flow_run_id": {"any_": [flow_run_id]}, "key": {"like_": "-stages"}},
             "sort": "CREATED_DESC",
-            "limit": 100,
+            "limit": 1,  # of a run that was tried again, the newest attempt's
         }
-        return self.call("POST", "/artifacts/filter", query)[::-1]
+        found = self.call("POST", "/artifacts/filter", query)
+        return json.loads(found[0]["data"]) if found else []
 
     def _credentials(self) -> dict[str, str]:
         if self.auth_string:

@@ -1,4 +1,4 @@
-"""What a flow run prints goes to its worker, and a run must outlive its worker."""
+"""A flow run prints to its worker, and must go on when the worker is gone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from functools import partial
 from rich.console import Console
 
 LOGGERS = ("", "prefect", "prefect.flow_runs")
-"""Those that write to the console: Prefect's settings give that to the first, a user's own may give it to others."""
+"""They write to the console: the first by Prefect's own settings, the others perhaps by a user's."""
 
 
 def survive_without_reader() -> None:
-    """From now on Prefect's log goes nowhere once nobody reads the console; rich would end the process instead."""
+    """Once nobody reads the console, drop Prefect's log. Without this, rich ends the process."""
     for name in LOGGERS:
         for handler in logging.getLogger(name).handlers:
             console = getattr(handler, "console", None)

@@ -13,21 +13,23 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_logger
 
 from flows.reporting.artifact_text import artifact_key, describe, percent_of
+from flows.reporting.local_time import local_time
 
-TABLE_SECONDS = 10.0
+TABLE_SECONDS = 2.0
+"""Between two tables of the stages, which `soe run` and `soe status` read."""
 CARD_SECONDS = 30.0
-"""Between two looks at a run's card, which may be a picture to be drawn."""
+"""Between two versions of a run's card, which may be a picture that has to be drawn."""
 Card = Callable[[], str | None]
 """Markdown on the state of the run, or None while there is nothing to say."""
 
 
 class ProgressArtifacts:
-    """The artifacts of a run that is under way, each created at its first news and updated once a second at most.
+    """The artifacts of a run that is under way. Each is created at its first news and updated at most once per second.
 
-    A server that does not answer for a moment costs an update, never the run.
+    If the server does not answer for a moment, an update is lost, never the run.
 
     Args:
-        card: drawn now and then, under `card_key`.
+        card: drawn every half minute, under `card_key`.
     """
 
     def __init__(self, flow_name: str, *, card: Card | None = None, card_key: str = ""):
@@ -51,7 +53,7 @@ class ProgressArtifacts:
             self._show_card(self._card)
 
     def show_card(self, name: str, markdown: str) -> None:
-        """Show what a job says of itself once, such as how long it will take."""
+        """Show what a job says about itself once, such as how long it will take."""
         key = artifact_key(self._flow_name, name)
         self._show(
             key,
@@ -79,7 +81,7 @@ class ProgressArtifacts:
         )
 
     def _note_stage(self, progress: dict, complete: bool) -> None:
-        """A row of the table, which is sent when a stage begins or is complete, and now and then between."""
+        """Update a row of the table. The table is sent when a stage begins or ends, and every few seconds between."""
         before = self._stages.get(progress["stage"])
         begun = before["begun"] if before else time.time()
         self._stages[progress["stage"]] = {
@@ -100,8 +102,11 @@ class ProgressArtifacts:
             {
                 "stage": name,
                 "state": "finished" if row["complete"] else "running",
-                "done": f"{row['done']:,} {row['unit']}",
-                "began": time.strftime("%H:%M:%S", time.localtime(row["begun"])),
+                "done": row["done"],
+                "total": row["total"],
+                "unit": row["unit"],
+                "note": row.get("note", ""),
+                "began": local_time(row["begun"]),
                 "seconds": round(row["now"] - row["begun"], 1),
             }
             for name, row in self._stages.items()

@@ -26,7 +26,7 @@ def pretrain_soe(config: Pretrain = Pretrain()) -> dict | State:  # noqa: B008
 
         return training_card(config)
 
-    workers = config.min_workers or config.num_workers
+    workers = config.least_workers
     return run_ray_job(
         "pretrain-soe",
         config,

@@ -1,4 +1,4 @@
-"""What a person reads of a finished run in the Prefect UI: pictures, tables, and how to go on."""
+"""What the Prefect UI shows of a finished run: pictures, tables, and how to go on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.atlas import page as atlas_page
-from flows.reporting import charts as pictures
+from flows.reporting import charts
 from flows.reporting.artifact_text import artifact_key
 from flows.settings import Pretrain, Specialize
 from flows.training.run_log import read_log
@@ -61,9 +61,9 @@ def publish_soup(config: Pretrain) -> None:
 
 
 def publish_specialists(config: Specialize) -> None:
-    """The specialists of the run and, where they were measured, their losses: as the run noted them at its end.
+    """The specialists of the run and, where they were measured, their losses.
 
-    The folder may hold others, and losses of others.
+    They come from the record that the run wrote at its end, because the folder may hold others too.
     """
     folder = specialist_folder(config.output)
     body = read_object(folder / MADE)["report"]
@@ -96,7 +96,7 @@ def domains_card(store: DomainStore) -> str:
         f"{store.num_domains:,} domains of {int(store.passages_K.sum()):,} passages and "
         f"{int(tokens_K.sum()):,} tokens; {int((tokens_K == 0).sum())} are empty. "
         f"Imbalance {store.tree.imbalance:.2f} (1 is equal sizes).",
-        pictures.as_markdown(pictures.domain_sizes(tokens_K.tolist()), "tokens of each domain"),
+        charts.as_markdown(charts.domain_sizes(tokens_K.tolist()), "tokens of each domain"),
         _table(
             ["tokens of a domain", "least", "25 %", "median", "75 %", "most"],
             [["", *map(_number, quantiles)]],
@@ -113,7 +113,7 @@ def domains_card(store: DomainStore) -> str:
 
 
 def _tails(store: DomainStore) -> list[list[str]]:
-    """What the incomplete last window of each domain costs at several sequence lengths."""
+    """The tokens that are lost in each domain's incomplete last window, at several sequence lengths."""
     lost, without = [], []
     for length in LENGTHS:
         windows_K = store.windows_K(length)
@@ -135,7 +135,7 @@ def _clustering(store: DomainStore) -> list[str]:
 
 
 def _account(store: DomainStore) -> list[str]:
-    """What became of the documents and passages that were read, for the store and each addition to it."""
+    """How many documents and passages were read, kept and dropped, for the store and for each addition."""
     lines = []
     for part in store_and_additions(store.folder.parent):
         if (passages := part / "passages").exists():
@@ -145,7 +145,7 @@ def _account(store: DomainStore) -> list[str]:
 
 
 def atlas_text(path: Path) -> str:
-    """Where the atlas lies: browsers open no file from a link on an http page, so the path is said too."""
+    """Where the atlas lies. The path is written out because browsers open no file from a link on an http page."""
     return (
         f"The domain atlas: each domain's words, passages and numbers on a map. Open `{path}` in a browser on the "
         "machine where it lies, or copy it: it is one file."
@@ -185,7 +185,7 @@ def soup_card(config: Pretrain) -> str:
     command = ["prefect", "deployment", "run", "pretrain-soe", "--params", chosen]
     lines = [
         f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}",
-        pictures.as_markdown(pictures.loss_curve(steps, [log[s] for s in steps]), "training loss by step"),
+        charts.as_markdown(charts.loss_curve(steps, [log[s] for s in steps]), "training loss by step"),
         _table(["", ""], [*rows, ["digest", f"`{manifest.digest}`"], *inputs]),
         f"In `{soup_folder(config.name)}`; checkpoints and log in `{run_folder(config.name)}`.",
         "The same command resumes the run where it was cut off, and finds it finished when it is:",
@@ -195,17 +195,17 @@ def soup_card(config: Pretrain) -> str:
 
 
 def training_card(config: Pretrain) -> str | None:
-    """Markdown on a run that is under way: its loss curve and its last numbers; None before the first of them."""
+    """Markdown about a run that is under way: its loss curve and newest numbers; None before there are any."""
     rows = read_log(run_folder(config.name))
     if not rows:
         return None
     last = rows[-1]
-    curve = pictures.loss_curve([row["step"] for row in rows], [row["loss"] for row in rows])
+    curve = charts.loss_curve([row["step"] for row in rows], [row["loss"] for row in rows])
     numbers = [[name.replace("_", " "), _number(value)] for name, value in last.items()]
     return "\n\n".join(
         [
             f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}, step {last['step']:,.0f}",
-            pictures.as_markdown(curve, "training loss by step"),
+            charts.as_markdown(curve, "training loss by step"),
             _table(["", ""], numbers),
             f"In `{run_folder(config.name)}`. If it is cut off, the same command resumes it.",
         ]
@@ -221,7 +221,7 @@ def losses_card(evaluation: dict[str, Any]) -> str:
     if not sets:
         shown = "No generic twin was measured (`compare_with`): see the table."
     else:
-        shown = pictures.as_markdown(pictures.specialist_losses(sets), "losses of the specialist sets")
+        shown = charts.as_markdown(charts.specialist_losses(sets), "losses of the specialist sets")
     return "\n\n".join(filter(None, ["# Losses", shown, gains]))
 
 

@@ -1,4 +1,4 @@
-"""What the flows have in common: check, submit a Ray job, follow it, publish, and stop it when cancelled."""
+"""What all flows do: check the cluster, submit a Ray job, follow it, publish its results, stop it when cancelled."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from prefect.states import Failed, State
 
 from flows import errors
 from flows.prefect_flows import ray_job_client as ray_job
+from flows.prefect_flows import ray_job_log
 from flows.prefect_flows.broken_pipe import survive_without_reader
 from flows.prefect_flows.live_progress import Card, ProgressArtifacts
-from flows.reporting.progress import parse_card, parse_line
+from flows.reporting import job_output
 from flows.settings import Settings
 from storage_schema import layout
 
@@ -38,8 +39,8 @@ def run_ray_job(
         name: the flow's name.
         config: the job's settings.
         module: the job's module.
-        publish: makes the artifacts of a finished job.
-        card: what is shown of a job while it runs, under the artifact key `card_key`.
+        publish: makes the artifacts of a job that succeeded.
+        card: Markdown about the job while it runs, shown under the artifact key `card_key`.
         cpus: logical CPUs the cluster must have.
         gpus: GPUs the cluster must have.
 
@@ -48,7 +49,7 @@ def run_ray_job(
     """
     log = get_run_logger()
     survive_without_reader()
-    # First what may fail or hang: nothing of it may leave a job that was submitted without one who follows it.
+    # This may fail or hang, so it comes first: once a job is submitted, somebody must follow it.
     shown = ProgressArtifacts(name, card=card, card_key=card_key)
     try:
         _check_home()
@@ -64,9 +65,9 @@ def run_ray_job(
                 "deployment": deployment.name or "none",
                 "job_name": name,
             }
-            ray_job.submit(
-                client, job_id=job_id, module=module, config_json=config.model_dump_json(), metadata=metadata
-            )
+            # Prefect's form gives every setting, though nobody chose it: what is as by default stays away.
+            config_json = config.model_dump_json(exclude_defaults=True)
+            ray_job.submit(client, job_id=job_id, module=module, config_json=config_json, metadata=metadata)
             log.info("Submitted the Ray job %s.", job_id)
         summary = _follow(shown, client, job_id, log)
     except ray_job.JobError as error:
@@ -76,13 +77,13 @@ def run_ray_job(
     try:
         publish()
     except Exception:
-        # The work is done and on disk: a picture that cannot be drawn must not make it a failure.
+        # The work is done and on disk. A picture that cannot be drawn must not make the run a failure.
         log.warning("The run succeeded, but its artifacts could not be published.", exc_info=True)
     return summary
 
 
 def stop_on_cancellation(flow: Any, flow_run: Any, state: Any) -> None:
-    """Prefect's hook. It runs in the worker and knows only the flow run; the flow's process may be dead."""
+    """Prefect calls this in the worker. It knows only the flow run, because the flow's process may be dead."""
     client = ray_job.connect()
     for job_id in _job_ids(flow.name, flow_run.id, flow_run.run_count):
         try:
@@ -94,16 +95,17 @@ def stop_on_cancellation(flow: Any, flow_run: Any, state: Any) -> None:
 
 def _follow(shown: ProgressArtifacts, client: Any, job_id: str, log: Any) -> dict:
     def note(line: str) -> None:
-        progress = parse_line(line)
-        if progress:
-            shown.update(progress)
-        elif told := parse_card(line):
-            shown.show_card(told["name"], told["markdown"])
-        elif line.strip() and not line.startswith(ray_job.SUMMARY_PREFIX):
-            log.info(line)
+        told = job_output.read(line)
+        if told is None:
+            if line.strip():
+                log.info(line)
+        elif told.kind == job_output.PROGRESS:
+            shown.update(told.body)
+        elif told.kind == job_output.CARD:
+            shown.show_card(**told.body)
 
     try:
-        return ray_job.follow(client, job_id, note)
+        return ray_job_log.follow(client, job_id, note)
     except ray_job.JobError:
         raise
     except BaseException:

@@ -1,1 +1,1 @@
-"""How progress and results are shown, wherever."""
+"""How progress and results are shown: on a terminal, in Prefect, as pictures."""

@@ -1,12 +1,8 @@
-"""How a progress line is written on a Prefect progress artifact, and read back from it."""
+"""How the progress of a stage is said to people."""
 
 from __future__ import annotations
 
 import re
-
-_DESCRIPTION = re.compile(
-    r"(?P<stage>.*): (?P<done>[\d,]+)( of (?P<total>[\d,]+))? (?P<unit>[^(]*?)( \((?P<note>.*)\))?"
-)
 
 
 def artifact_key(*words: str) -> str:
@@ -20,7 +16,7 @@ def percent_of(progress: dict) -> float:
 
 
 def describe(progress: dict) -> str:
-    """The text of a progress artifact; :func:`parse_description` reads it back."""
+    """``embed passages: 1,200 of 26,000 passages``."""
     return f"{progress['stage']}: {amount(progress)}"
 
 
@@ -29,13 +25,3 @@ def amount(progress: dict) -> str:
     of = f" of {progress['total']:,}" if progress["total"] else ""
     note = f" ({progress['note']})" if progress.get("note") else ""
     return f"{progress['done']:,}{of} {progress['unit']}{note}"
-
-
-def parse_description(text: str) -> dict | None:
-    """``stage, done, total, unit`` (and ``note``) of a progress artifact's text; None if it is another's."""
-    found = _DESCRIPTION.fullmatch(text or "")
-    if not found:
-        return None
-    numbers = {name: int((found[name] or "0").replace(",", "")) for name in ("done", "total")}
-    note = {"note": found["note"]} if found["note"] else {}
-    return {"stage": found["stage"], "unit": found["unit"], **numbers, **note}

@@ -13,7 +13,7 @@ _SOUP, _GENERIC, _GREY = "#1f6f8b", "#c8823a", "#777777"
 
 
 def domain_sizes(tokens_K: Sequence[int]) -> Figure:
-    """Tokens of each domain, the largest first, beside the size that equal domains would have."""
+    """Tokens of each domain, the largest first, and as a line the size that equal domains would have."""
     figure, axes = _axes(7.0, 2.8)
     ordered = sorted(tokens_K, reverse=True)
     axes.stairs(ordered, fill=True, color=_SOUP)

@@ -1,13 +1,10 @@
 """How far a job is: a bar on a terminal, elsewhere a plain line now and then; both on stderr.
 
-A flow asks its job for lines of JSON on stdout instead (``SOE_PROGRESS=json``), one a second: it turns them into a
-Prefect progress artifact, and ``soe`` that into a bar again.
+A flow asks its job for lines of JSON instead (``job_output.py``), one per second.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,19 +21,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flows.reporting import job_output
 from flows.reporting.artifact_text import describe, percent_of
 
-ASKED_FOR_JSON = {"SOE_PROGRESS": "json"}
-"""The variable of a job whose progress a program reads."""
-PREFIX, CARD_PREFIX = "soe-progress ", "soe-card "
 LINE_SECONDS = 10.0
-"""Between two plain lines; a stage that takes less than that has none."""
+"""Between two plain lines; a shorter stage prints none."""
 Report = Callable[..., None]
-"""``report(done, total, note="")``, to be called as often as one likes; the note is a few words on how it goes."""
+"""``report(done, total, note="")``: call it as often as you like; the note is a few words on how it goes."""
 
 
 def bar(console: Console | None = None) -> Progress:
-    """The one look of our progress bars; on stderr, unless another console is given."""
+    """Our progress bars all look like this. They go to stderr unless another console is given."""
     return Progress(
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -51,7 +46,7 @@ def bar(console: Console | None = None) -> Progress:
 
 @contextmanager
 def silent(stage: str, unit: str) -> Iterator[Report]:
-    """:func:`progress` for what many ask for at once: nothing is shown."""
+    """:func:`progress` that shows nothing, for requests that run side by side."""
     yield lambda done, total, note="": None
 
 
@@ -63,8 +58,8 @@ def progress(stage: str, unit: str) -> Iterator[Report]:
         stage: a few words, such as ``embed passages``.
         unit: what is counted, such as ``passages``.
     """
-    if os.environ.items() >= ASKED_FOR_JSON.items():
-        lines = _Lines(stage, unit, show=_print_json, every=1.0)
+    if job_output.is_asked_for():
+        lines = _Lines(stage, unit, show=_write_json, every=1.0)
         lines.report(0, 0)
         yield lines.report
         lines.show_newest()
@@ -80,7 +75,7 @@ def progress(stage: str, unit: str) -> Iterator[Report]:
 
 
 class _Lines:
-    """Shows the newest of what is reported and its rate, at most once in `every` seconds."""
+    """Shows the newest report and its rate, at most once every `every` seconds."""
 
     def __init__(
         self,
@@ -112,33 +107,8 @@ class _Lines:
         self.shown, self._newest, self._next = True, None, now + self._every
 
 
-def print_card(name: str, markdown: str) -> None:
-    """Show `markdown` on the run's page, under `name`, if the job is run by a flow."""
-    if os.environ.items() >= ASKED_FOR_JSON.items():
-        print(CARD_PREFIX + json.dumps({"name": name, "markdown": markdown}), flush=True)
-
-
-def parse_card(line: str) -> dict | None:
-    """The ``name`` and ``markdown`` of a line of :func:`print_card`; None for any other line."""
-    try:
-        return json.loads(line.removeprefix(CARD_PREFIX)) if line.startswith(CARD_PREFIX) else None
-    except ValueError:
-        return None
-
-
-def parse_line(line: str) -> dict | None:
-    """The progress a log line holds: ``stage, done, total, unit`` and perhaps ``note``; None for any other line."""
-    at = line.find(PREFIX)
-    if at < 0:
-        return None
-    try:
-        return json.loads(line[at + len(PREFIX) :])
-    except ValueError:
-        return None
-
-
-def _print_json(progress: dict, rate: float) -> None:
-    print(PREFIX + json.dumps(progress), flush=True)
+def _write_json(progress: dict, rate: float) -> None:
+    job_output.write(job_output.PROGRESS, progress)
 
 
 def _print_words(progress: dict, rate: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import os
 import signal
@@ -26,31 +25,38 @@ STOPPING_SECONDS = 3
 """How long running answers may take when the service is stopped."""
 
 
-def main(arguments: argparse.Namespace) -> int:
+def main(
+    soup: str, *, host: str, port: int, token_file: str | None = None, cache: int = 4, max_queue: int = 64
+) -> int:
     """Serve until SIGINT or SIGTERM; returns 0.
 
     Args:
-        arguments: ``soup``, ``host``, ``port``, ``token_file``, ``cache``, ``max_queue`` and ``method``.
+        soup: name or path.
+        host: the address to listen on.
+        port: 0: any that is free.
+        token_file: where the token lies; None: the default place.
+        cache: models kept in memory.
+        max_queue: requests that may wait.
 
     Raises:
         ValueError: a setting is out of its bounds, the port is taken, the soup does not verify, or other users can
             read the token file.
     """
-    if arguments.max_queue < 1:
-        raise UserError(f"--max-queue is {arguments.max_queue}; it must be at least 1.")
+    if max_queue < 1:
+        raise UserError(f"--max-queue is {max_queue}; it must be at least 1.")
     limits = Limits()
-    listening = listen(arguments.host, arguments.port)
+    listening = listen(host, port)
     try:
         port = listening.getsockname()[1]
-        token = read_token(arguments.token_file)
-        print(f"Opening {arguments.soup} …", flush=True)
+        token = read_token(token_file)
+        print(f"Opening {soup} …", flush=True)
         torch.set_num_threads(available_cores())
-        soup = SoupOfExperts.open(soup_folder(arguments.soup))
-        specialists = Specialists(soup, cache=arguments.cache, limits=limits, method=arguments.method)
+        opened = SoupOfExperts.open(soup_folder(soup))
+        specialists = Specialists(opened, cache=cache, limits=limits)
         specialists.warm_up()
-        access = Access(token, host=arguments.host, port=port)
-        app = create_app(specialists, access, max_queue=arguments.max_queue)
-        _say(arguments, token, port)
+        access = Access(token, host=host, port=port)
+        app = create_app(specialists, access, max_queue=max_queue)
+        _say(host, port, token, token_file)
         _serve(app, listening, limits)
     finally:
         listening.close()
@@ -83,8 +89,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _say(arguments: argparse.Namespace, token: str, port: int) -> None:
-    host = arguments.host
+def _say(host: str, port: int, token: str, token_file: str | None) -> None:
     named = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
     named = f"[{named}]" if ":" in named else named
     if not _is_loopback(host):
@@ -94,7 +99,7 @@ def _say(arguments: argparse.Namespace, token: str, port: int) -> None:
             file=sys.stderr,
             flush=True,
         )
-    file = arguments.token_file or default_token_file()
+    file = token_file or default_token_file()
     if sys.stdout.isatty():
         print(f"The page:  http://{named}:{port}/?token={token}")
     else:  # a log file, which others may read

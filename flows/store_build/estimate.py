@@ -1,4 +1,4 @@
-"""What is ahead of a build: said when it starts, when its passages are counted, and beside each stage's progress."""
+"""How long a build will take: said at its start, when its passages are counted, and beside each stage's progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.reporting.progress import Report, print_card, progress
+from flows.reporting.job_output import write_card
+from flows.reporting.progress import Report, progress
 from flows.settings import BuildDomains
 from pipeline.corpus.documents import Corpus
 from pipeline.planning.estimate import CLUSTER, CUT, EMBED, TRAIN, BuildEstimate, estimate_build, in_words
@@ -18,7 +19,7 @@ _STAGES = {"passages": CUT, "tokenizer": TRAIN, "embeddings": EMBED, "domains": 
 
 
 class Ahead:
-    """The estimate of one build, and what is left of it as it goes.
+    """The estimate of one build, and how much of it is left.
 
     Args:
         estimate: None: say nothing.
@@ -32,17 +33,17 @@ class Ahead:
         if self.estimate:
             for line in self.estimate.lines():
                 print(f"estimate: {line}", flush=True)
-            print_card("estimate", self.estimate.markdown())
+            write_card("estimate", self.estimate.markdown())
 
     def know_passages(self, passages: int) -> None:
-        """The passages are counted: say what is left now."""
+        """Once the passages are counted, say what is left."""
         if self.estimate and passages != self.estimate.passages:
             self.estimate = self.estimate.with_passages(passages)
             self.say()
 
     @contextmanager
     def progress(self, stage: str, unit: str) -> Iterator[Report]:
-        """As :func:`flows.reporting.progress.progress`, with the time that is left of the whole build as the note."""
+        """As :func:`flows.reporting.progress.progress`, with the time left for the whole build as the note."""
         with progress(stage, unit) as report:
             first: list[Any] = []  # the moment, and what had been done before
 
@@ -58,7 +59,7 @@ class Ahead:
 
 
 def look_ahead(settings: BuildDomains, folder: Path, corpus: Corpus, model: Any) -> Ahead:
-    """Estimate the build, in the Ray session: two seconds, or nothing where nothing long is left."""
+    """Estimate the build, in the Ray session. Takes two seconds, or none where nothing long is left."""
     import ray
 
     done = () if settings.rebuild else tuple(kind for kind in _STAGES if (folder / kind).exists())

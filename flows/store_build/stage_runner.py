@@ -1,4 +1,4 @@
-"""Stages opened one after the other in one folder: which were finished already, and what became of each."""
+"""The stages of one folder, opened one after the other: which were finished already, and the result of each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Stages:
         return stage
 
     def close(self, kind: str, stage: Stage) -> None:
-        """Say how a finished stage came about, and keep its manifest."""
+        """Print whether a stage was finished now or before, and keep its manifest."""
         manifest = stage.finished
         assert manifest is not None
         skipped = self.summary[kind]["skipped"]
@@ -59,7 +59,7 @@ class Stages:
         }
 
     def digests(self, *kinds: str) -> dict[str, str]:
-        """Of stages closed before: the inputs of the next."""
+        """Digests of stages that were closed before: the inputs of the next one."""
         return {kind: self.manifests[kind].digest for kind in kinds}
 
 

@@ -52,7 +52,7 @@ class StoreBuilder:
                 "corpus": ENVIRONMENT if is_environment else "files",
                 "passage_characters": settings.passage_characters,
             },
-            # The environment changes with every package installed, which must not spoil a finished store.
+            # The environment changes with every installed package. That must not invalidate a finished store.
             {} if is_environment else {"corpus": corpus.digest},
         )
         if stage.finished is None:
@@ -182,7 +182,7 @@ def draw_atlas(folder: Path) -> Path | None:
     """Write the atlas page beside the stages; None if there are more domains than a page can show."""
     domains = DomainStore(folder).num_domains
     if domains > MOST_DOMAINS:
-        for stale in (FILE_NAME, DOMAIN_WORDS):  # of the domains that were here before
+        for stale in (FILE_NAME, DOMAIN_WORDS):  # of earlier domains
             (folder / stale).unlink(missing_ok=True)
         print(
             f"atlas: left out, {domains} domains are more than a page can show ({MOST_DOMAINS})", flush=True

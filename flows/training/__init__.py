@@ -1,1 +1,1 @@
-"""What a pretraining run does beside the arithmetic."""
+"""A pretraining run around its arithmetic: settings, checks, workers, checkpoints, logs."""

@@ -1,8 +1,8 @@
 """A run's checkpoints: written behind the training, and read back, newest whole one first.
 
-A checkpoint costs the training the copy of its state to host memory. Ray Train's upload thread writes the copy,
-and Ray registers the checkpoint once every rank's files are written; only registered ones are read. So what a
-crash leaves half-written is no checkpoint.
+For a checkpoint, the training waits only until its state is copied to host memory. Ray Train's upload thread writes
+the copy, and Ray registers the checkpoint once every rank's files are written. Only registered checkpoints are read, so
+a half-written one never counts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REGISTRY_SECONDS = 60.0
 class Checkpoints:
     """The checkpoints of the run in `folder`, as one rank of a Ray Train group sees them.
 
-    Every method is to be called on all ranks at the same step.
+    Call every method on all ranks at the same step.
     """
 
     def __init__(self, folder: Path, trainer: SoupTrainer, *, plan_digest: str):
@@ -96,8 +96,8 @@ class Checkpoints:
     def _free_name(self) -> str:
         """A folder that Ray does not know yet.
 
-        Behind a damaged checkpoint its step comes again. Were the name registered twice, Ray would delete the
-        folder of both when it drops the older one.
+        After a damaged checkpoint its step comes again. If a name were registered twice, Ray would delete the folder
+        of both when it drops the older one.
         """
         name = first = f"step-{self.trainer.step:09d}"
         number = 2

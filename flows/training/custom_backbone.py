@@ -13,10 +13,10 @@ from storage_schema.errors import UserError
 def custom_backbone(
     given: dict[str, Any], *, vocab_size: int, sequence_length: int, end_of_text: int
 ) -> dict[str, Any]:
-    """A Hugging Face configuration with all that a run needs.
+    """A Hugging Face configuration, completed with everything that a run needs.
 
-    What is not given: the vocabulary is the store's, the positions are the sequence length, generation begins and
-    ends with the store's end of text, and dropout is 0 (a resumed run draws other random numbers).
+    Unless given, the vocabulary is the store's, the positions are the sequence length, generation begins and ends with
+    the store's end of text, and dropout is 0 (because a resumed run would draw other random numbers).
 
     Raises:
         ValueError: no model_type or an unknown one, a vocabulary smaller than the store's, too few positions.

@@ -1,7 +1,7 @@
-"""What ends a pretraining run for good: said in its folder, so that no restarted worker tries it again.
+"""Errors that end a pretraining run for good. They are recorded in its folder, so that Ray does not retry.
 
 Ray Train restarts a failed group of workers. That helps when a machine was lost, or a store did not answer for a
-while; a loss that is NaN, a model that does not fit in memory or a checkpoint of other data would only fail again.
+while. It does not help when the loss is NaN, the model does not fit in memory or a checkpoint is of other data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SAYS_OUT_OF_MEMORY = "out of memory", "can't allocate memory", "not enough memo
 
 
 def stop(folder: Path, message: str) -> None:
-    """Say that the run in `folder` cannot go on, and why."""
+    """Record that the run in `folder` cannot go on, and why."""
     write_atomically(folder / _STOPPED, message)
 
 
@@ -33,7 +33,7 @@ def stopped(folder: Path) -> str | None:
 
 
 def forget(folder: Path) -> None:
-    """A new attempt by the user: what stopped the last one may have been mended."""
+    """The user starts again: what stopped the last attempt may have been mended."""
     (folder / _STOPPED).unlink(missing_ok=True)
 
 
@@ -41,7 +41,7 @@ def not_finite(step: int, mixtures: list[int], domain_weights_WK: np.ndarray, sa
     """The message for a loss or gradient that is not finite, with the domains it came from.
 
     Args:
-        mixtures: of the step, whose own loss or gradient is not finite; none: only their sum is not.
+        mixtures: those of the step whose own loss or gradient is not finite; empty: only their sum is not.
     """
     named = "; ".join(f"mixture {w} of domains {_domains(domain_weights_WK[w])}" for w in mixtures)
     return (
@@ -70,8 +70,8 @@ def out_of_memory(asked: str) -> str:
 def fatal(error: BaseException, *, asked: str) -> str | None:
     """Why the run cannot go on after this error of a worker; None if it may, from the newest checkpoint.
 
-    Only what we refuse ourselves counts: a library's error says nothing of the next time, and a peer that is taken
-    down, whose ranks raise ValueErrors of torch's, even less.
+    Only our own UserErrors count. A library's error may not come again: when one rank dies, torch raises ValueErrors on
+    all the others.
     """
     if is_out_of_memory(error):
         return out_of_memory(asked)
@@ -100,7 +100,7 @@ def to_the_end(fit: Callable[[], object], folder: Path, *, asked: str) -> None:
     """Run `fit`; raise ValueError with the reason if the run was stopped for good.
 
     Args:
-        asked: what a worker was to hold, for one that was killed before it could say anything.
+        asked: what a worker was to hold; for a worker that was killed before it could report.
     """
     forget(folder)
     try:

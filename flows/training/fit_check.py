@@ -5,30 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from flows.machine_memory import available_memory, memory_of_nodes, smallest_gpu
+from flows.training.resolve_run import ResolvedRun
 from soe_model.planning.memory_check import refuse_what_cannot_fit, share_of_worker
-from soe_model.planning.model_size import model_size
-from soe_model.planning.setup import Setup
 from soe_model.planning.state_size import run_bytes
-from soe_model.presets import SoupConfig, TrainingConfig
 from storage_schema.room import bytes_below, require_room
 
 CPU = "cpu"
 
 
-def check_fits(soup: SoupConfig, training: TrainingConfig, *, num_workers: int, use_gpu: bool) -> None:
+def check_fits(run: ResolvedRun, *, num_workers: int, use_gpu: bool) -> None:
     """Raise ValueError, naming the nearest settings that fit, for a run that the cluster's machines cannot hold.
 
     On CPUs the workers of a machine share the memory that is available there. With `use_gpu` a worker has a GPU of its
-    own. Nothing is checked where that is not known: torch sees no GPU here and the workers are nowhere else, or a
-    machine does not answer.
+    own. Nothing is checked where the memory is unknown: the workers would run here and torch sees no GPU, or a machine
+    does not answer.
     """
-    setup = Setup(
-        size=model_size(soup.backbone),
-        soup=soup,
-        training=training,
-        num_workers=num_workers,
-        device_type="cuda" if use_gpu else CPU,
-    )
+    setup = run.setup(num_workers, "cuda" if use_gpu else CPU)
     machines = memory_of_nodes(use_gpu)
     if machines is None:
         print("Not every node says how much memory it has: whether the run fits is not checked.", flush=True)
@@ -43,13 +35,9 @@ def check_fits(soup: SoupConfig, training: TrainingConfig, *, num_workers: int, 
         refuse_what_cannot_fit(setup, gpu[1], of=gpu[0])
 
 
-def check_disk(
-    soup: SoupConfig, training: TrainingConfig, *, num_workers: int, folder: Path, checkpoints_kept: int
-) -> None:
+def check_disk(run: ResolvedRun, *, folder: Path, checkpoints_kept: int) -> None:
     """Raise ValueError if the disk of the run's `folder` has no room for what the run will write."""
-    setup = Setup(
-        size=model_size(soup.backbone), soup=soup, training=training, num_workers=num_workers, device_type=CPU
-    )
+    setup = run.setup(run.world_sizes[-1], CPU)
     require_room(
         folder,
         run_bytes(setup, checkpoints_kept) - bytes_below(folder),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,8 @@ from pipeline.mixtures.plan import MixturePlan
 from pipeline.mixtures.ratios import read_fixed, read_ratios
 from pipeline.remote.store import open_store
 from pipeline.stream.batches import MixtureStream
+from soe_model.planning.model_size import model_size
+from soe_model.planning.setup import Setup
 from soe_model.presets import Preset, SoupConfig, TrainingConfig, preset
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
@@ -38,10 +40,39 @@ class Vocabulary(Protocol):
     def end_of_text(self) -> int: ...
 
 
-def resolve(settings: Pretrain, store: Vocabulary) -> tuple[SoupConfig, TrainingConfig]:
-    """The preset with the user's settings laid over it, for the vocabulary of `store`: of the run, of the check
-    before it and of ``soe plan`` alike.
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRun:
+    """What a run's settings come to."""
+
+    soup: SoupConfig
+    training: TrainingConfig
+    world_sizes: list[int]
+    """Numbers of workers that it may have, ascending; the last is num_workers."""
+
+    def setup(self, num_workers: int, device_type: str) -> Setup:
+        """The run as it is priced, on so many workers of ``cuda`` or ``cpu``."""
+        return Setup(
+            size=model_size(self.soup.backbone),
+            soup=self.soup,
+            training=self.training,
+            num_workers=num_workers,
+            device_type=device_type,
+        )
+
+
+def resolve(settings: Pretrain, store: Vocabulary) -> ResolvedRun:
+    """What the settings come to on `store`: for ``soe plan``, for the check before a run and for the run alike.
+
+    Raises ValueError for an unknown preset or optimizer, a backbone that does not fit the store, and a batch that the
+    workers cannot share evenly.
     """
+    soup, training = _configs(settings, store)
+    sizes = world_sizes(training.batch_size, settings.least_workers, settings.num_workers)
+    return ResolvedRun(soup=soup, training=training, world_sizes=sizes)
+
+
+def _configs(settings: Pretrain, store: Vocabulary) -> tuple[SoupConfig, TrainingConfig]:
+    """The preset with the user's settings laid over it, for the vocabulary of `store`."""
     chosen: Preset = preset(settings.preset)
     overrides = _given(
         settings,
@@ -77,6 +108,23 @@ def resolve(settings: Pretrain, store: Vocabulary) -> tuple[SoupConfig, Training
 def _given(settings: Pretrain, *names: str) -> dict[str, Any]:
     """Of these settings those that the user gave."""
     return {name: value for name in names if (value := getattr(settings, name)) is not None}
+
+
+def world_sizes(batch_size: int, min_workers: int, num_workers: int) -> list[int]:
+    """Numbers of workers from `min_workers` on that share a batch evenly, ascending.
+
+    Raises ValueError if `num_workers` does not, or is below `min_workers`.
+    """
+    if min_workers > num_workers:
+        raise UserError(
+            f"min_workers is {min_workers} and num_workers, the maximum, is {num_workers}. Lower min_workers or "
+            "raise num_workers."
+        )
+    if batch_size % num_workers:
+        raise UserError(
+            f"batch_size {batch_size} is not a multiple of the {num_workers} workers. Change batch_size or num_workers."
+        )
+    return [size for size in range(min_workers, num_workers + 1) if batch_size % size == 0]
 
 
 def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig) -> MixtureStream:
@@ -162,10 +210,11 @@ def stream_of_run(name: str) -> tuple[MixtureStream, int]:
             f"there is no run {name!r}: {folder / SETTINGS} is missing. Check the name (SOE_HOME)."
         )
     begun = claimed(folder)  # first: a newer release's settings are not ours to check
-    settings = Pretrain.model_validate_json((folder / SETTINGS).read_text("utf-8"))
+    recorded = Pretrain.model_validate_json((folder / SETTINGS).read_text("utf-8"))
+    settings = Pretrain(**recorded.model_dump(exclude_defaults=True))  # the file names all, given or not
     store = open_store(store_place(settings.store), num_volumes=begun["store_parts"])
     # A run of an older release may have a warm-up that is refused today; its stream does not hang on that.
-    training = resolve(settings.model_copy(update={"warmup_steps": 0}), store)[1]
+    training = _configs(settings.model_copy(update={"warmup_steps": 0}), store)[1]
     stream = make_stream(settings, store, training)
     changed = [key for key, value in stream.plan.facts.items() if begun[key] != value]
     if changed:

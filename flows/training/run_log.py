@@ -1,4 +1,4 @@
-"""What a run writes of itself into its folder, for whoever looks with no server at hand.
+"""The log of a run in its own folder, which can be read without any server.
 
 log.jsonl       one line of JSON every few steps
 tensorboard/    the same numbers as TensorBoard events: tensorboard --logdir SOE_HOME/runs
@@ -17,9 +17,9 @@ LOG, EVENTS = "log.jsonl", "tensorboard"
 
 
 class RunLog:
-    """The log of the run in `folder`, which goes on after `step`.
+    """The log of the run in `folder`, continued after `step`.
 
-    What a former attempt logged after that step is dropped: those steps come again.
+    What an earlier attempt logged after that step is dropped, because those steps come again.
     """
 
     def __init__(self, folder: Path, *, step: int):
@@ -42,7 +42,7 @@ class RunLog:
 
 
 def read_log(folder: Path, *, last: int | None = None) -> list[dict[str, float]]:
-    """The lines of a run's log, in the order of the steps; of a run that was not begun, none.
+    """The lines of a run's log, in the order of the steps; none if the run has not begun.
 
     Args:
         last: only so many, from the end.

@@ -1,6 +1,6 @@
 """A pretraining run's numbers as Ray metrics: what Prometheus scrapes and the Grafana dashboard shows.
 
-Seventeen series a run: none has a label for domains or experts.
+A run has seventeen series; none has a label for domains or experts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GAUGES = {
     "soe_router_gradient_norm": "The router's part of it.",
     "soe_router_entropy": "Entropy of the experts' shares, nats; ln(number of experts) at most.",
     "soe_learning_rate": "Of the shared parameters.",
-    "soe_tokens_per_second": "Tokens of the global batch a second, checkpoints not counted.",
+    "soe_tokens_per_second": "Tokens of the global batch per second, without checkpoints.",
     "soe_mixture_distance": "Total variation between what was drawn and its target since this attempt began.",
     "soe_domains_drawn": "Domains of which something was drawn since this attempt began.",
     "soe_workers": "Training workers.",
@@ -33,7 +33,7 @@ STEP_PHASES = ("data", "combine", "forward_backward", "update")
 
 
 class RunMetrics:
-    """The metrics of one run, to be set by its first worker."""
+    """The metrics of one run; its first worker sets them."""
 
     def __init__(self, run: str):
         tags = {"run": run}
@@ -49,7 +49,7 @@ class RunMetrics:
             self._gauges[f"soe_{name}"].set(value)
 
     def add(self, *, tokens: int, seconds: Mapping[str, float]) -> None:
-        """Count tokens, and set what a step took, by part."""
+        """Count tokens, and set the seconds of a step, by part."""
         self._tokens.inc(tokens)
         for part in STEP_PHASES:
             self._seconds.set(seconds.get(part, 0.0), {"part": part})

@@ -1,4 +1,4 @@
-"""What a run was begun with, kept beside its checkpoints in ``run.json``."""
+"""The settings with which a run began, kept beside its checkpoints in ``run.json``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def claimed(folder: Path) -> dict[str, Any]:
     if not record.exists():
         return {}
     begun = read_object(record)
-    # The first ones said nothing of their version, which was the first.
+    # The first records have no version; they are of version 1.
     if "schema_version" in begun and (problem := version_problem(record, begun)):
         raise StoreError(problem)
     return {key: value for key, value in begun.items() if key not in written_with()}
@@ -33,7 +33,7 @@ def _short(value: Any) -> str:
 def claim_run(folder: Path, settings: dict[str, Any]) -> None:
     """Record the settings of a run; refuse a folder that holds another run's checkpoints.
 
-    Ray Train resumes whatever it finds under the same name, so the check must come first.
+    Ray Train resumes whatever it finds under the same name, so check first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings, before = json.loads(canonical_json(settings)), claimed(folder)

@@ -1,4 +1,4 @@
-"""What the first worker of a run lets people see: its log, TensorBoard events, Ray metrics and a line of progress."""
+"""What the first worker of a run shows: a log, TensorBoard events, Ray metrics and progress."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.stream.batches import MixtureStream
 from soe_model.training.trainer import SoupTrainer, StepResult, learning_rate_factor
 
 LOG_EVERY = 10
-"""Steps between two looks at the numbers."""
+"""Steps between two rows of the log."""
 
 
 class Watch(AbstractContextManager):
-    """The view of the run in `folder` from the step at which `trainer` is."""
+    """Shows the run in `folder`, from the step at which `trainer` is."""
 
     def __init__(
         self, folder: Path, trainer: SoupTrainer, stream: MixtureStream, checkpoints: Checkpoints
@@ -41,7 +41,7 @@ class Watch(AbstractContextManager):
         self._log.close()
 
     def after_step(self, result: StepResult, *, seconds: float, waited: float, train_seconds: float) -> None:
-        """Take note of a step that took `seconds`, of which it `waited` for its batch."""
+        """Report a step that took `seconds`, including the seconds that it `waited` for its batch."""
         self._seconds, self._waited = self._seconds + seconds, self._waited + waited
         step, steps = self._trainer.step, self._trainer.training.steps
         if step % LOG_EVERY == 0 or step == steps:

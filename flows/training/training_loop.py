@@ -13,7 +13,7 @@ import ray.train
 import torch
 from ray.train import CheckpointUploadMode, DataConfig
 
-from flows.training import fatal_errors as endings
+from flows.training import fatal_errors
 from flows.training.checkpoints import Checkpoints
 from flows.training.run_reporter import Watch
 from pipeline.stream.batches import Batch, MixtureStream
@@ -28,8 +28,8 @@ from storage_schema.manifest import write_atomically
 class MixtureDataConfig(DataConfig):
     """Gives each rank its own ordered stream instead of splitting one.
 
-    The stream is an object, not a started dataset: it begins at whatever step the worker restored, so a
-    restart or another world size changes nothing in the global batches.
+    The stream is an object, not a started dataset. It begins at the step that the worker restored, so the global
+    batches stay the same after a restart and with another number of workers.
     """
 
     def configure(self, datasets: dict[str, MixtureStream], world_size: int, **_: Any) -> list[dict]:
@@ -38,22 +38,22 @@ class MixtureDataConfig(DataConfig):
 
 
 class Diverged(RuntimeError):
-    """A loss or gradient is not finite; says where it came from."""
+    """A loss or gradient is not finite; the message says where it came from."""
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """The function Ray Train runs on every worker. Errors that would recur are recorded, so that Ray stops."""
+    """Ray Train runs this function on every worker. It records unrecoverable errors so that Ray does not retry."""
     folder = Path(config["run_folder"])
-    if endings.stopped(folder) is not None:
+    if fatal_errors.stopped(folder) is not None:
         return
     try:
         _train(config)
     except Diverged as error:  # on every rank in the same step, so all return
         if ray.train.get_context().get_world_rank() == 0:
-            endings.stop(folder, str(error))
+            fatal_errors.stop(folder, str(error))
     except Exception as error:
-        if (message := endings.fatal(error, asked=config["asked"])) is not None:
-            endings.stop(folder, message)
+        if (message := fatal_errors.fatal(error, asked=config["asked"])) is not None:
+            fatal_errors.stop(folder, message)
         raise
 
 
@@ -63,7 +63,7 @@ def _train(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     stream: MixtureStream = ray.train.get_dataset_shard("train")
     store = stream.open_store()
-    tree = store.tree
+    tree, words = store.tree, _domain_words(store.folder.parent / DOMAIN_WORDS)
     centroids_KD = torch.from_numpy(tree.leaves_KD)
     trainer = SoupTrainer(config["soup"], config["training"], centroids_KD=centroids_KD, device=device)
     run = _Run(config, stream, trainer, is_first=context.get_world_rank() == 0)
@@ -75,20 +75,21 @@ def _train(config: dict[str, Any]) -> None:
         tree=tree,
         tokenizer=store.folder.parent / "tokenizer/tokenizer.json",
         windows_K=store.windows_K(trainer.training.sequence_length),
-        domain_words=_domain_words(store.folder.parent / DOMAIN_WORDS),
+        domain_words=words,
     )
     run.write_summary()
 
 
 def _domain_words(path: Path) -> list[list[str]] | None:
+    """The words of each domain; None for a store without an atlas. Raises ValueError for a damaged file."""
     try:
         return read_json(path)
-    except (OSError, ValueError):
-        return None  # a store without an atlas, or one elsewhere
+    except FileNotFoundError:
+        return None
 
 
 class _Run:
-    """One worker's walk through the steps."""
+    """One worker's way through the steps."""
 
     def __init__(
         self, config: dict[str, Any], stream: MixtureStream, trainer: SoupTrainer, *, is_first: bool
@@ -131,7 +132,7 @@ class _Run:
                     self.checkpoints.begin(self._metrics(result), {"train_seconds": self.train_seconds})
                     clock = time.monotonic()
                 elif trainer.step % self.report_every == 0:
-                    # In its turn behind a checkpoint that is still being written, without waiting for it.
+                    # Queued behind a checkpoint that is still being written, without waiting for it.
                     ray.train.report(self._metrics(result), checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         self.checkpoints.wait()
 
@@ -148,7 +149,7 @@ class _Run:
                 torch.from_numpy(batch.domain_weights_WK).to(device),
             )
         except NonFiniteLoss as error:
-            message = endings.not_finite(error.step, error.mixtures, batch.domain_weights_WK, str(error))
+            message = fatal_errors.not_finite(error.step, error.mixtures, batch.domain_weights_WK, str(error))
             raise Diverged(message) from error
 
     def _metrics(self, result: StepResult) -> dict[str, Any]:

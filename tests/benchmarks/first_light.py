@@ -61,7 +61,8 @@ class Evaluation:
 
 def train(settings: Pretrain, store: DomainStore, evaluation: Evaluation, points: int) -> dict:
     """One run, evaluated `points` times."""
-    soup, training = run_plan.resolve(settings, store)
+    run = run_plan.resolve(settings, store)
+    soup, training = run.soup, run.training
     stream = run_plan.make_stream(settings, store, training)
     trainer = SoupTrainer(soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
     curve, seconds = [], 0.0
@@ -124,7 +125,7 @@ def main() -> None:
     folder = store_folder(options.store)
     store = DomainStore(folder)
     shared = dict(store=options.store, preset=options.preset, **options.config)
-    _, training = run_plan.resolve(Pretrain(**shared), store)
+    training = run_plan.resolve(Pretrain(**shared), store).training
     evaluation = Evaluation(store, folder, training.sequence_length, options.passages)
     runs = [
         train(Pretrain(method=method, seed=seed, **shared), store, evaluation, options.points)

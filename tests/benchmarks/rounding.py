@@ -37,7 +37,8 @@ def losses(
     torch.set_num_threads(threads)
     rates = dict.fromkeys(("learning_rate", "expert_learning_rate", "router_learning_rate"), rate)
     settings, store = Pretrain(name="x", seed=seed, **rates, **SETTINGS), DomainStore(home / "stores/toy")
-    soup, training = run_plan.resolve(settings, store)
+    run = run_plan.resolve(settings, store)
+    soup, training = run.soup, run.training
     trainer = SoupTrainer(soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
     generator = torch.Generator().manual_seed(1)
     shared_p = trainer.bank.shared_p

@@ -171,7 +171,7 @@ def watched(running) -> str:
     def trains() -> bool:
         found = running.api.flow_run(run)
         assert found["state_type"] == "RUNNING", found["state"]
-        return any("loss" in shown["description"] for shown in running.api.progress(run))
+        return any("loss" in stage["note"] for stage in running.api.stages(run))
 
     eventually(trains, 300)
     return run

@@ -9,7 +9,8 @@ import json
 import sys
 import time
 
-from flows.reporting.progress import print_card, progress
+from flows.reporting import job_output
+from flows.reporting.progress import progress
 
 
 def main() -> int:
@@ -17,7 +18,7 @@ def main() -> int:
     parser.add_argument("--config", type=json.loads, default={})
     name = parser.parse_args().config.get("store", "")
     print(f"the stub's store is {name}")
-    print_card("estimate", "# A while")
+    job_output.write_card("estimate", "# A while")
     with progress("count sheep", "sheep") as report:
         for i in range(600 if name == "wait" else 3):
             report(i + 1, 600 if name == "wait" else 3)
@@ -25,7 +26,7 @@ def main() -> int:
     if name == "fail":
         print("error: the corpus /nowhere is empty: give a folder that holds text.", file=sys.stderr)
         return 2
-    print("soe-summary " + json.dumps({"sheep": 3}))
+    job_output.write(job_output.SUMMARY, {"sheep": 3})
     return 0
 
 

@@ -1,8 +1,8 @@
 """Ray Train's list of a run's checkpoints, mended before Ray reads it.
 
-Ray writes ``checkpoint_manager_snapshot.json`` in place, so a crash in that moment leaves half a list; and it refuses
-one that names a folder which is gone, or that another version of Ray wrote. Each would end the run at its next start.
-The checkpoints themselves say whether they are whole, so the list is made anew from them.
+Ray writes ``checkpoint_manager_snapshot.json`` in place, so a crash at that moment leaves half a list. Ray also refuses
+a list that names a missing folder, or that another version of Ray wrote. Either would end the run at its next start.
+Each checkpoint says itself whether it is whole, so we make the list anew from them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STEP = re.compile(r"step-(\d{9})(?:-(\d+))?")
 def mend(run: Path) -> str | None:
     """Write the list of the run's whole checkpoints if Ray could not start from the one that is there.
 
-    Returns what was the matter, or None where nothing was.
+    Returns what was wrong, or None if nothing was.
     """
     problem = _problem(run)
     if problem is None:

@@ -1,6 +1,6 @@
-"""Between two numbers of workers: as many as the cluster has, but always a divisor of the batch.
+"""Elastic training with as many workers as the cluster has, but always a number that divides the batch.
 
-Ray Train's own elastic policy takes any number in between; a rank's share of the batch would not be whole.
+Ray Train's own elastic policy takes any number, so that a rank's share of the batch might not be whole.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class EvenScalingPolicy(ElasticScalingPolicy):
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         possible = super()._count_possible_workers(reserved_resources)
         if not self.scaling_config.use_gpu:
-            # Workers on every CPU would wait for data that no CPU is left to read.
+            # If workers took every CPU, none would be left to read their data.
             possible = min(possible, int(ray.cluster_resources().get("CPU", 0)) - DATA_CPUS)
         return max((size for size in self.allowed if size <= possible), default=0)
 
 
 class EvenTorchTrainer(TorchTrainer):
-    """A TorchTrainer of one of the `allowed` numbers of workers (one of them: of exactly so many).
+    """A TorchTrainer that runs on one of the `allowed` numbers of workers.
 
     They find each other at one address (``rendezvous.py``).
     """

@@ -1,7 +1,7 @@
-"""Where training workers find each other: at the first worker's own address, and on no other interface.
+"""Training workers find each other at the first worker's own address, and on no other interface.
 
 torch opens its rendezvous on every interface of the machine, to anybody and without a password, even where all
-workers are on loopback. Here the store that it uses is opened beforehand, on the address that Ray knows.
+workers are on loopback. So we open the store that it uses beforehand, on the address that Ray knows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ray.train.torch.config import (
 from torch.distributed import TCPStore
 
 _opened: list[TCPStore] = []
-"""On the first worker: kept as long as its process."""
+"""On the first worker; it lives as long as the process."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class OneAddress(TorchConfig):
 
 class _Backend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """As Ray's own, but that the first worker opens the store and then all of them join it."""
+        """As Ray's own, except that the first worker opens the store and then all workers join it."""
         address, port = worker_group.execute_single(0, _open_store, backend_config.timeout_s)
         worker_group.execute(_prepare, address)
         of_group = {

@@ -10,47 +10,82 @@ from rich.console import Console
 
 from flows.cli import follow_run as follow
 from flows.cli import main as cli
+from flows.cli import plan
+from flows.local_stack import lifecycle as stack
+from flows.local_stack import state as stack_state
+from flows.local_stack.state import StackError
 from flows.prefect_client.api import ApiError
+from storage_schema.errors import UserError
+
+
+def fail(error):
+    def run(*arguments, **options):
+        raise error
+
+    return run
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
+    ("arguments", "said"),
     [
-        ("a=1", ("a", 1)),
-        ("a=x", ("a", "x")),
-        ("a=x=y", ("a", "x=y")),
-        ('a=["b"]', ("a", ["b"])),
-        ("a=", ("a", "")),
-        ("a=null", ("a", None)),
+        ([], "Missing command"),
+        (["nonsense"], "'nonsense'"),
+        (["run"], "Missing argument"),
+        (["run", "x", "--param", "novalue"], "not NAME=VALUE"),
+        (["run", "x", "--config", "[1]"], "not a JSON object"),
+        (["run", "x", "--config", "{"], "not JSON"),
+        (["up", "--prefect-port", "80"], "1024"),
+        (["up", "--ray-port", "many"], "integer"),
+        (["atlas"], "Missing argument"),
+        (["logs", "-n", "0"], "1"),
+        (["ratios", "a", "--steps", "5:5"], "FIRST:STOP"),
+        (["plan", "--mfu", "0"], "not a positive number"),
+        (["plan", "--batch-size", "none"], "'--batch-size': Input should be a valid integer"),
+        (["specialize", "a", "--texts", "b", "--out", "c", "--rule", "round"], "'flat', 'tree'"),
+        (["specialize", "a", "--texts", "b", "--out", "c", "--learning-rate", "inf"], "finite number"),
+        (["specialize", "a", "--texts", "b", "--out", "c", "--replay-share", "1"], "less than 1"),
     ],
 )
-def test_a_settings_value_is_json_or_text(text, value):
-    assert cli._setting(text) == value
+def test_bad_command_lines_are_refused(arguments, said, capsys):
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert "Usage: soe" in shown and said in shown
+
+
+def test_a_user_error_is_one_line_on_stderr(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "main", fail(UserError("n is 3;\n it must be 4")))
+    assert cli.main(["plan"]) == 1
+    assert capsys.readouterr() == ("", "error: n is 3; it must be 4\n")
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["nonsense"],
-        ["run"],
-        ["run", "x", "--param", "novalue"],
-        ["run", "x", "--config", "[1]"],
-        ["run", "x", "--config", "{"],
-        ["up", "--prefect-port", "80"],
-        ["up", "--ray-port", "many"],
-        ["atlas"],
-    ],
+    "error", [ValueError("shapes (3,) (4,)"), FileNotFoundError(2, "No such file", "/x")]
 )
-def test_bad_command_lines_are_refused(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    assert caught.value.code == 2
-    assert "usage: soe" in capsys.readouterr().err
+def test_a_fault_keeps_its_traceback(monkeypatch, error):
+    monkeypatch.setattr(plan, "main", fail(error))
+    with pytest.raises(type(error)):
+        cli.main(["plan"])
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status"])
+def test_an_error_of_the_stack_is_one_line(command, monkeypatch, capsys):
+    refused = fail(StackError("port 4200 is taken."))
+    for name in ("up", "down"):
+        monkeypatch.setattr(stack, name, refused)
+    monkeypatch.setattr(stack_state, "load", refused)
+    assert cli.main([command]) == 1
+    assert capsys.readouterr().err == "error: port 4200 is taken.\n"
+
+
+def test_ctrl_c_ends_quietly(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "main", fail(KeyboardInterrupt()))
+    assert cli.main(["plan"]) == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_the_command_starts_without_the_heavy_libraries():
-    code = "import flows.cli.main, sys; print({'prefect', 'ray', 'torch', 'matplotlib', 'plotly'} & set(sys.modules))"
+    heavy = {"prefect", "ray", "torch", "matplotlib", "plotly", "numpy", "pyarrow"}
+    code = f"import flows.cli.main, sys; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
 
@@ -90,8 +125,8 @@ class Server:
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
         return {"name": "run", "state_name": state, "state_type": state.upper(), "state": {"message": "why"}}
 
-    def progress(self, flow_run_id):
-        return [{"description": "count sheep: 1 of 2 sheep"}, {"description": "another's"}]
+    def stages(self, flow_run_id):
+        return [{"stage": "count sheep", "done": 1, "total": 2, "unit": "sheep", "note": "two more"}]
 
 
 @pytest.mark.parametrize(("terminal", "status"), [(True, 0), (False, 0), (False, 503)])

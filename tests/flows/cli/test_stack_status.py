@@ -21,7 +21,7 @@ from flows.local_stack import crashed_runs as orphans
 from flows.local_stack import health as stack_health
 from flows.local_stack import processes
 from flows.local_stack import state as stack_state
-from flows.local_stack.state import Stack
+from flows.local_stack.state import Stack, StackError
 from flows.prefect_client import api as prefect_api
 from flows.prefect_client.api import ApiError, PrefectApi
 from flows.reporting.local_time import local_time
@@ -269,17 +269,23 @@ def test_logs_that_are_followed_wait_for_a_server_that_is_ill_for_a_moment(
     assert "line 2" in capsys.readouterr().out
 
 
-def test_logs_of_a_server_that_is_ill_say_so(known, server, capsys):
+def test_logs_of_a_server_that_is_ill_say_so(known, server):
     server.fails = 500
-    assert logs_view.show("busy-bee", lines=5, follow=False) == 1
-    said = capsys.readouterr().err
-    assert "500" in said and "no flow run" not in said
+    with pytest.raises(ApiError, match="500") as raised:
+        logs_view.show("busy-bee", lines=5, follow=False)
+    assert "no flow run" not in str(raised.value)
 
 
-def test_logs_of_a_component_before_there_was_a_stack(tmp_path, monkeypatch, capsys):
+def test_logs_of_a_component_before_there_was_a_stack(tmp_path, monkeypatch):
     monkeypatch.setenv("SOE_HOME", str(tmp_path))
-    assert logs_view.show("ray-head", lines=5, follow=False) == 1
-    assert "no stack was ever started" in capsys.readouterr().err
+    with pytest.raises(StackError, match="no stack was ever started"):
+        logs_view.show("ray-head", lines=5, follow=False)
+
+
+def test_logs_of_a_component_that_has_written_none(known):
+    (stack_state.logs_folder() / "ray-head.log").unlink()
+    with pytest.raises(StackError, match=r"ray-head\.log is not there yet: `soe up`"):
+        logs_view.show("ray-head", lines=5, follow=False)
 
 
 @pytest.mark.parametrize("reported", [True, False])

@@ -163,7 +163,7 @@ def test_a_run_that_was_begun_before_does_not_see_it(added, before, store, tmp_p
         store=str(store), steps=4, warmup_steps=0, sequence_length=L, batch_size=8, support_size=2
     )
     begun = DomainStore(store, num_volumes=1)
-    _, training = run_plan.resolve(settings, begun)
+    training = run_plan.resolve(settings, begun).training
     stream = run_plan.make_stream(settings, begun, training)
     assert stream.open_store().digest == before["digest"]
     (tmp_path / "runs/soup").mkdir(parents=True)

@@ -18,7 +18,7 @@ import pytest
 
 from flows.jobs import build_domains as job
 from flows.jobs import runner
-from flows.reporting.progress import ASKED_FOR_JSON, parse_card, parse_line
+from flows.reporting import job_output
 from flows.settings import BuildDomains
 from flows.store_build import store_builder as domain_stages
 from pipeline.tokenizer import load_tokenizer
@@ -170,7 +170,7 @@ def test_what_is_ahead_is_said_before_anything_long(ray_cluster, settings, tmp_p
         raise Stop
 
     monkeypatch.setattr(domain_stages, "build_passages", cut_passages)
-    for name, value in ASKED_FOR_JSON.items():
+    for name, value in job_output.ASKED_FOR_JSON.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Stop):
         job.run(settings.model_copy(update={"store": str(tmp_path / "store")}))
@@ -178,9 +178,10 @@ def test_what_is_ahead_is_said_before_anything_long(ray_cluster, settings, tmp_p
     [files, seconds, disk] = [line for line in lines if line.startswith("estimate: ")]
     assert "1 files, " in files and "about 140 passages" in files and "passages per second here" in files
     assert "cut passages" in seconds and "embed passages" in seconds and "GB" in disk
-    [card] = [card for line in lines if (card := parse_card(line))]
+    told = [found for line in lines if (found := job_output.read(line))]
+    [card] = [line.body for line in told if line.kind == job_output.CARD]
     assert card["name"] == "estimate" and "| embed passages |" in card["markdown"]
-    reported = [found for line in lines if (found := parse_line(line)) and found["done"] == 1]
+    reported = [line.body for line in told if line.kind == job_output.PROGRESS and line.body["done"] == 1]
     assert reported[0]["stage"] == "cut passages" and "left in all" in reported[0]["note"]
 
 

@@ -43,7 +43,7 @@ class Job:
             environment["RAY_ADDRESS"] = address or ray.get_runtime_context().gcs_address
         main = f"{code}\nfrom flows.jobs import pretrain_soe as p, runner\nrunner.main(p.Pretrain, p.run)"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", main, "--config", self.settings.model_dump_json()],
+            [sys.executable, "-c", main, "--config", self.settings.model_dump_json(exclude_unset=True)],
             env=environment,
             stdout=open(self.log, "w"),
             stderr=subprocess.STDOUT,
@@ -356,7 +356,7 @@ def test_logical_gpus_without_cuda_are_refused_before_any_worker_starts(home):  
     ("range_", "sizes"), [((8, 1, 8), [1, 2, 4, 8]), ((12, 2, 6), [2, 3, 4, 6]), ((8, 4, 4), [4])]
 )
 def test_only_world_sizes_that_share_the_batch_evenly(range_, sizes):
-    assert pretrain_soe.world_sizes(*range_) == sizes
+    assert run_plan.world_sizes(*range_) == sizes
 
 
 def test_a_group_is_as_large_as_the_cluster_allows_but_shares_the_batch_evenly(monkeypatch):
@@ -416,7 +416,8 @@ def test_any_hugging_face_architecture(home, tmp_path):  # noqa: F811
     settings = Pretrain(
         name="llama", backbone=llama, expert_rank=2, **SETTINGS | {"steps": 12, "warmup_steps": 2}
     )
-    soup, training = run_plan.resolve(settings, store)
+    run = run_plan.resolve(settings, store)
+    soup, training = run.soup, run.training
     filled = {
         "vocab_size": store.vocab_size,
         "max_position_embeddings": 16,
@@ -440,7 +441,7 @@ def test_how_a_run_is_carried_out_is_not_what_it_is(home):  # noqa: F811
     """After a run ran out of memory, the same name goes on with smaller passes."""
     store = DomainStore(home / "stores" / "toy")
     whole, split = (
-        run_plan.resolve(Pretrain(name="x", micro_batch_size=size, **SETTINGS), store)[1]
+        run_plan.resolve(Pretrain(name="x", micro_batch_size=size, **SETTINGS), store).training
         for size in (None, 1)
     )
     assert whole != split and pretrain_soe._identity(whole) == pretrain_soe._identity(split)

@@ -61,7 +61,8 @@ def one_worker(home):
 def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
     settings = Pretrain(name="one", **SETTINGS)
     store = DomainStore(home / "stores" / "toy")
-    soup, training = run_plan.resolve(settings, store)
+    run = run_plan.resolve(settings, store)
+    soup, training = run.soup, run.training
     trainer = SoupTrainer(soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
     expected = {}
     # Attention's key biases have no gradient but rounding, which Adam makes as large as any other: the same threads
@@ -98,7 +99,7 @@ def test_two_workers_give_the_same_losses(home, one_worker):
 
 @pytest.mark.faults
 def test_a_run_killed_in_its_middle_goes_on_as_if_nothing_had_happened(home, one_worker):
-    config = Pretrain(name="killed", **SETTINGS).model_dump_json()
+    config = Pretrain(name="killed", **SETTINGS).model_dump_json(exclude_unset=True)
     run = home / "runs" / "killed"
     job = subprocess.Popen(
         [sys.executable, "-m", "flows.jobs.pretrain_soe", "--config", config],
@@ -132,7 +133,13 @@ def test_a_finished_run_is_skipped(home, one_worker):
 def test_a_store_on_s3_gives_the_same_soup(home, one_worker, s3):
     """The job starts a Ray session of its own, whose processes have the AWS variables."""
     settings = Pretrain(name="far", **SETTINGS | {"store": upload(s3, home / "stores" / "toy")})
-    command = [sys.executable, "-m", "flows.jobs.pretrain_soe", "--config", settings.model_dump_json()]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.jobs.pretrain_soe",
+        "--config",
+        settings.model_dump_json(exclude_unset=True),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert losses(home, "far") == losses(home, "one")
@@ -146,7 +153,7 @@ def test_the_mixtures_of_a_run_are_a_table_that_another_run_can_follow(home, one
     )
     settings = Pretrain(name="again", **recorded)
     store = DomainStore(home / "stores" / "toy")
-    again = run_plan.make_stream(settings, store, run_plan.resolve(settings, store)[1]).plan
+    again = run_plan.make_stream(settings, store, run_plan.resolve(settings, store).training).plan
     stream, steps = run_plan.stream_of_run("one")
     assert steps == 60
     first, second = stream.plan.steps(0, 60), again.steps(0, 60)
@@ -166,7 +173,7 @@ def test_other_laws_of_mixtures(home, law):
         name="x", **{k: v for k, v in SETTINGS.items() if k != "support_size"}, meta_distribution=law
     )
     store = DomainStore(home / "stores" / "toy")
-    plan = run_plan.make_stream(settings, store, run_plan.resolve(settings, store)[1]).plan
+    plan = run_plan.make_stream(settings, store, run_plan.resolve(settings, store).training).plan
     assert (plan.steps(0, 9).support_TWs == [0, 2, 3]).all()  # domain 1 is empty
 
 
@@ -179,7 +186,8 @@ def test_a_fixed_mixture_is_that_of_a_table(home, tmp_path, method):
         name="x", method=method, meta_distribution="fixed", ratios=str(tmp_path / "h.csv"), **asked
     )
     store = DomainStore(home / "stores" / "toy")
-    soup, training = run_plan.resolve(settings, store)
+    run = run_plan.resolve(settings, store)
+    soup, training = run.soup, run.training
     plan = run_plan.make_stream(settings, store, training).plan
     assert plan.steps(5, 6).domain_weights(5, 4).tolist() == [[0.25, 0, 0, 0.75]] * training.mixtures_per_step
     assert (soup.num_experts == 0) == (method == "generic")
@@ -198,7 +206,7 @@ def test_a_fixed_mixture_is_that_of_a_table(home, tmp_path, method):
 def test_an_unfinished_run_is_not_resumed_on_another_plan(home, monkeypatch, change, named):
     name = "begun-" + "-".join(change)
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain_soe, "_fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(pretrain_soe, "_fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             pretrain_soe.run(Pretrain(name=name, **SETTINGS))
     with pytest.raises(StoreError, match=f"holds another run: .*{named}.*Use another name"):
@@ -211,10 +219,12 @@ def test_a_partition_that_cannot_be_read_ends_the_job_with_its_name(home, monkey
     asked = SETTINGS | dict(store="cut", mixtures_per_step=1, support_size=1, window_steps=1)
     settings = Pretrain(name="cut", **asked)
     opened = DomainStore(store)
-    plan = run_plan.make_stream(settings, opened, run_plan.resolve(settings, opened)[1]).plan
+    plan = run_plan.make_stream(settings, opened, run_plan.resolve(settings, opened).training).plan
     other = 1 - int(plan.steps(0, 1).domain_TB[0, 0])
     os.truncate(store / "domains" / partition_path(other), 500)
-    monkeypatch.setattr(sys, "argv", ["pretrain_soe", "--config", settings.model_dump_json()])
+    monkeypatch.setattr(
+        sys, "argv", ["pretrain_soe", "--config", settings.model_dump_json(exclude_unset=True)]
+    )
     with pytest.raises(SystemExit) as exit_:
         runner.main(Pretrain, pretrain_soe.run)
     [said] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
@@ -255,7 +265,8 @@ def test_checkpoints_of_another_store_are_refused(home, one_worker):
 
 def test_the_generic_twin_has_one_mixture_and_no_expert(home):
     settings = Pretrain(name="twin", method="generic", **SETTINGS)
-    soup, training = run_plan.resolve(settings, DomainStore(home / "stores" / "toy"))
+    run = run_plan.resolve(settings, DomainStore(home / "stores" / "toy"))
+    soup, training = run.soup, run.training
     plan = run_plan.make_stream(settings, DomainStore(home / "stores" / "toy"), training).plan
     assert soup.num_experts == 0 and training.mixtures_per_step == 1
     assert plan.meta_distribution.weights_K.tolist() == pytest.approx([24 / 98, 0, 18 / 98, 56 / 98])
@@ -321,7 +332,8 @@ def test_every_number_of_a_preset_is_a_setting(one_worker, home):
     )
     adam = dict(beta1=0.5, beta2=0.6, epsilon=1e-4)
     store = DomainStore(home / "stores" / "toy")
-    soup, training = run_plan.resolve(Pretrain(store="toy", **numbers, **at_start, **adam), store)
+    run = run_plan.resolve(Pretrain(store="toy", **numbers, **at_start, **adam), store)
+    soup, training = run.soup, run.training
     assert {name: getattr(training, name) for name in numbers} == numbers
     assert {name: getattr(soup, name) for name in at_start} == at_start
     assert asdict(training.adam) == adam

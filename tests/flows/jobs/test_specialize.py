@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from flows.jobs import specialize
-from flows.reporting.progress import parse_line, progress
+from flows.reporting import job_output
+from flows.reporting.progress import progress
 from flows.settings import Specialize
 from storage_schema.manifest import StoreError
 
@@ -90,5 +91,5 @@ def test_the_making_of_the_last_specialist_is_reported(played, monkeypatch, tmp_
     )
     monkeypatch.setenv("SOE_PROGRESS", "json")
     specialize.make(played, tmp_path, specialize.read_sets(played), tmp_path / "made")
-    last = parse_line(capsys.readouterr().out.splitlines()[-1])
+    last = job_output.read(capsys.readouterr().out.splitlines()[-1]).body
     assert (last["stage"], last["done"], last["total"]) == ("make specialists", 1, 1)

@@ -18,7 +18,6 @@ from flows.prefect_flows.add_documents import add_documents
 from flows.prefect_flows.build_domains import build_domains
 from flows.prefect_flows.pretrain_soe import pretrain_soe
 from flows.prefect_flows.specialize import specialize
-from flows.reporting.artifact_text import parse_description
 
 
 def jobs(running, flow_run_id: str) -> list[dict]:
@@ -48,15 +47,19 @@ def test_the_jobs_log_is_the_runs_log_and_progress_is_an_artifact(running, follo
     assert not any("soe-progress" in line or "soe-summary" in line or "soe-card" in line for line in lines)
     query = {"artifacts": {"flow_run_id": {"any_": [run["id"]]}, "key": {"any_": ["stub-estimate"]}}}
     assert [card["data"] for card in running.api.call("POST", "/artifacts/filter", query)] == ["# A while"]
-    shown = running.api.progress(run["id"])
-    assert [artifact["key"] for artifact in shown] == ["stub-count-sheep"]
-    assert shown[0]["data"] == 100
-    assert parse_description(shown[0]["description"]) == {
+    query["artifacts"]["key"] = {"any_": ["stub-count-sheep"]}
+    [bar] = running.api.call("POST", "/artifacts/filter", query)
+    assert (bar["data"], bar["description"]) == (100, "count sheep: 3 of 3 sheep")
+    [stage] = running.api.stages(run["id"])
+    counted = {
         "stage": "count sheep",
+        "state": "finished",
         "done": 3,
         "total": 3,
         "unit": "sheep",
+        "note": "",
     }
+    assert counted.items() <= stage.items()
 
 
 def test_a_failing_job_fails_its_run_with_its_error_line(followed):
@@ -75,7 +78,7 @@ def test_gpus_that_are_not_there_are_an_error_at_once(running, runs):
 def test_a_retry_follows_the_job_that_is_still_running(running, runs):
     running.wait(runs.wait, {"RUNNING"})
     deadline = time.monotonic() + 60
-    while not running.api.progress(runs.wait):
+    while not running.api.stages(runs.wait):
         assert time.monotonic() < deadline
         time.sleep(0.3)
     sign = f"PREFECT__FLOW_RUN_ID={runs.wait}".encode()

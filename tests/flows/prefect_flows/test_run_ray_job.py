@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from types import SimpleNamespace
 
 import pytest
 
 from flows.prefect_flows import ray_job_client as ray_job
+from flows.prefect_flows import ray_job_log
 from flows.prefect_flows import run_ray_job as carry_out
-from flows.settings import BuildDomains
+from flows.settings import BuildDomains, Pretrain
 
 
 @pytest.fixture()
@@ -27,10 +29,10 @@ def played(monkeypatch, tmp_path):
         check_resources=None,
         still_running=None,
         submit=None,
-        follow={"rows": 3},
         stop=True,
     ).items():
         monkeypatch.setattr(ray_job, name, lambda *a, name=name, value=value, **k: done.append(name) or value)
+    monkeypatch.setattr(ray_job_log, "follow", lambda *a, **k: done.append("follow") or {"rows": 3})
     return done
 
 
@@ -50,6 +52,15 @@ def test_a_job_is_followed_and_its_summary_returned(played):
     assert played == ["show", "connect", "check_resources", "still_running", "submit", "follow", "close"]
 
 
+def test_what_the_form_gives_by_default_is_not_taken_for_chosen(played, monkeypatch):
+    sent = {}
+    monkeypatch.setattr(ray_job, "submit", lambda *a, **k: sent.update(k))
+    form = Pretrain(**Pretrain(name="mine", steps=7).model_dump())
+    assert form.model_fields_set == set(Pretrain.model_fields)
+    carry_out.run_ray_job("pretrain-soe", form, module="m", publish=lambda: None)
+    assert json.loads(sent["config_json"]) == {"name": "mine", "steps": 7}
+
+
 def test_no_job_is_submitted_that_nobody_could_follow(played, monkeypatch):
     monkeypatch.setattr(carry_out, "ProgressArtifacts", raising(ConnectionError("no server")))
     with pytest.raises(ConnectionError):
@@ -64,7 +75,7 @@ def test_a_cluster_that_does_not_say_whether_the_job_runs_gets_no_second_one(pla
 
 
 def test_a_run_that_is_interrupted_stops_its_job_and_says_if_it_could_not(played, monkeypatch, caplog):
-    monkeypatch.setattr(ray_job, "follow", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(ray_job_log, "follow", raising(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         run()
     assert played[-2:] == ["stop", "close"]

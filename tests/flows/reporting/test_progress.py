@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from flows.cli import main as cli
-from flows.reporting import progress
+from flows.reporting import job_output, progress
 from tests.toy_store import make_store
 
 
@@ -47,9 +47,9 @@ def test_a_flow_gets_lines_of_json(capsys, monkeypatch):
     monkeypatch.setenv("SOE_PROGRESS", "json")
     count()
     out, err = capsys.readouterr()
-    told = [progress.parse_line(line) for line in out.splitlines()]
-    assert err == "" and told[0]["total"] == 0
-    assert told[-1] == {"stage": "count sheep", "unit": "sheep", "done": 3, "total": 3}
+    told = [job_output.read(line) for line in out.splitlines()]
+    assert err == "" and {line.kind for line in told} == {"progress"} and told[0].body["total"] == 0
+    assert told[-1].body == {"stage": "count sheep", "unit": "sheep", "done": 3, "total": 3}
 
 
 def test_on_a_terminal_whose_stdout_is_a_file_the_bar_is_on_stderr(capsys, monkeypatch):

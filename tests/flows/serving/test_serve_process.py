@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -115,7 +114,7 @@ def test_small_answers_are_sent_at_once():
 def test_the_token_is_printed_to_a_terminal_only(monkeypatch, capsys, terminal):
     """What is printed elsewhere lies in a log; there stands where the token is."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
-    command._say(Namespace(host="127.0.0.1", token_file="/keys/token"), "secret-of-the-test", 8300)
+    command._say("127.0.0.1", 8300, "secret-of-the-test", "/keys/token")
     said = capsys.readouterr().out
     assert ("secret-of-the-test" in said) is terminal
     assert "http://127.0.0.1:8300/" in said and "/keys/token" in said

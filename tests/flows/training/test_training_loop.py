@@ -52,3 +52,16 @@ def test_only_what_would_fail_again_ends_the_run(tmp_path, monkeypatch, error, e
     with pytest.raises(type(error)):
         training_loop.train_loop({"run_folder": str(tmp_path), "asked": "a tiny model"})
     assert (endings.stopped(tmp_path) is not None) == ends
+
+
+def test_only_a_missing_file_means_that_a_store_has_no_words(tmp_path, monkeypatch):
+    file = tmp_path / "words.json"
+    assert training_loop._domain_words(file) is None
+    file.write_text('[["soup"], []]')
+    assert training_loop._domain_words(file) == [["soup"], []]
+    file.write_text("[[")
+    with pytest.raises(UserError, match="words.json is not JSON"):
+        training_loop._domain_words(file)
+    monkeypatch.setattr(training_loop, "read_json", lambda path: open("/proc/self/mem", "rb").read(1))
+    with pytest.raises(OSError):  # a disk that fails
+        training_loop._domain_words(file)
