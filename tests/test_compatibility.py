@@ -83,7 +83,7 @@ def losses(trainer: SoupTrainer, stream: MixtureStream, start: int, stop: int) -
 
 def test_the_store_is_the_same(before):
     assert before.store.digest == RECORDED["store"]
-    for part in before.store.parts:
+    for part in before.store.volumes:
         verify_once(part.folder, part.manifest)
 
 

@@ -203,11 +203,22 @@ def serve(
     ] = None,
     cache: Annotated[int, typer.Option(help="Models kept in memory.")] = 4,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait.")] = 64,
+    method: Annotated[
+        Literal["blended", "nearest-centroids"], typer.Option(help="Of those that do not train.")
+    ] = "blended",
 ) -> int:
     """A local page and an OpenAI-style service that makes specialists."""
     from flows.serving.server import main
 
-    return main(soup, host=host, port=port, token_file=token_file, cache=cache, max_queue=max_queue)
+    return main(
+        soup,
+        host=host,
+        port=port,
+        token_file=token_file,
+        cache=cache,
+        max_queue=max_queue,
+        method=method,
+    )
 
 
 def _open(soup: str) -> Any:

@@ -40,10 +40,13 @@ def log_lines(component: str, last: int, *, follow: bool) -> Iterator[str]:
     """The `last` lines of the component's log. With `follow`, then each new line, without end: after a restart of the
     component those of its new log.
 
-    Raises FileNotFoundError if there is no log.
+    Raises StackError if there is no log.
     """
     log = log_file(component)
-    file = _open(log)
+    try:
+        file = _open(log)
+    except FileNotFoundError:
+        raise stack_state.StackError(f"{log} is not there yet: `soe up` starts what writes it.") from None
     try:
         yield from (line.rstrip("\n") for line in file.readlines()[-last:])
         while follow:

@@ -18,6 +18,7 @@ from flows.serving.limits import Limits
 from flows.serving.specialist_cache import Specialists
 from pipeline.cores import available_cores
 from soe_model.files.soup import SoupOfExperts
+from soe_model.specialists.blending import BLENDED
 from storage_schema.errors import UserError
 from storage_schema.layout import soup_folder
 
@@ -26,7 +27,14 @@ STOPPING_SECONDS = 3
 
 
 def main(
-    soup: str, *, host: str, port: int, token_file: str | None = None, cache: int = 4, max_queue: int = 64
+    soup: str,
+    *,
+    host: str,
+    port: int,
+    token_file: str | None = None,
+    cache: int = 4,
+    max_queue: int = 64,
+    method: str = BLENDED,
 ) -> int:
     """Serve until SIGINT or SIGTERM; returns 0.
 
@@ -37,6 +45,7 @@ def main(
         token_file: where the token lies; None: the default place.
         cache: models kept in memory.
         max_queue: requests that may wait.
+        method: of making specialists, one that does not train.
 
     Raises:
         ValueError: a setting is out of its bounds, the port is taken, the soup does not verify, or other users can
@@ -52,7 +61,7 @@ def main(
         print(f"Opening {soup} …", flush=True)
         torch.set_num_threads(available_cores())
         opened = SoupOfExperts.open(soup_folder(soup))
-        specialists = Specialists(opened, cache=cache, limits=limits)
+        specialists = Specialists(opened, cache=cache, limits=limits, method=method)
         specialists.warm_up()
         access = Access(token, host=host, port=port)
         app = create_app(specialists, access, max_queue=max_queue)

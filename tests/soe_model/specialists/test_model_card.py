@@ -8,8 +8,8 @@ from argparse import ArgumentParser
 from dataclasses import replace
 
 import pytest
-
 from flows.cli.specialists import add_commands
+
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.model_card import model_card
 from soe_model.specialists.recipe import BLEND_COEFFICIENTS, blend

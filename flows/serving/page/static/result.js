@@ -4,8 +4,10 @@ const ROWS = 8;
 function weights() {
   const rows = state.specialist.domains, shown = state.all ? rows : rows.slice(0, ROWS);
   const passages = state.specialist.texts.count;
-  at("h-caption").textContent = `Domain weights h: ${count(rows.length)} of ${count(state.soup.domains.x.length)} domains, from ` +
-    `${count(passages)} ${passages === 1 ? "passage" : "passages"} (entropy ${fixed(state.specialist.texts.entropy)} nats)`;
+  const { share } = state.specialist;
+  at("h-caption").textContent = `Domain weights h of your texts: ${count(rows.length)} of ${count(state.soup.domains.x.length)} domains, from ` +
+    `${count(passages)} ${passages === 1 ? "passage" : "passages"} (entropy ${fixed(state.specialist.texts.entropy)} nats)` +
+    (share === null ? "" : `. The model takes ${share} of them, the rest is the generic mixture.`);
   at("h").replaceChildren(...shown.map((row) => {
     const line = make("tr"), about = make("td", row.words.length ? row.words.join(" ") : `domain ${row.domain}`);
     if (row.share > 0) about.append(make("span", `domain ${row.domain} · ${fixed(row.weight / row.share, 1)} × its share of the corpus`, { className: "times" }));
@@ -24,22 +26,12 @@ function bar(name, loss, longest, mine) {
   return node;
 }
 function losses() {
-  const found = state.specialist.losses;
-  at("verdict").className = "";
-  if (!found) {
-    at("losses").replaceChildren();
-    at("verdict").textContent = state.specialist.no_losses_because;
-    return;
-  }
-  const longest = Math.max(found.made, found.generic_instance), gain = found.generic_instance - found.made;
+  const { losses: found, gain, gains, no_losses_because: why } = state.specialist;
+  at("verdict").className = gains ? "good" : "bad";
+  at("verdict").replaceChildren(make("strong", gain), ...(why ? [` ${why}`] : []));
+  if (!found) { at("losses").replaceChildren(); return; }
+  const longest = Math.max(found.made, found.generic_instance);
   at("losses").replaceChildren(bar("This specialist", found.made, longest, true), bar("Generic instance", found.generic_instance, longest, false));
-  at("verdict").className = gain > 0 ? "good" : "bad";
-  const windows = `${count(found.windows)} ${found.windows === 1 ? "window" : "windows"}`;
-  const sure = found.gain_interval ? ` In 90 % of the resamples the gain is ${fixed(found.gain_interval[0])} to ${fixed(found.gain_interval[1])}.` : "";
-  at("verdict").replaceChildren(
-    make("strong", gain > 0 ? `${fixed(gain)} nats per token better` : `${fixed(-gain)} nats per token worse`),
-    ` than the generic instance, on ${windows} of your text that were held out (less is better).${sure}`,
-  );
 }
 
 /* Writing. */
