@@ -195,6 +195,11 @@ class Runs:
     commands: dict[str, subprocess.Popen[str]]
 
 
+def pytest_collection_modifyitems(items):
+    """The tests that kill parts of the stack come last: a flow run does not outlive its worker unseen."""
+    items.sort(key=lambda item: "local_stack" in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def runs(running):
     """One run of each kind, started at once: two by ``soe run``, two by the API (their flow runs' ids)."""

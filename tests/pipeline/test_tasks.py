@@ -14,7 +14,7 @@ def test_an_interrupt_cancels_the_others(ray_cluster, tmp_path):
     def work(folder, number):
         (folder / f"begun-{number}").touch()
         if number:
-            time.sleep(3)
+            time.sleep(20)
             (folder / f"ended-{number}").touch()
 
     def interrupted(done, total):

@@ -4,12 +4,13 @@ import json
 import re
 import shlex
 import shutil
-from argparse import ArgumentParser
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from flows.cli.specialists import add_commands
+import typer
 
+from flows.cli import specialist_commands
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.model_card import model_card
 from soe_model.specialists.recipe import BLEND_COEFFICIENTS, blend
@@ -45,10 +46,10 @@ def recipe(soup, how=HOW):
 
 def command(card):
     """The first command of the card, as `soe` understands it."""
-    parser = ArgumentParser()
-    add_commands(parser.add_subparsers())
     [line, *_] = re.findall(r"```bash\nsoe (.*)\n", card)
-    return line, parser.parse_args(shlex.split(line))
+    name, *words = shlex.split(line)
+    known = typer.main.get_command(specialist_commands.app).commands[name]
+    return line, SimpleNamespace(**known.make_context(name, words).params)
 
 
 def test_a_relative_rate_is_the_commands_own(soup):
