@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,10 @@ def test_an_undeclared_import_is_found(tmp_path, which):
     said = subprocess.run(deptry, cwd=tmp_path, capture_output=True, text=True).stderr
     found = dict(re.findall(r"^(\S+\.py):\d+:\d+: (DEP\d+)", said, re.MULTILINE))
     assert found == {path: code for path, (_, code) in LINES[which].items() if code}, said
+
+
+def test_an_installation_has_every_folder_of_python():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    rooms = ("storage_schema", "pipeline", "soe_model", "flows")
+    folders = {path.parent.relative_to(ROOT) for room in rooms for path in (ROOT / room).rglob("*.py")}
+    assert sorted(listed) == sorted(".".join(folder.parts) for folder in folders)

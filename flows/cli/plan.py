@@ -85,7 +85,10 @@ def settings_of(
     if backbone:
         given["backbone"] = _read_backbone(backbone)
         # A published config.json has its own vocabulary; a shorter one gets the store's, as in a run.
-        vocab_size = min(vocab_size, given["backbone"].get("vocab_size", vocab_size))
+        own = given["backbone"].get("vocab_size", vocab_size)
+        if not isinstance(own, int):
+            raise UserError(f"{backbone}: vocab_size is {own!r}; it must be a whole number.")
+        vocab_size = min(vocab_size, own)
     return Pretrain(**given), PlannedStore(vocab_size=vocab_size, num_domains=num_domains)
 
 

@@ -88,7 +88,7 @@ class _ManyShares(TyperCommand):
         in_shares = False
         for word in args:
             if word.startswith("-"):
-                in_shares = word == "--shares"
+                in_shares = word.partition("=")[0] == "--shares"
             elif in_shares and spread[-1] != "--shares":
                 spread.append("--shares")
             spread.append(word)

@@ -149,17 +149,34 @@ class PrefectApi:
     def stages(self, flow_run_id: str) -> list[dict[str, Any]]:
         """The stages of a flow run in the order they began: ``stage, state, done, total, unit, note``."""
         query = {
-            "artifacts": {"flow_run_id": {"any_": [flow_run_id]}, "key": {"like_": "-stages"}},
-            "sort": "CREATED_DESC",
-            "limit": 1,  # of a run that was tried again, the newest attempt's
+            "artifacts": {
+                "flow_run_id": {"any_": [flow_run_id]},
+                "key": {"like_": "-stages"},
+                "type": {"any_": ["table"]},
+            },
+            "sort": "CREATED_DESC",  # of a run that was tried again, the newest attempt's first
+            "limit": 20,
         }
         found = self.call("POST", "/artifacts/filter", query)
-        return json.loads(found[0]["data"]) if found else []
+        tables = (_stages_of(artifact["data"]) for artifact in found)
+        return next((rows for rows in tables if rows is not None), [])
 
     def _credentials(self) -> dict[str, str]:
         if self.auth_string:
             return {"Authorization": "Basic " + base64.b64encode(self.auth_string.encode()).decode()}
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+
+def _stages_of(data: Any) -> list[dict[str, Any]] | None:
+    """The rows of a table of stages; None for another table, such as one named after a store `two-stages`."""
+    try:
+        rows = json.loads(data)
+    except (TypeError, ValueError):
+        return None
+    named = isinstance(rows, list) and all(
+        isinstance(row, dict) and {"stage", "state"} <= row.keys() for row in rows
+    )
+    return rows if named else None
 
 
 def _reason(answer: httpx.Response) -> str:

@@ -45,6 +45,7 @@ class Specialists:
 
     Args:
         cache: so many models stay in memory, besides the generic one; others are made again from their recipes.
+        method: of making specialists, one that does not train.
     """
 
     def __init__(

@@ -114,8 +114,12 @@ def _choices(meter: LossMeter, dealt: Sequence[_Dealt | None], check: Check) -> 
         if sides is None:
             choices.append(Choice(share=0.0))
             continue
-        units = 1 if sides.folds.of == "halves" else len(sides.folds.fold_U)
-        choices.append(choose(*unit_differences(of_set), most=PER_UNIT * units))
+        differences_SU, tokens_U = unit_differences(of_set)
+        units = 1 if sides.folds.of == "halves" else len(tokens_U)
+        if len(tokens_U) < FOLDS:
+            choices.append(Choice(share=0.0))
+        else:
+            choices.append(choose(differences_SU, tokens_U, most=PER_UNIT * units))
     return choices
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -72,7 +73,8 @@ def write_node(
     if leaves_kD is None:
         fit = _fit_leaves(tables, rows, node, settings)
         leaves_kD, splits = fit.centroids_kD, fit.splits
-    by_leaf = folders.scratch / f"node-{node:05d}.arrow"
+    # A name of its own: a task that Ray repeats may find its first attempt still at work.
+    by_leaf = folders.scratch / f"node-{node:05d}-{uuid4().hex}.arrow"
     sums, leaf_of_batch = _split(tables, leaves_kD, by_leaf)
     with pa.memory_map(str(by_leaf)) as source, pa.ipc.open_file(source) as file:
         for leaf in np.flatnonzero(sums["counts_k"]):

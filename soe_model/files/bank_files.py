@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from soe_model.files.exact_sum import combine
 from soe_model.model.flat_module import ParameterSlot
-from storage_schema.manifest import NOT_THERE, StoreError, unreadable
+from storage_schema.manifest import NOT_THERE, StoreError, UnavailableError, unreadable
 
 SHARED = "shared.safetensors"
 TILE_ROWS = 128
@@ -43,13 +43,24 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         UnavailableError: the disk does not answer now.
         StoreError: the file is missing or damaged, or this user may not read it.
     """
+    there = False
     try:
         with open(path, "rb") as file:
+            there = True
             yield file
+    except FileNotFoundError as error:
+        if there:
+            said = f"cannot read {path}: {error}. It was there just before: try again."
+            raise UnavailableError(said) from error
+        raise _copy_again(path, error) from error
     except (*NOT_THERE, ValueError, SafetensorError) as error:
-        raise StoreError(f"{path} cannot be read: {error}. Copy the soup again, or rebuild it.") from error
+        raise _copy_again(path, error) from error
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _copy_again(path: Path, error: Exception) -> StoreError:
+    return StoreError(f"{path} cannot be read: {error}. Copy the soup again, or rebuild it.")
 
 
 class MappedTensors:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from soe_model.specialists.evaluation import NORMAL_90
+from soe_model.specialists.evaluation import student_90
 
 NO_GAIN = "No gain: use the generic model"
 
@@ -54,24 +54,27 @@ def gain_of(how: Mapping[str, Any], counts: Mapping[str, Any]) -> Gain | None:
     try:  # a recipe from elsewhere may say anything
         blend = how["blend"]
         name = f"{blend['share']:g}"
-        nats, half = -blend["differences"][name], NORMAL_90 * blend["errors"][name]
-    except (KeyError, TypeError, ValueError):
+        nats, half = -blend["differences"][name], student_90(blend["units"]) * blend["errors"][name]
+    except (IndexError, KeyError, TypeError, ValueError):
         return None
     return Gain(
         nats=nats,
         low=nats - half,
         high=nats + half,
-        measured="cross-fitted on the texts given: each under domain weights of the other half",
+        measured="cross-fitted on the texts given, which also chose how far it goes: each under domain weights of the "
+        "other half",
     )
 
 
 def gain_line(how: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     """One sentence for a person; arguments as :func:`gain_of`."""
+    if is_generic(how) and not how["blend"].get("units"):
+        return f"{NO_GAIN}, which this is: there was too little text to measure any other."
     if is_generic(how):
         return f"{NO_GAIN}, which this is: no domain weights of the texts were surely better on them."
     gain = gain_of(how, counts)
     if gain is None:
-        return "Gain over the generic instance: not measured, too little text was kept apart for it."
+        return "Gain over the generic instance: not measured."
     return f"Gain: {gain}." if gain.sure else f"{NO_GAIN} ({gain})."
 
 

@@ -136,3 +136,12 @@ def test_what_is_no_address_is_an_error_of_the_address():
     for url in ("http://[/api", "127.0.0.1:4200/api", "ftp://127.0.0.1/api"):
         with pytest.raises(ApiError, match="no Prefect server answers at"):
             PrefectApi(url=url).call("GET", "/x")
+
+
+def test_the_stages_of_a_run_are_told_from_a_table_of_a_store_of_that_name(server):
+    stages = [{"stage": "embed passages", "state": "running", "done": 1, "total": 2}]
+    others = [{"data": "not json"}, {"data": json.dumps([{"domain": 1}])}, {"data": None}]
+    server.answers[:] = [(200, [*others, {"data": json.dumps(stages)}])]
+    assert PrefectApi(url=server.url).stages("r") == stages
+    server.answers[:] = [(200, others)]
+    assert PrefectApi(url=server.url).stages("r") == []

@@ -68,6 +68,14 @@ def test_the_mean_and_its_error_are_those_of_the_units():
     assert found.errors[0] == pytest.approx(values_U.std(ddof=1) / 2) and found.units == 4
 
 
+def test_one_long_unit_beside_short_ones_is_not_sure_of_itself():
+    found = choose(np.tile([-0.1, 0.4], (4, 1)), np.array([15_872, 60]))
+    assert found.differences[0] == pytest.approx(-0.098, abs=1e-3)
+    without = np.array([0.4, -0.1])  # the mean without the one, and without the other
+    assert found.errors[0] == pytest.approx(np.sqrt(((without - found.differences[0]) ** 2).sum() / 2))
+    assert found.share == 0
+
+
 def test_a_units_windows_are_one_mean_by_their_tokens():
     long = [0, 2], np.array([[2.0, 3.0], *[[1.0, 3.5]] * 4]), 30
     short = [2, 0], np.array([[1.0, 2.0], *[[1.0, 4.0]] * 4]), 10

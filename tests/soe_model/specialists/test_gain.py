@@ -2,9 +2,15 @@
 
 import pytest
 
+from soe_model.specialists.evaluation import student_90
 from soe_model.specialists.gain import gain_line, gain_of
 
-BLEND = {"share": 0.5, "differences": {"0.25": -0.02, "0.5": -0.03}, "errors": {"0.25": 0.01, "0.5": 0.01}}
+BLEND = {
+    "share": 0.5,
+    "differences": {"0.25": -0.02, "0.5": -0.03},
+    "errors": {"0.25": 0.01, "0.5": 0.01},
+    "units": 5,
+}
 HOW = {"method": "blended", "blend": BLEND}
 
 
@@ -18,7 +24,7 @@ def test_text_kept_apart_is_said_before_the_texts_given():
         "kept apart."
     )
     line = gain_line(HOW, {})
-    assert line.startswith("Gain: +0.0300 nats per token") and "(90%: +0.0135 to +0.0464)" in line
+    assert line.startswith("Gain: +0.0300 nats per token") and "(90%: +0.0087 to +0.0513)" in line
     assert "cross-fitted on the texts given" in line
 
 
@@ -33,7 +39,15 @@ def test_an_interval_with_zero_is_no_gain():
 
 def test_a_share_of_nothing_is_the_generic_model():
     line = gain_line({"method": "blended", "blend": BLEND | {"share": 0.0}}, losses(0.0, 0.0))
-    assert line.startswith("No gain: use the generic model, which this is")
+    assert line.startswith("No gain: use the generic model, which this is: no domain weights")
+    line = gain_line({"method": "blended", "blend": {"share": 0.0, "units": 0}}, {})
+    assert line.startswith("No gain: use the generic model, which this is: there was too little text")
+
+
+def test_the_interval_of_few_values_is_students():
+    scipy = pytest.importorskip("scipy.stats")
+    for values in (2, 3, 5, 11, 12, 20, 100, 10_000):
+        assert student_90(values) == pytest.approx(scipy.t.ppf(0.95, values - 1), abs=0.02)
 
 
 @pytest.mark.parametrize(
