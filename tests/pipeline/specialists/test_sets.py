@@ -34,6 +34,20 @@ def test_a_sample_is_of_the_whole_file_and_the_same_for_any_order(tmp_path):
     ).notes
 
 
+def test_passages_of_one_document_have_its_number(tmp_path):
+    long = [
+        {"text": "\n\n".join(f"{word} {n} {'and more ' * 90}" for n in range(8))}
+        for word in ("cats", "ships")
+    ]
+    found = set_of_texts("t", write(tmp_path / "a.jsonl", long), max_texts=9, evaluation_passages=0)
+    assert len(found.texts) == len(found.documents) > 4 and set(found.documents) == {0, 1}
+    kinds = [text.split()[0] for text in found.texts if text.split()[0] in ("cats", "ships")]
+    numbers = [
+        number for text, number in zip(found.texts, found.documents, strict=True) if text.split()[0] in kinds
+    ]
+    assert len(set(zip(kinds, numbers, strict=True))) == 2
+
+
 def test_every_file_has_its_share(tmp_path):
     write(tmp_path / "a.jsonl", records(500))
     for name in "bc":
