@@ -106,7 +106,7 @@ def test_what_is_gained_over_the_soups_own_generic_instance_is_said(monkeypatch,
     file.write_text(json.dumps(body))
     assert comparison.gained(collect()) == (
         "Over the soup's own generic instance they gain +0.000 on the mean, surely on 1 of 2 sets; the rest have no "
-        "gain: use the generic model there (1 were made as it)."
+        "sure gain: use the generic model there (1 were made as it)."
     )
 
 
