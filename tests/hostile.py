@@ -30,7 +30,7 @@ PICKLE = b"\x80\x04\x95(\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94\x93\x9
 
 
 def forged(manifest: Manifest, **changes) -> str:
-    """The manifest with other content, and the digest that fits it: whoever writes one can make one."""
+    """The manifest with changed content and a matching digest, as anybody who can write the file could make it."""
     body = json.loads(manifest.to_json()) | changes
     names = ("kind", "schema_version", "configuration", "inputs", "counts")
     files = [[f.get("path"), f.get("bytes"), f.get("sha256")] for f in body["files"]]

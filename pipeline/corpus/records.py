@@ -26,6 +26,7 @@ class Unreadable:
 def document_of(
     text: object, source: object, where: str, file: CorpusFile, corpus: Corpus, fields: Iterable[str]
 ) -> Document | BadDocument:
+    """The document of one record, or what is wrong with it; `fields` are named where the text is not there."""
     field = corpus.text_field
     try:
         text = _plain(text)
@@ -60,4 +61,5 @@ def damaged(
 
 
 def in_words(error: str | Exception) -> str:
+    """An error's message on one line; the name of its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

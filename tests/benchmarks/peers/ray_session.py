@@ -1,4 +1,4 @@
-"""A Ray session on loopback, the same for whoever needs one; its start is not timed."""
+"""The Ray session, on loopback, of the benchmarks that need one. They do not time its start."""
 
 from __future__ import annotations
 

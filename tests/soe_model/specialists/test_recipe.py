@@ -101,7 +101,7 @@ def test_one_altered_bit_is_found_and_named(soup, tmp_path):
 
 
 def test_a_configuration_that_is_not_the_soups_is_found(soup, tmp_path):
-    """Also where whoever changed it wrote its sha256 anew; and a file that transformers would read besides."""
+    """Even if its new sha256 stands in the manifest. So is an extra file that transformers would read."""
     write(soup, tmp_path / "a")
     config = json.loads((tmp_path / "a/config.json").read_text())
     (tmp_path / "a/config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
