@@ -49,7 +49,7 @@ class Pretraining:
             assert state["type"] in ("SCHEDULED", "PENDING", "RUNNING"), state
             return snapshot.exists() and "step-" in snapshot.read_text()
 
-        eventually(found, 180)
+        eventually(found, 400)
         return self
 
     def retry(self) -> Pretraining:
@@ -57,7 +57,7 @@ class Pretraining:
         assert done.returncode == 0, done
         return self
 
-    def completed(self, seconds: float = 240) -> Pretraining:
+    def completed(self, seconds: float = 600) -> Pretraining:
         run = self.place.wait(self.id, seconds=seconds)
         assert run["state_type"] == "COMPLETED", run["state"]
         return self
