@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from soe_model.methods.flat import FlatMethod
+from collections.abc import Callable
+
 from soe_model.methods.generic import Generic
+from soe_model.methods.method import Method
 from soe_model.methods.soup import Soup
 from storage_schema.errors import UserError
 
-METHODS: dict[str, type[FlatMethod]] = {"soup": Soup, "generic": Generic}
+METHODS: dict[str, Callable[..., Method]] = {"soup": Soup, "generic": Generic}
 
 
-def method(name: str) -> type[FlatMethod]:
+def method(name: str) -> Callable[..., Method]:
     """The method of that name. Raises ValueError, listing the names, if there is none."""
     if name not in METHODS:
         raise UserError(f"no method {name!r}; there are {', '.join(METHODS)}.")

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import torch
 
-from soe_model.methods.method import Cost, Method, Run, Trained
+from soe_model.methods.method import Cost, Instance, Method, Run, Trained
 from soe_model.model.backbone import build_backbone
 from soe_model.model.flat_module import FlatModule
 from soe_model.model.router import check_domain_weights
@@ -35,8 +35,16 @@ class FlatMethod(Method):
     """The domains' centroids; a router starts from them."""
     device: str | torch.device = "cpu"
 
-    def begin(self, run: Run) -> SoupTrainer:
-        return SoupTrainer(run.soup, run.training, centroids_KD=self.centroids_KD, device=self.device)
+    def begin(self, run: Run, begun: Trained | None = None) -> SoupTrainer:
+        if (begun is None) != (run.begins_from is None):
+            raise ValueError(f"run {run.name} begins from {run.begins_from}; give that run, and no other.")
+        return SoupTrainer(
+            run.soup,
+            run.training,
+            centroids_KD=self.centroids_KD,
+            initial_P=None if begun is None else self._model(begun),
+            device=self.device,
+        )
 
     def instantiate(
         self,
@@ -46,10 +54,19 @@ class FlatMethod(Method):
     ) -> torch.Tensor:
         check_domain_weights(domain_weights_WK, self.soup.num_domains)
         [only] = trained
-        return only.instantiate(domain_weights_WK)
+        models_WP = only.instantiate(domain_weights_WK)
+        assert isinstance(models_WP, torch.Tensor)
+        return models_WP
 
-    def loss(self, instance_P: torch.Tensor, windows_nL1: torch.Tensor) -> torch.Tensor:
-        self._backbone.params_P.copy_(instance_P)
+    def _model(self, one: Trained) -> torch.Tensor:
+        """The one model [P] of a run without experts, which is the same for all domain weights."""
+        [model_P] = one.instantiate(self.generic_K[None])
+        assert isinstance(model_P, torch.Tensor)
+        return model_P
+
+    def loss(self, instance: Instance, windows_nL1: torch.Tensor) -> torch.Tensor:
+        assert isinstance(instance, torch.Tensor)
+        self._backbone.params_P.copy_(instance)
         return window_losses(self._backbone.module, windows_nL1)
 
     def cost_of(self, *, pretrained_size: int, specialist_flops: float) -> Cost:

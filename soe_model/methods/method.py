@@ -10,12 +10,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
+from torch import nn
 
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.training.trainer import StepResult
+
+Instance: TypeAlias = torch.Tensor | nn.Module
+"""One model: its parameters, float32 [P], or a module, where it is no ordinary one (a router chooses inside)."""
+Instances: TypeAlias = torch.Tensor | Sequence[nn.Module]
+"""One :data:`Instance` for each target: float32 [W, P], or W modules."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +35,8 @@ class Run:
     domain_weights_K: torch.Tensor | None
     """The one mixture of all steps; None: each step draws sparse ones of ``training.support_size`` domains
     (section 2.4)."""
+    begins_from: str | None = None
+    """An earlier run of the method, whose model this run starts with; None: it starts from new parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +60,8 @@ class Cost:
 class Trained(Protocol):
     """A trained run: its trainer, or what the caller kept of it."""
 
-    def instantiate(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
-        """The models of domain weights, float32 [W, P]."""
+    def instantiate(self, domain_weights_WK: torch.Tensor) -> Instances:
+        """The models of domain weights."""
         ...
 
 
@@ -76,12 +84,19 @@ class Method(Protocol):
 
     @abstractmethod
     def runs(self, targets_WK: torch.Tensor | None = None) -> list[Run]:
-        """The pretrainings that are needed for targets of these domain weights; most methods do not look at them."""
+        """The pretrainings that are needed for targets of these domain weights; most methods do not look at them.
+
+        Trained in this order, a run comes after the one that it begins from.
+        """
         ...
 
     @abstractmethod
-    def begin(self, run: Run) -> Learner:
-        """A learner for the run, before its first step."""
+    def begin(self, run: Run, begun: Trained | None = None) -> Learner:
+        """A learner for the run, before its first step.
+
+        Args:
+            begun: the trained run of the name ``run.begins_from``.
+        """
         ...
 
     @abstractmethod
@@ -90,8 +105,8 @@ class Method(Protocol):
         trained: Sequence[Trained],
         domain_weights_WK: torch.Tensor,
         windows: Sequence[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """One model for each target, float32 [W, P].
+    ) -> Instances:
+        """One model for each target.
 
         Args:
             trained: the trained runs, in the order of :meth:`runs`.
@@ -102,7 +117,7 @@ class Method(Protocol):
         ...
 
     @abstractmethod
-    def loss(self, instance_P: torch.Tensor, windows_nL1: torch.Tensor) -> torch.Tensor:
+    def loss(self, instance: Instance, windows_nL1: torch.Tensor) -> torch.Tensor:
         """Mean next-token loss of each window in nats, float64 [n]. Raises ValueError if there is no window."""
         ...
 

@@ -55,6 +55,7 @@ class SoupTrainer:
 
     Args:
         centroids_KD: the domains' centroids; the router starts from them (see :class:`Router`).
+        initial_P: the shared parameters at the start, float32 [P]; None: new ones, from the seed.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class SoupTrainer:
         training: TrainingConfig,
         *,
         centroids_KD: torch.Tensor | None = None,
+        initial_P: torch.Tensor | None = None,
         device: str | torch.device = "cpu",
     ):
         self.soup, self.training, self.device = soup, training, torch.device(device)
@@ -74,6 +76,8 @@ class SoupTrainer:
             instances=len(owned_mixtures(training.mixtures_per_step, rank, world_size)),
             multiple=ALIGNMENT * world_size,
         )
+        if initial_P is not None:
+            self.backbone.params_P.copy_(initial_P)
         self._losses = torch.compile(token_losses, dynamic=False) if training.compile_model else token_losses
         self.sharding = Sharding.current(self.backbone.num_params)
         self.bank = Bank(
