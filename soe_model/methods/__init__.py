@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from soe_model.methods.crisp import Crisp
+from soe_model.methods.domain_experts import BranchedExperts, DomainExperts
 from soe_model.methods.generic import Generic
+from soe_model.methods.merging import Dare, LinearMerge, TaskArithmetic, Ties
 from soe_model.methods.method import Method
+from soe_model.methods.pareto import Pareto
 from soe_model.methods.soup import Soup
 from storage_schema.errors import UserError
 
-METHODS: dict[str, Callable[..., Method]] = {"soup": Soup, "generic": Generic}
+METHODS: dict[str, Callable[..., Method]] = {
+    "soup": Soup,
+    "generic": Generic,
+    "crisp": Crisp,
+    "domain-experts": DomainExperts,
+    "branched-experts": BranchedExperts,
+    "merged-linear": LinearMerge,
+    "merged-task-arithmetic": TaskArithmetic,
+    "merged-ties": Ties,
+    "merged-dare": Dare,
+    "pareto": Pareto,
+}
 
 
 def method(name: str) -> Callable[..., Method]:

@@ -6,7 +6,7 @@ Legend: W mixtures, K domains, D embedding size, P parameters of one model, L to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -42,7 +42,7 @@ class FlatMethod(Method):
             run.soup,
             run.training,
             centroids_KD=self.centroids_KD,
-            initial_P=None if begun is None else self._model(begun),
+            initial_P=None if begun is None else self.plain_model(begun),
             device=self.device,
         )
 
@@ -58,9 +58,34 @@ class FlatMethod(Method):
         assert isinstance(models_WP, torch.Tensor)
         return models_WP
 
-    def _model(self, one: Trained) -> torch.Tensor:
-        """The one model [P] of a run without experts, which is the same for all domain weights."""
-        [model_P] = one.instantiate(self.generic_K[None])
+    def plain_run(
+        self,
+        name: str,
+        domain_weights_K: torch.Tensor,
+        *,
+        steps: int | None = None,
+        begins_from: str | None = None,
+    ) -> Run:
+        """A run of one ordinary model on one mixture.
+
+        Args:
+            steps: another number of steps than the training's; the warm-up is then shortened with it.
+        """
+        training = replace(self.training, mixtures_per_step=1)
+        if steps is not None:
+            warmup_steps = training.warmup_steps * steps // training.steps
+            training = replace(training, steps=steps, warmup_steps=warmup_steps)
+        return Run(
+            name=name,
+            soup=replace(self.soup, num_experts=0, expert_rank=None),
+            training=training,
+            domain_weights_K=domain_weights_K,
+            begins_from=begins_from,
+        )
+
+    def plain_model(self, trained: Trained) -> torch.Tensor:
+        """The model [P] of a trained :meth:`plain_run`, which is the same for all domain weights."""
+        [model_P] = trained.instantiate(self.generic_K[None])
         assert isinstance(model_P, torch.Tensor)
         return model_P
 
@@ -69,10 +94,16 @@ class FlatMethod(Method):
         self._backbone.params_P.copy_(instance)
         return window_losses(self._backbone.module, windows_nL1)
 
-    def cost_of(self, *, pretrained_size: int, specialist_flops: float) -> Cost:
-        """The cost of a method from its runs; these two numbers are its own."""
-        runs = self.runs()
-        training = self.training
+    def cost_of(
+        self,
+        runs: Sequence[Run] | None = None,
+        *,
+        pretrained_size: int,
+        specialist_flops: float,
+        specialist_tokens: int = 0,
+    ) -> Cost:
+        """The cost of a method from the runs of its pretraining, by default all; the other numbers are its own."""
+        runs = self.runs() if runs is None else runs
         tokens = [run.training.steps * run.training.batch_size * run.training.sequence_length for run in runs]
         flops = [run.training.steps * whole_step_flops(self.setup(run)) for run in runs]
         return Cost(
@@ -81,7 +112,8 @@ class FlatMethod(Method):
             pretraining_tokens=sum(tokens),
             pretraining_flops=sum(flops),
             specialist_flops=specialist_flops,
-            token_flops=token_flops(self.size, training.sequence_length),
+            specialist_tokens=specialist_tokens,
+            token_flops=token_flops(self.size, self.training.sequence_length),
         )
 
     def setup(self, run: Run) -> Setup:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from soe_model.methods.flat import FlatMethod
@@ -14,14 +12,7 @@ class Generic(FlatMethod):
     """One model for all targets. Give it a training with a learning rate of its own, which is higher than a soup's."""
 
     def runs(self, targets_WK: torch.Tensor | None = None) -> list[Run]:
-        return [
-            Run(
-                name="generic",
-                soup=replace(self.soup, num_experts=0, expert_rank=None),
-                training=replace(self.training, mixtures_per_step=1),
-                domain_weights_K=self.generic_K,
-            )
-        ]
+        return [self.plain_run("generic", self.generic_K)]
 
     def cost(self) -> Cost:
         return self.cost_of(pretrained_size=self.size.num_params, specialist_flops=0)

@@ -53,6 +53,8 @@ class Cost:
     """Pretrain. cost, in FLOPs of all runs."""
     specialist_flops: float
     """Spec. cost: FLOPs from domain weights to one specialist."""
+    specialist_tokens: int = 0
+    """Tokens that are trained on from domain weights to one specialist."""
     token_flops: float
     """Spec. latency: FLOPs of one token at the full sequence length, in a specialist."""
 

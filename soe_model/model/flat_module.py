@@ -53,7 +53,7 @@ class FlatModule:
             offset += parameter.numel()
         self.num_params = offset
         width = -(-offset // multiple) * multiple
-        device = next(module.parameters()).device
+        device = next((parameter.device for parameter in module.parameters()), None)
         self.padded_params_WP = torch.zeros(instances, width, device=device)
         self.padded_grads_WP = torch.zeros(instances, width, device=device)
         self.params_WP = self.padded_params_WP[:, :offset]

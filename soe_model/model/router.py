@@ -49,6 +49,23 @@ class Router(nn.Module):
         return self.output(torch.nn.functional.gelu(self.hidden(domain_weights_WK)))
 
 
+class GroupMasses(nn.Module):
+    """A router that learns nothing: the coefficient of an expert is the weight of its domains together.
+
+    Args:
+        members_KN: 1 where a domain belongs to an expert, and else 0.
+    """
+
+    members_KN: torch.Tensor
+
+    def __init__(self, members_KN: torch.Tensor):
+        super().__init__()
+        self.register_buffer("members_KN", members_KN.float())
+
+    def forward(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
+        return domain_weights_WK @ self.members_KN
+
+
 def check_domain_weights(domain_weights_WK: torch.Tensor, num_domains: int) -> None:
     """Raise ValueError, naming the value, unless each row [K] is a distribution over `num_domains` domains.
 

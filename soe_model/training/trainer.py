@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from soe_model.model.backbone import build_backbone, token_losses
 from soe_model.model.bank import Bank
@@ -56,6 +57,9 @@ class SoupTrainer:
     Args:
         centroids_KD: the domains' centroids; the router starts from them (see :class:`Router`).
         initial_P: the shared parameters at the start, float32 [P]; None: new ones, from the seed.
+        router: a module from domain weights [W, K] to coefficients [W, N] in place of the soup's router; where it has
+            no parameters, there is nothing of it to train.
+        train_shared: False: the shared parameters stay as they are, and only the experts learn.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class SoupTrainer:
         *,
         centroids_KD: torch.Tensor | None = None,
         initial_P: torch.Tensor | None = None,
+        router: nn.Module | None = None,
+        train_shared: bool = True,
         device: str | torch.device = "cpu",
     ):
         self.soup, self.training, self.device = soup, training, torch.device(device)
@@ -91,7 +97,9 @@ class SoupTrainer:
             adam=training.adam,
             optimizer=training.optimizer,
         )
-        self.router = FlatModule(_build_router(soup, training.seed, centroids_KD).to(device))
+        if router is None:
+            router = _build_router(soup, training.seed, centroids_KD)
+        self.router, self._train_shared = FlatModule(router.to(device)), train_shared
         self._router_optimizer = Adam(self.router.params_P, training.adam)
         self.clock = StepClock(self.device)
         """Times ``combine``, ``forward_backward`` and ``update``, with all communication that is not in ``combine``."""
@@ -127,8 +135,9 @@ class SoupTrainer:
             self.clock.end_of("forward_backward")
             grads_Wp = self.sharding.from_owners(self.backbone.padded_grads_WP, len(loss_W))
             coefficient_grads_WN = self.bank.coefficient_gradients(coefficients_WN, grads_Wp)
-        self.router.grads_P.zero_()
-        coefficients_WN.backward(coefficient_grads_WN)
+        if coefficients_WN.requires_grad:
+            self.router.grads_P.zero_()
+            coefficients_WN.backward(coefficient_grads_WN)
         result = self._update(coefficients_WN.detach(), grads_Wp, self.sharding.sum(loss_W))
         self.clock.end_of("update")
         return result
@@ -158,6 +167,8 @@ class SoupTrainer:
     ) -> StepResult:
         shared_norm2, experts_norm2 = self.bank.squared_norms(coefficients_WN, grads_Wp)
         router_norm = self.router.grads_P.norm().item()
+        if not self._train_shared:
+            shared_norm2.zero_()
         norm = math.sqrt(shared_norm2.item() + experts_norm2.item() + router_norm**2)
         loss = loss_W.sum().item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -170,10 +181,10 @@ class SoupTrainer:
             grads_Wp,
             scale=scale,
             step=self.step,
-            shared_rate=rates.learning_rate * schedule,
+            shared_rate=rates.learning_rate * schedule if self._train_shared else 0.0,
             expert_rate=rates.expert_learning_rate * schedule,
         )
-        if self.soup.num_experts:
+        if self.soup.num_experts and self.router.num_params:
             self._router_optimizer.update(
                 self.router.grads_P.mul_(scale),
                 step=self.step,
