@@ -30,8 +30,9 @@ EXTRAS = {
     "soe_model/optimizers/compiling.py": {"triton"},
     "soe_model/optimizers/kernels.py": {"triton"},
     "soe_model/exports/git_theta_update.py": {"git_theta", "git", "file_or_name"},
+    "soe_model/methods/merging.py": {"peft"},
 }
-"""Files that are imported only where an extra is installed."""
+"""Files that import what an extra installs; the others import them late, or they import it late themselves."""
 
 COPIES = {"array", "as_tensor", "asarray", "empty", "from_numpy", "nn.functional.one_hot", "ones", "ones_like", "stack",
           "tensor", "zeros"}  # fmt: skip
