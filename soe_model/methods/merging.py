@@ -11,9 +11,10 @@ Legend: W targets, K domains, G groups, g of them that a target has weight in, P
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ SCALINGS = (0.5, 1.0, 1.5, 2.0)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MergedExperts(BranchedExperts):
-    """The base of the merges: each has a `merge` of its own."""
+    """The base of the merges: each has a `merge` of its own, and some a `prune`."""
 
     scalings: tuple[float, ...] = (1.0,)
     """Values of λ to choose from."""
@@ -40,9 +41,13 @@ class MergedExperts(BranchedExperts):
             if not getattr(self, name):
                 raise UserError(f"{name} is empty; give at least one value.")
 
+    def prune(self, deltas_GP: torch.Tensor, density: float) -> torch.Tensor:
+        """What is kept of the experts' changes, once for all targets, [G, P]."""
+        return deltas_GP
+
     @abstractmethod
-    def merge(self, deltas_GP: torch.Tensor, masses_G: torch.Tensor, density: float) -> torch.Tensor:
-        """The merged change, float32 [P]."""
+    def merge(self, deltas_GP: torch.Tensor, masses_G: torch.Tensor) -> torch.Tensor:
+        """The merged change of one target, float32 [P]."""
 
     def instantiate(
         self,
@@ -61,7 +66,8 @@ class MergedExperts(BranchedExperts):
         self, generic_P: torch.Tensor, deltas_GP: torch.Tensor, masses_WG: torch.Tensor
     ) -> Iterator[torch.Tensor]:
         for density in self.densities:
-            merged_WP = torch.stack([self.merge(deltas_GP, masses_G, density) for masses_G in masses_WG])
+            kept_GP = self.prune(deltas_GP, density)
+            merged_WP = torch.stack([self.merge(kept_GP, masses_G) for masses_G in masses_WG])
             for scaling in self.scalings:
                 yield generic_P + scaling * merged_WP
 
@@ -80,7 +86,7 @@ class MergedExperts(BranchedExperts):
 class LinearMerge(MergedExperts):
     """The average of the experts, weighted by the target's weight of each group."""
 
-    def merge(self, deltas_GP: torch.Tensor, masses_G: torch.Tensor, density: float) -> torch.Tensor:
+    def merge(self, deltas_GP: torch.Tensor, masses_G: torch.Tensor) -> torch.Tensor:
         return masses_G @ deltas_GP
 
 
@@ -92,7 +98,7 @@ class TaskArithmetic(LinearMerge):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PrunedMerge(MergedExperts):
+class PrunedMerge(LinearMerge):
     """The base of merges that keep a share of each tensor's changes, by PEFT."""
 
     scalings: tuple[float, ...] = SCALINGS
@@ -107,22 +113,15 @@ class PrunedMerge(MergedExperts):
         if not all(0 < density < 1 for density in self.densities):
             raise UserError(f"densities is {self.densities}; each must be above 0 and below 1.")
 
-    def by_tensor(
-        self,
-        merge: Callable[..., torch.Tensor],
-        deltas_GP: torch.Tensor,
-        weights_G: torch.Tensor,
-        density: float,
-    ) -> torch.Tensor:
-        """PEFT's function on each tensor, of the experts that have weight: others would take part in a vote."""
-        of_weight = weights_G > 0
-        deltas_gP, weights_g = deltas_GP[of_weight], weights_G[of_weight]
-        return torch.cat(
-            [
-                merge(list(deltas_gP[:, slot.offset : slot.offset + slot.size]), weights_g, density=density)
-                for slot in self._backbone.layout
-            ]
-        )
+    def prune_by_tensor(self, deltas_GP: torch.Tensor, density: float, **how: Any) -> torch.Tensor:
+        from peft.utils.merge_utils import prune  # deptry: ignore[DEP004]
+
+        kept_GP = torch.empty_like(deltas_GP)
+        for slot in self._backbone.layout:
+            columns = slice(slot.offset, slot.offset + slot.size)
+            for kept_P, delta_P in zip(kept_GP, deltas_GP, strict=True):
+                kept_P[columns] = prune(delta_P[columns], density, **how)
+        return kept_GP
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,10 +135,18 @@ class Ties(PrunedMerge):
 
     densities: tuple[float, ...] = (0.2, 0.5)
 
-    def merge(self, deltas_GP: torch.Tensor, masses_G: torch.Tensor, density: float) -> torch.Tensor:
-        from peft.utils.merge_utils import ties  # deptry: ignore[DEP004]
+    def prune(self, deltas_GP: torch.Tensor, density: float) -> torch.Tensor:
+        return self.prune_by_tensor(deltas_GP, density, method="magnitude")
 
-        return self.by_tensor(ties, deltas_GP, masses_G * (masses_G > 0).sum(), density)
+    def merge(self, deltas_GP: torch.Tensor, masses_G: torch.Tensor) -> torch.Tensor:
+        from peft.utils.merge_utils import (  # deptry: ignore[DEP004]
+            calculate_majority_sign_mask,
+            disjoint_merge,
+        )
+
+        of_weight = masses_G > 0  # others would take part in the vote
+        deltas_gP, weights_g = deltas_GP[of_weight], masses_G[of_weight] * of_weight.sum()
+        return disjoint_merge(weights_g[:, None] * deltas_gP, calculate_majority_sign_mask(deltas_gP))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,9 +159,7 @@ class Dare(PrunedMerge):
     densities: tuple[float, ...] = (0.5,)
     seed: int = 0
 
-    def merge(self, deltas_GP: torch.Tensor, masses_G: torch.Tensor, density: float) -> torch.Tensor:
-        from peft.utils.merge_utils import dare_linear  # deptry: ignore[DEP004]
-
+    def prune(self, deltas_GP: torch.Tensor, density: float) -> torch.Tensor:
         with torch.random.fork_rng([deltas_GP.device] if deltas_GP.is_cuda else []):
             torch.manual_seed(self.seed)
-            return self.by_tensor(dare_linear, deltas_GP, masses_G, density)
+            return self.prune_by_tensor(deltas_GP, density, method="random", rescale=True)

@@ -100,20 +100,28 @@ def test_task_arithmetic_goes_as_far_as_is_best_on_the_targets_windows():
 
 @pytest.mark.parametrize("density", [0.2, 0.6])
 def test_ties_is_that_of_peft(density):
-    """The sign is voted on without weights, and the weighted sum of those that agree is divided by their number."""
+    """The sign is voted on without weights, and the weighted sum of those that agree is divided by their number.
+
+    So says the formula, and PEFT's own `ties` of each tensor.
+    """
     one = make("merged-ties", densities=(density,), **PLAIN)
+    from peft.utils.merge_utils import ties  # deptry: ignore[DEP004]
+
     generic_P, experts_GP = models_of(one)
-    expected = []
+    expected, of_peft = [], []
     for weights_K in TARGETS:
         of_weight = weights_K > 0
         weights_g1 = (weights_K[of_weight] * of_weight.sum()).double()[:, None]
-        parts = []
+        parts, from_peft = [], []
         for deltas_gp in by_tensor(one, (experts_GP - generic_P)[of_weight]):
+            from_peft.append(ties(list(deltas_gp), weights_g1[:, 0].float(), density))
             kept_gp = trimmed(deltas_gp, density)
             agree_gp = kept_gp.sign() == torch.where(kept_gp.sum(0) >= 0, 1, -1)
             parts.append((weights_g1 * kept_gp * agree_gp).sum(0) / agree_gp.sum(0).clamp(min=1))
         expected.append(torch.cat(parts).float())
+        of_peft.append(torch.cat(from_peft))
     found = merged(one, generic_P, experts_GP) - generic_P
+    torch.testing.assert_close(found, torch.stack(of_peft), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-6)
 
 
