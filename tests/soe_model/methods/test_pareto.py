@@ -92,3 +92,20 @@ def test_members_are_whole_models_and_a_specialist_is_one_sum_of_them():
     assert cost.specialist_flops == 2 * cost.pretrained_size
     assert cost.pretraining_tokens == STEPS * B * L
     assert make("pareto").num_groups == len(GENERIC_K)
+
+
+def test_flops_are_those_of_the_trainers_products():
+    """To which Adam's 14 operations for each parameter come; padding, masses and the norm are left out."""
+    # Not at the top: it imports triton, before test_kernels.py can ask for its interpreter.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    one, run, learner = begun(group_K=GROUPS)
+    cost, groups, mixtures = one.cost(), one.num_groups, run.training.mixtures_per_step
+    with FlopCounterMode(display=False) as counted:
+        learner.train_step(*draw(run, 0))
+    width, size = learner.sharding.width, cost.specialist_size
+    padding = 3 * 2 * mixtures * groups * (width - size)
+    masses = 2 * mixtures * K * groups
+    norm = 2 * mixtures**2 * (width + groups)
+    products = counted.get_total_flops() - padding - masses - norm
+    assert cost.pretraining_flops == STEPS * (products + 14 * size * (1 + groups))
