@@ -42,7 +42,7 @@ ARROWS: dict[str, set[str]] = {
     "soe_model/planning": {"model", "optimizers", "presets"},
     "soe_model/files": {"model", "presets", "training"},
     "soe_model/specialists": {"bounds", "files", "model"},
-    "soe_model/methods": {"bounds", "model", "planning", "presets", "specialists", "training"},
+    "soe_model/methods": {"bounds", "model", "optimizers", "planning", "presets", "specialists", "training"},
     "soe_model/exports": {"files", "model", "specialists"},
     # From what all doors share to the doors.
     "flows/settings": set(),

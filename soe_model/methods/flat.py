@@ -11,7 +11,7 @@ from functools import cached_property
 
 import torch
 
-from soe_model.methods.method import Cost, Instance, Method, Run, Trained
+from soe_model.methods.method import Cost, Instance, Learner, Method, Run, Trained
 from soe_model.model.backbone import build_backbone
 from soe_model.model.flat_module import FlatModule
 from soe_model.model.router import check_domain_weights
@@ -35,7 +35,7 @@ class FlatMethod(Method):
     """The domains' centroids; a router starts from them."""
     device: str | torch.device = "cpu"
 
-    def begin(self, run: Run, begun: Trained | None = None) -> SoupTrainer:
+    def begin(self, run: Run, begun: Trained | None = None) -> Learner:
         if (begun is None) != (run.begins_from is None):
             raise ValueError(f"run {run.name} begins from {run.begins_from}; give that run, and no other.")
         return SoupTrainer(

@@ -120,7 +120,7 @@ class SoupTrainer:
         Raises:
             NonFiniteLoss: the loss or its gradient is not finite; nothing was updated.
         """
-        with _deterministic() if self.training.deterministic else nullcontext():
+        with deterministic_kernels() if self.training.deterministic else nullcontext():
             return self._train_step(tokens_BL1, mixture_B, domain_weights_WK)
 
     def _train_step(
@@ -224,7 +224,7 @@ class SoupTrainer:
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def deterministic_kernels() -> Iterator[None]:
     """Use PyTorch's bitwise reproducible kernels inside; the setting is global, so it is put back afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
