@@ -30,6 +30,8 @@ EXTRAS = {
     "soe_model/optimizers/compiling.py": {"triton"},
     "soe_model/optimizers/kernels.py": {"triton"},
     "soe_model/exports/git_theta_update.py": {"git_theta", "git", "file_or_name"},
+    "soe_model/methods/arrow.py": {"peft"},
+    "soe_model/methods/lora_pool.py": {"peft"},
     "soe_model/methods/merging.py": {"peft"},
 }
 """Files that import what an extra installs; the others import them late, or they import it late themselves."""
