@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from soe_model.methods.arrow import Arrow
 from soe_model.methods.crisp import Crisp
 from soe_model.methods.domain_experts import BranchedExperts, DomainExperts
 from soe_model.methods.generic import Generic
 from soe_model.methods.merging import Dare, LinearMerge, TaskArithmetic, Ties
 from soe_model.methods.method import Method
 from soe_model.methods.pareto import Pareto
+from soe_model.methods.phatgoose import Phatgoose
+from soe_model.methods.smear import Smear, SmearFrozen
 from soe_model.methods.soup import Soup
 from storage_schema.errors import UserError
 
@@ -24,6 +27,10 @@ METHODS: dict[str, Callable[..., Method]] = {
     "merged-ties": Ties,
     "merged-dare": Dare,
     "pareto": Pareto,
+    "smear": Smear,
+    "smear-frozen": SmearFrozen,
+    "phatgoose": Phatgoose,
+    "arrow": Arrow,
 }
 
 

@@ -21,6 +21,8 @@ BACKBONE = gpt2_config(
     initializer_range=0.1,
 ) | {"attn_implementation": "eager"}  # whose products are counted
 GENERIC_K = torch.full((K,), 1 / K)
+ROUTED = {"smear", "smear-frozen", "phatgoose", "arrow"}
+"""Methods whose models are modules: test_smear.py and test_phatgoose.py."""
 
 
 def make(name, *, rank=None, epsilon=1e-8, steps=STEPS, expert_rate=5e-3, generic_K=GENERIC_K, **options):
@@ -33,7 +35,7 @@ def make(name, *, rank=None, epsilon=1e-8, steps=STEPS, expert_rate=5e-3, generi
         learning_rate=1e-2, expert_learning_rate=expert_rate, router_learning_rate=5e-3, gradient_clip=1.0,
         adam=AdamConfig(epsilon=epsilon),
     )  # fmt: skip
-    if name in ("merged-ties", "merged-dare"):
+    if name in ("merged-ties", "merged-dare", "phatgoose", "arrow"):
         needs("peft", extra="exports")
     return method(name)(soup=soup, training=training, generic_K=generic_K, **options)
 
