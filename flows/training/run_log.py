@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from storage_schema.manifest import write_atomically
 
 LOG, EVENTS = "log.jsonl", "tensorboard"
@@ -23,6 +21,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *, step: int):
+        from tensorboardX import SummaryWriter  # imports torch, which who only reads a log does not need
+
         self._path = folder / LOG
         _cut(self._path, step)
         self._events = SummaryWriter(

@@ -6,6 +6,8 @@ import base64
 import json
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -44,6 +46,13 @@ def test_progress_is_said_in_words(progress, text, percent):
 @pytest.mark.parametrize("words", [("build-domains", "Embed passages (GPU)"), ("a", "_b_"), ("Ä/x.y", "2")])
 def test_keys_are_what_prefect_accepts(words):
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", artifact_key(*words))
+
+
+def test_a_flow_publishes_without_torch():
+    """Its process is started for each run, and importing torch takes seconds."""
+    code = "import flows.prefect_flows.result_artifacts, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_the_domains_card_and_table(tmp_path):
