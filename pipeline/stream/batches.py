@@ -11,16 +11,15 @@ Legend: B slots of one rank in a step, L tokens in a sequence, W mixtures per st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.mixtures.plan import MixturePlan, Steps
 from pipeline.remote.store import open_store
+from pipeline.stream.begun import Begun
 from pipeline.stream.window_reader import window_reader
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
@@ -146,7 +145,7 @@ class MixtureStream:
         head = min(start + self.block_steps, stop)
         fetch = Fetch(self)
         token_bytes = fetch.reader.store.token_dtype.itemsize
-        rest = _Begun(lambda: self._tables(head, stop, token_bytes)) if head < stop else ()
+        rest = Begun(lambda: self._tables(head, stop, token_bytes)) if head < stop else ()
         yield from self._fetched(fetch, start, head)
         first = head
         for table in rest:
@@ -244,20 +243,3 @@ class Fetch:
                 }
             )
         self.reader.finish()
-
-
-class _Begun:
-    """An iterator that is made in a thread, which also computes its first item."""
-
-    def __init__(self, make: Callable[[], Iterator[pa.Table]]):
-        self._begun = ThreadPoolExecutor(1, "first-block").submit(self._begin, make)
-
-    def __iter__(self) -> Iterator[pa.Table]:
-        first, items = self._begun.result()
-        yield from first
-        yield from items
-
-    @staticmethod
-    def _begin(make: Callable[[], Iterator[pa.Table]]) -> tuple[list[pa.Table], Iterator[pa.Table]]:
-        items = make()
-        return list(islice(items, 1)), items
