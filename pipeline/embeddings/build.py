@@ -2,8 +2,9 @@
 
 There is one part of embeddings per part of training passages, with the same rows in the same order, so each part is
 made (or made again after a crash) on its own. Ray Data tokenizes the parts in tasks and runs them through actors that
-load the model once. The encoder reads only the first ``max_seq_length`` word pieces of a passage. That number, the
-runtime and its precision are settings, and the manifest records them.
+load the model once; a few passages are embedded in this process, which has loaded the model already. The encoder
+reads only the first ``max_seq_length`` word pieces of a passage. That number, the runtime and its precision are
+settings, and the manifest records them.
 
 Legend: D embedding size.
 """
@@ -30,6 +31,8 @@ from storage_schema.manifest import Manifest
 from storage_schema.stage import Stage
 
 BATCH_SIZE = {"cpu": 32, "cuda": 256}
+FEW = 1000
+"""So many passages are embedded sooner than an actor has started and loaded the model, half a minute on two cores."""
 
 
 def embed_texts(model: Any, texts: Sequence[str]) -> np.ndarray:
@@ -88,9 +91,12 @@ def build_embeddings(
     report(done, sum(rows))
     if missing:
         items = [{"passages": str(parts[number]), "target": str(targets[number])} for number in missing]
-        for embedded in _through_actors(
-            items, weights, TokenizePart(tokenizer_of(model), max_seq_length), chosen, use_gpu
-        ):
+        tokenizing = TokenizePart(tokenizer_of(model), max_seq_length)
+        if sum(rows) - done <= FEW and chosen == "torch-float32" and not use_gpu:
+            embedding = _in_this_process(items, model, tokenizing)
+        else:
+            embedding = _through_actors(items, weights, tokenizing, chosen, use_gpu)
+        for embedded in embedding:
             done += embedded
             report(done, sum(rows))
     counts = {
@@ -110,11 +116,15 @@ class TokenizePart:
     def __init__(self, tokenizer_json: str | None, max_seq_length: int):
         self.tokenizer_json, self.max_seq_length = tokenizer_json, max_seq_length
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    def pieces(self, passages: str) -> WordPieces:
+        """The word pieces of the part; none if the model has to tokenize for itself."""
         if self.tokenizer_json is None:
-            return batch | {"ids": [np.empty(0, np.int32)], "lengths": [np.empty(0, np.int32)]}
-        table = read_parquet(str(batch["passages"][0]), columns=["text"])
-        pieces = tokenize(self.tokenizer_json, table["text"].to_pylist(), self.max_seq_length)
+            return WordPieces(np.empty(0, np.int32), np.empty(0, np.int32))
+        table = read_parquet(passages, columns=["text"])
+        return tokenize(self.tokenizer_json, table["text"].to_pylist(), self.max_seq_length)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        pieces = self.pieces(str(batch["passages"][0]))
         return batch | {"ids": [pieces.ids], "lengths": [pieces.lengths_N]}
 
 
@@ -134,22 +144,24 @@ class EmbedPart:
         # Ray Data passes on only the text of an exception, so errors for the user are returned as rows.
         try:
             pieces = WordPieces(np.asarray(batch["ids"][0]), np.asarray(batch["lengths"][0]))
-            return {"rows": [self._embed(source, target, pieces)], "errno": [0], "error": [""]}
+            return {"rows": [_embed(self.model, source, target, pieces)], "errno": [0], "error": [""]}
         except (OSError, ValueError) as error:
             return {"rows": [0], "errno": [getattr(error, "errno", None) or -1], "error": [str(error)]}
 
-    def _embed(self, source: str, target: str, pieces: WordPieces) -> int:
-        table = read_parquet(source, columns=["passage_id", "document_id", "text"])
-        texts = table["text"].to_pylist()
-        try:
-            if len(pieces.lengths_N):
-                vectors = unit_vectors(embed_word_pieces(self.model, pieces), texts)
-            else:
-                vectors = embed_texts(self.model, texts)
-        except ValueError as error:
-            raise UserError(f"{source}: {error}") from error
-        write_embeddings(target, table["passage_id"].to_numpy(), vectors)
-        return len(table)
+
+def _embed(model: Any, source: str, target: str, pieces: WordPieces) -> int:
+    """Embed a part and write its part of embeddings; returns its rows."""
+    table = read_parquet(source, columns=["passage_id", "document_id", "text"])
+    texts = table["text"].to_pylist()
+    try:
+        if len(pieces.lengths_N):
+            vectors = unit_vectors(embed_word_pieces(model, pieces), texts)
+        else:
+            vectors = embed_texts(model, texts)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from error
+    write_embeddings(target, table["passage_id"].to_numpy(), vectors)
+    return len(table)
 
 
 def write_embeddings(path: str, passage_ids: np.ndarray, vectors: np.ndarray) -> None:
@@ -178,6 +190,19 @@ def embeddings_of(table: pa.Table) -> np.ndarray:
     """The column ``embedding``, float16 ``[rows, D]``; not copied if the table is one batch."""
     column = table["embedding"].combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
+
+
+def _in_this_process(items: list[dict], model: Any, tokenizing: TokenizePart) -> Iterator[int]:
+    """As :func:`_through_actors`, with the model that is loaded here, on as many threads as an actor has."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(available_cores())
+    try:
+        for item in items:
+            yield _embed(model, item["passages"], item["target"], tokenizing.pieces(item["passages"]))
+    finally:
+        torch.set_num_threads(before)
 
 
 def _through_actors(

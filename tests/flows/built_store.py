@@ -13,6 +13,7 @@ from flows.jobs import build_domains as job
 from flows.settings import BuildDomains
 from pipeline.domains import build as partitioning
 from pipeline.domains import scatter
+from pipeline.embeddings import build as embedding
 from storage_schema.manifest import StoreError
 
 TOPICS = {
@@ -63,6 +64,7 @@ def interrupted(ray_cluster, settings):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(partitioning, "fit_root", on_a_full_disk)
+        patch.setattr(embedding, "FEW", 0)  # through actors, as a large corpus
         with pytest.raises(StoreError) as raised:
             job.run(settings)
     folder = Path(settings.store)

