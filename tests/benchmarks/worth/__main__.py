@@ -1,0 +1,76 @@
+"""What a soup is worth: a corpus of 200 MB, its domains, soups and twins of some million parameters.
+
+    python -m tests.benchmarks.worth prepare --folder FOLDER      # packages → corpus; minutes
+    python -m tests.benchmarks.worth build --folder FOLDER        # corpus → domains; an hour or two on two cores
+    python -m tests.benchmarks.worth train --folder FOLDER --name twin --config '{"method": "generic"}' --minutes 120
+
+Each step goes on where it was cut off. The store is FOLDER/soe/stores/worth, so afterwards every command of the product
+works on it with SOE_HOME=FOLDER/soe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from flows.settings import BuildDomains, Pretrain
+from tests.benchmarks.worth.corpus import prepare
+from tests.benchmarks.worth.kinds import FAR, NEAR
+from tests.benchmarks.worth.training import train
+
+TRAINING = {"store": "worth", "preset": "small", "batch_size": 32, "sequence_length": 256, "steps": 6000}
+"""1.9 million parameters with a vocabulary of 8192 tokens; 49 million tokens, about one reading of the corpus."""
+
+
+def build_settings(folder: Path) -> BuildDomains:
+    """32 x 32 domains: 100,000 passages then give each about a hundred; 64 x 64 would leave it 25, too few to draw
+    windows from for hours."""
+    return BuildDomains(
+        store="worth",
+        corpus=str(folder / "corpus"),
+        held_out_sources=[*NEAR, *FAR],
+        max_bad_documents=0,
+        vocab_size=8192,
+        tokenizer_sample_characters=50_000_000,
+        max_seq_length=64,
+        coarse_clusters=32,
+        leaf_clusters=32,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("step", choices=("prepare", "build", "train"))
+    parser.add_argument("--folder", type=Path, required=True, help="holds everything; a few gigabytes")
+    parser.add_argument("--name", help="train: of the run; the same name goes on")
+    parser.add_argument(
+        "--config", type=json.loads, default={}, help="train: settings of pretrain-soe, as JSON"
+    )
+    parser.add_argument("--points", type=int, default=6, help="train: how often losses are measured")
+    parser.add_argument(
+        "--minutes", type=float, default=120, help="train: stop after so long, to go on later"
+    )
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    if options.step == "prepare":
+        prepare(folder)
+        return
+    if options.step == "train":
+        os.environ["SOE_HOME"] = str(folder / "soe")
+        settings = Pretrain(**(TRAINING | {"name": options.name or "soup"} | options.config))
+        train(settings, folder / "runs" / settings.name, options.points, time.time() + 60 * options.minutes)
+        return
+    asked = build_settings(folder).model_dump_json(exclude_defaults=True)
+    command = [sys.executable, "-m", "flows.jobs.build_domains", "--config", asked]
+    sys.exit(subprocess.run(command, env=os.environ | {"SOE_HOME": str(folder / "soe")}).returncode)
+
+
+if __name__ == "__main__":
+    main()
