@@ -1,4 +1,4 @@
-"""The corpus of the benchmark: a JSON-lines file for each kind of text, with what is in it beside it."""
+"""The corpus of the benchmark: a JSON-lines file for each kind of text, and facts of it in a folder of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from storage_schema.manifest import write_atomically
 from tests.benchmarks.worth.kinds import FAR, KINDS, NEAR, Kind
 from tests.benchmarks.worth.packages import PACKAGES, unpacked, version
 
@@ -21,9 +22,10 @@ LONGEST_DOCUMENT = 200_000
 
 def write(kind: Kind, folder: Path, seed: int = 0) -> dict[str, Any]:
     """Write the kind's file, unless it is there, and what is known of it; return that."""
-    known, target = folder / "corpus" / f"{kind.name}.json", folder / "corpus" / f"{kind.name}.jsonl"
-    if known.exists():
+    known, target = folder / "facts" / f"{kind.name}.json", folder / "corpus" / f"{kind.name}.jsonl"
+    if known.exists() and target.exists():
         return json.loads(known.read_text())
+    known.parent.mkdir(parents=True, exist_ok=True)  # a corpus takes every .json for JSON lines
     target.parent.mkdir(parents=True, exist_ok=True)
     package = PACKAGES[kind.package]
     documents = [
@@ -49,8 +51,7 @@ def write(kind: Kind, folder: Path, seed: int = 0) -> dict[str, Any]:
         "licence": package.licence,
         "sources": {source: {"documents": number[source], "bytes": size[source]} for source in sorted(size)},
     }
-    known.with_suffix(".aside").write_text(json.dumps(facts, indent=1))
-    known.with_suffix(".aside").rename(known)
+    write_atomically(known, json.dumps(facts, indent=1))
     return facts
 
 
