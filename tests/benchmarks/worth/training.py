@@ -144,6 +144,8 @@ def line(settings: Pretrain, row: dict[str, Any], parts: dict[str, str]) -> str:
     said = []
     for part in ("seen", "near", "far", "generic"):
         of_part = [row["losses"][name] for name, its in parts.items() if its == part]
+        if not of_part:
+            continue
         chosen = [one["evaluation"][int(np.argmin(one["given"]))] for one in of_part]
         means = (
             np.mean([one["evaluation"][-1] for one in of_part]),
