@@ -4,15 +4,19 @@ import gzip
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from flows.settings import Pretrain
+from pipeline.specialists.sets import SpecialistSet
+from pipeline.tokenizer import load_tokenizer
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
-from tests.benchmarks.worth import corpus, kinds, packages, training
+from storage_schema.layout import store_folder
+from tests.benchmarks.worth import corpus, kinds, packages, report, sets, training
 from tests.benchmarks.worth.plain_text import of_html
-from tests.toy_store import make_store
+from tests.toy_store import write_texts
 
 
 def test_a_page_gives_what_its_reader_sees():
@@ -85,17 +89,25 @@ def test_a_kind_is_written_once_and_bounded(tmp_path, monkeypatch):
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     monkeypatch.setenv("SOE_HOME", str(tmp_path))
-    make_store(tmp_path / "stores/worth", [400, 0, 300, 900])
+    monkeypatch.setattr(sets, "embed_texts", lambda embedder, texts: np.eye(2)[[" b" in text for text in texts]])
+    store = tmp_path / "stores/worth"
+    texts = {letter: [f"{letter} {number} " * 30 for number in range(20)] for letter in ("a a", "b b")}
+    write_texts(store, [*texts.values()])
 
-    def sets(store: DomainStore, folder, length: int):
-        windows = torch.arange(2 * (length + 1)).reshape(2, -1) % 7
-        weights = torch.tensor([1.0, 0, 0, 0]), torch.tensor([0.25, 0, 0.25, 0.5])
-        return [
-            training.Set(part, part, row, windows, windows)
-            for part, row in zip(("near", "generic"), weights, strict=True)
-        ]
+    def load(store: str, length: int):
+        opened = DomainStore(store_folder(store))
+        tokenizer = load_tokenizer(store_folder(store) / "tokenizer" / "tokenizer.json")
+        windows = {
+            name: torch.from_numpy(tokenizer.encode_windows(some, length))[:4]
+            for name, some in (("databases", texts["b b"]), (sets.GENERIC, texts["a a"]))
+        }
+        one = SpecialistSet(name="databases", texts=texts["b b"][:8], evaluation=[])
+        found = sets.assign_to_domains(sets.embed_texts(None, one.texts), opened.tree)
+        return sets.Sets(
+            [one], [found], windows, opened.tree.generic_weights, tokenizer, embedder=None, tree=opened.tree
+        )
 
-    monkeypatch.setattr(training, "load_sets", sets)
+    monkeypatch.setattr(training, "load_sets", load)
     return Pretrain(
         name="run", store="worth", steps=6, batch_size=4, sequence_length=16, mixtures_per_step=2,
         support_size=2, num_experts=2, warmup_steps=0,
@@ -105,11 +117,58 @@ def settings(tmp_path, monkeypatch):
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(settings, tmp_path):
     whole = training.train(settings, tmp_path / "whole", points=2, until=time.time() + 600)
     assert training.train(settings, tmp_path / "cut", points=2, until=0) is None
-    assert not (tmp_path / "cut/curve.json").exists()
     for _ in range(6):
         cut = training.train(settings, tmp_path / "cut", points=2, until=0)
     assert [row["step"] for row in cut["curve"]] == [3, 6]
     assert [row["losses"] for row in cut["curve"]] == [row["losses"] for row in whole["curve"]]
+    assert json.loads((tmp_path / "cut" / training.CURVE).read_text()) == cut
     assert len(list((tmp_path / "cut").glob("step-*"))) == 1
-    row = whole["curve"][-1]["losses"]["near"]
-    assert len(row["evaluation"]) == len(row["given"]) == len(training.SHARES)
+
+
+def test_an_unfinished_soup_is_measured_as_the_product_would(settings, tmp_path):
+    """Each method's instance is the one that its domain weights make; a twin has one."""
+    soup = training.train(settings, tmp_path / "soup", points=1, until=time.time() + 600)
+    row = soup["curve"][-1]["losses"]["databases"]
+    assert len(row["blended"]) == 4 and row["share"] in (0, 0.25, 0.5, 0.75, 1)
+    assert row["nearest-centroids"] != row["generic"]
+    if row["share"] in (0, 1):
+        assert row["blended"] == row["nearest-centroids" if row["share"] else "generic"]
+    twin = settings.model_copy(update={"method": "generic", "name": "twin"})
+    row = training.train(twin, tmp_path / "twin", points=1, until=time.time() + 600)["curve"][-1]
+    assert row["losses"]["databases"]["blended"] == row["losses"]["databases"]["generic"]
+
+
+def curve(name: str, seed: int, gain: float, rate: float) -> dict:
+    """A run as `train` leaves it: losses fall with the logarithm of tokens."""
+    rows = []
+    for step in (10, 20, 40):
+        loss = 5 - float(np.log(step)) / 10
+        of_set = {"blended": [loss - gain], "nearest-centroids": [loss], "generic": [loss]}
+        losses = {"databases": of_set, "recipes": of_set, "perl": of_set, "generic": of_set}
+        rows.append({"step": step, "seconds": step / rate, "losses": losses})
+    method = "generic" if name == "twin" else "soup"
+    return {
+        "settings": {"name": f"{name}-{seed}", "method": method, "seed": seed},
+        "parts": {"databases": "near", "recipes": "far", "perl": "seen", "generic": "generic"},
+        "parameters": 1000, "steps": 40, "tokens_per_step": 100, "curve": rows,
+    }  # fmt: skip
+
+
+def test_the_report_compares_at_equal_tokens_and_at_equal_time(tmp_path):
+    for seed in (0, 1):
+        for name, gain, rate in (("twin", 0, 2.0), ("soup", 0.1 + seed / 10, 1.0)):
+            place = tmp_path / "runs" / f"{name}-{seed}" / training.CURVE
+            place.parent.mkdir(parents=True)
+            place.write_text(json.dumps(curve(name, seed, gain, rate)))
+    found = report.report(tmp_path)["soup"]
+    last = found["differences"]["blended"]["far"]["equal_tokens"][-1]
+    assert last["at"] == 4000 and last["mean"] == pytest.approx(-0.15)
+    assert last["spread"] == pytest.approx(np.std([0.1, 0.2], ddof=1))
+    # At the soup's 20 steps the twin had 40: the loss of twice the tokens.
+    timed = found["differences"]["blended"]["far"]["equal_time"]
+    assert timed[1]["mean"] == pytest.approx(-0.15 + np.log(2) / 10)
+    assert timed[2] is None  # the twin was not trained so long
+    assert found["specialists_over_generic"]["far"]["worst"] == pytest.approx(-0.1)
+    assert found["tokens_to_reach_the_twin"]["far"] == pytest.approx([4000 / np.e, 1000])
+    assert (tmp_path / "report.json").exists() and (tmp_path / "report.png").stat().st_size > 5000
+    assert "| far " in (tmp_path / "report.md").read_text()

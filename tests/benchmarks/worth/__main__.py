@@ -2,7 +2,9 @@
 
     python -m tests.benchmarks.worth prepare --folder FOLDER      # packages → corpus; minutes
     python -m tests.benchmarks.worth build --folder FOLDER        # corpus → domains; an hour or two on two cores
-    python -m tests.benchmarks.worth train --folder FOLDER --name twin --config '{"method": "generic"}' --minutes 120
+    python -m tests.benchmarks.worth train --folder FOLDER --name twin-0 --config '{"method": "generic"}' --minutes 120
+    python -m tests.benchmarks.worth train --folder FOLDER --name soup-0 --minutes 120
+    python -m tests.benchmarks.worth report --folder FOLDER       # table and chart of the runs that are there
 
 Each step goes on where it was cut off. The store is FOLDER/soe/stores/worth, so afterwards every command of the product
 works on it with SOE_HOME=FOLDER/soe.
@@ -21,6 +23,7 @@ from pathlib import Path
 from flows.settings import BuildDomains, Pretrain
 from tests.benchmarks.worth.corpus import prepare
 from tests.benchmarks.worth.kinds import FAR, NEAR
+from tests.benchmarks.worth.report import report
 from tests.benchmarks.worth.training import train
 
 TRAINING = {"store": "worth", "preset": "small", "batch_size": 32, "sequence_length": 256, "steps": 6000}
@@ -47,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("prepare", "build", "train"))
+    parser.add_argument("step", choices=("prepare", "build", "train", "report"))
     parser.add_argument("--folder", type=Path, required=True, help="holds everything; a few gigabytes")
     parser.add_argument("--name", help="train: of the run; the same name goes on")
     parser.add_argument(
@@ -61,6 +64,10 @@ def main() -> None:
     folder = options.folder.resolve()
     if options.step == "prepare":
         prepare(folder)
+        return
+    if options.step == "report":
+        report(folder)
+        print((folder / "report.md").read_text())
         return
     if options.step == "train":
         os.environ["SOE_HOME"] = str(folder / "soe")
