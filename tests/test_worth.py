@@ -89,7 +89,9 @@ def test_a_kind_is_written_once_and_bounded(tmp_path, monkeypatch):
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     monkeypatch.setenv("SOE_HOME", str(tmp_path))
-    monkeypatch.setattr(sets, "embed_texts", lambda embedder, texts: np.eye(2)[[" b" in text for text in texts]])
+    monkeypatch.setattr(
+        sets, "embed_texts", lambda embedder, texts: np.eye(2)[[int("b" in text) for text in texts]]
+    )
     store = tmp_path / "stores/worth"
     texts = {letter: [f"{letter} {number} " * 30 for number in range(20)] for letter in ("a a", "b b")}
     write_texts(store, [*texts.values()])

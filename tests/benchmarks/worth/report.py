@@ -50,8 +50,12 @@ def compare(soups: list[Run], twins: list[Run]) -> dict[str, Any]:
     differences = {
         method: {
             part: {
-                "equal_tokens": [_summary(values) for values in zip(*_at(pairs, method, part, _tokens), strict=False)],
-                "equal_time": [_summary(values) for values in zip(*_at(pairs, method, part, _seconds), strict=False)],
+                "equal_tokens": [
+                    _summary(values) for values in zip(*_at(pairs, method, part, _tokens), strict=False)
+                ],
+                "equal_time": [
+                    _summary(values) for values in zip(*_at(pairs, method, part, _seconds), strict=False)
+                ],
             }
             for part in PARTS
         }
@@ -114,7 +118,11 @@ def losses_of(run: Run, method: str, part: str) -> np.ndarray:
 
 def _reached(soup: Run, twin: Run, part: str) -> float | None:
     """Tokens at which the default specialist first has the twin's last loss; None: it never has."""
-    goal, losses, tokens = losses_of(twin, "generic", part)[-1], losses_of(soup, "blended", part), _tokens(soup)
+    goal, losses, tokens = (
+        losses_of(twin, "generic", part)[-1],
+        losses_of(soup, "blended", part),
+        _tokens(soup),
+    )
     below = np.flatnonzero(losses <= goal)
     if not len(below):
         return None
@@ -137,7 +145,10 @@ def _table(name: str, row: dict[str, Any]) -> str:
         cells = [_said(row["differences"][method][part]["equal_tokens"][-1]) for method in METHODS]
         timed = [one for one in row["differences"]["blended"][part]["equal_time"] if one]
         over = row["specialists_over_generic"].get(part)
-        cells += [_said(timed[-1] if timed else None), f"{over['mean']:+.3f}, {over['worst']:+.3f}" if over else ""]
+        cells += [
+            _said(timed[-1] if timed else None),
+            f"{over['mean']:+.3f}, {over['worst']:+.3f}" if over else "",
+        ]
         lines.append(f"| {part} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

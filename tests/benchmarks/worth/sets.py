@@ -6,7 +6,6 @@ Legend: W instances, K domains, N experts, P parameters of an instance, n window
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,8 @@ def load_sets(store: str, sequence_length: int) -> Sets:
     tree = DomainStore(folder).tree
     made_with = read_manifest(folder / "embeddings", "embeddings").configuration
     embedder = load_embedder(
-        find_embedder(made_with["embedder"], made_with["revision"]), max_seq_length=made_with["max_seq_length"]
+        find_embedder(made_with["embedder"], made_with["revision"]),
+        max_seq_length=made_with["max_seq_length"],
     )
     tokenizer = load_tokenizer(folder / "tokenizer" / "tokenizer.json")
 
@@ -88,9 +88,7 @@ def losses(trainer: SoupTrainer, sets: Sets) -> dict[str, dict[str, Any]]:
     generic_1K = torch.from_numpy(sets.generic_K).float()[None]
     if not trainer.soup.num_experts:
         own = _of(trainer, generic_1K, [*sets.evaluation.values()], shared=True)
-        return {
-            name: dict.fromkeys(METHODS, row) for name, row in zip(sets.evaluation, own, strict=True)
-        }
+        return {name: dict.fromkeys(METHODS, row) for name, row in zip(sets.evaluation, own, strict=True)}
     blended_WK, said = blended_weights(_Meter(trainer, sets), sets.sets, sets.assignments, sets.assign)
     found = {GENERIC: dict.fromkeys(METHODS, _of(trainer, generic_1K, [sets.evaluation[GENERIC]])[0])}
     for one, assignment, blended_K, how in zip(sets.sets, sets.assignments, blended_WK, said, strict=True):
@@ -113,7 +111,9 @@ def _of(
     found = []
     for at, windows_nL1 in enumerate(windows):
         trainer.backbone.params_P.copy_(instances[0 if shared else at])
-        found.append([round(loss, 5) for loss in window_losses(trainer.backbone.module, windows_nL1).tolist()])
+        found.append(
+            [round(loss, 5) for loss in window_losses(trainer.backbone.module, windows_nL1).tolist()]
+        )
     return found
 
 
