@@ -33,8 +33,10 @@ class MetaDistribution(Protocol):
     def uniforms(self, domains: Domains) -> int:
         """How many uniform numbers one mixture takes."""
 
-    def draw(self, domains: Domains, first: int, uniform_TWu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The mixtures from number `first` on: domains int64 [T, W, s] and weights float64 [T, W, s].
+    def draw(
+        self, domains: Domains, number_TW: np.ndarray, uniform_TWu: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The mixtures of these numbers, int64 [T, W]: domains int64 [T, W, s] and weights float64 [T, W, s].
 
         A mixture of fewer than s domains is padded with its last domain, at weight zero.
         """
@@ -61,7 +63,9 @@ class Sparse:
     def uniforms(self, domains: Domains) -> int:
         return 2 * self.support_size
 
-    def draw(self, domains: Domains, first: int, uniform_TWu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def draw(
+        self, domains: Domains, number_TW: np.ndarray, uniform_TWu: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         for_support, for_weights = np.split(uniform_TWu, 2, axis=-1)
         return draw_support(for_support, domains, by_size=self.by_size), normalised(for_weights)
 
@@ -96,7 +100,9 @@ class Dirichlet:
     def uniforms(self, domains: Domains) -> int:
         return 2 * self._size(domains)
 
-    def draw(self, domains: Domains, first: int, uniform_TWu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def draw(
+        self, domains: Domains, number_TW: np.ndarray, uniform_TWu: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         from scipy.special import gammaincinv
 
         for_support, for_weights = np.split(uniform_TWu, 2, axis=-1)
@@ -157,9 +163,11 @@ class Fixed:
     def uniforms(self, domains: Domains) -> int:
         return 0
 
-    def draw(self, domains: Domains, first: int, uniform_TWu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def draw(
+        self, domains: Domains, number_TW: np.ndarray, uniform_TWu: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         support = np.flatnonzero(self.weights_K)
-        shape = (*uniform_TWu.shape[:2], len(support))
+        shape = (*number_TW.shape, len(support))
         weights = np.asarray(self.weights_K, np.float64)[support]
         return np.broadcast_to(support, shape), np.broadcast_to(weights, shape)
 
@@ -188,13 +196,15 @@ class Given:
     def uniforms(self, domains: Domains) -> int:
         return 0
 
-    def draw(self, domains: Domains, first: int, uniform_TWu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        steps, width = uniform_TWu.shape[:2]
-        mixtures = [self._mixture(number, domains) for number in range(first, first + steps * width)]
+    def draw(
+        self, domains: Domains, number_TW: np.ndarray, uniform_TWu: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        mixtures = [self._mixture(number, domains) for number in number_TW.ravel().tolist()]
         size = max(len(support) for support, _ in mixtures)
         support_TWs = np.stack([np.pad(s, (0, size - len(s)), mode="edge") for s, _ in mixtures])
         weights_TWs = np.stack([np.pad(w, (0, size - len(w))) for _, w in mixtures])
-        return support_TWs.reshape(steps, width, size), weights_TWs.reshape(steps, width, size)
+        shape = (*number_TW.shape, size)
+        return support_TWs.reshape(shape), weights_TWs.reshape(shape)
 
     def _mixture(self, number: int, domains: Domains) -> tuple[np.ndarray, np.ndarray]:
         support, weights = (np.asarray(array) for array in self.function(number))

@@ -122,8 +122,9 @@ class MixturePlan:
         count, width = stop - start, self.mixtures_per_step
         needed = width * self.meta_distribution.uniforms(self.domains)
         [uniform_TWu] = self._uniform(MIXTURES, start, count, (1, needed), slice(None))
+        number_TW = np.arange(start * width, stop * width).reshape(count, width)
         support_TWs, weights_TWs = self.meta_distribution.draw(
-            self.domains, start * width, uniform_TWu.reshape(count, width, -1)
+            self.domains, number_TW, uniform_TWu.reshape(count, width, -1)
         )
         for_domain, for_row = self._uniform(SLOTS, start, count, (2, self.batch_size), slots)
         domain_TB = _domains(support_TWs, weights_TWs, for_domain, self.mixture_of_slot()[slots])

@@ -109,6 +109,12 @@ def draw_support(uniform: np.ndarray, domains: Domains, *, by_size: bool) -> np.
     return domains.numbers[taken]
 
 
+def drawn_by_size(uniform: np.ndarray, domains: Domains) -> np.ndarray:
+    """The domain of a random window for each uniform number, int64."""
+    ends = np.cumsum(domains.sizes)
+    return domains.numbers[np.searchsorted(ends, (uniform * ends[-1]).astype(np.int64), side="right")]
+
+
 def normalised(weights: np.ndarray) -> np.ndarray:
     """Divide by the sum over the last axis, which is added in a fixed order. All zeros become equal weights."""
     total = np.cumsum(weights, axis=-1)[..., -1:]

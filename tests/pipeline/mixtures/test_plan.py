@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.mixtures.compositions import Mixed, WithGeneric
 from pipeline.mixtures.meta_distributions import Dirichlet, Fixed, Given, Sparse, window_shares
+from pipeline.mixtures.neighbourhoods import Neighbourhood
 from pipeline.mixtures.plan import MixturePlan, _domains
 from tests.extras import missing
 
@@ -25,6 +27,9 @@ GOLDEN_DIGESTS = {
     "around the generic one": "3f20dd92ca5925201c4952d1108da4ce8df6bf34ac8d59596ecf67f40a6673d6",
     "fixed": "53b0eae4c1416a07db42ff5ef7e5fe35c8574c6f6ecfc86dfdd17dea31ba9194",
     "given": "a504586f29ff9eea19a17208501f604ff4b6fb5b3d633eb0fc57c781bacaa096",
+    "neighbourhood": "80789715d8cf526f8b6a0b25e5c66a884522aa91be5bfc42e99790a17adce23a",
+    "with generic": "3de717c199f5c0449015d6e2c0db937a02a57b40626092d2ecc80496983dc41e",
+    "mixed": "f6915b12618e0024466ca358fa4ce4d9a06b66b73952fba1fad0deb22348a42e",
 }
 
 
@@ -32,6 +37,14 @@ def windows(seed=0):
     sizes = np.random.Generator(np.random.PCG64(seed)).integers(1, 1000, K)
     sizes[::7] = 0
     return sizes
+
+
+def centroids():
+    """Of unit norm; the empty domains have none."""
+    centroids_KD = np.random.Generator(np.random.PCG64(1)).integers(-50, 51, (K, 16)).astype(np.float32)
+    centroids_KD /= np.sqrt(np.square(centroids_KD).sum(1, keepdims=True))
+    centroids_KD[::7] = np.nan
+    return centroids_KD
 
 
 def plan(law=None, **settings):
@@ -47,6 +60,15 @@ LAWS = {
     "around the generic one": Dirichlet(concentration=0.05, by_size=True),
     "fixed": Fixed(window_shares(windows())),
     "given": Given(lambda number: (np.array([9 + number % 3, 1]), np.array([0.75, 0.25])), name="test"),
+    "neighbourhood": Neighbourhood(centroids()),
+    "with generic": WithGeneric(law=Sparse(support_size=4), share="triangular"),
+    "mixed": Mixed(
+        (
+            (0.5, Sparse(support_size=4, by_size=True)),
+            (1.0, Given(lambda number: (np.array([9 + number % 3]), np.ones(1)), name="test")),
+            (0.5, WithGeneric(law=Neighbourhood(centroids(), [0.1]), share="uniform")),
+        )
+    ),
 }
 
 
@@ -185,6 +207,9 @@ def test_digest_names_the_data():
         {"law": Sparse(support_size=5)},
         {"law": Sparse(support_size=4, by_size=True)},
         {"law": Dirichlet(support_size=4)},
+        {"law": WithGeneric(law=Sparse(support_size=4), share=0.5)},
+        {"law": WithGeneric(law=Sparse(support_size=4), share="uniform")},
+        {"law": Mixed(((1.0, Sparse(support_size=4)),))},
         {"store_digest": "x"},
         {"sequence_length": 9},
     ):

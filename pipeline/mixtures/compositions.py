@@ -1,0 +1,126 @@
+"""Laws made of other laws: mixed with the generic mixture, or one of several for each mixture.
+
+Legend: T steps, W mixtures per step, M of these, s domains in a mixture, n domains that are not empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.mixtures.meta_distributions import MetaDistribution
+from pipeline.mixtures.supports import Domains
+from storage_schema.errors import UserError
+
+GenericShare = float | Literal["uniform", "triangular"]
+"""Part of a mixture that is the generic one: a number from 0 to 1, or drawn for each mixture from a law. ``uniform``:
+every part is equally likely. ``triangular``: 1 - √u, the less the likelier, a third on average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithGeneric:
+    """``(1 - share) * law + share * generic``: what a set of texts is that resembles the corpus more or less.
+
+    The generic mixture has all domains, in proportion to their windows, so a mixture has all of them too.
+    """
+
+    law: MetaDistribution
+    share: GenericShare
+
+    def __post_init__(self) -> None:
+        if isinstance(self.share, str) or not 0 <= self.share <= 1:
+            if self.share not in ("uniform", "triangular"):
+                raise UserError(
+                    f"the generic share is {self.share!r}; it must be a number from 0 to 1, 'uniform' or 'triangular'."
+                )
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"law": "with generic", "share": self.share, "of": self.law.description}
+
+    def check(self, domains: Domains) -> None:
+        self.law.check(domains)
+
+    def uniforms(self, domains: Domains) -> int:
+        return self.law.uniforms(domains) + 1
+
+    def draw(
+        self, domains: Domains, number_TW: np.ndarray, uniform_TWu: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        own_TW = self._own_share(uniform_TWu[..., 0])
+        support_TWs, weights_TWs = self.law.draw(domains, number_TW, uniform_TWu[..., 1:])
+        shape = (*number_TW.shape, len(domains.numbers))
+        weights_TWn = _spread(support_TWs, weights_TWs, domains).reshape(shape)
+        weights_TWn *= own_TW[..., None]
+        weights_TWn += (1 - own_TW[..., None]) * (domains.sizes / domains.sizes.sum())
+        return np.broadcast_to(domains.numbers, shape), weights_TWn
+
+    def _own_share(self, uniform: np.ndarray) -> np.ndarray:
+        """How much of each mixture is the law's own."""
+        match self.share:
+            case "uniform":
+                return uniform
+            case "triangular":
+                return np.sqrt(uniform)
+        return np.full_like(uniform, 1 - self.share)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """One of several laws for each mixture, by the mixture's own uniform number."""
+
+    laws: tuple[tuple[float, MetaDistribution], ...]
+    """Share of the mixtures, and law. Shares are divided by their sum."""
+
+    def __post_init__(self) -> None:
+        if not self.laws:
+            raise UserError("there are no laws to mix: give at least one, with its share of the mixtures.")
+        for share, law in self.laws:
+            if not 0 < share < np.inf:
+                raise UserError(
+                    f"the share of the law {law.description['law']} is {share}; it must be positive and finite."
+                )
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"law": "mixed", "laws": [{"share": share, "of": law.description} for share, law in self.laws]}
+
+    def check(self, domains: Domains) -> None:
+        for _, law in self.laws:
+            law.check(domains)
+
+    def uniforms(self, domains: Domains) -> int:
+        return 1 + max(law.uniforms(domains) for _, law in self.laws)
+
+    def draw(
+        self, domains: Domains, number_TW: np.ndarray, uniform_TWu: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        ends = np.cumsum([share for share, _ in self.laws])
+        # A number times the sum may round onto the sum, which belongs to the last law.
+        law_TW = np.minimum(
+            np.searchsorted(ends, uniform_TWu[..., 0] * ends[-1], side="right"), len(ends) - 1
+        )
+        drawn = []
+        for index, (_, law) in enumerate(self.laws):
+            its_TW = law_TW == index
+            if its_TW.any():
+                uniform_M1u = uniform_TWu[its_TW][:, None, 1 : 1 + law.uniforms(domains)]
+                drawn.append((its_TW, *law.draw(domains, number_TW[its_TW][:, None], uniform_M1u)))
+        size = max(support.shape[-1] for _, support, _ in drawn)
+        support_TWs = np.empty((*number_TW.shape, size), np.int64)
+        weights_TWs = np.zeros((*number_TW.shape, size))
+        for its_TW, support_M1s, weights_M1s in drawn:
+            missing = size - support_M1s.shape[-1]
+            support_TWs[its_TW] = np.pad(support_M1s[:, 0], ((0, 0), (0, missing)), mode="edge")
+            weights_TWs[its_TW, : size - missing] = weights_M1s[:, 0]
+        return support_TWs, weights_TWs
+
+
+def _spread(support_TWs: np.ndarray, weights_TWs: np.ndarray, domains: Domains) -> np.ndarray:
+    """Weights of all domains that are not empty, float64 [M * n]. Padding has a domain again, at weight zero."""
+    n = len(domains.numbers)
+    place_Ms = np.searchsorted(domains.numbers, support_TWs).reshape(-1, support_TWs.shape[-1])
+    place_Ms = place_Ms + n * np.arange(len(place_Ms))[:, None]
+    return np.bincount(place_Ms.ravel(), weights_TWs.ravel(), minlength=n * len(place_Ms))
