@@ -7,12 +7,13 @@ Relative names: a store, run, soup or specialist without a slash lives under ``S
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage_schema.errors import UserError
 
+GenericShare = Annotated[float, Field(ge=0, le=1)] | Literal["uniform", "triangular"]
 SpecialistMethod = Literal["blended", "nearest-centroids", "learned-coefficients", "fine-tuned"]
 
 
@@ -138,6 +139,19 @@ class AddDocuments(Settings):
     use_gpu: bool = Field(False, description="Embed on GPUs; an error at once if there are none.")
 
 
+class MixtureLaw(Settings):
+    """One of the laws of `mixed`; the settings are those of the same names in `Pretrain`."""
+
+    law: Literal["sparse", "uniform", "dirichlet", "neighbourhood", "fixed", "recorded"]
+    share: float = Field(gt=0, allow_inf_nan=False, description="Of the mixtures; shares may have any sum.")
+    support_size: int | None = Field(None, ge=1)
+    by_size: bool = False
+    concentration: float = Field(1.0, gt=0)
+    neighbourhood_scales: list[float] | None = Field(None, min_length=1)
+    generic_share: GenericShare | None = None
+    ratios: str | None = None
+
+
 class Pretrain(Settings):
     """A store → a soup (or its generic twin). Unset fields take the preset's value (soe_model/presets.py)."""
 
@@ -153,11 +167,14 @@ class Pretrain(Settings):
     batch_size: int | None = Field(None, ge=1, description="Sequences per step, over all workers.")
     sequence_length: int | None = Field(None, ge=8)
     mixtures_per_step: int | None = Field(None, ge=1, description="W: instances a step; divides batch_size.")
-    meta_distribution: Literal["sparse", "uniform", "dirichlet", "fixed", "recorded"] = Field(
+    meta_distribution: Literal[
+        "sparse", "uniform", "dirichlet", "neighbourhood", "fixed", "recorded", "mixed"
+    ] = Field(
         "sparse",
         description="The law of the mixtures, the paper's pi: `sparse` draws support_size domains, then uniform "
         "weights on them; `uniform` puts uniform weights on all domains; `dirichlet` draws Dirichlet weights "
-        "(on support_size domains, or on all); `recorded` takes them from `ratios`, one per row; `fixed` is the one "
+        "(on support_size domains, or on all); `neighbourhood` takes the domains around a random passage; `mixed` "
+        "draws each mixture from one of `laws`; `recorded` takes them from `ratios`, one per row; `fixed` is the one "
         "row of `ratios` in every step (with method=generic: CRISP, one model for one set of texts).",
     )
     support_size: int | None = Field(None, ge=1, description="s: domains in a mixture (section 2.4).")
@@ -166,6 +183,21 @@ class Pretrain(Settings):
         description="sparse: draw domains in proportion to their size; dirichlet: mixtures around the generic one.",
     )
     concentration: float = Field(1.0, gt=0, description="dirichlet: the smaller, the sparser.")
+    neighbourhood_scales: list[float] | None = Field(
+        None,
+        min_length=1,
+        description="neighbourhood: squared distances of embeddings, one of them for each mixture; a domain at the "
+        "squared distance d weighs its size times exp(-d/scale). None: 0.05, 0.1, 0.2, 0.4.",
+    )
+    generic_share: GenericShare | None = Field(
+        None,
+        description="Part of each mixture that is the generic one: a number from 0 to 1; `uniform`: another one for "
+        "each mixture; `triangular`: the same, but 1-√u, a third on average. None: 0; neighbourhood: triangular.",
+    )
+    laws: list[MixtureLaw] | None = Field(
+        None,
+        description="mixed: the laws, each with its share of the mixtures and its own settings.",
+    )
     ratios: str | None = Field(
         None,
         description="recorded, fixed: path of a ratios.csv (`soe ratios` and `soe weights` write one).",

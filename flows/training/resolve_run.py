@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import numpy as np
-
-from flows.settings import Pretrain, refuse_unused
+from flows.settings import Pretrain
 from flows.training.custom_backbone import custom_backbone
+from flows.training.laws import meta_distribution
 from flows.training.run_record import claimed
-from pipeline.mixtures.meta_distributions import Dirichlet, Fixed, MetaDistribution, Sparse, window_shares
 from pipeline.mixtures.plan import MixturePlan
-from pipeline.mixtures.ratios import read_fixed, read_ratios
 from pipeline.remote.store import open_store
 from pipeline.stream.batches import MixtureStream
 from soe_model.planning.model_size import model_size
@@ -129,10 +126,9 @@ def world_sizes(batch_size: int, min_workers: int, num_workers: int) -> list[int
 
 def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig) -> MixtureStream:
     """The run's plan over the store's domains, as a stream."""
-    windows_K = store.windows_K(training.sequence_length)
     plan = MixturePlan(
-        windows_K,
-        meta_distribution(settings, training, windows_K),
+        store.windows_K(training.sequence_length),
+        meta_distribution(settings, training, store),
         seed=settings.seed,
         batch_size=training.batch_size,
         mixtures_per_step=training.mixtures_per_step,
@@ -147,55 +143,6 @@ def make_stream(settings: Pretrain, store: DomainStore, training: TrainingConfig
         window_steps=settings.window_steps,
     )
     return stream.for_rank(0, settings.num_workers)
-
-
-SETTINGS_OF_LAW = {
-    "sparse": ("support_size", "by_size"),
-    "uniform": (),
-    "dirichlet": ("support_size", "by_size", "concentration"),
-    "recorded": ("ratios",),
-    "fixed": ("ratios",),
-}
-"""The settings that each law reads."""
-
-
-def meta_distribution(
-    settings: Pretrain, training: TrainingConfig, windows_K: np.ndarray
-) -> MetaDistribution:
-    """The law of the run's mixtures.
-
-    Raises ValueError for a setting that the law has no use for, and for a `ratios` file that is missing or none.
-    """
-    law = settings.meta_distribution
-    if settings.method == "generic" and law != "fixed":
-        if settings.ratios is not None:
-            raise UserError(
-                f"method=generic trains one model on one mixture, and ratios is {settings.ratios!r}: give "
-                "meta_distribution=fixed with it, or leave ratios out."
-            )
-        return Fixed(window_shares(windows_K))  # whatever mixtures the soup beside it is trained on
-    _check_used(settings)
-    if law == "dirichlet":
-        return Dirichlet(
-            concentration=settings.concentration,
-            support_size=settings.support_size,
-            by_size=settings.by_size,
-        )
-    if settings.ratios is not None and law == "recorded":
-        return read_ratios(settings.ratios)
-    if settings.ratios is not None:
-        return read_fixed(settings.ratios, len(windows_K))
-    everything = int((windows_K > 0).sum())
-    size = everything if law == "uniform" else training.support_size
-    return Sparse(support_size=size, by_size=settings.by_size)
-
-
-def _check_used(settings: Pretrain) -> None:
-    """Raise ValueError for a setting of another law, or a missing one."""
-    law = settings.meta_distribution
-    if "ratios" in SETTINGS_OF_LAW[law] and settings.ratios is None:
-        raise UserError(f"meta_distribution={law} reads its mixtures from a table: give its path as ratios.")
-    refuse_unused(settings, "meta_distribution", SETTINGS_OF_LAW)
 
 
 def stream_of_run(name: str) -> tuple[MixtureStream, int]:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from flows.settings import Pretrain, refuse_unused
-from flows.training.resolve_run import SETTINGS_OF_LAW
+from flows.training.laws import SETTINGS_OF_LAW
 
 
 def check(**settings) -> None:
