@@ -114,6 +114,11 @@ class Bank:
             experts = (coefficients_WN @ coefficients_WN.T * gram_WW).sum()
         return gram_WW.sum().clamp(min=0), experts.clamp(min=0)
 
+    def gram(self) -> torch.Tensor:
+        """Inner products of the experts over all parameters, [N, N], on every rank; all ranks call it together."""
+        gram_NN = self.experts.gram()
+        return gram_NN if isinstance(self.experts, LowRankExperts) else self.sharding.sum(gram_NN)
+
     def update(
         self,
         coefficients_WN: torch.Tensor,

@@ -19,6 +19,9 @@ from soe_model.optimizers import Adam, AdamConfig
 from soe_model.optimizers.rounding import normal, row_keys
 from storage_schema.errors import UserError
 
+GRAM_ELEMENTS = 1 << 22
+"""Products of factors that are held together while the experts' inner products are computed."""
+
 
 def factor_slots(layout: list[ParameterSlot], rank: int) -> list[ParameterSlot]:
     """Where A [a, r] and B [b, r] of each matrix lie in the vector of an expert's factors: ``name.A``, ``name.B``, ...
@@ -128,6 +131,19 @@ class LowRankExperts:
     def _gradients_of(self, matrix: ParameterSlot, grads_WP: torch.Tensor) -> torch.Tensor:
         """The gradients of one matrix, a view [W, a, b]."""
         return grads_WP[:, matrix.offset : matrix.offset + matrix.size].unflatten(1, matrix.shape)
+
+    def gram(self) -> torch.Tensor:
+        """Inner products of the experts' A Bᵀ, [N, N], on every rank: of i and j the sum of (A_iᵀ A_j) * (B_iᵀ B_j)."""
+        count = len(self.factors_NQ)
+        total = self.factors_NQ.new_zeros(count, count)
+        at_once = max(1, GRAM_ELEMENTS // (count * self.rank**2))
+        for _, a, b in self._pairs():
+            left, right = self._factor(self.factors_NQ, a), self._factor(self.factors_NQ, b)
+            for start in range(0, count, at_once):
+                rows = slice(start, start + at_once)
+                of_left = torch.einsum("nar,mas->nmrs", left[rows], left)
+                total[rows] += (of_left * torch.einsum("nbr,mbs->nmrs", right[rows], right)).sum((2, 3))
+        return total
 
     def squared_norm(self) -> torch.Tensor:
         """Squared norm of the gradient of all factors, on every rank."""

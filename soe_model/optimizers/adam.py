@@ -97,6 +97,10 @@ class AdamExperts:
         """Gradient of the coefficients, ``G expertsᵀ`` [W, N]."""
         return grads_Wp @ self.weights_Np.T
 
+    def gram(self) -> torch.Tensor:
+        """Inner products of the experts over these columns, [N, N]."""
+        return self.weights_Np @ self.weights_Np.T
+
     def update(
         self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor, *, step: int, learning_rate: float
     ) -> None:

@@ -31,6 +31,9 @@ from soe_model.optimizers.tile import (
 )
 from storage_schema.errors import UserError
 
+GRAM_COLUMNS = 1 << 16
+"""Columns that are float32 at once for the experts' inner products; a tile of a GPU would be half a gigabyte."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
@@ -112,6 +115,14 @@ class CompactExperts:
         total = grads_Wp.new_zeros(len(grads_Wp), len(self.high_Np))
         for columns in self._tiles():
             total += self._dots(grads_Wp[:, columns], self.high_Np[:, columns])
+        return total
+
+    def gram(self) -> torch.Tensor:
+        """Inner products of the same rounded experts over these columns, [N, N]."""
+        total = torch.zeros(len(self.high_Np), len(self.high_Np), device=self.high_Np.device)
+        for part in self.high_Np.split(GRAM_COLUMNS, dim=1):
+            part_Nt = part.float()
+            total += part_Nt @ part_Nt.T
         return total
 
     def update(

@@ -21,6 +21,7 @@ from soe_model.model.router import Router
 from soe_model.model.sharding import ALIGNMENT, Sharding, current_rank, owned_mixtures
 from soe_model.optimizers import Adam
 from soe_model.presets import SoupConfig, TrainingConfig
+from soe_model.training.specialisation import Specialisation, share_entropy, specialisation
 from soe_model.training.step_clock import StepClock
 
 
@@ -173,7 +174,7 @@ class SoupTrainer:
         loss = loss_W.sum().item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._refuse(loss_W, grads_Wp, loss, norm)
-        entropy = _entropy(coefficients_WN).mean().item()
+        entropy = share_entropy(coefficients_WN)
         scale = min(1.0, self.training.gradient_clip / max(norm, 1e-12))
         rates, schedule = self.training, learning_rate_factor(self.step, self.training)
         self.bank.update(
@@ -209,6 +210,15 @@ class SoupTrainer:
         """The models of domain weights (eq. 2), float32 [W, P] on every rank; all ranks call it together."""
         return self.bank.instances(self.router.module(domain_weights_WK.to(self.device)))
 
+    @torch.no_grad()
+    def specialisation(self, domain_weights_MK: torch.Tensor) -> Specialisation:
+        """Whether the bank specialises, by its experts and these mixtures; all ranks call it together.
+
+        It reads the bank once and takes N² P multiplications: as much as to combine N mixtures.
+        """
+        coefficients_MN = self.router.module(domain_weights_MK.to(self.device))
+        return specialisation(coefficients_MN, self.bank.gram())
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a resume needs besides the step, by name. :meth:`is_whole` says which are only this rank's share."""
         moments = {f"router.{name}": tensor for name, tensor in self._router_optimizer.tensors().items()}
@@ -233,13 +243,6 @@ def deterministic_kernels() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=only_warned)
-
-
-def _entropy(coefficients_WN: torch.Tensor) -> torch.Tensor:
-    """Entropy [W] in nats of each row's shares of the sum of its magnitudes."""
-    sizes_WN = coefficients_WN.abs()
-    shares_WN = sizes_WN / sizes_WN.sum(1, keepdim=True).clamp_min(1e-30)
-    return torch.special.entr(shares_WN).sum(1)
 
 
 def learning_rate_factor(step: int, training: TrainingConfig) -> float:

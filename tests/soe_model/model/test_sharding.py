@@ -20,7 +20,7 @@ VARIANTS = {
 
 
 def _trained(variant, share=slice(None)):
-    """Losses and what a model is made of after four steps on a share of the slots."""
+    """Losses, what a model is made of, and the experts' inner products, after four steps on a share of the slots."""
     settings = VARIANTS[variant]
     trainer = make_trainer(batch_size=B, **settings)
     losses = []
@@ -28,7 +28,12 @@ def _trained(variant, share=slice(None)):
         tokens, mixture, weights = make_batch(number, batch_size=B, mixtures=settings["mixtures_per_step"])
         losses.append(trainer.train_step(tokens[share], mixture[share], weights).loss)
     coefficients = torch.eye(trainer.soup.num_experts)
-    return torch.tensor(losses), trainer.bank.instances(coefficients), trainer.router.params_P
+    return (
+        torch.tensor(losses),
+        trainer.bank.instances(coefficients),
+        trainer.router.params_P,
+        trainer.bank.gram(),
+    )
 
 
 def _rank(rank, world_size, port, results):
