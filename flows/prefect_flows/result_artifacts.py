@@ -177,15 +177,14 @@ def soup_card(config: Pretrain) -> str:
     """Markdown: the run's settings, numbers, digests, loss curve, and the command that makes it again."""
     manifest = read_manifest(soup_folder(config.name), "soup")
     summary = read_object(run_folder(config.name) / "summary.json")
-    log = {row["step"]: row["loss"] for row in read_log(run_folder(config.name))}
-    steps = sorted(log)
+    log = {row["step"]: row for row in read_log(run_folder(config.name))}
     inputs = [[f"{name} digest", f"`{digest}`"] for name, digest in manifest.inputs.items()]
     rows = [[name.replace("_", " "), _number(value)] for name, value in summary.items()]
     chosen = f'{{"config": {config.model_dump_json(exclude_defaults=True)}}}'
     command = ["prefect", "deployment", "run", "pretrain-soe", "--params", chosen]
     lines = [
         f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}",
-        charts.as_markdown(charts.loss_curve(steps, [log[s] for s in steps]), "training loss by step"),
+        *charts.of_log([log[step] for step in sorted(log)]),
         _table(["", ""], [*rows, ["digest", f"`{manifest.digest}`"], *inputs]),
         f"In `{soup_folder(config.name)}`; checkpoints and log in `{run_folder(config.name)}`.",
         "The same command resumes the run where it was cut off, and finds it finished when it is:",
@@ -200,12 +199,14 @@ def training_card(config: Pretrain) -> str | None:
     if not rows:
         return None
     last = rows[-1]
-    curve = charts.loss_curve([row["step"] for row in rows], [row["loss"] for row in rows])
-    numbers = [[name.replace("_", " "), _number(value)] for name, value in last.items()]
+    newest = {
+        name: value for row in rows for name, value in row.items()
+    }  # some are not measured for every row
+    numbers = [[name.replace("_", " "), _number(value)] for name, value in newest.items()]
     return "\n\n".join(
         [
             f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}, step {last['step']:,.0f}",
-            charts.as_markdown(curve, "training loss by step"),
+            *charts.of_log(rows),
             _table(["", ""], numbers),
             f"In `{run_folder(config.name)}`. If it is cut off, the same command resumes it.",
         ]

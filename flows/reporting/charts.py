@@ -1,4 +1,4 @@
-"""The pictures of a run: sizes of domains, loss curves, losses of the specialist sets."""
+"""The pictures of a run: sizes of domains, loss curves, whether the bank specialises, losses of the specialist sets."""
 
 from __future__ import annotations
 
@@ -34,6 +34,34 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> Figure:
     axes.plot(steps, smooth, color=_SOUP, linewidth=1.6)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     return figure
+
+
+def specialisation(rows: Sequence[dict[str, float]]) -> Figure:
+    """Whether the bank specialises, by step: the rows of the log that say it (soe_model/training/specialisation.py)."""
+    figure, axes = _axes(7.0, 2.8)
+    steps = [row["step"] for row in rows]
+    for name, label, color in (
+        ("coefficient_spread", "spread of the coefficients", _SOUP),
+        ("instance_spread", "spread of the instances", _GENERIC),
+        ("expert_cosine", "mean |cos| of two experts", _GREY),
+    ):
+        axes.plot(steps, [row[name] for row in rows], color=color, marker=".", linewidth=1.4, label=label)
+    axes.set(xlabel="step", ylim=0)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    return figure
+
+
+def of_log(rows: Sequence[dict[str, float]]) -> list[str]:
+    """A run's log in Markdown: its loss and, of a soup, whether the bank specialises."""
+    steps, losses = ([row[name] for row in rows] for name in ("step", "loss"))
+    shown = [as_markdown(loss_curve(steps, losses), "training loss by step")]
+    if measured := [row for row in rows if "expert_cosine" in row]:
+        shown += [
+            as_markdown(specialisation(measured), "whether the bank specialises, by step"),
+            "A bank specialises where the spreads are large and the cosine is small: coefficients and instances then "
+            "differ between mixtures, and the experts do not all point one way.",
+        ]
+    return shown
 
 
 def specialist_losses(sets: Sequence[dict[str, Any]]) -> Figure:

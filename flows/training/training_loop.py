@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,20 @@ from ray.train import CheckpointUploadMode, DataConfig
 
 from flows.training import fatal_errors
 from flows.training.checkpoints import Checkpoints
-from flows.training.run_reporter import Watch
+from flows.training.run_reporter import LOG_EVERY, Watch
 from pipeline.stream.batches import Batch, MixtureStream
 from pipeline.tasks import available_cores
 from soe_model.files.soup import write_soup
+from soe_model.training.specialisation import Specialisation
 from soe_model.training.trainer import NonFiniteLoss, SoupTrainer, StepResult
 from storage_schema.json_files import read_json
 from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import write_atomically
+
+MEASURE_EVERY = 5 * LOG_EVERY
+"""Steps between two looks at whether the bank specialises."""
+PROBES = 64
+"""Mixtures that are looked at: the run's own first ones, always the same."""
 
 
 class MixtureDataConfig(DataConfig):
@@ -123,11 +130,18 @@ class _Run:
                 arrived = time.monotonic()
                 clock = clock or arrived  # the first batch waits for Ray to start its actors
                 result = self._step(batch)
+                measured = self._specialisation()
                 now = time.monotonic()
                 seconds, waited, clock = now - clock, arrived - clock, now
                 self.train_seconds += seconds
                 if watch:
-                    watch.after_step(result, seconds=seconds, waited=waited, train_seconds=self.train_seconds)
+                    watch.after_step(
+                        result,
+                        measured,
+                        seconds=seconds,
+                        waited=waited,
+                        train_seconds=self.train_seconds,
+                    )
                 if trainer.step % self.checkpoint_every == 0 or trainer.step == self.steps:
                     self.checkpoints.begin(self._metrics(result), {"train_seconds": self.train_seconds})
                     clock = time.monotonic()
@@ -151,6 +165,18 @@ class _Run:
         except NonFiniteLoss as error:
             message = fatal_errors.not_finite(error.step, error.mixtures, batch.domain_weights_WK, str(error))
             raise Diverged(message) from error
+
+    def _specialisation(self) -> Specialisation | None:
+        """Whether the bank specialises, after some steps; on all ranks, whose columns are added up."""
+        due = self.trainer.step % MEASURE_EVERY == 0 or self.trainer.step == self.steps
+        if not due or not self.trainer.soup.num_experts:
+            return None
+        return self.trainer.specialisation(self._probes_MK)
+
+    @cached_property
+    def _probes_MK(self) -> torch.Tensor:
+        probes_MK = self.stream.plan.first_mixtures(PROBES, stop=self.steps)
+        return torch.from_numpy(probes_MK.astype(np.float32))
 
     def _metrics(self, result: StepResult) -> dict[str, Any]:
         return {"step": self.trainer.step, "loss": result.loss}

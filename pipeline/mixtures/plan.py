@@ -133,6 +133,12 @@ class MixturePlan:
             start=start, support_TWs=support_TWs, weights_TWs=weights_TWs, domain_TB=domain_TB, row_TB=row_TB
         )
 
+    def first_mixtures(self, count: int, *, stop: int) -> np.ndarray:
+        """The domain weights of the run's first mixtures, dense float64 [M, K]: `count`, or all before step `stop`."""
+        last = min(-(-count // self.mixtures_per_step), stop)
+        steps = self.steps(0, last, slice(0))
+        return np.concatenate([steps.domain_weights(step, self.num_domains) for step in range(last)])[:count]
+
     def mixture_of_slot(self) -> np.ndarray:
         """int64[B]: the mixture each slot belongs to."""
         return np.arange(self.batch_size) // (self.batch_size // self.mixtures_per_step)

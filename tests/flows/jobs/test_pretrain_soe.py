@@ -19,6 +19,7 @@ from flows.cli.main import main
 from flows.jobs import pretrain_soe, runner
 from flows.settings import Pretrain
 from flows.training import resolve_run as run_plan
+from flows.training.run_log import read_log
 from pipeline.mixtures.ratios import write_fixed
 from pipeline.tasks import available_cores
 from soe_model.files.soup import SoupOfExperts
@@ -81,6 +82,13 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
     assert sorted(found) == list(range(10, 61, 10))
     for step, loss in found.items():
         assert abs(loss - expected[step]) < 1e-5
+    # Of the first 64 mixtures; 60 is the last step.
+    plan = run_plan.make_stream(settings, store, training).plan
+    probes = torch.from_numpy(plan.first_mixtures(64, stop=60)).float()
+    measured = [row for row in read_log(home / "runs" / "one") if "expert_cosine" in row]
+    assert [row["step"] for row in measured] == [50, 60]
+    for name, value in asdict(trainer.specialisation(probes)).items():
+        assert value > 0 and measured[-1][name] == pytest.approx(value, rel=1e-3), name
     opened = SoupOfExperts.open(home / "soups" / "one")
     weights = torch.tensor([[0.5, 0.0, 0.5, 0.0]])
     [instance] = trainer.bank.instances(trainer.router.module(weights).detach())

@@ -129,6 +129,22 @@ def test_the_soups_card_says_how_to_resume(tmp_path, monkeypatch):
     assert resumed(command) == apostrophe
 
 
+def test_the_card_of_a_run_shows_whether_its_bank_specialises(tmp_path, monkeypatch):
+    """A picture of the steps after which it was measured, and the newest value of each number."""
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    folder = run_folder("mine")
+    folder.mkdir(parents=True)
+    assert artifacts.training_card(Pretrain(name="mine")) is None
+    log = [{"step": step, "loss": 9.0 / step} for step in (10, 20)]
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
+    assert len(pictures(artifacts.training_card(Pretrain(name="mine")))) == 1
+    log[0] |= {"coefficient_spread": 0.31, "instance_spread": 0.085, "expert_cosine": 0.6}
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
+    card = artifacts.training_card(Pretrain(name="mine"))
+    assert len(pictures(card)) == 2 and "step 20" in card
+    assert "| instance spread | 0.085 |" in card and "| loss | 0.45 |" in card
+
+
 def resumed(command: str) -> Pretrain:
     words = shlex.split(command)
     assert words[:-1] == ["prefect", "deployment", "run", "pretrain-soe", "--params"]

@@ -24,7 +24,7 @@ HALVES = [
     {"law": "neighbourhood", "share": 0.5},
     {"law": "sparse", "share": 0.5, "support_size": 2, "by_size": True, "generic_share": "triangular"},
 ]
-"""The law of issue 17's trials: half neighbourhoods, half sparse by size, each mixed with the generic mixture."""
+"""Half neighbourhoods, half sparse by size, each mixed with the generic mixture."""
 
 
 @pytest.fixture(scope="module")

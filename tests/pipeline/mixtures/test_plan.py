@@ -199,6 +199,14 @@ def test_a_point_on_the_very_end_is_no_domain_without_weight():
         ]
 
 
+@pytest.mark.parametrize(("count", "stop", "expected"), [(6, 100, 6), (8, 100, 8), (50, 3, 12)])
+def test_the_first_mixtures_are_those_of_the_first_steps(count, stop, expected):
+    found = plan().first_mixtures(count, stop=stop)
+    steps = plan().steps(0, 3)
+    whole = np.concatenate([steps.domain_weights(step, K) for step in range(3)])
+    assert np.array_equal(found, whole[:expected])
+
+
 def test_digest_names_the_data():
     assert plan().digest == plan().digest
     for change in (
