@@ -52,8 +52,7 @@ class WithGeneric:
         own_TW = self._own_share(uniform_TWu[..., 0])
         support_TWs, weights_TWs = self.law.draw(domains, number_TW, uniform_TWu[..., 1:])
         shape = (*number_TW.shape, len(domains.numbers))
-        weights_TWn = _spread(support_TWs, weights_TWs, domains).reshape(shape)
-        weights_TWn *= own_TW[..., None]
+        weights_TWn = own_TW[..., None] * _spread(support_TWs, weights_TWs, domains).reshape(shape)
         weights_TWn += (1 - own_TW[..., None]) * (domains.sizes / domains.sizes.sum())
         return np.broadcast_to(domains.numbers, shape), weights_TWn
 
@@ -109,6 +108,8 @@ class Mixed:
                 uniform_M1u = uniform_TWu[its_TW][:, None, 1 : 1 + law.uniforms(domains)]
                 drawn.append((its_TW, *law.draw(domains, number_TW[its_TW][:, None], uniform_M1u)))
         size = max(support.shape[-1] for _, support, _ in drawn)
+        if size == len(domains.numbers):
+            return self._of_all_domains(drawn, domains, number_TW.shape)
         support_TWs = np.empty((*number_TW.shape, size), np.int64)
         weights_TWs = np.zeros((*number_TW.shape, size))
         for its_TW, support_M1s, weights_M1s in drawn:
@@ -117,10 +118,25 @@ class Mixed:
             weights_TWs[its_TW, : size - missing] = weights_M1s[:, 0]
         return support_TWs, weights_TWs
 
+    @staticmethod
+    def _of_all_domains(
+        drawn: list[tuple[np.ndarray, np.ndarray, np.ndarray]], domains: Domains, shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The mixtures of laws of which one has all domains: their numbers are held once, and not per mixture."""
+        shape = (*shape, len(domains.numbers))
+        weights_TWn = np.empty(shape)
+        for its_TW, support_M1s, weights_M1s in drawn:
+            weights_TWn[its_TW] = _spread(support_M1s, weights_M1s, domains).reshape(-1, shape[-1])
+        return np.broadcast_to(domains.numbers, shape), weights_TWn
+
 
 def _spread(support_TWs: np.ndarray, weights_TWs: np.ndarray, domains: Domains) -> np.ndarray:
     """Weights of all domains that are not empty, float64 [M * n]. Padding has a domain again, at weight zero."""
     n = len(domains.numbers)
+    if support_TWs.shape[-1] == n and not any(
+        support_TWs.strides[:-1]
+    ):  # one array of all domains stands for all
+        return weights_TWs.reshape(-1)
     place_Ms = np.searchsorted(domains.numbers, support_TWs).reshape(-1, support_TWs.shape[-1])
     place_Ms = place_Ms + n * np.arange(len(place_Ms))[:, None]
     return np.bincount(place_Ms.ravel(), weights_TWs.ravel(), minlength=n * len(place_Ms))

@@ -55,6 +55,15 @@ def test_padding_takes_no_weight_from_a_domain():
     np.testing.assert_allclose(found, (expected + GENERIC) / 2, atol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_law_of_all_domains_is_left_as_it_is(steps):
+    """Its weights may be one array for all mixtures, which nobody may write to."""
+    uneven = np.array([0.5, 0, 0.1, 0.1, 0.1, 0.2])
+    for law in Fixed(uneven), Mixed(((1.0, Fixed(uneven)),)):
+        found = weights(WithGeneric(law=law, share=0.5), steps)
+        np.testing.assert_allclose(found, [(uneven + GENERIC) / 2] * steps, atol=1e-12)
+
+
 def test_each_mixture_picks_its_law_by_its_share():
     laws = [Fixed(np.eye(6)[k]) for k in (0, 3, 5)]
     law = Mixed(tuple(zip([1, 2, 5], laws, strict=True)))
@@ -81,6 +90,16 @@ def test_each_law_s_mixtures_are_as_it_draws_them_alone():
     np.testing.assert_allclose(found[numbers, 0], (numbers % 7) / 8, atol=1e-12)
     largest = (found[~of_given] - GENERIC / 2).max(1)
     np.testing.assert_allclose(largest, 0.5, atol=1e-12)
+
+
+def test_where_a_law_has_all_domains_their_numbers_are_held_once():
+    plan = MixturePlan(
+        WINDOWS, Mixed(((1, WithGeneric(law=ALONE, share=0.5)), (1, ALONE))), seed=0, batch_size=2
+    )
+    steps = plan.steps(0, 40)
+    assert steps.support_TWs.strides[:2] == (0, 0) and (steps.support_TWs == np.flatnonzero(WINDOWS)).all()
+    assert set((steps.weights_TWs > 0).sum(-1).ravel()) == {1, 5}
+    assert not steps.constant
 
 
 def test_mixtures_of_fewer_domains_are_padded():

@@ -29,7 +29,7 @@ GOLDEN_DIGESTS = {
     "given": "a504586f29ff9eea19a17208501f604ff4b6fb5b3d633eb0fc57c781bacaa096",
     "neighbourhood": "80789715d8cf526f8b6a0b25e5c66a884522aa91be5bfc42e99790a17adce23a",
     "with generic": "3de717c199f5c0449015d6e2c0db937a02a57b40626092d2ecc80496983dc41e",
-    "mixed": "f6915b12618e0024466ca358fa4ce4d9a06b66b73952fba1fad0deb22348a42e",
+    "mixed": "c16adeabdc0b3105143b5c3ea051dfc27a54a0cc5945d6b66281068191633221",
 }
 
 
