@@ -16,7 +16,7 @@ from flows.cluster import session
 from flows.jobs import runner
 from flows.reporting.progress import progress
 from flows.settings import AddDocuments
-from flows.store_build.estimate import Ahead
+from flows.store_build.estimate import Ahead, look_ahead_of_addition
 from flows.store_build.stage_runner import Stages, full_disk_named
 from flows.store_build.store_builder import draw_atlas, embeddings_stage
 from pipeline.corpus.documents import Corpus
@@ -27,6 +27,7 @@ from pipeline.domains.scatter import Folders
 from pipeline.embeddings.embedder import EmbedderWeights, reload_embedder
 from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
+from pipeline.planning.estimate import CUT
 from pipeline.reports.audit import STAGES
 from pipeline.tree.kmeans import KMeansSettings
 from storage_schema.corpus import SPLITS, part_files
@@ -57,7 +58,10 @@ def run(settings: AddDocuments) -> dict[str, Any]:
         session.connect()
         session.require_gpus(settings.use_gpu)
         with only_writer(folder):
-            addition = Addition(settings, folder, base, _addition_folder(corpus, folder))
+            place = _addition_folder(corpus, folder)
+            ahead = look_ahead_of_addition(base, place, corpus, encoder[1], use_gpu=settings.use_gpu)
+            ahead.say()
+            addition = Addition(settings, folder, base, place, ahead)
             addition.passages(corpus)
             addition.embeddings(*encoder)
             addition.domains()
@@ -73,8 +77,10 @@ def run(settings: AddDocuments) -> dict[str, Any]:
 class Addition:
     """The stages of one addition, made as the store's own were."""
 
-    def __init__(self, settings: AddDocuments, store: Path, base: dict[str, Manifest], folder: Path):
-        self.settings, self.store, self.base, self.folder = settings, store, base, folder
+    def __init__(
+        self, settings: AddDocuments, store: Path, base: dict[str, Manifest], folder: Path, ahead: Ahead
+    ):
+        self.settings, self.store, self.base, self.folder, self.ahead = settings, store, base, folder, ahead
         self.stages = Stages(folder, rebuild=None)
 
     def passages(self, corpus: Corpus) -> None:
@@ -92,7 +98,7 @@ class Addition:
             {"corpus": corpus.digest, "store": DomainStore(self.store, num_volumes=len(before)).digest},
         )
         if stage.finished is None:
-            with progress("cut passages", "files") as report:
+            with self.ahead.progress(CUT, "files") as report:
                 build_passages(
                     stage,
                     corpus,
@@ -109,12 +115,13 @@ class Addition:
                     report=report,
                 )
         self.stages.close("passages", stage)
+        self.ahead.know_passages(self.stages.manifests["passages"].counts["passages"])
 
     def embeddings(self, weights: EmbedderWeights, model: Any) -> None:
         base, use_gpu = self.base["embeddings"], self.settings.use_gpu
         made = base.configuration | {"runtime": base.counts["runtime"]}
         embeddings_stage(
-            self.stages, made, base.inputs["model"], weights, model, use_gpu=use_gpu, ahead=Ahead()
+            self.stages, made, base.inputs["model"], weights, model, use_gpu=use_gpu, ahead=self.ahead
         )
 
     def domains(self) -> None:

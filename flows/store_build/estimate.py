@@ -1,9 +1,9 @@
-"""How long a build will take: said at its start, when its passages are counted, and beside each stage's progress."""
+"""How long a build or an addition takes: said at its start, when passages are counted, and as each stage goes on."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from flows.settings import BuildDomains
 from pipeline.corpus.documents import Corpus
 from pipeline.planning.estimate import CLUSTER, CUT, EMBED, TRAIN, BuildEstimate, estimate_build, in_words
 from pipeline.planning.trial import encoder_rate, sample_corpus
+from storage_schema.manifest import Manifest
 
 _STAGES = {"passages": CUT, "tokenizer": TRAIN, "embeddings": EMBED, "domains": CLUSTER}
+
+LESS = "Fewer passages (`max_passages`) or reading less of each (`max_seq_length`) take less."
 
 
 class Ahead:
@@ -23,17 +26,18 @@ class Ahead:
 
     Args:
         estimate: None: say nothing.
+        advice: what takes less time, for the run's page.
     """
 
-    def __init__(self, estimate: BuildEstimate | None = None):
-        self.estimate = estimate
+    def __init__(self, estimate: BuildEstimate | None = None, *, advice: str = ""):
+        self.estimate, self.advice = estimate, advice
 
     def say(self) -> None:
         """Print the estimate, and show it on the run's page."""
         if self.estimate:
             for line in self.estimate.lines():
                 print(f"estimate: {line}", flush=True)
-            write_card("estimate", self.estimate.markdown())
+            write_card("estimate", f"{self.estimate.markdown()} {self.advice}".strip())
 
     def know_passages(self, passages: int) -> None:
         """Once the passages are counted, say what is left."""
@@ -60,36 +64,80 @@ class Ahead:
 
 def look_ahead(settings: BuildDomains, folder: Path, corpus: Corpus, model: Any) -> Ahead:
     """Estimate the build, in the Ray session. Takes two seconds, or none where nothing long is left."""
+    estimate = _estimate(
+        corpus,
+        model,
+        finished=() if settings.rebuild else _finished(folder),
+        passage_characters=settings.passage_characters,
+        held_out_fraction=settings.held_out_fraction,
+        max_passages=settings.max_passages,
+        tokenizer_sample=0 if settings.tokenizer else settings.tokenizer_sample_characters,
+        runtime=settings.embedder_runtime,
+        max_seq_length=settings.max_seq_length,
+        use_gpu=settings.use_gpu,
+    )
+    return Ahead(estimate, advice=LESS)
+
+
+def look_ahead_of_addition(
+    base: Mapping[str, Manifest], folder: Path, corpus: Corpus, model: Any, *, use_gpu: bool
+) -> Ahead:
+    """As :func:`look_ahead`, for an addition in `folder` to the store whose stages have the manifests `base`."""
+    passages, embeddings = base["passages"].configuration, base["embeddings"]
+    estimate = _estimate(
+        corpus,
+        model,
+        finished=("tokenizer", *_finished(folder)),
+        passage_characters=passages["passage_characters"],
+        held_out_fraction=passages["held_out_fraction"],
+        max_passages=None,
+        tokenizer_sample=0,
+        runtime=embeddings.counts["runtime"],
+        max_seq_length=embeddings.configuration["max_seq_length"],
+        use_gpu=use_gpu,
+    )
+    return Ahead(estimate)
+
+
+def _finished(folder: Path) -> tuple[str, ...]:
+    return tuple(kind for kind in _STAGES if (folder / kind).exists())
+
+
+def _estimate(
+    corpus: Corpus,
+    model: Any,
+    *,
+    finished: Sequence[str],
+    passage_characters: int,
+    held_out_fraction: float,
+    max_passages: int | None,
+    tokenizer_sample: int,
+    runtime: str,
+    max_seq_length: int,
+    use_gpu: bool,
+) -> BuildEstimate | None:
     import ray
 
-    done = () if settings.rebuild else tuple(kind for kind in _STAGES if (folder / kind).exists())
-    if "domains" in done or "embeddings" in done:
-        return Ahead()
-    sample = sample_corpus(corpus, settings.passage_characters)
+    if "domains" in finished or "embeddings" in finished:
+        return None
+    sample = sample_corpus(corpus, passage_characters)
     rate = None
-    if not settings.use_gpu:
+    if not use_gpu:
         rate = encoder_rate(
-            model,
-            sample,
-            runtime=settings.embedder_runtime,
-            max_seq_length=settings.max_seq_length,
-            max_passages=settings.max_passages,
+            model, sample, runtime=runtime, max_seq_length=max_seq_length, max_passages=max_passages
         )
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    size = model.get_embedding_dimension() or 0
-    return Ahead(
-        estimate_build(
-            sample,
-            disk_bytes=corpus.store_bytes(
-                passage_characters=settings.passage_characters,
-                max_passages=settings.max_passages,
-                embedding_size=size,
-            ),
-            cores=max(1, int(ray.cluster_resources().get("CPU", 1))),
-            encoder_rate=rate and rate * nodes,
-            held_out_fraction=settings.held_out_fraction,
-            max_passages=settings.max_passages,
-            tokenizer_sample=0 if settings.tokenizer else settings.tokenizer_sample_characters,
-            finished=[_STAGES[kind] for kind in done],
-        )
+    return estimate_build(
+        sample,
+        disk_bytes=corpus.store_bytes(
+            passage_characters=passage_characters,
+            max_passages=max_passages,
+            embedding_size=model.get_embedding_dimension() or 0,
+        ),
+        cores=max(1, int(ray.cluster_resources().get("CPU", 1))),
+        encoder_rate=rate and rate * nodes,
+        held_out_fraction=held_out_fraction,
+        max_passages=max_passages,
+        tokenizer_sample=tokenizer_sample,
+        finished=[_STAGES[kind] for kind in finished],
     )

@@ -82,7 +82,7 @@ class BuildEstimate:
                 *rows,
                 f"| **in all** | **{in_words(total(self.seconds.values()))}** |",
                 "",
-                f"{last} Fewer passages (`max_passages`) or reading less of each (`max_seq_length`) take less.",
+                last,
             ]
         )
 

@@ -11,6 +11,7 @@ import pytest
 
 from flows.jobs import add_documents as job
 from flows.jobs import build_domains, pretrain_soe
+from flows.reporting import job_output
 from flows.settings import AddDocuments, Pretrain
 from flows.store_build import store_builder as domain_stages
 from flows.training import resolve_run as run_plan
@@ -78,6 +79,31 @@ def added(before, store, more, corpus):
         job.run(settings.model_copy(update={"corpus": str(corpus)}))
     assert DomainStore(store).digest == before["digest"]  # a half-made addition is not seen
     return job.run(settings)
+
+
+def test_what_is_ahead_is_said_before_anything_long(store, tmp_path, monkeypatch, capsys):
+    class Stop(Exception):
+        pass
+
+    def cut_passages(*_, **__):
+        raise Stop
+
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    more = write_corpus(tmp_path / "ahead.jsonl", 70, seed=2)
+    monkeypatch.setattr(job, "build_passages", cut_passages)
+    for name, value in job_output.ASKED_FOR_JSON.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Stop):
+        job.run(AddDocuments(store=str(copy), corpus=str(more)))
+    lines = capsys.readouterr().out.splitlines()
+    [files, seconds, disk] = [line for line in lines if line.startswith("estimate: ")]
+    assert "1 files, " in files and "about 63 passages" in files and "passages per second here" in files
+    assert "cut passages" in seconds and "train tokenizer" not in seconds and "GB" in disk
+    [card] = [
+        found.body for line in lines if (found := job_output.read(line)) and found.kind == job_output.CARD
+    ]
+    assert card["name"] == "estimate" and "max_passages" not in card["markdown"]
 
 
 def test_nothing_written_earlier_changes(added, before):
