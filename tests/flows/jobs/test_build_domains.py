@@ -204,6 +204,7 @@ def test_what_is_ahead_is_said_before_anything_long(ray_cluster, settings, tmp_p
     told = [found for line in lines if (found := job_output.read(line))]
     [card] = [line.body for line in told if line.kind == job_output.CARD]
     assert card["name"] == "estimate" and "| embed passages |" in card["markdown"]
+    assert "max_passages" in card["markdown"]
     reported = [line.body for line in told if line.kind == job_output.PROGRESS and line.body["done"] == 1]
     assert reported[0]["stage"] == "cut passages" and "left in all" in reported[0]["note"]
 
