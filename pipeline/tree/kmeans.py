@@ -25,7 +25,7 @@ _INIT_TRIALS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class KMeansSettings:
-    """How each node is fitted; see ``flows/settings.py``."""
+    """How each node is fitted; see ``flows/settings/stores.py``."""
 
     iterations: int = 20
     starts: int = 1
