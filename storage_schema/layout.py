@@ -1,4 +1,4 @@
-"""Where things live. ``SOE_HOME`` (default ``.soe`` in the working directory) holds four kinds of folder."""
+"""Where things live. ``SOE_HOME`` (default ``.soe`` in the working directory) holds five kinds of folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ DOMAIN_WINDOWS = "domain-windows.json"
 
 MADE = "made.json"
 """In a folder of specialists: what the last run made there and from what. The same request again is skipped."""
+COMPARISON_RESULTS, COMPARISON_PAGE = "results.json", "comparison.html"
+"""In the folder of a comparison: what was found, and the page that shows it."""
 
 
 def home() -> Path:
@@ -44,6 +46,11 @@ def soup_folder(name: str) -> Path:
 def specialist_folder(name: str) -> Path:
     """The folder of one specialist, or of a named set of them."""
     return _resolve("specialists", name)
+
+
+def comparison_folder(name: str) -> Path:
+    """The folder of a comparison of methods."""
+    return _resolve("comparisons", name)
 
 
 def additions_folder(store: str | Path) -> Path:

@@ -95,7 +95,7 @@ def atlas_page(atlas: Atlas, store: str, specialists: Mapping[str, Weights], *, 
         "IDENTITY": identity,
         "STYLE": "".join(map(_part, STYLES)),
         "DATA": embedded_json(_columns(atlas, store, specialists)),
-        "SCRIPT_HASHES": " ".join(map(_hash_source, scripts.values())),
+        "SCRIPT_HASHES": " ".join(map(hash_source, scripts.values())),
     }
     return re.sub(r"\{\{([A-Z_]+)\}\}", lambda mark: parts[mark[1]], _part("page.html"))
 
@@ -164,7 +164,7 @@ def _part(name: str) -> str:
     return (PAGE_FILES / name).read_text("utf-8")
 
 
-def _hash_source(script: str) -> str:
+def hash_source(script: str) -> str:
     """The script's hash, as a Content-Security-Policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 

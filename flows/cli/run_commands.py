@@ -1,4 +1,4 @@
-"""The commands of pretraining and of deployments: ``soe plan | ratios | run``."""
+"""The commands of pretraining and of deployments: ``soe plan | ratios | compare | run``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.options import default_of, json_object, positive, setting, steps, with_settings
-from flows.settings import BuildDomains, Pretrain
+from flows.cli.options import Store, default_of, json_object, positive, setting, steps, with_settings
+from flows.settings import BuildDomains, CompareMethods, Pretrain
 
 app = typer.Typer()
 
@@ -71,11 +71,25 @@ def ratios(
 
 
 @app.command()
+@with_settings(
+    CompareMethods, "name", "size", "methods", "preset", "seeds", "tokens", "hours", "groups", "max_sets",
+    "evaluation_passages", "points",
+)  # fmt: skip
+def compare(store: Store, *, given: dict[str, Any]) -> int:
+    """Compare the methods on a store, without a stack, and write a page on which to choose."""
+    from flows.jobs.compare_methods import run as compare_methods
+
+    done = compare_methods(CompareMethods(store=store, **given))
+    print(done["page"])
+    return 0
+
+
+@app.command()
 def run(
     name: Annotated[
         str,
         typer.Argument(
-            help="build-domains, add-documents, pretrain-soe, specialize; or FLOW/DEPLOYMENT.",
+            help="build-domains, add-documents, pretrain-soe, specialize, compare-methods; or FLOW/DEPLOYMENT.",
             show_default=False,
         ),
     ],

@@ -223,3 +223,12 @@ def window_shares(windows_K: np.ndarray) -> np.ndarray:
     if not windows_K.sum():
         raise UserError("every domain is empty at this sequence length; use a shorter one or more text.")
     return windows_K / windows_K.sum()
+
+
+def on_windows(weights_K: np.ndarray, windows_K: np.ndarray) -> np.ndarray:
+    """The same weights on the domains that have a window, float64 [K], sum 1; what the others had is shared out.
+
+    Where no domain of the weights has a window, these are the shares of :func:`window_shares`.
+    """
+    kept_K = np.where(np.asarray(windows_K) > 0, np.asarray(weights_K, np.float64), 0.0)
+    return kept_K / kept_K.sum() if kept_K.sum() else window_shares(windows_K)

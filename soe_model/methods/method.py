@@ -8,7 +8,7 @@ Legend: W mixtures, K domains, P parameters of one model, B sequences, L tokens 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -74,6 +74,19 @@ class Learner(Trained, Protocol):
         self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor, domain_weights_WK: torch.Tensor
     ) -> StepResult:
         """The next step; see :meth:`soe_model.training.trainer.SoupTrainer.train_step`."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Number of steps done."""
+        ...
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a resume needs, by name."""
+        ...
+
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Become the learner whose state this is; begin the same run first."""
         ...
 
 

@@ -7,7 +7,7 @@ B sequences of this rank, L tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from soe_model.optimizers import Adam
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.training.specialisation import Specialisation, share_entropy, specialisation
 from soe_model.training.step_clock import StepClock
+from storage_schema.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +224,27 @@ class SoupTrainer:
         """What a resume needs besides the step, by name. :meth:`is_whole` says which are only this rank's share."""
         moments = {f"router.{name}": tensor for name, tensor in self._router_optimizer.tensors().items()}
         return {"router": self.router.params_P} | moments | self.bank.tensors()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Copies of :meth:`tensors` and of the step."""
+        copies = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
+        return {"step": torch.tensor(self.step)} | copies
+
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Become the trainer whose state this is. Raises ValueError, naming the first tensor that does not fit."""
+        mine = self.tensors()
+        for name in sorted(mine.keys() ^ (tensors.keys() - {"step"})):
+            whose = "is missing from" if name in mine else "is not of this run but in"
+            raise UserError(f"tensor {name} {whose} the saved state; begin the same run as then.")
+        for name, tensor in mine.items():
+            if tensor.shape != tensors[name].shape:
+                raise UserError(
+                    f"tensor {name} has shape {list(tensors[name].shape)} in the saved state and {list(tensor.shape)} "
+                    "here; begin the same run as then."
+                )
+        for name, tensor in mine.items():
+            tensor.copy_(tensors[name])
+        self.step = int(tensors["step"].item())
 
     def is_whole(self, name: str) -> bool:
         """Whether every rank holds all of this tensor and not only its columns (or blocks of columns)."""

@@ -1,0 +1,1 @@
+"""The comparison of methods: sets, cells, plan and page."""

@@ -1,0 +1,300 @@
+"""The cells of a comparison, each a method with one seed: trained and measured in Ray tasks, side by side.
+
+A cell that is finished is skipped. One that diverges is finished too, and says so; one that fails is tried again by the
+next run, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from flows.comparison.contenders import Contender, Pretraining
+from flows.comparison.sets import MeasuredSet, targets
+from flows.comparison.training import Training
+from flows.errors import user_error
+from flows.reporting.progress import progress
+from pipeline.remote.store import open_store
+from pipeline.tasks import available_cores
+from soe_model.training.trainer import NonFiniteLoss
+from storage_schema.domains import DomainStore
+from storage_schema.json_files import read_object
+from storage_schema.manifest import verify_files, write_atomically
+from storage_schema.stage import Stage, open_stage
+
+FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
+KIND, TRAINED_KIND = "comparison-cell", "comparison-training"
+RESULT = "result.json"
+TIMES = 3
+"""How often a forward pass is timed; the quickest counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the cells lie, and what all of them read."""
+
+    folder: Path
+    store_place: str
+    store_parts: int
+    sets: list[MeasuredSet]
+    sets_digest: str
+    points: int
+    checkpoint_seconds: float
+    cores: int
+
+    def store(self) -> DomainStore:
+        return open_store(self.store_place, num_volumes=self.store_parts)
+
+    def cell(self, pretraining: Pretraining, contender: Contender) -> Stage:
+        return open_stage(
+            self.folder / "cells" / f"{contender.label.replace(':', '@')}-seed-{pretraining.seed}",
+            kind=KIND,
+            configuration={"method": contender.label, "options": contender.options, "points": self.points},
+            inputs={"training": pretraining.digest, "sets": self.sets_digest},
+            rebuild=True,
+        )
+
+    def training(self, pretraining: Pretraining) -> Stage:
+        return open_stage(
+            self.folder / "trained" / pretraining.name,
+            kind=TRAINED_KIND,
+            configuration={"runs": [run.name for run in pretraining.runs], "points": self.points},
+            inputs={"training": pretraining.digest, "sets": self.sets_digest},
+            rebuild=True,
+        )
+
+    def told(self, pretraining: Pretraining) -> Path:
+        """The file that says how many steps are done."""
+        return self.folder / "progress" / pretraining.name
+
+
+def finished(place: Place, pretraining: Pretraining) -> list[dict[str, Any]] | None:
+    """The results of all cells of a pretraining; None unless all are there and whole."""
+    found = []
+    for contender in pretraining.contenders:
+        stage = place.cell(pretraining, contender)
+        if stage.finished is None:
+            return None
+        verify_files(stage.folder, stage.finished)
+        found.append(read_object(stage.folder / RESULT))
+    return found
+
+
+def run_cells(
+    place: Place, all_of_them: Sequence[Pretraining], seconds: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Train and measure what is not finished, the longest first; the results of all cells.
+
+    Args:
+        seconds: how long each pretraining is expected to take, by its name.
+    """
+    results: dict[str, list[dict[str, Any]]] = {}
+    for one in all_of_them:
+        if (there := finished(place, one)) is not None:
+            results[one.name] = there
+    waiting = [one for one in all_of_them if one.name not in results]
+    waiting.sort(key=lambda one: -seconds.get(one.name, 0.0))
+    total, skipped = sum(one.steps for one in waiting), len(results)
+    if skipped:
+        print(f"{skipped} of {len(all_of_them)} trainings are finished, and skipped.", flush=True)
+    task = ray.remote(train_and_measure).options(num_cpus=place.cores, max_retries=0)
+    running: dict[ray.ObjectRef, Pretraining] = {}
+    (place.folder / "progress").mkdir(exist_ok=True)
+    try:
+        with progress("train the methods", "steps") as report:
+            left = list(waiting)
+            while left or running:
+                while left and len(running) < side_by_side(place.cores):
+                    running[task.remote(place, left[0])] = left.pop(0)
+                for reference in ray.wait(list(running), timeout=1.0)[0]:
+                    one = running.pop(reference)
+                    results[one.name] = _result(reference, one)
+                done = sum(one.steps if one.name in results else _steps_told(place, one) for one in waiting)
+                report(done, total, f"{len(results)} of {len(all_of_them)} trainings finished")
+    except BaseException:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        raise
+    return [cell for one in all_of_them for cell in results[one.name]]
+
+
+def side_by_side(cores: int) -> int:
+    """How many cells run at once: as many as the machine's cores carry, or the cluster's CPUs."""
+    machines = sum(1 for node in ray.nodes() if node["Alive"])
+    there = available_cores() if machines == 1 else int(ray.cluster_resources().get("CPU", 1))
+    return max(1, there // cores)
+
+
+def _result(reference: ray.ObjectRef, one: Pretraining) -> list[dict[str, Any]]:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:  # its process is gone
+        said = " ".join(str(error).split())[:300]
+        return [_unfinished(one, contender, FAILED, said) for contender in one.contenders]
+
+
+def _unfinished(one: Pretraining, contender: Contender, status: str, said: str) -> dict[str, Any]:
+    print(f"{contender.label}, seed {one.seed}: {status}: {said}", flush=True)
+    return {"method": contender.label, "seed": one.seed, "status": status, "said": said}
+
+
+def _steps_told(place: Place, one: Pretraining) -> int:
+    try:
+        return int(place.told(one).read_text("ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
+def train_and_measure(place: Place, pretraining: Pretraining) -> list[dict[str, Any]]:
+    """One task: the runs that some cells share, then each of the cells. Never raises; a result says what went wrong."""
+    torch.set_num_threads(place.cores)
+    try:
+        stage = place.training(pretraining)
+        training = Training(
+            pretraining=pretraining,
+            folder=stage.work if stage.finished is None else stage.folder,
+            store=place.store(),
+            points=place.points,
+            domain_weights_RK=torch.stack([one.weights_K for one in place.sets]),
+            checkpoint_seconds=place.checkpoint_seconds,
+        )
+        if stage.finished is None:
+            training.to_the_end(stage.scratch, _teller(place.told(pretraining)))
+            stage.finish({"steps": pretraining.steps})
+            training = Training(**{**training.__dict__, "folder": stage.folder})
+    except NonFiniteLoss as error:
+        return [_diverged(place, pretraining, contender, str(error)) for contender in pretraining.contenders]
+    except Exception as error:
+        return [_failed(pretraining, contender, error) for contender in pretraining.contenders]
+    results = []
+    for contender in pretraining.contenders:
+        try:
+            results.append(_measured(place, training, contender))
+        except NonFiniteLoss as error:
+            results.append(_diverged(place, pretraining, contender, str(error)))
+        except Exception as error:
+            results.append(_failed(pretraining, contender, error))
+    return results
+
+
+def _failed(pretraining: Pretraining, contender: Contender, error: Exception) -> dict[str, Any]:
+    said = user_error(error)
+    if said is None:  # a fault of ours: its traceback belongs into the log
+        import traceback
+
+        traceback.print_exception(error)
+        said = f"{type(error).__name__}: {error}"
+    return _unfinished(pretraining, contender, FAILED, said)
+
+
+def _diverged(place: Place, pretraining: Pretraining, contender: Contender, said: str) -> dict[str, Any]:
+    result = _unfinished(pretraining, contender, DIVERGED, said)
+    return _write(place.cell(pretraining, contender), result)
+
+
+def _write(stage: Stage, result: dict[str, Any]) -> dict[str, Any]:
+    write_atomically(stage.work / RESULT, json.dumps(result, indent=1, allow_nan=False))
+    stage.finish({"status": result["status"]})
+    return result
+
+
+def _measured(place: Place, training: Training, contender: Contender) -> dict[str, Any]:
+    """Measure a method at every point and write its cell."""
+    pretraining = training.pretraining
+    stage = place.cell(pretraining, contender)
+    if stage.finished is not None:
+        return read_object(stage.folder / RESULT)
+    points = [_at(training, contender, place.sets, point) for point in range(1, training.num_points + 1)]
+    last = points[-1]
+    for name, losses in last["window_losses"].items():
+        if not all(map(math.isfinite, losses)):
+            raise NonFiniteLoss(
+                f"the loss on {name} is not finite after training.", step=pretraining.steps, mixtures=[]
+            )
+    cost, anew = asdict(contender.method.cost()), contender.anew
+    of_a_run = last["seconds"] / len(pretraining.runs) if anew else 0.0
+    result = {
+        "method": contender.label,
+        "seed": pretraining.seed,
+        "status": FINISHED,
+        "said": "",
+        "anew": anew,
+        "steps": pretraining.steps,
+        "cost": cost,
+        "all_flops": cost["pretraining_flops"] + anew * len(targets(place.sets)) * cost["specialist_flops"],
+        "seconds_to_specialist": last["seconds_to_specialist"] + of_a_run,
+        "seconds_per_token": last["seconds_per_token"],
+        "points": [
+            {
+                "tokens": int(point["tokens"]),
+                "seconds": point["seconds"],
+                "losses": {
+                    name: sum(losses) / len(losses)
+                    for name, losses in point["window_losses"].items()
+                    if all(map(math.isfinite, losses))
+                },
+            }
+            for point in points
+        ],
+        "window_losses": last["window_losses"],
+    }
+    return _write(stage, result)
+
+
+def _at(training: Training, contender: Contender, sets: list[MeasuredSet], point: int) -> dict[str, Any]:
+    """Losses of each window of the sets at one point, and the time of a specialist and of a token there."""
+    method = contender.method
+    trained, spent = training.at(point)
+    begun = time.perf_counter()
+    of_sets = targets(sets)
+    instances = list(
+        method.instantiate(
+            trained,
+            torch.stack([one.weights_K for one in of_sets]),
+            [one.choosing_nL1 for one in of_sets],
+        )
+    )
+    seconds = (time.perf_counter() - begun) / len(of_sets)
+    seconds += sum(
+        training.record(run)["seconds_to_models"] for run in training.pretraining.runs if run.soup.num_experts
+    )
+    if len(of_sets) < len(sets) and not contender.anew:
+        generic = sets[-1]
+        instances += list(method.instantiate(trained, generic.weights_K[None], [generic.choosing_nL1]))
+    losses = {
+        one.name: method.loss(instance, one.evaluation_nL1).tolist()
+        for one, instance in zip(sets, instances, strict=False)
+    }
+    window_1L1 = sets[0].evaluation_nL1[:1]
+    return spent | {
+        "window_losses": losses,
+        "seconds_to_specialist": seconds,
+        "seconds_per_token": min(_seconds_of(method, instances[0], window_1L1) for _ in range(TIMES))
+        / (window_1L1.shape[1] - 1),
+    }
+
+
+def _seconds_of(method: Any, instance: Any, windows_nL1: torch.Tensor) -> float:
+    begun = time.perf_counter()
+    method.loss(instance, windows_nL1)
+    return time.perf_counter() - begun
+
+
+class _teller:
+    """Writes how many steps are done, at most once per second."""
+
+    def __init__(self, file: Path):
+        self.file, self.next = file, 0.0
+
+    def __call__(self, steps: int) -> None:
+        if time.monotonic() >= self.next:
+            write_atomically(self.file, str(steps))
+            self.next = time.monotonic() + 1.0

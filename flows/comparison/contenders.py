@@ -1,0 +1,204 @@
+"""The methods of a comparison, made for one store, seed and budget; those with the same pretraining share it.
+
+Legend: K domains, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from flows.settings import CompareMethods, Pretrain
+from flows.training.resolve_run import resolve
+from pipeline.mixtures.meta_distributions import window_shares
+from soe_model.methods import method as method_named
+from soe_model.methods.crisp import Crisp
+from soe_model.methods.flat import FlatMethod
+from soe_model.methods.groups import GroupedMethod, coarse_groups
+from soe_model.methods.method import Run
+from soe_model.presets import SoupConfig, TrainingConfig, preset
+from storage_schema.domains import DomainStore
+from storage_schema.errors import UserError
+from storage_schema.manifest import content_digest
+
+SOUP_RATES = "soup", "pareto"
+"""Methods that add up experts take the preset's rates of a soup; the others' backbones take the generic twin's."""
+COMMON = "preset", "num_experts", "mixtures_per_step", "support_size"
+"""Settings of pretrain-soe that the comparison gives all methods, and their options may change."""
+OF_THE_COMPARISON = {
+    "name", "store", "method", "seed", "steps", "batch_size", "sequence_length", "meta_distribution", "ratios",
+}  # fmt: skip
+"""Settings of pretrain-soe that are the same for all methods, or have no place here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One entry of the comparison's methods."""
+
+    label: str
+    method: FlatMethod
+    options: dict[str, Any]
+
+    @property
+    def anew(self) -> bool:
+        """Whether it pretrains for each target anew, and has no model for others."""
+        return isinstance(self.method, Crisp)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """The runs that some contenders have in common, with one seed."""
+
+    seed: int
+    runs: list[Run]
+    contenders: list[Contender]
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"seed-{self.seed}-{self.digest[:16]}"
+
+    @property
+    def method(self) -> FlatMethod:
+        """One that begins the runs."""
+        return self.contenders[0].method
+
+    @property
+    def steps(self) -> int:
+        """Of all runs together."""
+        return sum(run.training.steps for run in self.runs)
+
+
+def step_tokens(settings: CompareMethods) -> int:
+    """Tokens of a step, the same for all methods."""
+    chosen = preset(str(settings.preset)).training
+    batch_size = settings.batch_size or chosen.batch_size
+    return batch_size * (settings.sequence_length or chosen.sequence_length)
+
+
+def contenders(settings: CompareMethods, store: DomainStore, *, seed: int, steps: int) -> list[Contender]:
+    """The methods of the settings (of_size), with `steps` of pretraining each.
+
+    Raises ValueError, naming the entry, for a method that is not there, or that these sizes and options do not allow.
+    """
+    labels = _labels(settings)
+    made = []
+    for label in labels:
+        try:
+            made.append(_contender(settings, store, label, seed=seed, steps=steps))
+        except UserError as error:
+            others = "Leave it out of methods, or change the sizes." if len(labels) > 1 else ""
+            raise UserError(f"{label}: {error} {others}".strip()) from error
+    return made
+
+
+def _labels(settings: CompareMethods) -> list[str]:
+    from soe_model.methods import METHODS
+
+    labels = list(METHODS) if settings.methods is None else settings.methods
+    twice = [label for label in labels if labels.count(label) > 1]
+    if not labels or twice:
+        fault = f"{twice[0]!r} stands in methods twice" if twice else "methods is empty"
+        raise UserError(f"{fault}; name each once, a second form of a method as NAME:WORD.")
+    if unknown := sorted(settings.options.keys() - set(labels)):
+        raise UserError(f"options are of {unknown[0]!r}, which is not in methods: {', '.join(labels)}.")
+    return labels
+
+
+def _contender(
+    settings: CompareMethods, store: DomainStore, label: str, *, seed: int, steps: int
+) -> Contender:
+    name, options = label.partition(":")[0], settings.options.get(label, {})
+    kind = method_named(name)
+    of_run = {key: value for key, value in options.items() if key in Pretrain.model_fields}
+    own = {key: value for key, value in options.items() if key not in of_run}
+    mine = {field.name for field in fields(kind)} - {field.name for field in fields(FlatMethod)} - {"group_K"}  # type: ignore[arg-type]
+    if wrong := sorted((own.keys() - mine) | (of_run.keys() & OF_THE_COMPARISON)):
+        raise UserError(
+            f"{wrong[0]} is no option of it; there are {', '.join(sorted(mine)) or 'none of its own'}, and those "
+            "settings of pretrain-soe that are not the same for all methods."
+        )
+    soup, training = _configs(settings, store, name, of_run, seed=seed, steps=steps)
+    windows_K = store.windows_K(training.sequence_length)
+    arguments: dict[str, Any] = {
+        "soup": soup,
+        "training": training,
+        "generic_K": torch.from_numpy(window_shares(windows_K)).float(),
+        "centroids_KD": torch.from_numpy(store.tree.leaves_KD),
+    } | {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    if issubclass(kind, GroupedMethod):  # type: ignore[arg-type]
+        arguments["group_K"] = coarse_groups(arguments["generic_K"], _groups(settings, store))
+    made = kind(**arguments)
+    assert isinstance(made, FlatMethod)
+    # `training` is that of one run: where there are several, all of them together have the budget.
+    runs = -(-made.cost().pretraining_tokens // (steps * step_tokens(settings)))
+    if runs > 1:
+        if steps < runs:
+            raise UserError(f"its {runs} runs have less than a step each of {steps} steps. Give more tokens.")
+        made = kind(**arguments | {"training": _shortened(training, steps // runs)})
+        assert isinstance(made, FlatMethod)
+    return Contender(label=label, method=made, options=own)
+
+
+def _configs(
+    settings: CompareMethods, store: DomainStore, name: str, of_run: dict[str, Any], *, seed: int, steps: int
+) -> tuple[SoupConfig, TrainingConfig]:
+    common = {name: getattr(settings, name) for name in COMMON} | of_run
+    chosen = preset(str(common["preset"]))
+    sizes = {"batch_size": settings.batch_size, "sequence_length": settings.sequence_length}
+    warmup_steps = common.pop("warmup_steps", min(chosen.training.warmup_steps, steps // 10))
+    pretrain = Pretrain(**common, **sizes, seed=seed, steps=steps, warmup_steps=warmup_steps)
+    resolved = resolve(pretrain, store)
+    training = resolved.training
+    if name not in SOUP_RATES and "learning_rate" not in of_run:
+        training = replace(training, learning_rate=chosen.generic_learning_rate)
+    return resolved.soup, training
+
+
+def _shortened(training: TrainingConfig, steps: int) -> TrainingConfig:
+    return replace(training, steps=steps, warmup_steps=training.warmup_steps * steps // training.steps)
+
+
+def _groups(settings: CompareMethods, store: DomainStore) -> int:
+    """The largest number of groups, up to the one that is asked for, that share the domains evenly."""
+    most = settings.groups or len(store.tree.coarse_CD)
+    return max(
+        number for number in range(1, min(most, store.num_domains) + 1) if store.num_domains % number == 0
+    )
+
+
+def pretrainings(
+    of_seed: Sequence[Contender], targets_WK: torch.Tensor, *, seed: int, store: str
+) -> list[Pretraining]:
+    """What must be trained for the contenders, each with those that it is for."""
+    found: dict[str, Pretraining] = {}
+    for one in of_seed:
+        runs = one.method.runs(targets_WK)
+        begin = type(one.method).begin
+        decides = {
+            "store": store,
+            "begin": begin.__qualname__,
+            "options": {} if begin is FlatMethod.begin else one.options,
+            "runs": [_identity(run) for run in runs],
+        }
+        digest = content_digest(decides)
+        if digest in found:
+            found[digest].contenders.append(one)
+        else:
+            found[digest] = Pretraining(seed=seed, runs=runs, contenders=[one], digest=digest)
+    return list(found.values())
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    weights_K = run.domain_weights_K
+    return {
+        "name": run.name,
+        "soup": asdict(run.soup),
+        "training": asdict(run.training),
+        "weights": None if weights_K is None else [round(float(weight), 9) for weight in weights_K],
+        "begins_from": run.begins_from,
+    }

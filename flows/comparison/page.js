@@ -1,0 +1,57 @@
+"use strict";
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const COLOURS = ["#1f77b4", "#d9480f", "#2b8a3e", "#9c36b5", "#c2255c", "#0c8599", "#846358", "#6c757d", "#b8860b", "#4263eb", "#5c940d", "#e8590c"];
+const DASHES = ["solid", "dot", "dash", "dashdot"];
+const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "star"];
+
+function style(number) {
+  return {
+    line: { color: COLOURS[number % COLOURS.length], dash: DASHES[Math.floor(number / COLOURS.length) % DASHES.length], width: 2 },
+    marker: { color: COLOURS[number % COLOURS.length], symbol: SYMBOLS[number % SYMBOLS.length], size: 8 },
+  };
+}
+
+function layout(x, y) {
+  const colours = getComputedStyle(document.documentElement);
+  const of = name => colours.getPropertyValue(name).trim();
+  const narrow = window.innerWidth < 640;
+  const axis = { gridcolor: of("--line"), zeroline: false, automargin: true, linecolor: of("--line") };
+  return {
+    xaxis: { ...axis, title: { text: x } },
+    yaxis: { ...axis, title: { text: y } },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: of("--text"), size: narrow ? 11 : 13 },
+    margin: { l: 55, r: 10, t: 10, b: narrow ? 130 : 55 },
+    legend: narrow ? { orientation: "h", y: -0.3, yanchor: "top" } : { x: 1.01, y: 1 },
+    hovermode: "closest",
+  };
+}
+
+function curve(row, number, by) {
+  const points = row.curve.filter(point => point.loss);
+  return {
+    type: "scatter", mode: "lines+markers", name: row.method, ...style(number),
+    x: points.map(point => point[by]), y: points.map(point => point.loss.mean),
+    error_y: { type: "data", array: points.map(point => point.loss.sd), visible: points.some(point => point.loss.sd > 0), thickness: 1 },
+  };
+}
+
+function ofSets(row, number) {
+  const sets = DATA.sets.filter(set => row.by_set[set.name]);
+  return {
+    type: "scatter", mode: "markers", name: row.method, marker: style(number).marker,
+    x: sets.map(set => row.by_set[set.name].mean),
+    y: sets.map(set => `${set.name} (${set.kind})`),
+    error_x: { type: "data", array: sets.map(set => row.by_set[set.name].sd), visible: true, thickness: 1 },
+  };
+}
+
+function draw() {
+  const settings = { displayModeBar: false, responsive: true };
+  Plotly.react("tokens", DATA.rows.map((row, number) => curve(row, number, "tokens")), layout("tokens", "loss (nats per token)"), settings);
+  Plotly.react("seconds", DATA.rows.map((row, number) => curve(row, number, "seconds")), layout("seconds of training", "loss (nats per token)"), settings);
+  Plotly.react("sets", DATA.rows.map(ofSets), layout("loss (nats per token)", ""), settings).then(() => { document.body.dataset.ready = "yes"; });
+}
+
+draw();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);

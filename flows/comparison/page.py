@@ -1,0 +1,143 @@
+"""The comparison as one HTML page, with its data and plotly.js inside, which needs no network."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from flows.atlas.page import embedded_json, hash_source
+from flows.comparison.sets import KINDS
+from storage_schema.manifest import write_atomically
+
+FILES = Path(__file__).parent
+COLOURS = FILES.parent / "atlas/shared/colours.css"
+WORDS = {
+    "seen": "held-out texts of sources that were trained on",
+    "unseen": "sources of which nothing was trained on",
+    "far": "texts far from every domain of the store",
+    "generic": "held-out texts of all sources",
+}
+
+
+def write_page(path: Path, report: dict[str, Any]) -> None:
+    """Write the page of a report (:func:`flows.comparison.results.collect`)."""
+    write_atomically(path, page(report))
+
+
+def page(report: dict[str, Any]) -> str:
+    """The page's HTML."""
+    from plotly.offline import get_plotlyjs
+
+    scripts = {"PLOTLY": get_plotlyjs(), "SCRIPT": (FILES / "page.js").read_text("utf-8")}
+    shown = {
+        "sets": report["sets"],
+        "rows": [
+            {"method": row["method"], "curve": row["curve"], "by_set": row["by_set"]}
+            for row in report["rows"]
+            if row["seeds"]
+        ],
+    }
+    parts = scripts | {
+        "STYLE": COLOURS.read_text("utf-8") + (FILES / "page.css").read_text("utf-8"),
+        "NAME": escape(report["name"]),
+        "SUMMARY": escape(_summary(report)),
+        "ANSWER": "".join(f"<p>{escape(line)}</p>" for line in report["answer"]),
+        "TABLE": table(report),
+        "NOTES": _notes(report),
+        "KINDS": "".join(
+            f"<dt>{kind}</dt><dd>{words}</dd>" for kind, words in WORDS.items() if kind in _kinds(report)
+        ),
+        "REPEAT": escape(report["repeat"]),
+        "DATA": embedded_json(shown),
+        "SCRIPT_HASHES": " ".join(map(hash_source, scripts.values())),
+    }
+    html = (FILES / "page.html").read_text("utf-8")
+    return re.sub(r"\{\{([A-Z_]+)\}\}", lambda mark: parts[mark[1]], html)
+
+
+def _summary(report: dict[str, Any]) -> str:
+    seeds = report["seeds"]
+    return (
+        f"Store {report['store']}, preset {report['preset']}, {report['tokens']:,} tokens for each method and seed, "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {sum(one['kind'] != 'generic' for one in report['sets'])} sets."
+    )
+
+
+def _kinds(report: dict[str, Any]) -> list[str]:
+    return [kind for kind in KINDS if any(one["kind"] == kind for one in report["sets"])]
+
+
+def table(report: dict[str, Any]) -> str:
+    """The table as HTML: one row for each method."""
+    kinds = _kinds(report)
+    heads = [
+        "method",
+        *(f"loss, {kind}" for kind in kinds),
+        "tokens", "FLOPs", "training", "to a specialist", "stored", "served", "per token",
+    ]  # fmt: skip
+    best = {
+        kind: min((row["losses"][kind]["mean"] for row in report["rows"] if _has(row, kind)), default=None)
+        for kind in kinds
+    }
+    lines = [
+        "<thead><tr>" + "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr></thead><tbody>"
+    ]
+    for row in report["rows"]:
+        cells = [f'<th scope="row">{escape(row["method"])}</th>']
+        if not row["seeds"]:
+            cells.append(
+                f'<td class="said" colspan="{len(heads) - 1}">{escape("; ".join(row["notes"]))}</td>'
+            )
+        else:
+            cells += [_loss(row, kind, best[kind]) for kind in kinds]
+            cells += [f"<td>{value}</td>" for value in _costs(row)]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return "".join(lines) + "</tbody>"
+
+
+def _has(row: dict[str, Any], kind: str) -> bool:
+    return bool(row.get("losses", {}).get(kind))
+
+
+def _loss(row: dict[str, Any], kind: str, best: float | None) -> str:
+    if not _has(row, kind):
+        return '<td class="none">none</td>'
+    loss = row["losses"][kind]
+    mark = ' class="best"' if loss["mean"] == best else ""
+    return f"<td{mark}>{loss['mean']:.3f} <span>± {loss['sd']:.3f}</span></td>"
+
+
+def _costs(row: dict[str, Any]) -> list[str]:
+    each = " each" if row["anew"] else ""
+    return [
+        short(row["tokens"]),
+        f"{row['flops']:.2e}",
+        str(timedelta(seconds=round(row["seconds"]))),
+        seconds(row["seconds_to_specialist"]),
+        short(row["stored"]) + each,
+        short(row["served"]),
+        f"{1e3 * row['seconds_per_token']:.3f} ms",
+    ]
+
+
+def short(number: float) -> str:
+    """1,234,567 → 1.23 M."""
+    for size, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:g}"
+
+
+def seconds(number: float) -> str:
+    """2.5 ms, 3.2 s, 0:05:10."""
+    if number < 1:
+        return f"{1e3 * number:.3g} ms"
+    return f"{number:.3g} s" if number < 120 else str(timedelta(seconds=round(number)))
+
+
+def _notes(report: dict[str, Any]) -> str:
+    notes = [f"{row['method']}, {note}" for row in report["rows"] if row["seeds"] for note in row["notes"]]
+    return f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>" if notes else ""

@@ -1,0 +1,193 @@
+"""What the cells say together: a row for each method, and the answer in words."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from flows.comparison.cells import FINISHED
+from flows.comparison.sets import KINDS, MeasuredSet, targets
+from flows.settings import CompareMethods
+
+SOUP, CRISP = "soup", "crisp"
+
+
+def collect(
+    settings: CompareMethods,
+    sets: list[MeasuredSet],
+    cells: list[dict[str, Any]],
+    *,
+    tokens: int,
+    digest: str,
+) -> dict[str, Any]:
+    """All that the page shows, with the raw losses of the cells.
+
+    Args:
+        settings: those of_size.
+        tokens: of each method and seed.
+        digest: of the store's domains.
+    """
+    labels = list(dict.fromkeys(cell["method"] for cell in cells))
+    rows = [_row(label, [cell for cell in cells if cell["method"] == label], sets) for label in labels]
+    return {
+        "name": settings.name.rpartition("/")[2],
+        "store": settings.store,
+        "digest": digest,
+        "preset": settings.preset,
+        "seeds": settings.seeds,
+        "tokens": tokens,
+        "sets": [{"name": one.name, "kind": one.kind, "windows": len(one.evaluation_nL1)} for one in sets],
+        "rows": rows,
+        "answer": answer(rows, sets),
+        "repeat": repeat(settings, tokens),
+        "cells": cells,
+    }
+
+
+def _row(label: str, cells: list[dict[str, Any]], sets: list[MeasuredSet]) -> dict[str, Any]:
+    done = [cell for cell in cells if cell["status"] == FINISHED]
+    row: dict[str, Any] = {
+        "method": label,
+        "seeds": len(done),
+        "notes": [
+            f"seed {cell['seed']}: {cell['status']}: {cell['said']}" for cell in cells if cell not in done
+        ],
+    }
+    if not done:
+        return row
+    cost = done[0]["cost"]
+    row["losses"] = {
+        kind: _spread(found)
+        for kind in KINDS
+        if (found := [_mean_of(cell, [one for one in sets if one.kind == kind]) for cell in done])
+        != [None] * len(done)
+    }
+    row["by_set"] = {
+        one.name: _spread([_mean_of(cell, [one]) for cell in done])
+        for one in sets
+        if one.name in done[0]["points"][-1]["losses"]
+    }
+    row["curve"] = [
+        {
+            "tokens": done[0]["points"][point]["tokens"],
+            "seconds": fmean(cell["points"][point]["seconds"] for cell in done),
+            "loss": _spread([_mean_of(cell, targets(sets), point) for cell in done]),
+        }
+        for point in range(len(done[0]["points"]))
+    ]
+    return row | {
+        "anew": done[0]["anew"],
+        "tokens": done[0]["points"][-1]["tokens"],
+        "flops": done[0]["all_flops"],
+        "once_flops": cost["pretraining_flops"],
+        "specialist_flops": cost["specialist_flops"],
+        "seconds": fmean(cell["points"][-1]["seconds"] for cell in done),
+        "seconds_to_specialist": fmean(cell["seconds_to_specialist"] for cell in done),
+        "stored": cost["pretrained_size"] or cost["specialist_size"],
+        "served": cost["specialist_size"],
+        "seconds_per_token": fmean(cell["seconds_per_token"] for cell in done),
+    }
+
+
+def _mean_of(cell: dict[str, Any], sets: Iterable[MeasuredSet], point: int = -1) -> float | None:
+    """The mean of the losses of some sets; None unless all were measured."""
+    losses = cell["points"][point]["losses"]
+    found = [losses.get(one.name) for one in sets]
+    return None if not found or None in found else fmean(found)
+
+
+def _spread(found: Sequence[float | None]) -> dict[str, float] | None:
+    """Mean and standard deviation over seeds (0 for one), of those that were measured."""
+    values = [value for value in found if value is not None]
+    return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else 0.0} if values else None
+
+
+def answer(rows: list[dict[str, Any]], sets: list[MeasuredSet]) -> list[str]:
+    """A few sentences: which method is best on which sets, and from how many specialists on a soup costs less."""
+    measured = [row for row in rows if row.get("losses")]
+    if not measured:
+        return ["No method was trained to its end: see what each says below."]
+    lines = []
+    for kind in KINDS[:3]:
+        number = sum(one.kind == kind for one in sets)
+        ranked = sorted(
+            (row for row in measured if row["losses"].get(kind)), key=lambda row: row["losses"][kind]["mean"]
+        )
+        if ranked:
+            lines.append(_ranking(kind, number, ranked))
+    by_label = {row["method"]: row for row in measured}
+    if SOUP in by_label and CRISP in by_label:
+        lines += _from_how_many(by_label[SOUP], by_label[CRISP])
+    seeds = min(row["seeds"] for row in measured)
+    if seeds < 3:
+        lines.append(f"With {seeds} seed{'s' * (seeds > 1)} for a method, small differences say nothing.")
+    return lines
+
+
+def _ranking(kind: str, number: int, ranked: list[dict[str, Any]]) -> str:
+    def said(row: dict[str, Any]) -> str:
+        loss = row["losses"][kind]
+        return f"{row['method']} ({loss['mean']:.3f} ± {loss['sd']:.3f})"
+
+    first = ranked[0]
+    words = f"On {number} {kind} set{'s' * (number > 1)} the lowest mean loss is that of {said(first)}"
+    if len(ranked) > 1:
+        second = ranked[1]
+        apart = second["losses"][kind]["mean"] - first["losses"][kind]["mean"]
+        spread = math.hypot(first["losses"][kind]["sd"], second["losses"][kind]["sd"])
+        words += f", then {said(second)}"
+        if apart < spread:
+            words += ", which the seeds do not tell apart"
+    others = [row for row in ranked[2:] if row["method"] in (SOUP, "generic")]
+    if others:
+        words += "; " + ", ".join(map(said, others))
+    return words + "."
+
+
+def _from_how_many(soup: dict[str, Any], crisp: dict[str, Any]) -> list[str]:
+    """From how many specialists on a soup costs less than CRISP, at equal tokens and at an equal loss."""
+    by_tokens = _break_even(soup, crisp["specialist_flops"])
+    lines = [
+        f"With more than {by_tokens:,} specialist{'s' * (by_tokens > 1)} a soup costs less than CRISP at the same tokens: "
+        f"it is pretrained once ({soup['once_flops']:.2g} FLOPs), CRISP for each ({crisp['specialist_flops']:.2g})."
+        if by_tokens is not None
+        else "At the same tokens a soup never costs less than CRISP."
+    ]
+    at_the_end = soup["curve"][-1]["loss"]
+    reached = [
+        point
+        for point in crisp["curve"]
+        if point["loss"] and at_the_end and point["loss"]["mean"] <= at_the_end["mean"]
+    ]
+    if not reached:
+        lines.append("CRISP did not reach the soup's mean loss at all with as many tokens for each set.")
+        return lines
+    share = reached[0]["tokens"] / crisp["tokens"]
+    by_loss = _break_even(soup, share * crisp["specialist_flops"])
+    if by_loss is not None:
+        lines.append(
+            f"CRISP reached the soup's mean loss with {share:.0%} of its tokens (or less: losses are measured at a few "
+            f"points). By that the soup costs less with more than {by_loss:,} specialist{'s' * (by_loss > 1)}."
+        )
+    return lines
+
+
+def _break_even(soup: dict[str, Any], flops_each: float) -> int | None:
+    """The number of specialists up to which training each alone, at this cost, is not dearer; None: always."""
+    saved = flops_each - soup["specialist_flops"]
+    return math.floor(soup["once_flops"] / saved) if saved > 0 else None
+
+
+def repeat(settings: CompareMethods, tokens: int) -> str:
+    """The command that makes the comparison again, with the same tokens on any machine."""
+    values = settings.model_dump(mode="json", exclude_defaults=True, exclude={"hours", "name", "tokens"})
+    values = {name: value for name, value in values.items() if value is not None} | {"tokens": tokens}
+    import json
+
+    chosen = json.dumps({"name": "again", **values})
+    return shlex.join(
+        ["prefect", "deployment", "run", "compare-methods", "--params", f'{{"config": {chosen}}}']
+    )

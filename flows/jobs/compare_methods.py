@@ -1,0 +1,180 @@
+"""The compare-methods job: a store → every method on the same stream, tokens and model, and a page on which to choose.
+
+    python -m flows.jobs.compare_methods --config '{"store": "mine", "name": "which"}'
+
+The folder SOE_HOME/comparisons/<name> holds the sets, the trained runs, a result for each cell (a method with one
+seed), results.json and comparison.html. The same command goes on where an earlier one was cut off.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flows.cluster import session
+from flows.comparison import plan
+from flows.comparison.cells import FINISHED, Place, run_cells, side_by_side
+from flows.comparison.contenders import Pretraining, contenders, pretrainings, step_tokens
+from flows.comparison.page import write_page
+from flows.comparison.results import collect
+from flows.comparison.sets import KIND as SETS
+from flows.comparison.sets import MeasuredSet, load_sets, targets, write_sets
+from flows.jobs import runner
+from flows.reporting import job_output
+from flows.settings import CompareMethods
+from flows.training.run_record import claim_run, claimed
+from pipeline.remote.store import open_store
+from pipeline.tasks import run_tasks
+from soe_model.presets import preset
+from storage_schema.domains import DomainStore
+from storage_schema.layout import COMPARISON_PAGE, COMPARISON_RESULTS, comparison_folder, store_folder
+from storage_schema.lock import only_writer
+from storage_schema.manifest import write_atomically
+from storage_schema.stage import open_stage
+
+MAY_CHANGE = {"name", "store", "size", "methods", "options", "seeds", "cores_per_cell", "checkpoint_seconds"}
+"""Settings that a later run in the same folder may change: methods and seeds join those that are there."""
+
+
+def run(settings: CompareMethods) -> dict[str, Any]:
+    """Compare the methods on a Ray cluster; returns the folder, the page and the answer in words.
+
+    Raises:
+        ValueError: no store, no set, a method that is not there or that the sizes do not allow, or a budget in which
+            no method learns.
+    """
+    chosen = settings.of_size()
+    steps = plan.steps_of_tokens(chosen)
+    folder = comparison_folder(chosen.name)
+    begun = claimed(folder)
+    store = open_store(str(store_folder(chosen.store)), num_volumes=begun.get("store_parts"))
+    contenders(
+        chosen, store, seed=0, steps=begun.get("steps", steps)
+    )  # refuse what cannot be before anything is read
+    session.require_workers(chosen.cores_per_cell, use_gpu=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(folder):
+        sets, sets_digest = _sets(chosen, store, folder)
+        place = Place(
+            folder=folder,
+            store_place=str(store.folder.parent),
+            store_parts=len(store.volumes),
+            sets=sets,
+            sets_digest=sets_digest,
+            points=int(chosen.points or 1),
+            checkpoint_seconds=chosen.checkpoint_seconds,
+            cores=chosen.cores_per_cell,
+        )
+        steps, todo, rates = _planned(chosen, store, place, begun.get("steps"), steps)
+        facts = chosen.model_dump(mode="json", exclude=MAY_CHANGE)
+        claim_run(
+            folder, facts | {"steps": steps, "store_parts": len(store.volumes), "store_digest": store.digest}
+        )
+        cells = run_cells(
+            place, todo, {one.name: rate.training for one, rate in zip(todo, rates, strict=True)}
+        )
+        report = collect(chosen, sets, cells, tokens=steps * step_tokens(chosen), digest=store.digest)
+        write_atomically(folder / COMPARISON_RESULTS, json.dumps(report, indent=1, allow_nan=False))
+        write_page(folder / COMPARISON_PAGE, report)
+    for line in report["answer"]:
+        print(line, flush=True)
+    return {
+        "folder": str(folder),
+        "page": str(folder / COMPARISON_PAGE),
+        "answer": report["answer"],
+        "cells": len(cells),
+        "finished": sum(cell["status"] == FINISHED for cell in cells),
+    }
+
+
+def _sets(chosen: CompareMethods, store: DomainStore, folder: Path) -> tuple[list[MeasuredSet], str]:
+    length = chosen.sequence_length or preset(str(chosen.preset)).training.sequence_length
+    names = (
+        "held_out",
+        "texts",
+        "text_field",
+        "source_field",
+        "max_texts",
+        "evaluation_passages",
+        "max_sets",
+    )
+    stage = open_stage(
+        folder / "sets",
+        kind=SETS,
+        configuration={name: getattr(chosen, name) for name in names} | {"sequence_length": length},
+        inputs={"domains": store.digest},
+        rebuild=None,
+    )
+    if stage.finished is None:
+        write_sets(stage, chosen, store, length=length)
+    assert stage.finished is not None
+    return load_sets(stage.folder), stage.finished.digest
+
+
+def _planned(
+    chosen: CompareMethods, store: DomainStore, place: Place, begun_steps: int | None, steps: int
+) -> tuple[int, list[Pretraining], list[plan.Rate]]:
+    """The steps of each method, what is to be trained, and how long each takes; says so."""
+    todo = _todo(chosen, store, place, begun_steps or steps)
+    of_one_seed = todo[: len(todo) // len(chosen.seeds or [0])]
+    rates = run_tasks(
+        plan.measure,
+        [
+            (one, place.sets, place.store_place, place.store_parts, place.points, place.cores)
+            for one in of_one_seed
+        ],
+        num_cpus=place.cores,
+    ) * len(chosen.seeds or [0])
+    slots = side_by_side(place.cores)
+    planned = begun_steps or steps
+    if begun_steps is None and chosen.hours is not None:
+        planned = plan.steps_in_hours(chosen, rates, steps, slots)
+        todo = _todo(chosen, store, place, planned)
+        rates = [
+            plan.Rate(training=rate.training * planned / steps, measuring=rate.measuring) for rate in rates
+        ]
+    _say(chosen, place, todo, rates, planned, slots)
+    return planned, todo, rates
+
+
+def _todo(chosen: CompareMethods, store: DomainStore, place: Place, steps: int) -> list[Pretraining]:
+    targets_WK = torch.stack([one.weights_K for one in targets(place.sets)])
+    return [
+        one
+        for seed in chosen.seeds or [0]
+        for one in pretrainings(
+            contenders(chosen, store, seed=seed, steps=steps), targets_WK, seed=seed, store=store.digest
+        )
+    ]
+
+
+def _say(
+    chosen: CompareMethods,
+    place: Place,
+    todo: list[Pretraining],
+    rates: list[plan.Rate],
+    steps: int,
+    slots: int,
+) -> None:
+    cells = sum(len(one.contenders) for one in todo)
+    whole = plan.makespan([rate.training + rate.measuring for rate in rates], slots)
+    lines = [
+        f"{cells} cells in {len(todo)} trainings, {slots} side by side; {steps:,} steps and "
+        f"{steps * step_tokens(chosen):,} tokens for each method and seed, {len(targets(place.sets))} sets. "
+        f"Expected: {timedelta(seconds=round(whole))} ({whole / 3600:.2f} hours), if nothing is finished yet."
+    ]
+    for one, rate in zip(todo, rates, strict=True):
+        if one.seed == todo[0].seed:
+            names = ", ".join(contender.label for contender in one.contenders)
+            runs = f"{len(one.runs)} runs" if len(one.runs) > 1 else "1 run"
+            lines.append(f"- {names}: {runs}, {timedelta(seconds=round(rate.training))} per seed")
+    print("\n".join(lines), flush=True)
+    job_output.write_card("plan", "# Plan\n\n" + "\n".join(lines))
+
+
+if __name__ == "__main__":
+    runner.main(CompareMethods, run)
