@@ -113,7 +113,8 @@ def run_cells(
             left = list(waiting)
             while left or running:
                 while left and len(running) < side_by_side(place.cores):
-                    running[task.remote(place, left[0])] = left.pop(0)
+                    one = left.pop(0)
+                    running[task.remote(place, one)] = one
                 for reference in ray.wait(list(running), timeout=1.0)[0]:
                     one = running.pop(reference)
                     results[one.name] = _result(reference, one)

@@ -63,6 +63,11 @@ class Pretraining:
         return f"seed-{self.seed}-{self.digest[:16]}"
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Of its contenders."""
+        return tuple(one.label for one in self.contenders)
+
+    @property
     def method(self) -> FlatMethod:
         """One that begins the runs."""
         return self.contenders[0].method

@@ -11,18 +11,19 @@ function style(number) {
   };
 }
 
-function layout(x, y) {
+function layout(x, y, lines) {
   const colours = getComputedStyle(document.documentElement);
   const of = name => colours.getPropertyValue(name).trim();
-  const narrow = window.innerWidth < 640;
+  const narrow = window.innerWidth < 640, legend = 20 * DATA.rows.length;
   const axis = { gridcolor: of("--line"), zeroline: false, automargin: true, linecolor: of("--line") };
   return {
     xaxis: { ...axis, title: { text: x } },
     yaxis: { ...axis, title: { text: y } },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: of("--text"), size: narrow ? 11 : 13 },
-    margin: { l: 55, r: 10, t: 10, b: narrow ? 130 : 55 },
-    legend: narrow ? { orientation: "h", y: -0.3, yanchor: "top" } : { x: 1.01, y: 1 },
+    height: narrow ? 320 + legend : 80 + 34 * Math.max(lines, DATA.rows.length * 0.7, 8),
+    margin: { l: 55, r: 10, t: 10, b: narrow ? 60 + legend : 55 },
+    legend: narrow ? { yref: "container", y: 0, yanchor: "bottom", x: 0 } : { x: 1.01, y: 1 },
     hovermode: "closest",
   };
 }
@@ -32,7 +33,7 @@ function curve(row, number, by) {
   return {
     type: "scatter", mode: "lines+markers", name: row.method, ...style(number),
     x: points.map(point => point[by]), y: points.map(point => point.loss.mean),
-    error_y: { type: "data", array: points.map(point => point.loss.sd), visible: points.some(point => point.loss.sd > 0), thickness: 1 },
+    error_y: { type: "data", array: points.map(point => point.loss.sd || 0), visible: points.some(point => point.loss.sd), thickness: 1 },
   };
 }
 
@@ -42,15 +43,17 @@ function ofSets(row, number) {
     type: "scatter", mode: "markers", name: row.method, marker: style(number).marker,
     x: sets.map(set => row.by_set[set.name].mean),
     y: sets.map(set => `${set.name} (${set.kind})`),
-    error_x: { type: "data", array: sets.map(set => row.by_set[set.name].sd), visible: true, thickness: 1 },
+    error_x: { type: "data", array: sets.map(set => row.by_set[set.name].sd || 0), visible: sets.some(set => row.by_set[set.name].sd), thickness: 1 },
   };
 }
 
 function draw() {
   const settings = { displayModeBar: false, responsive: true };
-  Plotly.react("tokens", DATA.rows.map((row, number) => curve(row, number, "tokens")), layout("tokens", "loss (nats per token)"), settings);
-  Plotly.react("seconds", DATA.rows.map((row, number) => curve(row, number, "seconds")), layout("seconds of training", "loss (nats per token)"), settings);
-  Plotly.react("sets", DATA.rows.map(ofSets), layout("loss (nats per token)", ""), settings).then(() => { document.body.dataset.ready = "yes"; });
+  const ofSetsLayout = layout("loss (nats per token)", "", DATA.sets.length);
+  ofSetsLayout.yaxis.autorange = "reversed";
+  Plotly.react("tokens", DATA.rows.map((row, number) => curve(row, number, "tokens")), layout("tokens", "loss (nats per token)", 8), settings);
+  Plotly.react("seconds", DATA.rows.map((row, number) => curve(row, number, "seconds")), layout("seconds of training", "loss (nats per token)", 8), settings);
+  Plotly.react("sets", DATA.rows.map(ofSets), ofSetsLayout, settings).then(() => { document.body.dataset.ready = "yes"; });
 }
 
 draw();

@@ -107,7 +107,8 @@ def _loss(row: dict[str, Any], kind: str, best: float | None) -> str:
         return '<td class="none">none</td>'
     loss = row["losses"][kind]
     mark = ' class="best"' if loss["mean"] == best else ""
-    return f"<td{mark}>{loss['mean']:.3f} <span>± {loss['sd']:.3f}</span></td>"
+    spread = "" if loss["sd"] is None else f" <span>± {loss['sd']:.3f}</span>"
+    return f"<td{mark}>{loss['mean']:.3f}{spread}</td>"
 
 
 def _costs(row: dict[str, Any]) -> list[str]:

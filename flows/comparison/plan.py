@@ -117,7 +117,8 @@ def steps_in_hours(settings: CompareMethods, rates: Sequence[Rate], steps: int, 
     if needed(least) > budget:
         raise UserError(
             f"hours is {settings.hours:g}: in that time no method has {LEAST_STEPS} steps, as all together need "
-            f"{needed(least) / OF_HOURS / 3600:.2g} hours for so many. Give more hours, or fewer methods, seeds or sets."
+            f"{needed(least) / OF_HOURS / 3600:.2g} hours for so many. Give more hours, or "
+            "fewer methods, seeds or sets."
         )
     return _largest(lambda count: needed(count / steps) <= budget, LEAST_STEPS, steps)
 

@@ -99,10 +99,10 @@ def _mean_of(cell: dict[str, Any], sets: Iterable[MeasuredSet], point: int = -1)
     return None if not found or None in found else fmean(found)
 
 
-def _spread(found: Sequence[float | None]) -> dict[str, float] | None:
-    """Mean and standard deviation over seeds (0 for one), of those that were measured."""
+def _spread(found: Sequence[float | None]) -> dict[str, float | None] | None:
+    """Mean and standard deviation over seeds (None for one), of those that were measured."""
     values = [value for value in found if value is not None]
-    return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else 0.0} if values else None
+    return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None} if values else None
 
 
 def answer(rows: list[dict[str, Any]], sets: list[MeasuredSet]) -> list[str]:
@@ -130,14 +130,15 @@ def answer(rows: list[dict[str, Any]], sets: list[MeasuredSet]) -> list[str]:
 def _ranking(kind: str, number: int, ranked: list[dict[str, Any]]) -> str:
     def said(row: dict[str, Any]) -> str:
         loss = row["losses"][kind]
-        return f"{row['method']} ({loss['mean']:.3f} ± {loss['sd']:.3f})"
+        spread = "" if loss["sd"] is None else f" ± {loss['sd']:.3f}"
+        return f"{row['method']} ({loss['mean']:.3f}{spread})"
 
     first = ranked[0]
     words = f"On {number} {kind} set{'s' * (number > 1)} the lowest mean loss is that of {said(first)}"
     if len(ranked) > 1:
         second = ranked[1]
         apart = second["losses"][kind]["mean"] - first["losses"][kind]["mean"]
-        spread = math.hypot(first["losses"][kind]["sd"], second["losses"][kind]["sd"])
+        spread = math.hypot(*(row["losses"][kind]["sd"] or 0.0 for row in (first, second)))
         words += f", then {said(second)}"
         if apart < spread:
             words += ", which the seeds do not tell apart"
@@ -151,8 +152,9 @@ def _from_how_many(soup: dict[str, Any], crisp: dict[str, Any]) -> list[str]:
     """From how many specialists on a soup costs less than CRISP, at equal tokens and at an equal loss."""
     by_tokens = _break_even(soup, crisp["specialist_flops"])
     lines = [
-        f"With more than {by_tokens:,} specialist{'s' * (by_tokens > 1)} a soup costs less than CRISP at the same tokens: "
-        f"it is pretrained once ({soup['once_flops']:.2g} FLOPs), CRISP for each ({crisp['specialist_flops']:.2g})."
+        f"With more than {by_tokens:,} specialist{'s' * (by_tokens > 1)} a soup costs less than CRISP at the same "
+        f"tokens: it is pretrained once ({soup['once_flops']:.2g} FLOPs), CRISP for each "
+        f"({crisp['specialist_flops']:.2g})."
         if by_tokens is not None
         else "At the same tokens a soup never costs less than CRISP."
     ]

@@ -89,7 +89,7 @@ class Training:
 
     def _train(self, run: Run, scratch: Path, told: Told) -> None:
         learner = self.pretraining.method.begin(run, self._begun(run))
-        notes = checkpoint.restore(scratch, learner) or {"seconds": 0.0, "points": []}
+        notes: dict[str, Any] = checkpoint.restore(scratch, learner) or {"seconds": 0.0, "points": []}
         if notes["points"] and not self._file(run, len(notes["points"])).exists():
             notes, learner = (
                 {"seconds": 0.0, "points": []},

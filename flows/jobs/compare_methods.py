@@ -17,7 +17,7 @@ import torch
 
 from flows.cluster import session
 from flows.comparison import plan
-from flows.comparison.cells import FINISHED, Place, run_cells, side_by_side
+from flows.comparison.cells import FINISHED, Place, finished, run_cells, side_by_side
 from flows.comparison.contenders import Pretraining, contenders, pretrainings, step_tokens
 from flows.comparison.page import write_page
 from flows.comparison.results import collect
@@ -74,9 +74,7 @@ def run(settings: CompareMethods) -> dict[str, Any]:
         claim_run(
             folder, facts | {"steps": steps, "store_parts": len(store.volumes), "store_digest": store.digest}
         )
-        cells = run_cells(
-            place, todo, {one.name: rate.training for one, rate in zip(todo, rates, strict=True)}
-        )
+        cells = run_cells(place, todo, rates)
         report = collect(chosen, sets, cells, tokens=steps * step_tokens(chosen), digest=store.digest)
         write_atomically(folder / COMPARISON_RESULTS, json.dumps(report, indent=1, allow_nan=False))
         write_page(folder / COMPARISON_PAGE, report)
@@ -117,28 +115,38 @@ def _sets(chosen: CompareMethods, store: DomainStore, folder: Path) -> tuple[lis
 
 def _planned(
     chosen: CompareMethods, store: DomainStore, place: Place, begun_steps: int | None, steps: int
-) -> tuple[int, list[Pretraining], list[plan.Rate]]:
-    """The steps of each method, what is to be trained, and how long each takes; says so."""
+) -> tuple[int, list[Pretraining], dict[str, float]]:
+    """The steps of each method, all that is trained, and how long what is not finished will take; says so."""
     todo = _todo(chosen, store, place, begun_steps or steps)
-    of_one_seed = todo[: len(todo) // len(chosen.seeds or [0])]
-    rates = run_tasks(
-        plan.measure,
-        [
-            (one, place.sets, place.store_place, place.store_parts, place.points, place.cores)
-            for one in of_one_seed
-        ],
-        num_cpus=place.cores,
-    ) * len(chosen.seeds or [0])
+    left = [one for one in todo if finished(place, one) is None]
+    rates = _rates(place, left)
     slots = side_by_side(place.cores)
     planned = begun_steps or steps
     if begun_steps is None and chosen.hours is not None:
         planned = plan.steps_in_hours(chosen, rates, steps, slots)
-        todo = _todo(chosen, store, place, planned)
+        todo = left = _todo(chosen, store, place, planned)
         rates = [
             plan.Rate(training=rate.training * planned / steps, measuring=rate.measuring) for rate in rates
         ]
-    _say(chosen, place, todo, rates, planned, slots)
-    return planned, todo, rates
+    if left:
+        _say(chosen, place, left, rates, planned, slots)
+    seconds = {one.name: rate.training for one, rate in zip(left, rates, strict=True)}
+    return planned, todo, seconds
+
+
+def _rates(place: Place, left: list[Pretraining]) -> list[plan.Rate]:
+    """How long each takes. It is measured with one seed, and side by side, as they will run."""
+    of_labels = {one.labels: one for one in left}
+    measured = run_tasks(
+        plan.measure,
+        [
+            (one, place.sets, place.store_place, place.store_parts, place.points, place.cores)
+            for one in of_labels.values()
+        ],
+        num_cpus=place.cores,
+    )
+    rates = dict(zip(of_labels, measured, strict=True))
+    return [rates[one.labels] for one in left]
 
 
 def _todo(chosen: CompareMethods, store: DomainStore, place: Place, steps: int) -> list[Pretraining]:
@@ -165,13 +173,11 @@ def _say(
     lines = [
         f"{cells} cells in {len(todo)} trainings, {slots} side by side; {steps:,} steps and "
         f"{steps * step_tokens(chosen):,} tokens for each method and seed, {len(targets(place.sets))} sets. "
-        f"Expected: {timedelta(seconds=round(whole))} ({whole / 3600:.2f} hours), if nothing is finished yet."
+        f"Expected: {timedelta(seconds=round(whole))} ({whole / 3600:.2f} hours)."
     ]
-    for one, rate in zip(todo, rates, strict=True):
-        if one.seed == todo[0].seed:
-            names = ", ".join(contender.label for contender in one.contenders)
-            runs = f"{len(one.runs)} runs" if len(one.runs) > 1 else "1 run"
-            lines.append(f"- {names}: {runs}, {timedelta(seconds=round(rate.training))} per seed")
+    for one, rate in {one.labels: (one, rate) for one, rate in zip(todo, rates, strict=True)}.values():
+        runs = f"{len(one.runs)} runs" if len(one.runs) > 1 else "1 run"
+        lines.append(f"- {', '.join(one.labels)}: {runs}, {timedelta(seconds=round(rate.training))} per seed")
     print("\n".join(lines), flush=True)
     job_output.write_card("plan", "# Plan\n\n" + "\n".join(lines))
 

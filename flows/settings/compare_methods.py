@@ -43,8 +43,8 @@ class CompareMethods(Settings):
     )
     size: Literal["small", "full"] = Field(
         "small",
-        description="What the settings below are where none is given. small: the tiny preset, 8 methods, 2 seeds, about "
-        "half an hour on 2 cores. full: the small preset, all methods, 3 seeds, all of the preset's steps.",
+        description="What the settings below are where none is given. small: the tiny preset, 8 methods, 2 seeds, "
+        "about half an hour on 2 cores. full: the small preset, all methods, 3 seeds, all of the preset's steps.",
     )
     methods: list[str] | None = Field(
         None,

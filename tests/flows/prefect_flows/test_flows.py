@@ -16,6 +16,7 @@ from flows.local_stack.start_components import PREFECT_FILE
 from flows.prefect_client.api import ApiError
 from flows.prefect_flows.add_documents import add_documents
 from flows.prefect_flows.build_domains import build_domains
+from flows.prefect_flows.compare_methods import compare_methods
 from flows.prefect_flows.pretrain_soe import pretrain_soe
 from flows.prefect_flows.specialize import specialize
 
@@ -151,6 +152,7 @@ def test_a_deployment_that_is_not_there_is_named(running):
         ("pretrain-soe", {"method": "other"}, "method.*other"),
         ("pretrain-soe", {"steps": 0}, "steps"),
         ("specialize", {"rule": "best"}, "rule"),
+        ("compare-methods", {"size": "huge"}, "size"),
     ],
 )
 def test_the_server_refuses_parameters_out_of_bounds(running, deployment, config, words):
@@ -169,6 +171,7 @@ def test_each_deployment_bears_its_flows_name():
     flows = {
         "flows.prefect_flows.add_documents.add_documents": add_documents,
         "flows.prefect_flows.build_domains.build_domains": build_domains,
+        "flows.prefect_flows.compare_methods.compare_methods": compare_methods,
         "flows.prefect_flows.pretrain_soe.pretrain_soe": pretrain_soe,
         "flows.prefect_flows.specialize.specialize": specialize,
     }

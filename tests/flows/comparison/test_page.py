@@ -1,0 +1,103 @@
+"""The answer in words, and the page in headless Chromium."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.comparison.page import page, seconds, short, write_page
+from flows.comparison.results import collect
+from flows.settings import CompareMethods
+from tests.extras import chromium, screenshot
+from tests.flows.comparison import toy
+
+HOSTILE = "</script><b>bold</b>"
+
+
+def cell(method: str, seed: int, first: float, *, flops: float, each: float = 0.0, **more):
+    """A finished cell of two points, with losses of three sets; the first point is 0.5 worse."""
+    losses = {"first": first, "second": first + 0.2, "generic mixture": first + 0.1}
+    if more.get("anew"):
+        del losses["generic mixture"]
+    point = {"tokens": 800, "seconds": 8.0, "losses": losses}
+    before = point | {"tokens": 400, "seconds": 4.0, "losses": {n: loss + 0.5 for n, loss in losses.items()}}
+    cost = {"pretrained_size": 2_000_000, "specialist_size": 1_000_000, "pretraining_flops": flops}
+    return {
+        "method": method, "seed": seed, "status": "finished", "said": "", "anew": False, "points": [before, point],
+        "cost": cost | {"specialist_flops": each}, "all_flops": flops, "seconds_to_specialist": 0.0123,
+        "seconds_per_token": 1e-4,
+    } | more  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    store = toy.toy_store(tmp_path_factory.mktemp("stores"))
+    cells = [
+        cell("soup", 0, 3.0, flops=9e9, each=1e6),
+        cell("soup", 1, 3.1, flops=9e9, each=1e6),
+        cell("generic", 0, 3.4, flops=3e9),
+        cell("generic", 1, 3.42, flops=3e9),
+        cell("crisp", 0, 2.4, flops=0, each=2e9, anew=True),
+        cell("crisp", 1, 2.42, flops=0, each=2e9, anew=True),
+        {"method": "pareto", "seed": 0, "status": "diverged", "said": f"step 3: loss nan {HOSTILE}"},
+        {"method": "pareto", "seed": 1, "status": "failed", "said": "out of memory"},
+    ]
+    chosen = CompareMethods(store="mine", seeds=[0, 1]).of_size()
+    return collect(chosen, toy.toy_sets(store), cells, tokens=800, digest="d" * 64)
+
+
+def test_the_answer_says_which_is_best_and_from_how_many_on_a_soup_pays(report):
+    seen, unseen, by_tokens, by_loss, seeds = report["answer"]
+    assert seen.startswith(
+        "On 1 seen set the lowest mean loss is that of crisp (2.410 ± 0.014), then soup (3.050"
+    )
+    assert "generic (3.610" in unseen
+    assert by_tokens.startswith("With more than 4 specialists a soup costs less than CRISP")  # 9e9 / 2e9
+    assert "with 50% of its tokens" in by_loss and "with more than 9 specialists" in by_loss
+    assert seeds.startswith("With 2 seeds")
+
+
+def test_a_spread_is_that_of_the_seeds(report):
+    [soup] = [row for row in report["rows"] if row["method"] == "soup"]
+    assert soup["losses"]["seen"]["mean"] == pytest.approx(3.05)
+    assert soup["losses"]["seen"]["sd"] == pytest.approx(0.1 / 2**0.5)
+    assert [point["loss"]["mean"] for point in soup["curve"]] == pytest.approx([3.65, 3.15])
+    assert "far" not in soup["losses"]
+
+
+def test_the_command_repeats_the_tokens_and_not_the_hours(report):
+    assert '"tokens": 800' in report["repeat"] and "hours" not in report["repeat"]
+
+
+def test_the_page_holds_all_and_asks_no_one(report):
+    html = page(report)
+    assert HOSTILE not in html and "step 3: loss nan &lt;/script&gt;" in html
+    assert '<td class="best">2.410' in html and "2 M each" in html
+    assert "src=" not in html.split("<script>")[0] and "{{" not in html.split("<script>")[0]
+
+
+@pytest.mark.parametrize(("number", "said"), [(1_234_567, "1.23 M"), (800, "800"), (2e9, "2 G")])
+def test_short_numbers(number, said):
+    assert short(number) == said
+
+
+def test_times():
+    assert [seconds(number) for number in (0.0123, 3.21, 310)] == ["12.3 ms", "3.21 s", "0:05:10"]
+
+
+def test_it_is_readable_on_a_laptop_and_on_a_phone(report, tmp_path):
+    path = tmp_path / "comparison.html"
+    write_page(path, report)
+    with chromium() as browser:
+        for name, width in (("laptop", 1440), ("phone", 390)):
+            opened = browser.new_page(viewport={"width": width, "height": 900})
+            problems, asked = [], []
+            opened.on("pageerror", lambda error, problems=problems: problems.append(str(error)))
+            opened.on("console", lambda message, problems=problems: problems.append(message.text))
+            opened.on("request", lambda request, asked=asked: asked.append(request.url))
+            opened.goto(path.as_uri())
+            opened.wait_for_selector("body[data-ready]", timeout=60_000)
+            screenshot(opened, f"comparison-{name}", full_page=True)
+            assert (problems, asked) == ([], [path.as_uri()])
+            assert opened.evaluate("document.documentElement.scrollWidth") <= width
+            assert opened.locator("#tokens .legendtext").all_text_contents() == ["soup", "generic", "crisp"]
+            assert opened.locator("tbody tr").count() == 4

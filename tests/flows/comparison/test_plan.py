@@ -1,0 +1,93 @@
+"""How long a comparison takes, and what it cannot be."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.comparison.contenders import contenders
+from flows.comparison.plan import Rate, makespan, measure, steps_in_hours, steps_of_tokens
+from flows.settings import CompareMethods
+from tests.flows.comparison import toy
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return toy.toy_store(tmp_path_factory.mktemp("stores"))
+
+
+def test_the_longest_come_first():
+    assert makespan([1, 2, 3, 4], 2) == 5
+    assert makespan([7, 1, 1], 2) == 7
+
+
+def test_as_many_steps_as_the_hours_hold():
+    chosen = CompareMethods(hours=1 / 0.85)  # of which an hour is planned
+    rates = [Rate(training=7200.0, measuring=600.0)] * 2
+    assert steps_in_hours(chosen, rates, 1000, 2) == 416  # 3000 s of 7.2 s each
+    assert steps_in_hours(chosen, rates[:1], 100, 2) == 41
+    assert steps_in_hours(chosen, [Rate(training=72.0, measuring=0.0)], 100, 2) == 100  # the most
+
+
+def test_hours_in_which_no_method_learns_are_refused():
+    with pytest.raises(
+        ValueError, match=r"hours is 0.01: in that time no method has 10 steps.* need \S+ hours"
+    ):
+        steps_in_hours(CompareMethods(hours=0.01), [Rate(training=7200.0, measuring=600.0)], 1000, 2)
+
+
+def test_tokens_from_which_no_method_learns_are_refused(store):
+    with pytest.raises(ValueError, match="tokens is 64, 2 steps of 32 tokens.*Give 320 at least"):
+        steps_of_tokens(toy.settings(store.folder.parent, tokens=64))
+    with pytest.raises(ValueError, match="give one of them"):
+        steps_of_tokens(toy.settings(store.folder.parent, hours=1.0))
+
+
+def test_every_kind_of_run_is_timed(store):
+    chosen = toy.settings(store.folder.parent, methods=["branched-experts"])
+    [one] = toy.all_pretrainings(chosen, store)
+    rate = measure(one, toy.toy_sets(store), str(store.folder.parent), 1, 3, 1)
+    assert rate.training > 0 and rate.measuring > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"methods": ["sop"]}, "sop: no method 'sop'; there are soup, generic"),
+        ({"methods": ["soup", "soup"]}, "'soup' stands in methods twice"),
+        ({"methods": []}, "methods is empty"),
+        ({"options": {"crisp": {}}}, "options are of 'crisp', which is not in methods: soup, generic"),
+        ({"options": {"soup": {"colour": 1}}}, "soup: colour is no option of it"),
+        ({"options": {"soup": {"steps": 5}}}, "soup: steps is no option of it"),
+        ({"support_size": 5}, "support_size|5"),
+        (
+            {"methods": ["generic", "branched-experts"], "steps": 2},
+            "branched-experts: of 2 steps, 2 groups have 0",
+        ),
+        (
+            {"methods": ["domain-experts"], "steps": 1},
+            "domain-experts: its 2 runs have less than a step each",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(store, given, said):
+    from flows.comparison.training import stream_of
+
+    steps = given.pop("steps", 24)
+    with pytest.raises(ValueError, match=said):
+        for one in toy.all_pretrainings(toy.settings(store.folder.parent, **given), store, steps=steps):
+            stream_of(one.runs[0], store, 0)
+
+
+def test_domain_experts_share_the_tokens_and_take_the_plain_rate(store):
+    chosen = toy.settings(store.folder.parent, methods=["soup", "domain-experts"])
+    soup, experts = contenders(chosen, store, seed=0, steps=24)
+    assert [run.training.steps for run in experts.method.runs()] == [12, 12]
+    rates = [one.method.training.learning_rate for one in (soup, experts)]
+    assert rates == [5e-3, 1e-2]
+
+
+def test_a_size_gives_what_is_not_given():
+    chosen = CompareMethods(seeds=[5], tokens=1000).of_size()
+    assert (chosen.seeds, chosen.preset, chosen.hours) == ([5], "tiny", None)
+    assert CompareMethods().of_size().hours == 0.35
+    assert CompareMethods(size="full").of_size().methods is None

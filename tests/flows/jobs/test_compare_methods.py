@@ -1,0 +1,74 @@
+"""The comparison's job on a real store: from texts to the page; what it refuses; what it skips."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flows.jobs import compare_methods as job
+from flows.settings import CompareMethods
+from storage_schema.manifest import StoreError
+from tests.flows.built_store import write_corpus
+
+
+@pytest.fixture(scope="module")
+def chosen(built, settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    texts = write_corpus(folder / "pets.jsonl", 90, seed=7)
+    return CompareMethods(
+        name=str(folder / "which"), store=settings.store, methods=["soup", "generic"], seeds=[3, 4], tokens=20 * 4 * 16,
+        batch_size=4, sequence_length=16, mixtures_per_step=2, support_size=2, num_experts=2, held_out=False,
+        texts={"pets": str(texts)}, evaluation_passages=6, points=2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compared(chosen):
+    return job.run(chosen)
+
+
+def test_it_ends_with_a_page(compared, chosen):
+    assert (compared["cells"], compared["finished"]) == (4, 4)
+    report = json.loads(open(f"{compared['folder']}/results.json").read())
+    assert [one["name"] for one in report["sets"]] == ["pets", "generic mixture"]
+    assert [(row["method"], row["seeds"]) for row in report["rows"]] == [("soup", 2), ("generic", 2)]
+    assert all(0 < row["by_set"]["pets"]["mean"] < 8 for row in report["rows"])
+    assert len(report["cells"][0]["window_losses"]["pets"]) > 1
+    assert compared["answer"][0].startswith("On 1 far set") and compared["page"].endswith("comparison.html")
+
+
+def test_the_same_again_trains_nothing_and_one_more_method_only_itself(compared, chosen, capfd):
+    assert job.run(chosen)["answer"] == compared["answer"]
+    assert "4 of 4 trainings are finished" in capfd.readouterr().out
+    more = job.run(chosen.model_copy(update={"methods": ["soup", "generic", "crisp"]}))
+    assert "4 of 6 trainings are finished" in capfd.readouterr().out and more["finished"] == 6
+
+
+def test_another_comparison_in_the_same_folder_is_refused(compared, chosen):
+    with pytest.raises(StoreError, match="points was 2, now 3"):
+        job.run(chosen.model_copy(update={"points": 3}))
+
+
+def test_hours_are_measured_out_in_steps_and_kept(compared, chosen, tmp_path, capfd):
+    update = {
+        "tokens": None,
+        "hours": 0.02,
+        "name": str(tmp_path / "timed"),
+        "seeds": [0],
+        "methods": ["generic"],
+    }
+    timed = chosen.model_copy(update=update)
+    job.run(timed)
+    steps = json.loads((tmp_path / "timed/run.json").read_text())["steps"]
+    assert 10 <= steps <= 1600 and f"{steps:,} steps and" in capfd.readouterr().out
+    job.run(timed)
+    assert json.loads((tmp_path / "timed/run.json").read_text())["steps"] == steps
+
+
+def test_a_store_without_held_out_sets_is_refused(built, chosen, tmp_path):
+    update = {"held_out": True, "texts": {}, "name": str(tmp_path / "none")}
+    with pytest.raises(ValueError, match="no held-out source of .* Hold out more"):
+        job.run(chosen.model_copy(update=update))
+    with pytest.raises(ValueError, match="there is no set to measure on"):
+        job.run(chosen.model_copy(update=update | {"held_out": False}))
