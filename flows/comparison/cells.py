@@ -7,10 +7,10 @@ next run, and the others go on.
 from __future__ import annotations
 
 import json
-import math
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import ray
 import torch
 
 from flows.comparison.contenders import Contender, Pretraining
-from flows.comparison.sets import MeasuredSet, targets
+from flows.comparison.measuring import measured
+from flows.comparison.sets import MeasuredSet
 from flows.comparison.training import Training
 from flows.errors import user_error
 from flows.reporting.progress import progress
@@ -30,11 +31,9 @@ from storage_schema.json_files import read_object
 from storage_schema.manifest import verify_files, write_atomically
 from storage_schema.stage import Stage, open_stage
 
-FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
+DIVERGED, FAILED = "diverged", "failed"
 KIND, TRAINED_KIND = "comparison-cell", "comparison-training"
 RESULT = "result.json"
-TIMES = 3
-"""How often a forward pass is timed; the quickest counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +123,7 @@ def run_cells(
         for reference in running:
             ray.cancel(reference, force=True)
         raise
+    shutil.rmtree(place.folder / "progress")
     return [cell for one in all_of_them for cell in results[one.name]]
 
 
@@ -178,7 +178,7 @@ def train_and_measure(place: Place, pretraining: Pretraining) -> list[dict[str, 
     results = []
     for contender in pretraining.contenders:
         try:
-            results.append(_measured(place, training, contender))
+            results.append(_cell(place, training, contender))
         except NonFiniteLoss as error:
             results.append(_diverged(place, pretraining, contender, str(error)))
         except Exception as error:
@@ -207,86 +207,12 @@ def _write(stage: Stage, result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _measured(place: Place, training: Training, contender: Contender) -> dict[str, Any]:
-    """Measure a method at every point and write its cell."""
-    pretraining = training.pretraining
-    stage = place.cell(pretraining, contender)
+def _cell(place: Place, training: Training, contender: Contender) -> dict[str, Any]:
+    """Measure a method and write its cell, unless it is there."""
+    stage = place.cell(training.pretraining, contender)
     if stage.finished is not None:
         return read_object(stage.folder / RESULT)
-    points = [_at(training, contender, place.sets, point) for point in range(1, training.num_points + 1)]
-    last = points[-1]
-    for name, losses in last["window_losses"].items():
-        if not all(map(math.isfinite, losses)):
-            raise NonFiniteLoss(
-                f"the loss on {name} is not finite after training.", step=pretraining.steps, mixtures=[]
-            )
-    cost, anew = asdict(contender.method.cost()), contender.anew
-    of_a_run = last["seconds"] / len(pretraining.runs) if anew else 0.0
-    result = {
-        "method": contender.label,
-        "seed": pretraining.seed,
-        "status": FINISHED,
-        "said": "",
-        "anew": anew,
-        "steps": pretraining.steps,
-        "cost": cost,
-        "all_flops": cost["pretraining_flops"] + anew * len(targets(place.sets)) * cost["specialist_flops"],
-        "seconds_to_specialist": last["seconds_to_specialist"] + of_a_run,
-        "seconds_per_token": last["seconds_per_token"],
-        "points": [
-            {
-                "tokens": int(point["tokens"]),
-                "seconds": point["seconds"],
-                "losses": {
-                    name: sum(losses) / len(losses)
-                    for name, losses in point["window_losses"].items()
-                    if all(map(math.isfinite, losses))
-                },
-            }
-            for point in points
-        ],
-        "window_losses": last["window_losses"],
-    }
-    return _write(stage, result)
-
-
-def _at(training: Training, contender: Contender, sets: list[MeasuredSet], point: int) -> dict[str, Any]:
-    """Losses of each window of the sets at one point, and the time of a specialist and of a token there."""
-    method = contender.method
-    trained, spent = training.at(point)
-    begun = time.perf_counter()
-    of_sets = targets(sets)
-    instances = list(
-        method.instantiate(
-            trained,
-            torch.stack([one.weights_K for one in of_sets]),
-            [one.choosing_nL1 for one in of_sets],
-        )
-    )
-    seconds = (time.perf_counter() - begun) / len(of_sets)
-    seconds += sum(
-        training.record(run)["seconds_to_models"] for run in training.pretraining.runs if run.soup.num_experts
-    )
-    if len(of_sets) < len(sets) and not contender.anew:
-        generic = sets[-1]
-        instances += list(method.instantiate(trained, generic.weights_K[None], [generic.choosing_nL1]))
-    losses = {
-        one.name: method.loss(instance, one.evaluation_nL1).tolist()
-        for one, instance in zip(sets, instances, strict=False)
-    }
-    window_1L1 = sets[0].evaluation_nL1[:1]
-    return spent | {
-        "window_losses": losses,
-        "seconds_to_specialist": seconds,
-        "seconds_per_token": min(_seconds_of(method, instances[0], window_1L1) for _ in range(TIMES))
-        / (window_1L1.shape[1] - 1),
-    }
-
-
-def _seconds_of(method: Any, instance: Any, windows_nL1: torch.Tensor) -> float:
-    begun = time.perf_counter()
-    method.loss(instance, windows_nL1)
-    return time.perf_counter() - begun
+    return _write(stage, measured(training, contender, place.sets))
 
 
 class _teller:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from flows.comparison.cells import FINISHED
+from flows.comparison.measuring import FINISHED
 from flows.comparison.sets import KINDS, MeasuredSet, targets
 from flows.settings import CompareMethods
 

@@ -17,8 +17,9 @@ import torch
 
 from flows.cluster import session
 from flows.comparison import plan
-from flows.comparison.cells import FINISHED, Place, finished, run_cells, side_by_side
+from flows.comparison.cells import Place, finished, run_cells, side_by_side
 from flows.comparison.contenders import Pretraining, contenders, pretrainings, step_tokens
+from flows.comparison.measuring import FINISHED
 from flows.comparison.page import write_page
 from flows.comparison.results import collect
 from flows.comparison.sets import KIND as SETS

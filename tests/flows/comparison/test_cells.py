@@ -7,7 +7,8 @@ import json
 import pytest
 
 from flows.comparison import training as training_module
-from flows.comparison.cells import DIVERGED, FAILED, FINISHED, RESULT, run_cells, train_and_measure
+from flows.comparison.cells import DIVERGED, FAILED, RESULT, run_cells, train_and_measure
+from flows.comparison.measuring import FINISHED
 from flows.comparison.sets import load_sets, save_sets
 from flows.comparison.training import Training, point_steps
 from tests.flows.comparison import toy

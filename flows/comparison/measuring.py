@@ -1,0 +1,99 @@
+"""What a trained method is worth: losses at every point, the time of a specialist and of a token, and its cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from flows.comparison.contenders import Contender
+from flows.comparison.sets import MeasuredSet, targets
+from flows.comparison.training import Training
+from soe_model.methods.flat import FlatMethod
+from soe_model.methods.method import Instance
+from soe_model.training.trainer import NonFiniteLoss
+
+FINISHED = "finished"
+TIMES = 3
+"""How often a forward pass is timed; the quickest counts."""
+
+
+def measured(training: Training, contender: Contender, sets: list[MeasuredSet]) -> dict[str, Any]:
+    """The result of a cell. Raises NonFiniteLoss if a loss at the end is not finite."""
+    pretraining = training.pretraining
+    points = [_at(training, contender, sets, point) for point in range(1, training.num_points + 1)]
+    last = points[-1]
+    for name, losses in last["window_losses"].items():
+        if not all(map(math.isfinite, losses)):
+            raise NonFiniteLoss(
+                f"the loss on {name} is not finite after training.", step=pretraining.steps, mixtures=[]
+            )
+    cost, anew = asdict(contender.method.cost()), contender.anew
+    of_a_run = last["seconds"] / len(pretraining.runs) if anew else 0.0
+    return {
+        "method": contender.label,
+        "seed": pretraining.seed,
+        "status": FINISHED,
+        "said": "",
+        "anew": anew,
+        "steps": pretraining.steps,
+        "cost": cost,
+        "all_flops": cost["pretraining_flops"] + anew * len(targets(sets)) * cost["specialist_flops"],
+        "seconds_to_specialist": last["seconds_to_specialist"] + of_a_run,
+        "seconds_per_token": last["seconds_per_token"],
+        "points": [
+            {
+                "tokens": int(point["tokens"]),
+                "seconds": point["seconds"],
+                "losses": {
+                    name: sum(losses) / len(losses)
+                    for name, losses in point["window_losses"].items()
+                    if all(map(math.isfinite, losses))
+                },
+            }
+            for point in points
+        ],
+        "window_losses": last["window_losses"],
+    }
+
+
+def _at(training: Training, contender: Contender, sets: list[MeasuredSet], point: int) -> dict[str, Any]:
+    """Losses of each window of the sets at one point, and the time of a specialist and of a token there."""
+    method = contender.method
+    trained, spent = training.at(point)
+    begun = time.perf_counter()
+    of_sets = targets(sets)
+    instances = list(
+        method.instantiate(
+            trained,
+            torch.stack([one.weights_K for one in of_sets]),
+            [one.choosing_nL1 for one in of_sets],
+        )
+    )
+    seconds = (time.perf_counter() - begun) / len(of_sets)
+    seconds += sum(
+        training.record(run)["seconds_to_models"] for run in training.pretraining.runs if run.soup.num_experts
+    )
+    if len(of_sets) < len(sets) and not contender.anew:
+        generic = sets[-1]
+        instances += list(method.instantiate(trained, generic.weights_K[None], [generic.choosing_nL1]))
+    losses = {
+        one.name: method.loss(instance, one.evaluation_nL1).tolist()
+        for one, instance in zip(sets, instances, strict=False)
+    }
+    window_1L1 = sets[0].evaluation_nL1[:1]
+    return spent | {
+        "window_losses": losses,
+        "seconds_to_specialist": seconds,
+        "seconds_per_token": min(_seconds_of(method, instances[0], window_1L1) for _ in range(TIMES))
+        / (window_1L1.shape[1] - 1),
+    }
+
+
+def _seconds_of(method: FlatMethod, instance: Instance, windows_nL1: torch.Tensor) -> float:
+    begun = time.perf_counter()
+    method.loss(instance, windows_nL1)
+    return time.perf_counter() - begun
