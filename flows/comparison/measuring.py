@@ -15,6 +15,7 @@ from flows.comparison.training import Training
 from soe_model.methods.flat import FlatMethod
 from soe_model.methods.method import Instance
 from soe_model.training.trainer import NonFiniteLoss
+from storage_schema.errors import UserError
 
 FINISHED = "finished"
 TIMES = 3
@@ -24,8 +25,10 @@ TIMES = 3
 def measured(training: Training, contender: Contender, sets: list[MeasuredSet]) -> dict[str, Any]:
     """The result of a cell. Raises NonFiniteLoss if a loss at the end is not finite."""
     pretraining = training.pretraining
-    points = [_at(training, contender, sets, point) for point in range(1, training.num_points + 1)]
-    last = points[-1]
+    number = training.num_points
+    points = [_before_the_end(training, contender, sets, point) for point in range(1, number)]
+    last = _at(training, contender, sets, number)
+    points.append(last)
     for name, losses in last["window_losses"].items():
         if not all(map(math.isfinite, losses)):
             raise NonFiniteLoss(
@@ -58,6 +61,16 @@ def measured(training: Training, contender: Contender, sets: list[MeasuredSet]) 
         ],
         "window_losses": last["window_losses"],
     }
+
+
+def _before_the_end(
+    training: Training, contender: Contender, sets: list[MeasuredSet], point: int
+) -> dict[str, Any]:
+    """As :func:`_at`, but without losses where a method has no model yet, such as one whose gates are still small."""
+    try:
+        return _at(training, contender, sets, point)
+    except UserError:
+        return training.at(point)[1] | {"window_losses": {}}
 
 
 def _at(training: Training, contender: Contender, sets: list[MeasuredSet], point: int) -> dict[str, Any]:

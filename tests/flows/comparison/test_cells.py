@@ -11,6 +11,7 @@ from flows.comparison.cells import DIVERGED, FAILED, RESULT, run_cells, train_an
 from flows.comparison.measuring import FINISHED
 from flows.comparison.sets import load_sets, save_sets
 from flows.comparison.training import Training, point_steps
+from storage_schema.errors import UserError
 from tests.flows.comparison import toy
 
 
@@ -133,6 +134,23 @@ def test_a_method_that_fails_is_tried_again_and_those_beside_it_are_kept(tmp_pat
     assert statuses == [(FINISHED, ""), (FAILED, "RuntimeError: a fault")]
     monkeypatch.undo()
     assert [cell["status"] for cell in train_and_measure(there, pretraining)] == [FINISHED] * 2
+
+
+def test_a_method_may_have_no_model_before_its_end(tmp_path, store, monkeypatch):
+    there, [pretraining] = prepared(tmp_path, store, methods=["generic"])
+    instantiate, calls = type(pretraining.method).instantiate, []
+
+    def late(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise UserError("its gates are too small")
+        return instantiate(*arguments)
+
+    monkeypatch.setattr(type(pretraining.method), "instantiate", late)
+    [cell] = train_and_measure(there, pretraining)
+    assert [sorted(point["losses"]) for point in cell["points"]] == [[]] + [
+        ["first", "generic mixture", "second"]
+    ] * 2
 
 
 def test_all_methods_draw_from_the_same_numbers(store):
