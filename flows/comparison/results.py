@@ -140,7 +140,7 @@ def _ranking(kind: str, number: int, ranked: list[dict[str, Any]]) -> str:
         apart = second["losses"][kind]["mean"] - first["losses"][kind]["mean"]
         spread = math.hypot(*(row["losses"][kind]["sd"] or 0.0 for row in (first, second)))
         words += f", then {said(second)}"
-        if apart < spread:
+        if apart <= spread:
             words += ", which the seeds do not tell apart"
     others = [row for row in ranked[2:] if row["method"] in (SOUP, "generic")]
     if others:

@@ -12,7 +12,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "small": {
         "methods": [
             "soup", "generic", "crisp", "domain-experts", "branched-experts", "merged-linear",
-            "merged-task-arithmetic", "pareto",
+            "merged-task-arithmetic", "pareto", "smear",
         ],
         "preset": "tiny",
         "seeds": [0, 1],
@@ -43,7 +43,7 @@ class CompareMethods(Settings):
     )
     size: Literal["small", "full"] = Field(
         "small",
-        description="What the settings below are where none is given. small: the tiny preset, 8 methods, 2 seeds, "
+        description="What the settings below are where none is given. small: the tiny preset, 9 methods, 2 seeds, "
         "about half an hour on 2 cores. full: the small preset, all methods, 3 seeds, all of the preset's steps.",
     )
     methods: list[str] | None = Field(

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from flows.cli import main as cli
 from flows.jobs import compare_methods as job
+from flows.prefect_flows import comparison_artifacts
 from flows.settings import CompareMethods
 from storage_schema.manifest import StoreError
 from tests.flows.built_store import write_corpus
@@ -36,6 +38,37 @@ def test_it_ends_with_a_page(compared, chosen):
     assert all(0 < row["by_set"]["pets"]["mean"] < 8 for row in report["rows"])
     assert len(report["cells"][0]["window_losses"]["pets"]) > 1
     assert compared["answer"][0].startswith("On 1 far set") and compared["page"].endswith("comparison.html")
+
+
+def test_the_prefect_run_shows_the_answer_and_links_the_page(compared, chosen, monkeypatch):
+    made = {}
+    for kind in ("markdown", "table", "link"):
+        monkeypatch.setattr(
+            comparison_artifacts, f"create_{kind}_artifact", lambda body, key, **_: made.update({key: body})
+        )
+    comparison_artifacts.publish_comparison(chosen)
+    assert compared["answer"][0] in made["comparison-which"]
+    assert [row["method"] for row in made["comparison-which-table"]] == ["soup", "generic"]
+    assert made["comparison-which-page"] == f"file://{compared['page']}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "given"),
+    [
+        ([], {}),
+        (
+            ["--methods", "soup", "--methods", "crisp", "--seeds", "3"],
+            {"methods": ["soup", "crisp"], "seeds": [3]},
+        ),
+        (["--tokens", "500", "--name", "which"], {"tokens": 500, "name": "which"}),
+    ],
+)
+def test_the_command_gives_what_was_typed(monkeypatch, capsys, typed, given):
+    asked = []
+    monkeypatch.setattr(job, "run", lambda settings: asked.append(settings) or {"page": "/there.html"})
+    assert cli.main(["compare", "mine", *typed]) == 0
+    assert asked[0].model_dump(exclude_unset=True) == {"store": "mine", **given}
+    assert capsys.readouterr().out == "/there.html\n"
 
 
 def test_the_same_again_trains_nothing_and_one_more_method_only_itself(compared, chosen, capfd):
