@@ -30,6 +30,7 @@ COMMON = "preset", "num_experts", "mixtures_per_step", "support_size"
 """Settings of pretrain-soe that the comparison gives all methods, and their options may change."""
 OF_THE_COMPARISON = {
     "name", "store", "method", "seed", "steps", "batch_size", "sequence_length", "meta_distribution", "ratios",
+    "laws", "generic_share", "neighbourhood_scales", "by_size", "concentration",
 }  # fmt: skip
 """Settings of pretrain-soe that are the same for all methods, or have no place here."""
 
