@@ -26,13 +26,12 @@ from tests.benchmarks.worth.kinds import FAR, NEAR
 from tests.benchmarks.worth.report import report
 from tests.benchmarks.worth.training import train
 
-TRAINING = {"store": "worth", "preset": "small", "batch_size": 32, "sequence_length": 256, "steps": 6000}
-"""1.9 million parameters with a vocabulary of 8192 tokens; 49 million tokens, about one reading of the corpus."""
+TRAINING = {"store": "worth", "preset": "small", "batch_size": 32, "sequence_length": 256, "steps": 2000}
+"""1.9 million parameters with a vocabulary of 8192 tokens; 16 million tokens, hours on 2 cores."""
 
 
 def build_settings(folder: Path) -> BuildDomains:
-    """32 x 32 domains: 100,000 passages then give each about a hundred; 64 x 64 would leave it 25, too few to draw
-    windows from for hours."""
+    """32 x 32 domains: of 150,000 passages each has about 150. 64 x 64 would leave it 36, too few for hours."""
     return BuildDomains(
         store="worth",
         corpus=str(folder / "corpus"),
