@@ -168,7 +168,7 @@ def train_and_measure(place: Place, pretraining: Pretraining) -> list[dict[str, 
             checkpoint_seconds=place.checkpoint_seconds,
         )
         if stage.finished is None:
-            training.to_the_end(stage.scratch, _teller(place.told(pretraining)))
+            training.to_the_end(stage.scratch, _Teller(place.told(pretraining)))
             stage.finish({"steps": pretraining.steps})
             training = Training(**{**training.__dict__, "folder": stage.folder})
     except NonFiniteLoss as error:
@@ -215,7 +215,7 @@ def _cell(place: Place, training: Training, contender: Contender) -> dict[str, A
     return _write(stage, measured(training, contender, place.sets))
 
 
-class _teller:
+class _Teller:
     """Writes how many steps are done, at most once per second."""
 
     def __init__(self, file: Path):
