@@ -37,7 +37,7 @@ function curve(row, number, by) {
   };
 }
 
-function ofSets(row, number) {
+function setBars(row, number) {
   const sets = DATA.sets.filter(set => row.by_set[set.name]);
   return {
     type: "scatter", mode: "markers", name: row.method, marker: style(number).marker,
@@ -53,7 +53,7 @@ function draw() {
   ofSetsLayout.yaxis.autorange = "reversed";
   Plotly.react("tokens", DATA.rows.map((row, number) => curve(row, number, "tokens")), layout("tokens", "loss (nats per token)", 8), settings);
   Plotly.react("seconds", DATA.rows.map((row, number) => curve(row, number, "seconds")), layout("seconds of training", "loss (nats per token)", 8), settings);
-  Plotly.react("sets", DATA.rows.map(ofSets), ofSetsLayout, settings).then(() => { document.body.dataset.ready = "yes"; });
+  Plotly.react("sets", DATA.rows.map(setBars), ofSetsLayout, settings).then(() => { document.body.dataset.ready = "yes"; });
 }
 
 draw();
