@@ -37,7 +37,7 @@ function curve(row, number, by) {
   };
 }
 
-function setBars(row, number) {
+function lossPerSet(row, number) {
   const sets = DATA.sets.filter(set => row.by_set[set.name]);
   return {
     type: "scatter", mode: "markers", name: row.method, marker: style(number).marker,
@@ -49,11 +49,11 @@ function setBars(row, number) {
 
 function draw() {
   const settings = { displayModeBar: false, responsive: true };
-  const ofSetsLayout = layout("loss (nats per token)", "", DATA.sets.length);
-  ofSetsLayout.yaxis.autorange = "reversed";
+  const perSetLayout = layout("loss (nats per token)", "", DATA.sets.length);
+  perSetLayout.yaxis.autorange = "reversed";
   Plotly.react("tokens", DATA.rows.map((row, number) => curve(row, number, "tokens")), layout("tokens", "loss (nats per token)", 8), settings);
   Plotly.react("seconds", DATA.rows.map((row, number) => curve(row, number, "seconds")), layout("seconds of training", "loss (nats per token)", 8), settings);
-  Plotly.react("sets", DATA.rows.map(setBars), ofSetsLayout, settings).then(() => { document.body.dataset.ready = "yes"; });
+  Plotly.react("sets", DATA.rows.map(lossPerSet), perSetLayout, settings).then(() => { document.body.dataset.ready = "yes"; });
 }
 
 draw();
