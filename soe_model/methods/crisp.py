@@ -43,10 +43,9 @@ class Crisp(FlatMethod):
     def cost(self) -> Cost:
         """Nothing before a target is known, and a whole pretraining for each then."""
         run = self.plain_run("target", self.generic_K)
-        training = run.training
         return self.cost_of(
             [],
             pretrained_size=0,
-            specialist_flops=training.steps * whole_step_flops(self.setup(run)),
-            specialist_tokens=training.steps * training.batch_size * training.sequence_length,
+            specialist_flops=run.training.steps * whole_step_flops(self.setup(run)),
+            specialist_tokens=run.tokens,
         )

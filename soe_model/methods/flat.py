@@ -104,12 +104,11 @@ class FlatMethod(Method):
     ) -> Cost:
         """The cost of a method from the runs of its pretraining, by default all; the other numbers are its own."""
         runs = self.runs() if runs is None else runs
-        tokens = [run.training.steps * run.training.batch_size * run.training.sequence_length for run in runs]
         flops = [run.training.steps * whole_step_flops(self.setup(run)) for run in runs]
         return Cost(
             specialist_size=self.size.num_params,
             pretrained_size=pretrained_size,
-            pretraining_tokens=sum(tokens),
+            pretraining_tokens=sum(run.tokens for run in runs),
             pretraining_flops=sum(flops),
             specialist_flops=specialist_flops,
             specialist_tokens=specialist_tokens,

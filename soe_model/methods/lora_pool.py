@@ -137,7 +137,7 @@ class LoraPool(GroupedMethod):
 
         What the first layer saves beyond that, whose input needs none either, is not subtracted.
         """
-        setup, tokens = self.setup(run), run_tokens(run)
+        setup, tokens = self.setup(run), run.tokens
         if run.name == "generic":
             return run.training.steps * whole_step_flops(setup)
         of_lora = 3 * 2 * self.lora_size
@@ -151,15 +151,11 @@ class LoraPool(GroupedMethod):
         return Cost(
             specialist_size=num_params,
             pretrained_size=pretrained_size,
-            pretraining_tokens=sum(map(run_tokens, runs)),
+            pretraining_tokens=sum(run.tokens for run in runs),
             pretraining_flops=sum(map(self.run_flops, runs)),
             specialist_flops=0,
             token_flops=token_flops(self.size, self.training.sequence_length) + routing_flops,
         )
-
-
-def run_tokens(run: Run) -> int:
-    return run.training.steps * run.training.batch_size * run.training.sequence_length
 
 
 def linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -38,6 +38,11 @@ class Run:
     begins_from: str | None = None
     """An earlier run of the method, whose model this run starts with; None: it starts from new parameters."""
 
+    @property
+    def tokens(self) -> int:
+        """Of all its steps."""
+        return self.training.steps * self.training.batch_size * self.training.sequence_length
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:

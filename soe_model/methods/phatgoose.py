@@ -15,7 +15,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from soe_model.methods.lora_pool import LoraPool, loras_of, run_tokens
+from soe_model.methods.lora_pool import LoraPool, loras_of
 from soe_model.methods.method import Cost, Learner, Run, Trained
 from soe_model.methods.module_learner import ModuleLearner
 from soe_model.model.routed_linear import RoutedLinear, TokenGate, kept_of_scores
@@ -62,8 +62,8 @@ class Phatgoose(LoraPool):
         """Of gates too: their gradient costs what a LoRA's and the frozen model's costs, but for the LoRA's weights."""
         if not run.name.startswith("gate-"):
             return super().run_flops(run)
-        of_lora = ADAM_FLOPS * self.lora_size * run.training.steps + 2 * self.lora_size * run_tokens(run)
-        of_gates = ADAM_FLOPS * self.gate_size * run.training.steps + 6 * self.gate_size * run_tokens(run)
+        of_lora = ADAM_FLOPS * self.lora_size * run.training.steps + 2 * self.lora_size * run.tokens
+        of_gates = ADAM_FLOPS * self.gate_size * run.training.steps + 6 * self.gate_size * run.tokens
         return super().run_flops(run) - of_lora + of_gates
 
     def cost(self) -> Cost:

@@ -159,14 +159,13 @@ class Smear(FlatMethod):
         return 4 * self.size.embedding_size * self.expert_width * self.size.num_layers
 
     def cost(self) -> Cost:
-        training = self.training
-        tokens = training.steps * training.batch_size * training.sequence_length
-        adam = ADAM_FLOPS * self.all_params * training.steps
+        [run] = self.runs()
+        adam = ADAM_FLOPS * self.all_params * run.training.steps
         return Cost(
             specialist_size=self.all_params,
             pretrained_size=self.all_params,
-            pretraining_tokens=tokens,
-            pretraining_flops=3 * self.routed_token_flops() * tokens + adam,
+            pretraining_tokens=run.tokens,
+            pretraining_flops=3 * self.routed_token_flops() * run.tokens + adam,
             specialist_flops=0,
             token_flops=self.routed_token_flops(),
         )

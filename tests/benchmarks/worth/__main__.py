@@ -31,7 +31,7 @@ TRAINING = {"store": "worth", "preset": "small", "batch_size": 32, "sequence_len
 
 
 def build_settings(folder: Path) -> BuildDomains:
-    """32 x 32 domains: of 150,000 passages each has about 150. 64 x 64 would leave it 36, too few for hours."""
+    """32 x 32 domains: of 191,150 passages each has 187 on average. 64 x 64 would leave it 47."""
     return BuildDomains(
         store="worth",
         corpus=str(folder / "corpus"),

@@ -102,9 +102,9 @@ def _wordnet(folder: Path) -> Documents:
 
 
 def _interface(folder: Path) -> Documents:
-    """Messages of a user interface, a language after the other; runs of them are one document."""
+    """Messages of a user interface, one language after the other; runs of them are one document."""
     for path in sorted(folder.rglob("i18n/**/*.json")):
-        if path.stem in ("qqq",):
+        if path.stem == "qqq":  # what messages mean, not a language
             continue
         messages = json.loads(read(path))
         said = [text for key, text in messages.items() if isinstance(text, str) and key != "@metadata"]

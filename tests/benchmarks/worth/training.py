@@ -6,6 +6,7 @@ Every run reads the product's own stream under the product's own settings, and g
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,4 @@ def _restore(folder: Path, trainer: SoupTrainer, plan_digest: str) -> dict[str, 
 def _forget_all_but(folder: Path, step: int) -> None:
     for place in folder.glob("step-*"):
         if place.name != f"step-{step:07}":
-            for path in place.iterdir():
-                path.unlink()
-            place.rmdir()
+            shutil.rmtree(place)
