@@ -1,7 +1,8 @@
 """The checks that need what is not here: one line at the end of a run, and a run of just those (``--lacking``).
 
-tests/conftest.py takes these hooks. A run leaves the names of the checks it left out in pytest's cache. CI installs
-what was not there and runs these with SOE_CI set, where a lack is a failure: each check runs once.
+tests/conftest.py takes these hooks. A run leaves the names of the checks it left out in pytest's cache, where they stay
+until they have passed. CI installs what was not there and runs these with SOE_CI set, where a lack is a failure: each
+check runs once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--lacking",
         action="store_true",
-        help="run the checks that the last run left out for what was not here",
+        help="run the checks that earlier runs left out for what was not here",
     )
 
 
@@ -64,7 +65,9 @@ def what_it_lacks(report) -> tuple[str, str] | None:
 
 def pytest_terminal_summary(terminalreporter, config):
     reports = terminalreporter.stats.get(CATEGORY, [])
-    config.cache.set(CACHE, [report.nodeid for report in reports])
+    ended = {report.nodeid for name in ("passed", CATEGORY) for report in terminalreporter.stats.get(name, [])}
+    before = [name for name in config.cache.get(CACHE, None) or [] if name not in ended]
+    config.cache.set(CACHE, before + [report.nodeid for report in reports])
     if reports:
         terminalreporter.write_line(summary([what_it_lacks(report) for report in reports]), yellow=True)
 

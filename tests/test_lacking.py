@@ -69,6 +69,15 @@ def test_the_next_run_makes_up_for_what_was_lacking(run):
     assert status == 0 and "5 deselected" in lines[-1]
 
 
+def test_a_run_of_other_checks_between_forgets_nothing(run):
+    run()
+    run("-k", "plain")
+    status, lines = run("--lacking", SOE_CI="1")
+    assert status == 1 and "3 errors" in lines[-1]
+    status, lines = run("--lacking", HERE="1", SOE_CI="1")
+    assert status == 0 and "3 passed, 2 deselected" in lines[-1]
+
+
 def test_without_a_run_before_nothing_is_known_to_be_lacking(run):
     status, lines = run("--lacking")
     assert status == pytest.ExitCode.USAGE_ERROR

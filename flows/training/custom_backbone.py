@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
 from soe_model.model.backbone import hugging_face_config
 from storage_schema.errors import UserError
 
@@ -21,6 +19,9 @@ def custom_backbone(
     Raises:
         ValueError: no model_type or an unknown one, a vocabulary smaller than the store's, too few positions.
     """
+    # Slow to import, and rarely needed: most runs name a preset.
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     default = hugging_face_config(given)
     if given["model_type"] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(

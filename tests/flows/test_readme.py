@@ -40,7 +40,7 @@ PAPERS = GUIDES | {
 }
 RUN_ELSEWHERE = {
     "make demo": "tests/flows/cli/test_demo.py checks its commands; it is run by hand for its result",
-    "make test": "this very run",
+    "make test": "the suite, of which this is the part that takes longest",
     "source .venv/bin/activate": "the tests run in that environment",
     "soe up": "conftest.py",
     "soe down": "tests/flows/local_stack/test_lifecycle.py",
@@ -144,7 +144,10 @@ def type_in(command: str, running, data) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "all_of_them",
+    [pytest.param(False, marks=pytest.mark.guides), pytest.param(True, marks=pytest.mark.long)],
+)
 def test_every_command_of_the_guides_works(running, data, all_of_them):
     assert len(set(commands())) == len(commands())  # each is typed once
     run = [command for command in commands() if command not in RUN_ELSEWHERE]
