@@ -65,7 +65,9 @@ def what_it_lacks(report) -> tuple[str, str] | None:
 
 def pytest_terminal_summary(terminalreporter, config):
     reports = terminalreporter.stats.get(CATEGORY, [])
-    ended = {report.nodeid for name in ("passed", CATEGORY) for report in terminalreporter.stats.get(name, [])}
+    ended = {
+        report.nodeid for name in ("passed", CATEGORY) for report in terminalreporter.stats.get(name, [])
+    }
     before = [name for name in config.cache.get(CACHE, None) or [] if name not in ended]
     config.cache.set(CACHE, before + [report.nodeid for report in reports])
     if reports:
