@@ -57,7 +57,8 @@ class Ahead:
                 left = self.estimate and self.estimate.left(
                     stage, first=first[1], done=done, of=total, elapsed=elapsed
                 )
-                report(done, total, note or (f"about {in_words(left)} left in all" if left else ""))
+                ahead = f"about {in_words(left)} left in all" if left and done < total else ""
+                report(done, total, note or ahead)
 
             yield noted
 

@@ -190,6 +190,8 @@ def test_what_is_ahead_is_said_before_anything_long(ray_cluster, settings, tmp_p
         report(0, 2)
         time.sleep(1.1)  # a line a second
         report(1, 2)
+        time.sleep(1.1)
+        report(2, 2)
         raise Stop
 
     monkeypatch.setattr(domain_stages, "build_passages", cut_passages)
@@ -205,8 +207,10 @@ def test_what_is_ahead_is_said_before_anything_long(ray_cluster, settings, tmp_p
     [card] = [line.body for line in told if line.kind == job_output.CARD]
     assert card["name"] == "estimate" and "| embed passages |" in card["markdown"]
     assert "max_passages" in card["markdown"]
-    reported = [line.body for line in told if line.kind == job_output.PROGRESS and line.body["done"] == 1]
-    assert reported[0]["stage"] == "cut passages" and "left in all" in reported[0]["note"]
+    reported = [line.body for line in told if line.kind == job_output.PROGRESS]
+    [half] = [body for body in reported if body["done"] == 1]
+    assert half["stage"] == "cut passages" and "left in all" in half["note"]
+    assert reported[-1]["done"] == 2 and reported[-1]["note"] == ""  # of a stage that is over nothing is left
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_long(ray_cluster, settings, tmp_path, monkeypatch):
