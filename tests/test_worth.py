@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -14,7 +16,8 @@ from pipeline.tokenizer import load_tokenizer
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
 from storage_schema.layout import store_folder
-from tests.benchmarks.worth import corpus, kinds, packages, report, sets, training
+from tests.benchmarks.worth import corpus, kinds, packaged_training, packages, report, sets, training
+from tests.benchmarks.worth import package as packaging
 from tests.benchmarks.worth.plain_text import of_html
 from tests.toy_store import write_texts
 
@@ -174,3 +177,54 @@ def test_the_report_compares_at_equal_tokens_and_at_equal_time(tmp_path):
     assert found["tokens_to_reach_the_twin"]["far"] == pytest.approx([4000 / np.e, 1000])
     assert (tmp_path / "report.json").exists() and (tmp_path / "report.png").stat().st_size > 5000
     assert "| far " in (tmp_path / "report.md").read_text()
+
+
+@pytest.fixture
+def package(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(packaging, "load_sets", training.load_sets)
+    facts = packaging.write_package("worth", tmp_path / "package", 16)
+    assert facts["share"] == 1 and facts["parts"] == {"databases": "near", "generic": "generic"}
+    return packaged_training.Package.open(tmp_path / "package")
+
+
+def packaged(folder, *more: str):
+    asked = ["--package", "", "--out", str(folder), "--preset", "tiny", "--points", "2", *more]
+    sizes = {"steps": 14, "batch_size": 4, "mixtures_per_step": 2, "support_size": 2, "warmup_steps": 0}
+    asked += ["--training", json.dumps(sizes), "--soup", json.dumps({"num_experts": 2}), "--device", "cpu"]
+    return packaged_training.parse(asked)
+
+
+def test_a_packaged_run_goes_on_where_it_was_cut_off(package, tmp_path):
+    whole = packaged_training.train(package, packaged(tmp_path / "whole"))
+    assert packaged_training.train(package, packaged(tmp_path / "cut", "--minutes", "0")) is None
+    cut = packaged_training.train(package, packaged(tmp_path / "cut"))
+    assert [row["step"] for row in cut["curve"]] == [7, 14]
+    assert [row["losses"] for row in cut["curve"]] == [row["losses"] for row in whole["curve"]]
+    of_set = cut["curve"][-1]["losses"]["databases"]
+    assert len(set(of_set["losses"])) == 5
+    assert of_set["chosen"] == of_set["losses"][packaged_training.SHARES.index(of_set["share"])]
+    twin = packaged_training.train(package, packaged(tmp_path / "twin", "--method", "generic"))
+    assert twin["num_experts"] == 0 and len(twin["curve"][-1]["losses"]["databases"]["losses"]) == 1
+
+
+def test_a_package_has_the_stores_windows_domain_by_domain_and_no_more_bytes_than_allowed(package, tmp_path):
+    store = DomainStore(store_folder("worth"))
+    windows_K = store.windows_K(16)
+    assert (package.arrays["windows_K"] == windows_K).all()
+    last = package.tokens(np.array([1]), windows_K[1:] - 1)[0]
+    at = (windows_K[1] - 1) * 16
+    assert last.tolist() == store.volumes[0].tokens(1)[at : at + 17].tolist()
+    allowed = (1 << 20) + sum(array.nbytes for array in package.arrays.values()) + 34 * 20
+    facts = packaging.write_package("worth", tmp_path / "small", 16, allowed)
+    assert 0 < facts["tokens"] <= 22 * 16 < windows_K.sum() * 16
+    with pytest.raises(UserError, match="the sets of worth alone take"):
+        packaging.write_package("worth", tmp_path / "none", 16, 1000)
+
+
+def test_a_packaged_run_needs_torch_transformers_and_numpy_only():
+    code = (
+        "import sys; import tests.benchmarks.worth.packaged_training; "
+        "print(*{'flows', 'ray', 'polars', 'pyarrow', 'pydantic', 'faiss', 'prefect'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

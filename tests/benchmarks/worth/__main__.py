@@ -5,6 +5,7 @@
     python -m tests.benchmarks.worth train --folder FOLDER --name twin-0 --config '{"method": "generic"}' --minutes 120
     python -m tests.benchmarks.worth train --folder FOLDER --name soup-0 --minutes 120
     python -m tests.benchmarks.worth report --folder FOLDER       # table and chart of the runs that are there
+    python -m tests.benchmarks.worth package --folder FOLDER      # for a GPU: see packaged_training.py
 
 Each step goes on where it was cut off. The store is FOLDER/soe/stores/worth, so afterwards every command of the product
 works on it with SOE_HOME=FOLDER/soe.
@@ -23,11 +24,14 @@ from pathlib import Path
 from flows.settings import BuildDomains, Pretrain
 from tests.benchmarks.worth.corpus import prepare
 from tests.benchmarks.worth.kinds import FAR, NEAR
+from tests.benchmarks.worth.package import write_package
 from tests.benchmarks.worth.report import report
 from tests.benchmarks.worth.training import train
 
 TRAINING = {"store": "worth", "preset": "small", "batch_size": 32, "sequence_length": 256, "steps": 2000}
 """1.9 million parameters with a vocabulary of 8192 tokens; 16 million tokens, hours on 2 cores."""
+PACKAGED_LENGTH = 512
+"""Tokens in a window of the package."""
 
 
 def build_settings(folder: Path) -> BuildDomains:
@@ -49,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("prepare", "build", "train", "report"))
+    parser.add_argument("step", choices=("prepare", "build", "train", "report", "package"))
     parser.add_argument("--folder", type=Path, required=True, help="holds everything; a few gigabytes")
     parser.add_argument("--name", help="train: of the run; the same name goes on")
     parser.add_argument(
@@ -68,14 +72,17 @@ def main() -> None:
         report(folder)
         print((folder / "report.md").read_text())
         return
+    os.environ["SOE_HOME"] = str(folder / "soe")
+    if options.step == "package":
+        print(json.dumps(write_package("worth", folder / "package", PACKAGED_LENGTH), indent=1))
+        return
     if options.step == "train":
-        os.environ["SOE_HOME"] = str(folder / "soe")
         settings = Pretrain(**(TRAINING | {"name": options.name or "soup"} | options.config))
         train(settings, folder / "runs" / settings.name, options.points, time.time() + 60 * options.minutes)
         return
     asked = build_settings(folder).model_dump_json(exclude_defaults=True)
     command = [sys.executable, "-m", "flows.jobs.build_domains", "--config", asked]
-    sys.exit(subprocess.run(command, env=os.environ | {"SOE_HOME": str(folder / "soe")}).returncode)
+    sys.exit(subprocess.run(command).returncode)
 
 
 if __name__ == "__main__":
