@@ -11,7 +11,8 @@ Legend: D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import errno
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,10 @@ def build_embeddings(
     """
     parts = part_files(passages, "train")
     rows = [pq.read_metadata(part).num_rows for part in parts]
-    chosen = runtime_of_stage(stage.work, runtime, model, passages=sum(rows), use_gpu=use_gpu)
+    stage.scratch.mkdir(exist_ok=True)
+    if (early := stage.work / RUNTIME_RECORD).exists():  # earlier releases kept it beside the parts
+        early.replace(stage.scratch / RUNTIME_RECORD)
+    chosen = runtime_of_stage(stage.scratch, runtime, model, passages=sum(rows), use_gpu=use_gpu)
     targets = [stage.work / part.with_suffix(".arrow").name for part in parts]
     missing = [number for number, target in enumerate(targets) if not target.exists()]
     done = sum(rows) - sum(rows[number] for number in missing)
@@ -106,7 +110,6 @@ def build_embeddings(
         "embedded_on": "gpu" if use_gpu else "cpu",
         "runtime": chosen,
     }
-    (stage.work / RUNTIME_RECORD).unlink()
     return stage.finish(counts)
 
 
@@ -145,8 +148,10 @@ class EmbedPart:
         try:
             pieces = WordPieces(np.asarray(batch["ids"][0]), np.asarray(batch["lengths"][0]))
             return {"rows": [_embed(self.model, source, target, pieces)], "errno": [0], "error": [""]}
-        except (OSError, ValueError) as error:
-            return {"rows": [0], "errno": [getattr(error, "errno", None) or -1], "error": [str(error)]}
+        except OSError as error:
+            return {"rows": [0], "errno": [error.errno or errno.EIO], "error": [str(error)]}
+        except UserError as error:
+            return {"rows": [0], "errno": [0], "error": [str(error)]}
 
 
 def _embed(model: Any, source: str, target: str, pieces: WordPieces) -> int:
@@ -158,7 +163,7 @@ def _embed(model: Any, source: str, target: str, pieces: WordPieces) -> int:
             vectors = unit_vectors(embed_word_pieces(model, pieces), texts)
         else:
             vectors = embed_texts(model, texts)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{source}: {error}") from error
     write_embeddings(target, table["passage_id"].to_numpy(), vectors)
     return len(table)
@@ -230,8 +235,13 @@ def _through_actors(
         num_gpus=1 if use_gpu else 0,
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
     )
-    for row in dataset.iter_rows():
-        if row["errno"] > 0:
+    yield from rows_embedded(dataset.iter_rows())
+
+
+def rows_embedded(parts: Iterable[dict[str, Any]]) -> Iterator[int]:
+    """The rows of each part that an :class:`EmbedPart` wrote; raises the error that it returned in place of one."""
+    for row in parts:
+        if row["errno"]:
             raise OSError(row["errno"], row["error"])
         if row["error"]:
             raise UserError(row["error"])

@@ -25,7 +25,7 @@ from storage_schema.manifest import write_atomically
 Runtime = Literal["torch-float32", "torch-bfloat16", "torch-float16", "openvino"]
 AUTO, MEASURED = "auto", "measured"
 RUNTIME_RECORD = "runtime.txt"
-"""The file in an unfinished stage that keeps the choice."""
+"""The file in an unfinished stage's scratch that keeps the choice."""
 WORTHWHILE = 2000
 """With fewer passages, compiling or measuring takes more time than the fastest runtime can save."""
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
@@ -40,13 +40,13 @@ HOPELESS = 0.25
 usual batch takes minutes."""
 
 
-def runtime_of_stage(work: Path, asked: str, model: Any, *, passages: int, use_gpu: bool) -> Runtime:
-    """The runtime of the stage in `work`: the one it was begun with, else the one that `asked` leads to.
+def runtime_of_stage(scratch: Path, asked: str, model: Any, *, passages: int, use_gpu: bool) -> Runtime:
+    """The runtime of the stage with this scratch folder: the one it was begun with, else the one that `asked` leads to.
 
     Raises:
         ValueError: OpenVINO is asked for but is not installed, cannot run this model, or is to run on a GPU.
     """
-    record = work / RUNTIME_RECORD
+    record = scratch / RUNTIME_RECORD
     if not record.exists():
         if asked == "openvino" and (use_gpu or not _has_openvino(model)):
             raise UserError(

