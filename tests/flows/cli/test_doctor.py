@@ -60,6 +60,14 @@ def test_a_folder_that_cannot_be_written_is_wrong(monkeypatch, tmp_path):
     assert doctor.disk().verdict == "wrong"
 
 
+def test_memory_and_cores_are_those_of_our_container(monkeypatch):
+    monkeypatch.setattr(doctor, "memory_limit", lambda: 3 * 10**9)
+    monkeypatch.setattr(doctor, "available_memory", lambda: 2 * 10**9)
+    monkeypatch.setattr(doctor, "available_cores", lambda: 5)
+    found = doctor.memory()
+    assert found.text.startswith("3.0 GB, 2.0 GB available; 5 CPU cores") and found.verdict != "good"
+
+
 def test_variables_that_lead_elsewhere_are_noted(monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere/api")
     assert doctor.environment().verdict == "note" and "PREFECT_API_URL" in doctor.environment().text

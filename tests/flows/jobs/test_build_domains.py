@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer, normalizers
 
 from flows.jobs import build_domains as job
 from flows.jobs import runner
@@ -180,6 +181,18 @@ def test_what_cannot_work_is_said_before_anything_long(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=message):
         job.run(settings.model_copy(update={"store": str(tmp_path / "store"), **change}))
+
+
+def test_a_tokenizer_that_loses_text_is_refused_before_anything_long(
+    ray_cluster, built, settings, tmp_path, monkeypatch
+):
+    lossy = Tokenizer.from_file(f"{settings.store}/tokenizer/tokenizer.json")
+    lossy.normalizer = normalizers.Lowercase()
+    lossy.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(domain_stages, "build_passages", lambda *_, **__: pytest.fail("it had begun"))
+    for given in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(ValueError, match="loses text"):
+            job.run(settings.model_copy(update={"store": str(tmp_path / "store"), "tokenizer": str(given)}))
 
 
 def test_what_is_ahead_is_said_before_anything_long(ray_cluster, settings, tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def test_the_jobs_log_is_the_runs_log_and_progress_is_an_artifact(running, follo
         "note": "",
     }
     assert counted.items() <= stage.items()
+    assert datetime.fromisoformat(stage["began"]).utcoffset() is not None
 
 
 def test_a_failing_job_fails_its_run_with_its_error_line(followed):

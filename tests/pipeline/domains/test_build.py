@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.corpus.listing import open_corpus
-from pipeline.domains import leaves
+from pipeline.domains import build, leaves
 from pipeline.domains.build import build_domains
 from pipeline.domains.leaves import TreeSettings, write_node
 from pipeline.domains.scatter import Folders, scatter_part, scatter_schema, write_batch
@@ -279,6 +280,37 @@ def test_a_node_of_many_parts_has_one_mapped_at_a_time(tmp_path, monkeypatch):
     assert sorted(sum(ids, [])) == list(range(number))
     again = write_node(folders, 0, ([], np.zeros((0, 3))), settings)  # it is done
     assert again["counts_k"].tolist() == found[0]["counts_k"].tolist()
+
+
+def test_the_root_reserves_the_cores_that_it_uses(prepared, tmp_path, monkeypatch):
+    reserved = {}
+
+    def here(function, arguments, *, num_cpus=1, **_):
+        reserved[function.__name__] = num_cpus, arguments
+        raise StopIteration
+
+    monkeypatch.setattr(build, "run_tasks", here)
+    monkeypatch.setattr(build, "free_cores", lambda: 3)
+    with pytest.raises(StopIteration):
+        partition(linked(prepared, tmp_path))
+    [(cores, [(*_, threads)])] = reserved.values()
+    assert [*reserved] == ["fit_root"] and cores == threads == 3
+
+
+def test_no_part_lists_a_folder(prepared, tmp_path, monkeypatch):
+    """As many parts as tasks: listings would grow with the square."""
+    folder = linked(prepared, tmp_path)
+    paths = {name: str(folder / name) for name in ("passages", "embeddings", "tokenizer")}
+    folders = Folders(**paths, work=str(tmp_path))
+    folders.scratch.mkdir()
+    [part, *_] = part_files(folder / "passages", "train")
+    coarse_CD = np.eye(LANGUAGES, 64, dtype=np.float32)
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, lambda *_: pytest.fail("it lists a folder"))
+    rows_C = scatter_part(folders, part, coarse_CD)["rows_C"]
+    assert scatter_part(folders, part, coarse_CD)["rows_C"].tolist() == rows_C.tolist()  # it is done
+    monkeypatch.undo()
+    assert rows_C.sum() == len(pl.read_parquet(part))
 
 
 def test_passages_that_are_lost_between_the_steps_are_an_error(prepared, tmp_path, monkeypatch):

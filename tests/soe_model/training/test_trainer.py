@@ -111,11 +111,15 @@ def test_sequences_of_a_mixture_are_taken_where_they_lie():
     ]
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_micro_batches_give_the_step_of_the_whole(size):
-    whole, parts = make_trainer(), make_trainer(micro_batch_size=size)
+@pytest.mark.parametrize(
+    ("mixtures", "size"), [(W, 1), (W, 2), (W, 5), (1, 4)]
+)  # the last: 4 sequences, then 2
+def test_micro_batches_give_the_step_of_the_whole(mixtures, size):
+    whole = make_trainer(mixtures_per_step=mixtures)
+    parts = make_trainer(mixtures_per_step=mixtures, micro_batch_size=size)
     for number in range(3):
-        expected, found = whole.train_step(*make_batch(number)), parts.train_step(*make_batch(number))
+        batch = make_batch(number, mixtures=mixtures)
+        expected, found = whole.train_step(*batch), parts.train_step(*batch)
         assert abs(found.loss - expected.loss) < 1e-5
     torch.testing.assert_close(parts.bank.shared_p, whole.bank.shared_p, rtol=1e-5, atol=5e-6)
 
