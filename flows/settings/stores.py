@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from flows.settings.base import Settings
+from pipeline.corpus.defaults import MAX_BAD_DOCUMENTS, MAX_DAMAGED_FILES
 
 
 class BuildDomains(Settings):
@@ -39,10 +40,10 @@ class BuildDomains(Settings):
         True, description="Keep each text once. Held-out text that is also trained on is dropped in any case."
     )
     max_bad_documents: int = Field(
-        100, ge=0, description="Unreadable documents skipped before it is an error."
+        MAX_BAD_DOCUMENTS, ge=0, description="Unreadable documents skipped before it is an error."
     )
     max_damaged_files: int = Field(
-        0,
+        MAX_DAMAGED_FILES,
         ge=0,
         description="Files that end early, or of which nothing can be read, before it is an error; what could be read "
         "is kept.",
@@ -95,10 +96,10 @@ class AddDocuments(Settings):
     text_field: str = Field("text", description="JSON lines and Parquet: the field that holds the text.")
     source_field: str = Field("source", description="The field naming a document's source.")
     max_bad_documents: int = Field(
-        100, ge=0, description="Unreadable documents skipped before it is an error."
+        MAX_BAD_DOCUMENTS, ge=0, description="Unreadable documents skipped before it is an error."
     )
     max_damaged_files: int = Field(
-        0,
+        MAX_DAMAGED_FILES,
         ge=0,
         description="Files that end early, or of which nothing can be read, before it is an error; what could be read "
         "is kept.",

@@ -16,6 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.corpus.accounts import Losses, Tally
+from pipeline.corpus.defaults import MAX_BAD_DOCUMENTS, MAX_DAMAGED_FILES
 from pipeline.corpus.documents import Corpus
 from pipeline.corpus.listing import open_corpus
 from pipeline.corpus.readers import read_documents
@@ -30,8 +31,6 @@ LEAST_TEXTS = 20
 EVALUATION, LEAST_TO_SPLIT = 50, 10
 FEW_DOCUMENTS = 10
 PASSAGE_CHARACTERS = 2000
-MAX_BAD_DOCUMENTS = 100
-"""As a build allows, unless it is told otherwise."""
 _Drawn = tuple[int, list[str]]
 """A document's place in the draw, the greater the earlier, and its passages."""
 _FOLDER = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,200}")
@@ -132,8 +131,8 @@ class _Sample:
         self.of_all: list[_Drawn] = []
 
     def read(self, name: str, corpus: Corpus) -> Tally:
-        """Read all files. Raises UserError where more is lost than a build allows."""
-        losses = Losses(max_bad_documents=MAX_BAD_DOCUMENTS, max_damaged_files=0)
+        """Read all files. Raises UserError where more is lost than a build allows by default."""
+        losses = Losses(max_bad_documents=MAX_BAD_DOCUMENTS, max_damaged_files=MAX_DAMAGED_FILES)
         tally = Tally()
         for file in corpus.files:
             self.of_files.append([])
