@@ -24,11 +24,9 @@ from pipeline.remote.block_cache import CACHE_BYTES, Blocks
 from pipeline.remote.files import BLOCK_BYTES, RemoteFile, RemoteFiles
 from pipeline.remote.mirror import mirror_store
 from pipeline.remote.partition_layout import find_values
+from pipeline.remote.windows import RemoteWindows, blocks_touched
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError
-
-GATHERED_BLOCKS = 256
-"""Windows are gathered in groups that lie in at most this many blocks (16 MiB), however many are asked for at once."""
 
 
 def open_store(store: str | Path, *, num_volumes: int | None = None) -> DomainStore:
@@ -97,7 +95,7 @@ class RemoteStore(DomainStore):
             1,
             self.files.cache.most_bytes
             // BLOCK_BYTES
-            // _span((sequence_length + 1) * self.token_dtype.itemsize),
+            // blocks_touched((sequence_length + 1) * self.token_dtype.itemsize),
         )
 
     def prefetch(self, domains: np.ndarray, rows: np.ndarray, sequence_length: int) -> None:
@@ -174,81 +172,3 @@ class RemoteStore(DomainStore):
             )
         size = self._sizes[number][name]
         return RemoteFile(path=f"{self._path}/{below}", uri=f"{self.uri}/{below}", bytes=size, label=label)
-
-
-class RemoteWindows:
-    """The windows of one domain in one volume, read by range.
-
-    Args:
-        tokens: how many the partition holds.
-    """
-
-    def __init__(self, store: RemoteStore, file: RemoteFile, tokens: int, sequence_length: int):
-        self.store, self.file, self.tokens = store, file, tokens
-        self.step = sequence_length * store.token_dtype.itemsize
-        self.width = (sequence_length + 1) * store.token_dtype.itemsize
-        self.span = _span(self.width)
-        self._length = (tokens - 1) // sequence_length
-
-    def __len__(self) -> int:
-        return self._length
-
-    @property
-    def values_at(self) -> int:
-        """The byte of the first token in the file."""
-        return self.store.values_at(self.file, self.tokens)
-
-    def blocks_of(self, rows: np.ndarray) -> np.ndarray:
-        """int64, ascending: the numbers of the blocks that these windows lie in."""
-        starts = self.values_at + rows * self.step
-        numbers = starts[:, None] // BLOCK_BYTES + np.arange(self.span)
-        return np.unique(numbers[numbers * BLOCK_BYTES < starts[:, None] + self.width])
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Read the windows `rows`: ``[m, L + 1]`` of the store's token type. Raises as :meth:`gather` does."""
-        out = np.empty((len(rows), self.width // self.store.token_dtype.itemsize), self.store.token_dtype)
-        self.gather(rows, out)
-        return out
-
-    def gather(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out`, C-contiguous ``[m, L + 1]`` of the store's token type, with the windows `rows`, int64[m].
-
-        Raises:
-            StoreError: the partition is missing, was truncated or replaced, or could not be read after several
-                attempts; the message names the domain and the file.
-            IndexError: there is no such window.
-        """
-        assert out.dtype == self.store.token_dtype and out.shape == (len(rows), self.width // out.itemsize)
-        if not len(rows):
-            return
-        if rows.min() < 0 or rows.max() >= len(self):
-            raise IndexError(
-                f"{self.file.uri} has {len(self)} windows; asked for {rows.min()} to {rows.max()}."
-            )
-        bytes_mw = out.view(np.uint8)
-        for positions in self._groups(rows):
-            blocks = self.store.blocks({self.file: self.blocks_of(rows[positions])})
-            starts = self.values_at + rows[positions] * self.step
-            for position, start in zip(positions.tolist(), starts.tolist(), strict=True):
-                self._copy(blocks, start, bytes_mw[position])
-
-    def _groups(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The positions in `rows`, in the order of the file, in groups that lie in few blocks each."""
-        order = np.argsort(rows, kind="stable")
-        _, rank = np.unique((self.values_at + rows[order] * self.step) // BLOCK_BYTES, return_inverse=True)
-        group = rank // max(1, GATHERED_BLOCKS // self.span)
-        return np.split(order, np.flatnonzero(np.diff(group)) + 1)
-
-    def _copy(self, blocks: Blocks, start: int, out_w: np.ndarray) -> None:
-        done = 0
-        while done < self.width:
-            number, at = divmod(start + done, BLOCK_BYTES)
-            block = blocks[self.file.path, number]
-            count = min(self.width - done, BLOCK_BYTES - at)
-            out_w[done : done + count] = np.frombuffer(block, np.uint8, count, at)
-            done += count
-
-
-def _span(width: int) -> int:
-    """The largest number of blocks that a window of this many bytes can lie in."""
-    return (width - 2) // BLOCK_BYTES + 2

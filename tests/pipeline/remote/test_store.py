@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from pipeline.remote import store as remote_store
+from pipeline.remote import windows as remote_windows
 from pipeline.remote.files import BLOCK_BYTES, RemoteFile, RemoteFiles
 from pipeline.remote.partition_layout import find_values
 from pipeline.remote.store import RemoteStore, open_store
@@ -140,7 +140,7 @@ def test_requests_are_bounded(tmp_path):
 
 
 def test_windows_are_gathered_a_few_blocks_at_a_time(uri, folder, monkeypatch):
-    monkeypatch.setattr(remote_store, "GATHERED_BLOCKS", 2)
+    monkeypatch.setattr(remote_windows, "GATHERED_BLOCKS", 2)
     store, asked = open_store(uri), []
     blocks = store.files.blocks
     store.files.blocks = lambda wanted: asked.append(max(map(len, wanted.values()))) or blocks(wanted)
