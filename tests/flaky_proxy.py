@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+OURS = {"content-length", "transfer-encoding", "connection", "date", "server"}
+"""Headers that the proxy's own take the place of."""
 
 
 @dataclass(kw_only=True)
@@ -42,83 +44,90 @@ class Proxy:
 @contextmanager
 def proxy_to(server: str):
     """A running :class:`Proxy` to the server of this URL."""
-    proxy, host, lock = Proxy(), urlsplit(server).netloc, threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def forward(self):
-            with lock:
-                what = self.command, self.path, self.headers.get("Range", "")
-                seen = proxy.requests.count(what)
-                proxy.requests.append(what)
-            time.sleep(proxy.latency)
-            done = proxy.rule(self.command, unquote(self.path), what[2], seen)
-            with lock:
-                proxy.failed += [done] if done else []
-            if done == "reset":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.connection.close()
-                self.close_connection = True
-            elif done == "silent":
-                self.wait()
-            elif done == "busy":
-                self.answer(503, [], BUSY, BUSY)
-            else:
-                upstream = http.client.HTTPConnection(host, timeout=10)
-                upstream.request(self.command, self.path, headers=dict(self.headers))
-                response = upstream.getresponse()
-                body = response.read()
-                upstream.close()
-                sent = body[: len(body) // 2] if done in ("cut", "stalled") else body
-                with lock:
-                    proxy.sent += len(sent)
-                self.answer(response.status, response.getheaders(), body, sent)
-                self.close_connection |= done == "cut"
-                if done == "stalled":
-                    self.wait()
-
-        def wait(self):
-            """Until the client hangs up."""
-            while self.connection.recv(1024):
-                pass
-            self.close_connection = True
-
-        def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, sent: bytes):
-            self.send_response(status)
-            length = dict((name.lower(), value) for name, value in headers).get("content-length")
-            for name, value in headers:
-                if name.lower() not in (
-                    "content-length",
-                    "transfer-encoding",
-                    "connection",
-                    "date",
-                    "server",
-                ):
-                    self.send_header(name, value)
-            self.send_header(
-                "Content-Length", length if self.command == "HEAD" and length else str(len(body))
-            )
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(sent)
-
-        do_GET = do_HEAD = forward
-
-        def log_message(self, *_):
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 64
-
-        def handle_error(self, *_):
-            pass
-
-    served = Server(("127.0.0.1", 0), Handler)
-    proxy.url = "http://{}:{}".format(*served.server_address)
+    served = _Server(server)
     threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    yield proxy
+    yield served.proxy
     served.shutdown()
     served.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, behind: str):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.behind, self.lock = urlsplit(behind).netloc, threading.Lock()
+        self.proxy = Proxy(url="http://{}:{}".format(*self.server_address))
+
+    def handle_error(self, *_):
+        pass
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def fail_or_forward(self):
+        done = self.what_goes_wrong()
+        if done == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            self.close_connection = True
+        elif done == "silent":
+            self.wait()
+        elif done == "busy":
+            self.answer(503, [], BUSY, BUSY)
+        else:
+            self.forward(done)
+
+    do_GET = do_HEAD = fail_or_forward
+
+    def what_goes_wrong(self) -> str | None:
+        """What the rule does to this request; both are written down."""
+        proxy, where = self.server.proxy, self.headers.get("Range", "")
+        with self.server.lock:
+            seen = proxy.requests.count((self.command, self.path, where))
+            proxy.requests.append((self.command, self.path, where))
+        time.sleep(proxy.latency)
+        done = proxy.rule(self.command, unquote(self.path), where, seen)
+        with self.server.lock:
+            proxy.failed += [done] if done else []
+        return done
+
+    def forward(self, done: str | None):
+        """Give the server's answer, or half of its body."""
+        behind = http.client.HTTPConnection(self.server.behind, timeout=10)
+        behind.request(self.command, self.path, headers=dict(self.headers))
+        response = behind.getresponse()
+        body = response.read()
+        behind.close()
+        sent = body[: len(body) // 2] if done in ("cut", "stalled") else body
+        with self.server.lock:
+            self.server.proxy.sent += len(sent)
+        self.answer(response.status, response.getheaders(), body, sent)
+        self.close_connection |= done == "cut"
+        if done == "stalled":
+            self.wait()
+
+    def wait(self):
+        """Until the client hangs up."""
+        while self.connection.recv(1024):
+            pass
+        self.close_connection = True
+
+    def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, sent: bytes):
+        """`sent` of the body; the length is that of the whole, and for HEAD the one that the server gave."""
+        self.send_response(status)
+        length = dict((name.lower(), value) for name, value in headers).get("content-length")
+        for name, value in headers:
+            if name.lower() not in OURS:
+                self.send_header(name, value)
+        self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(sent)
+
+    def log_message(self, *_):
+        pass
