@@ -1,4 +1,4 @@
-"""The changes that CONTRIBUTING.md shows are made in a copy of the tree, and the code below them is run there."""
+"""The changes that ADDING.md shows are made in a copy of the tree, and the code below them is run there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from tests import test_architecture, test_subrooms
 
 REPOSITORY = Path(__file__).parents[1]
-TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
+TEXT = (REPOSITORY / "ADDING.md").read_text("utf-8")
+RULES = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
 ROOMS = ("storage_schema", "pipeline", "soe_model", "flows", "tests")
 
 
@@ -104,8 +105,10 @@ def test_what_is_shown_is_as_neat_as_the_rest(tree):
 
 
 def test_where_things_are():
-    """Each of the twenty answers is a file or a folder of the tree."""
-    table = TEXT.partition("| where is … | there |")[2].partition("\n\n")[0].splitlines()[2:]
+    """Each of the twenty answers is a file or a folder of the tree; so is each path that the changes' text names."""
+    table = RULES.partition("| where is … | there |")[2].partition("\n\n")[0].splitlines()[2:]
     answers = [re.findall(r"`([^`]+)`", row.split(" | ")[1]) for row in table]
     assert len(answers) == 20 and all(answers)
     assert [path for paths in answers for path in paths if not (REPOSITORY / path).exists()] == []
+    named = re.findall(r"`([\w/]+/(?:\w+\.py)?)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.S | re.M))
+    assert len(named) > 10 and [path for path in named if not (REPOSITORY / path).exists()] == []
