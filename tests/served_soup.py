@@ -14,7 +14,7 @@ import torch
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import DEFAULT, find_embedder, load_embedder
 from pipeline.tokenizer import train_tokenizer
-from soe_model.files.soup import write_soup
+from soe_model.files.write_soup import write_soup
 from soe_model.model.backbone import gpt2_config
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.training.trainer import SoupTrainer

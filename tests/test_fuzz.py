@@ -22,7 +22,8 @@ from pipeline.mixtures.ratios import read_table
 from pipeline.tokenizer import load_tokenizer
 from soe_model.files.bank_files import MappedTensors
 from soe_model.specialists.recipe import Recipe, read_recipe, recipe_of
-from soe_model.training.checkpoint import is_whole, save_checkpoint
+from soe_model.training.checkpoint import save_checkpoint
+from soe_model.training.checkpoint_files import is_whole
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.errors import UserError
 from storage_schema.json_files import parse_json

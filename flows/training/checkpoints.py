@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
-from soe_model.training.checkpoint import DamagedCheckpoint, Snapshot, load_checkpoint
+from soe_model.training.checkpoint import Snapshot, load_checkpoint
+from soe_model.training.checkpoint_files import DamagedCheckpoint
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.manifest import StoreError
 

@@ -19,7 +19,7 @@ from flows.training.checkpoints import Checkpoints
 from flows.training.run_reporter import LOG_EVERY, Watch
 from pipeline.stream.batches import Batch, MixtureStream
 from pipeline.tasks import available_cores
-from soe_model.files.soup import write_soup
+from soe_model.files.write_soup import write_soup
 from soe_model.training.specialisation import Specialisation
 from soe_model.training.trainer import NonFiniteLoss, SoupTrainer, StepResult
 from storage_schema.json_files import read_json

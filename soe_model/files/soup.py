@@ -13,22 +13,19 @@ Legend: W mixtures, K domains, N experts, P parameters of one model.
 
 from __future__ import annotations
 
-import json
-import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from soe_model.files.bank_files import SHARED, BankFiles, LowRankBankFiles, expert_file, opened
 from soe_model.model.backbone import hugging_face_config
 from soe_model.model.flat_module import ParameterSlot, empty_instances, unflatten
 from soe_model.model.router import Router, check_domain_weights
 from soe_model.presets import SoupConfig
-from soe_model.training.trainer import SoupTrainer
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_json
 from storage_schema.layout import DOMAIN_WINDOWS, DOMAIN_WORDS
@@ -38,43 +35,6 @@ from storage_schema.verified import verify_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def write_soup(
-    folder: str | Path,
-    trainer: SoupTrainer,
-    *,
-    tree: Tree,
-    tokenizer: str | Path,
-    windows_K: np.ndarray | None = None,
-    domain_words: list[list[str]] | None = None,
-) -> None:
-    """Write the trainer's bank and router into `folder` (a stage's work folder); collective over ranks.
-
-    Args:
-        windows_K: number of windows of each domain at the training's sequence length; they give the generic mixture.
-
-    Rank 0 writes; the other ranks send it their columns, one expert at a time. The owner of the stage writes the
-    manifest.
-    """
-    folder, sharding = Path(folder), trainer.sharding
-    for number in range(-1, trainer.soup.num_experts):
-        if number < 0:
-            tensors = unflatten(sharding.gather(trainer.bank.shared_p[None])[0], trainer.backbone.layout)
-        else:
-            tensors = trainer.bank.expert_tensors(number)
-        if sharding.rank == 0:
-            name = SHARED if number < 0 else expert_file(number)
-            save_file({k: v.cpu().clone() for k, v in tensors.items()}, folder / name)
-    if sharding.rank == 0:
-        router = {name: p.detach().cpu().clone() for name, p in trainer.router.module.named_parameters()}
-        save_file(router, folder / "router.safetensors")
-        tree.write(folder / "tree.arrow")
-        shutil.copyfile(tokenizer, folder / "tokenizer.json")
-        if windows_K is not None:
-            (folder / DOMAIN_WINDOWS).write_text(json.dumps(windows_K.tolist()), "utf-8")
-        if domain_words:
-            (folder / DOMAIN_WORDS).write_text(json.dumps(domain_words, ensure_ascii=False), "utf-8")
 
 
 class SoupOfExperts:

@@ -1,9 +1,6 @@
 """Checkpoints: a training state on disk, written by any number of ranks and read by any other number.
 
-checkpoint.json                       step, world size, what the run must match, and a digest of all this
-rank-00000-of-00002.safetensors       this rank's columns of the bank and its optimizer; rank 0 also what every
-                                      rank holds whole
-rank-00000-of-00002.json              bytes and sha256 of that file
+The files are those of ``checkpoint_files.py``.
 """
 
 from __future__ import annotations
@@ -18,32 +15,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from soe_model.model.sharding import Sharding
+from soe_model.training.checkpoint_files import STATE, DamagedCheckpoint, rank_file, read_state, verify_file
 from soe_model.training.trainer import SoupTrainer
-from storage_schema.json_files import read_object
 from storage_schema.manifest import (
-    NOT_THERE,
     StoreError,
     UnavailableError,
     content_digest,
     file_digest,
-    unreadable,
     write_atomically,
 )
-from storage_schema.versions import version_problem, written_with
+from storage_schema.versions import written_with
 
-_STATE = "checkpoint.json"
-_FIELDS = {"step": int, "world_size": int, "plan_digest": str, "notes": dict, "soup": dict, "training": dict}
 _TRAINING = (
     "optimizer", "learning_rate", "expert_learning_rate", "router_learning_rate", "steps", "warmup_steps",
     "final_learning_rate_fraction", "gradient_clip",
 )  # fmt: skip
 """Settings that the next steps depend on, besides Adam's constants; the plan's digest stands for the data."""
-MOST_RANKS = 99_999
-"""The names of the files have room for no more."""
-
-
-class DamagedCheckpoint(StoreError):
-    """A file of the checkpoint is missing, truncated or altered; an earlier checkpoint may be whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +68,13 @@ class Snapshot:
         """Write this rank's files into `folder` (rank 0 writes the JSON too)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / _rank_file(self.sharding.rank, self.sharding.world_size)
+        path = folder / rank_file(self.sharding.rank, self.sharding.world_size)
         save_file(self.tensors, path)
         entry = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         write_atomically(path.with_suffix(".json"), json.dumps(entry, indent=1))
         if self.sharding.rank == 0:
             state = self.state | {"digest": content_digest(self.state)}
-            write_atomically(folder / _STATE, json.dumps(state, indent=1, sort_keys=True))
+            write_atomically(folder / STATE, json.dumps(state, indent=1, sort_keys=True))
 
 
 def save_checkpoint(
@@ -113,15 +100,15 @@ def load_checkpoint(folder: str | Path, trainer: SoupTrainer, *, plan_digest: st
         StoreError: the checkpoint is of another store, plan, model or optimizer, or this user may not read it.
     """
     folder = Path(folder)
-    state = _read_state(folder)
+    state = read_state(folder)
     _check(folder, state, trainer, plan_digest)
     sharding, world_size = trainer.sharding, state["world_size"]
     sources = {
         rank: overlap for rank in range(world_size) if (overlap := _overlap(sharding, rank, world_size))
     }
-    files = {rank: folder / _rank_file(rank, world_size) for rank in {0, *sources}}
+    files = {rank: folder / rank_file(rank, world_size) for rank in {0, *sources}}
     for path in files.values():
-        _verify(path)
+        verify_file(path)
     try:
         for rank, path in files.items():
             with safe_open(path, "pt") as file:
@@ -137,69 +124,6 @@ def load_checkpoint(folder: str | Path, trainer: SoupTrainer, *, plan_digest: st
         ) from error
     trainer.step = state["step"]
     return state["notes"]
-
-
-def is_whole(folder: str | Path) -> bool:
-    """Whether the file of every rank is there with the size it was written with; a load also checks its sha256.
-
-    Raises StoreError for a checkpoint of another schema version and for one that cannot be read, which may be whole.
-    """
-    try:
-        state = _read_state(Path(folder))
-        for rank in range(state["world_size"]):
-            _verify(Path(folder) / _rank_file(rank, state["world_size"]), content=False)
-    except DamagedCheckpoint:
-        return False
-    return True
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    path = folder / _STATE
-    state = _read_json(path)
-    if problem := version_problem(path, state):
-        raise StoreError(problem)
-    if state.pop("digest", None) != content_digest(state):
-        raise DamagedCheckpoint(f"{path} was altered: it no longer has the digest it was written with.")
-    for name, kind in _FIELDS.items():
-        if type(state.get(name)) is not kind:
-            raise DamagedCheckpoint(
-                f"{path} was altered: {name} is {state.get(name)!r:.40}, no {kind.__name__}."
-            )
-    if state["step"] < 0 or not 1 <= state["world_size"] <= MOST_RANKS:
-        raise DamagedCheckpoint(
-            f"{path} was altered: step {state['step']} of {state['world_size']} ranks; there are 1 to {MOST_RANKS}."
-        )
-    return state
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return read_object(path)
-    except OSError as error:
-        raise _not_read(path, error) from error
-    except ValueError as error:
-        raise DamagedCheckpoint(str(error)) from error
-
-
-def _not_read(path: Path, error: OSError) -> StoreError:
-    """The error of a file: damage if it is not there, but not if the system does not let us read it."""
-    if isinstance(error, NOT_THERE):
-        return DamagedCheckpoint(f"{path} is missing: {error.strerror}.")
-    return unreadable(path, error)
-
-
-def _verify(path: Path, *, content: bool = True) -> None:
-    """Raise DamagedCheckpoint unless the file is as it was written; without `content` only its size is checked."""
-    entry = _read_json(path.with_suffix(".json"))
-    try:
-        there = path.stat().st_size
-        if there != entry.get("bytes"):
-            raise DamagedCheckpoint(f"{path} has {there} bytes; {entry.get('bytes')} were written.")
-        altered = content and file_digest(path) != entry.get("sha256")
-    except OSError as error:
-        raise _not_read(path, error) from error
-    if altered:
-        raise DamagedCheckpoint(f"{path} was altered: its sha256 is not the one it was written with.")
 
 
 def _to_match(trainer: SoupTrainer) -> dict[str, Any]:
@@ -277,7 +201,3 @@ def _restore(
             )
             leading = (slice(None),) * (tensor.dim() - 1)
             tensor[..., mine].copy_(file.get_slice(name)[(*leading, theirs)])
-
-
-def _rank_file(rank: int, world_size: int) -> str:
-    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"

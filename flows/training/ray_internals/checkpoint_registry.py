@@ -16,7 +16,7 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
     _TrainingResultState,
 )
 
-from soe_model.training.checkpoint import is_whole
+from soe_model.training.checkpoint_files import is_whole
 from storage_schema.json_files import read_object
 from storage_schema.manifest import write_atomically
 

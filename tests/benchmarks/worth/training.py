@@ -17,7 +17,8 @@ import torch
 
 from flows.settings import Pretrain
 from flows.training.resolve_run import make_stream, resolve
-from soe_model.training.checkpoint import is_whole, load_checkpoint, save_checkpoint
+from soe_model.training.checkpoint import load_checkpoint, save_checkpoint
+from soe_model.training.checkpoint_files import is_whole
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.layout import store_folder

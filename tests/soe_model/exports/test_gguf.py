@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pipeline.tokenizer import load_tokenizer
-from soe_model.files.soup import SoupOfExperts, write_soup
+from soe_model.files.soup import SoupOfExperts
+from soe_model.files.write_soup import write_soup
 from soe_model.model.backbone import gpt2_config
 from soe_model.model.flat_module import unflatten
 from soe_model.specialists.recipe import instance_of, make_recipe

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from soe_model.exports.peft import write_peft
-from soe_model.files.soup import SoupOfExperts, write_soup
+from soe_model.files.soup import SoupOfExperts
+from soe_model.files.write_soup import write_soup
 from soe_model.model.flat_module import unflatten
 from soe_model.specialists.recipe import instance_of, make_recipe
 from storage_schema.manifest import StoreError

@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 from flows.serving.recipe_store import RecipeBox
 from flows.training.ray_internals.checkpoint_registry import SNAPSHOT, mend
 from soe_model.files.bank_files import MappedTensors, expert_file
-from soe_model.files.soup import SoupOfExperts, write_soup
+from soe_model.files.soup import SoupOfExperts
+from soe_model.files.write_soup import write_soup
 from soe_model.model.backbone import hugging_face_config
 from soe_model.specialists.recipe import check_recipe, make_recipe, read_recipe
-from soe_model.training.checkpoint import DamagedCheckpoint, is_whole, load_checkpoint, save_checkpoint
+from soe_model.training.checkpoint import load_checkpoint, save_checkpoint
+from soe_model.training.checkpoint_files import DamagedCheckpoint, is_whole
 from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import (
     Manifest,

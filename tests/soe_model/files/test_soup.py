@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from flows.specialists.losses import LossMeter
 from pipeline.mixtures.meta_distributions import window_shares
 from soe_model.files.bank_files import expert_file
-from soe_model.files.soup import SoupOfExperts, write_soup
+from soe_model.files.soup import SoupOfExperts
+from soe_model.files.write_soup import write_soup
 from soe_model.model.flat_module import unflatten
 from soe_model.specialists.evaluation import mean_loss
 from soe_model.specialists.recipe import make_recipe

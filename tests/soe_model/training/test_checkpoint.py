@@ -12,7 +12,8 @@ from soe_model.model import sharding
 from soe_model.optimizers import AdamConfig
 from soe_model.training import checkpoint
 from soe_model.training import trainer as training
-from soe_model.training.checkpoint import DamagedCheckpoint, is_whole, load_checkpoint, save_checkpoint
+from soe_model.training.checkpoint import load_checkpoint, save_checkpoint
+from soe_model.training.checkpoint_files import DamagedCheckpoint, is_whole
 from storage_schema.manifest import StoreError, UnavailableError
 from tests.soe_model.training.test_trainer import make_batch, make_trainer
 

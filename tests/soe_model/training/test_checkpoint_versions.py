@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from soe_model.training.checkpoint import DamagedCheckpoint, is_whole, load_checkpoint, save_checkpoint
+from soe_model.training.checkpoint import load_checkpoint, save_checkpoint
+from soe_model.training.checkpoint_files import DamagedCheckpoint, is_whole
 from storage_schema.manifest import StoreError, content_digest
 from storage_schema.versions import WRITTEN_BY
 from tests.soe_model.training.test_trainer import make_trainer

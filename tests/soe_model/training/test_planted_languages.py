@@ -17,7 +17,8 @@ from pipeline.mixtures.meta_distributions import Fixed, Sparse, window_shares
 from pipeline.mixtures.plan import MixturePlan
 from pipeline.specialists.sets import SpecialistSet
 from pipeline.stream.batches import MixtureStream
-from soe_model.files.soup import SoupOfExperts, write_soup
+from soe_model.files.soup import SoupOfExperts
+from soe_model.files.write_soup import write_soup
 from soe_model.model.backbone import gpt2_config
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.specialists.evaluation import mean_loss
