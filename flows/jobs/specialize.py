@@ -23,6 +23,7 @@ from flows.reporting.progress import progress
 from flows.settings import Specialize
 from flows.specialists.maker import SpecialistMaker
 from flows.specialists.methods import method_of
+from flows.specialists.twin import check_twin, open_twin
 from pipeline.specialists.sets import SpecialistSet, generic_evaluation, held_out_sets, set_of_texts
 from pipeline.tasks import available_cores
 from soe_model.files.soup import SoupOfExperts
@@ -60,7 +61,7 @@ def run_here(
     """
     method_of(settings)  # refuse impossible settings before anything is read
     soup = SoupOfExperts.open(soup_folder(settings.soup))
-    _check_twin(settings, soup)
+    check_twin(settings, soup)
     sets = read_sets(settings)
     output = specialist_folder(settings.output)
     for one in sets:
@@ -124,7 +125,7 @@ def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: 
     """Make the specialists of the sets and write them to `output`; returns the report on each."""
     soup = SoupOfExperts.open(folder, verify=False)
     maker = SpecialistMaker(soup, device="cuda" if settings.use_gpu else "cpu")
-    twin = _twin(settings)
+    twin = open_twin(settings)
     rows, gains, left = [], {}, iter(sets)
     # Run the iterator to its end, where it reports that it has finished.
     for made in maker.make(sets, method_of(settings), twin=twin):
@@ -234,31 +235,6 @@ def _finished(output: Path, sets: list[SpecialistSet], identity: str) -> dict[st
         return as_object(made["report"], output / MADE)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _check_twin(settings: Specialize, soup: SoupOfExperts) -> None:
-    """Raise ValueError if there is a twin that cannot be measured beside specialists of the soup."""
-    if settings.compare_with is None:
-        return
-    twin = SoupOfExperts.open(soup_folder(settings.compare_with), verify=False)
-    if twin.config.num_experts:
-        raise UserError(
-            f"compare_with is {settings.compare_with!r}, a soup of {twin.config.num_experts} experts; name a generic "
-            "twin, which pretrain-soe makes with method=generic."
-        )
-    if twin.tokenizer_digest != soup.tokenizer_digest:
-        raise UserError(
-            f"compare_with is {settings.compare_with!r}, which has another tokenizer than {settings.soup!r}: their "
-            "losses cannot be compared. Name a twin that was trained on the same store."
-        )
-
-
-def _twin(settings: Specialize) -> torch.nn.Module | None:
-    """The model of the generic twin: a soup without experts, which every domain weight gives."""
-    if settings.compare_with is None:
-        return None
-    twin = SoupOfExperts.open(soup_folder(settings.compare_with))
-    return twin.specialist(torch.from_numpy(twin.tree.generic_weights))
 
 
 if __name__ == "__main__":

@@ -69,16 +69,7 @@ async def while_wanted(request: Request, queue: ComputeQueue, compute: Callable[
 
 def page_api(specialists: Specialists, queue: ComputeQueue) -> APIRouter:
     """The routes below ``/api``."""
-    router, limits, soup = APIRouter(prefix="/api"), specialists.limits, specialists.soup
-    about = {
-        "name": soup.folder.name,
-        "digest": soup.digest,
-        "experts": soup.config.num_experts,
-        "parameters": soup.bank.num_params,
-        "positions": specialists.positions,
-        "domains": specialists.map.describe(),
-        "limits": asdict(limits),
-    }
+    router, limits, about = APIRouter(prefix="/api"), specialists.limits, _about(specialists)
 
     @router.get("/soup")
     async def soup_() -> dict[str, Any]:
@@ -131,6 +122,20 @@ def page_api(specialists: Specialists, queue: ComputeQueue) -> APIRouter:
         return await while_wanted(request, queue, compute)
 
     return router
+
+
+def _about(specialists: Specialists) -> dict[str, Any]:
+    """The soup, its domains, and the limits of a request."""
+    soup = specialists.soup
+    return {
+        "name": soup.folder.name,
+        "digest": soup.digest,
+        "experts": soup.config.num_experts,
+        "parameters": soup.bank.num_params,
+        "positions": specialists.positions,
+        "domains": specialists.map.describe(),
+        "limits": asdict(specialists.limits),
+    }
 
 
 def _line(specialists: Specialists, name: str, created: int) -> dict[str, Any]:
