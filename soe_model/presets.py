@@ -127,7 +127,7 @@ class Preset:
     num_experts: int
     training: TrainingConfig
     generic_learning_rate: float
-    """The best rate of the generic twin. With the soup's rate it would be better or worse than it can be."""
+    """The learning rate that is best for the generic twin, so that the soup is compared with a twin at its best."""
     router_hidden: int = 128
     router_input_scale: float = 1.0
     router_output_scale: float = 1.0

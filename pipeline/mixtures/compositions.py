@@ -16,12 +16,12 @@ from storage_schema.errors import UserError
 
 GenericShare = float | Literal["uniform", "triangular"]
 """Part of a mixture that is the generic one: a number from 0 to 1, or drawn for each mixture from a law. ``uniform``:
-every part is equally likely. ``triangular``: 1 - √u, the less the likelier, a third on average."""
+every part is equally likely. ``triangular``: 1 - √u, where small parts are likelier: a third on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WithGeneric:
-    """``(1 - share) * law + share * generic``: what a set of texts is that resembles the corpus more or less.
+    """``(1 - share) * law + share * generic``: a mixture that partly resembles the whole corpus, as sets of texts do.
 
     The generic mixture has all domains, in proportion to their windows, so a mixture has all of them too.
     """
@@ -122,7 +122,7 @@ class Mixed:
     def _of_all_domains(
         drawn: list[tuple[np.ndarray, np.ndarray, np.ndarray]], domains: Domains, shape: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The mixtures of laws of which one has all domains: their numbers are held once, and not per mixture."""
+        """For laws of which one has all domains: the numbers of the domains are held once, not once per mixture."""
         shape = (*shape, len(domains.numbers))
         weights_TWn = np.empty(shape)
         for its_TW, support_M1s, weights_M1s in drawn:
@@ -131,7 +131,7 @@ class Mixed:
 
 
 def _spread(support_TWs: np.ndarray, weights_TWs: np.ndarray, domains: Domains) -> np.ndarray:
-    """Weights of all domains that are not empty, float64 [M * n]. Padding has a domain again, at weight zero."""
+    """Weights of all domains that are not empty, float64 [M * n]. Padding repeats a domain, at weight zero."""
     n = len(domains.numbers)
     if support_TWs.shape[-1] == n and not any(
         support_TWs.strides[:-1]

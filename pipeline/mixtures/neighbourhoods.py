@@ -1,6 +1,6 @@
-"""The law of neighbourhoods: a mixture of the domains around a random passage, as texts of one kind are.
+"""The law of neighbourhoods: a mixture of the domains around a random passage.
 
-Real sets of texts fall into domains that lie near each other, which independently drawn domains do not.
+Real sets of texts fall into domains that lie near each other. Domains that are drawn independently do not.
 
 Legend: T steps, W mixtures per step, M of these, K domains of the store, n that are not empty, D embedding size.
 """
@@ -23,7 +23,7 @@ GRID = 2.0**14
 """Centroids are rounded to a grid of so many points per unit. Their squared distances are then sums of whole numbers
 below 2^53, which float64 adds exactly in any order, so that every machine's matrix product gives the same bits."""
 TOO_LONG = 2.0**51
-"""Squared norm on the grid from which on the distances would not be exact: a length of 2896."""
+"""A centroid of this squared norm on the grid, or more, has no exact distances: a length of 2896."""
 AT_ONCE = 64
 """Mixtures whose distances to all domains are held together."""
 
@@ -35,7 +35,7 @@ class Neighbourhood:
 
     Args:
         centroids_KD: float; the domains' centroids. Those of empty domains are not read.
-        scales: squared distances, as the embeddings have them.
+        scales: squared L2 distances between centroids, 0 to 4 for unit vectors; each is drawn equally often.
 
     Raises:
         ValueError: a scale is not a positive number, or a centroid is too long.
@@ -58,7 +58,7 @@ class Neighbourhood:
         self._grid_KD = grid_KD.astype(np.int32)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels with a plan: not what is computed from it."""
+        """What is pickled with a plan: what was given, without what is computed from it."""
         return {
             name: value for name, value in self.__dict__.items() if name not in ("_points_KD", "_norms_K")
         }

@@ -80,7 +80,9 @@ def read_fixed(path: str | Path, num_domains: int) -> Fixed:
     """
     runs, domains, weights_Rk = read_table(path)
     if len(runs) != 1:
-        raise UserError(f"{path} holds {len(runs)} mixtures; a fixed one is one row. Keep one.")
+        raise UserError(
+            f"{path} holds {len(runs)} mixtures; a fixed one is one row. Keep the row that you want."
+        )
     return Fixed(spread(domains, weights_Rk, num_domains, path=path, whose="the store")[0])
 
 

@@ -73,7 +73,7 @@ class RemoteStore(DomainStore):
     def passages(self, domain: int) -> pa.Table:
         """Raises :class:`StoreError`: passages are read only from a store on this machine."""
         raise StoreError(
-            f"domain {domain}: passages are read from a store on this machine, {self.uri} is not. Copy it here."
+            f"domain {domain}: passages are read from a store on this machine only. Copy {self.uri} here."
         )
 
     def windows(self, domain: int, sequence_length: int) -> list[RemoteWindows]:

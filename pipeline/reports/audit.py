@@ -119,13 +119,13 @@ class _Seen:
         unknown |= row >= self.rows[np.where(unknown, 0, file)]
         if unknown.any():
             raise StoreError(
-                f"domain {domain} holds passage {ids[np.argmax(unknown)]}, which does not exist."
+                f"domain {domain} holds passage {ids[np.argmax(unknown)]}, which does not exist. Rebuild the store."
             )
         at = self.edges[file] + row
         if len(np.unique(at)) < len(at) or self.times[at].any():
             twice = ids[np.argmax(self.times[at])] if self.times[at].any() else ids[0]
             raise StoreError(
-                f"domain {domain} holds a passage twice, or one of another domain, such as {twice}."
+                f"domain {domain} holds a passage twice, or one of another domain, such as {twice}. Rebuild the store."
             )
         self.times[at] = 1
 
@@ -153,7 +153,7 @@ def _check_domain(store: DomainStore, volume: DomainVolume, domain: int, seen: _
     path = volume.folder / partition_path(domain)
     if not volume.passages_K[domain]:
         if path.exists():
-            raise StoreError(f"domain {domain} is empty in the index, but {path} exists.")
+            raise StoreError(f"domain {domain} is empty in the index, but {path} exists. Rebuild the store.")
         return
     batch = volume.batch(domain, full=True)
     tokens = batch.column("tokens")

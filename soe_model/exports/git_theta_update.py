@@ -148,8 +148,8 @@ def _tensor(recipe: Recipe, param_keys: tuple[str, ...], repo: Any) -> np.ndarra
     tensors, digest = _tensors(recipe, _place(repo))
     if recipe.tensors not in (None, digest):
         raise UserError(
-            f"the tensors {recipe.tensors[:12]}… were added, but here they come out as {digest[:12]}…: low-rank soups "
-            "round like this on machines of another BLAS. Check out on a machine like the one that added them."
+            f"the tensors {recipe.tensors[:12]}… were added, but here they come out as {digest[:12]}…: another BLAS "
+            "rounds a low-rank soup's sums differently. Check out on a machine like the one that added them."
         )
     if name not in tensors:
         raise UserError(

@@ -7,7 +7,8 @@ With G the gradients of the W instances (eq. 2: instance = shared + coefficients
 The gradient of the experts is as large as the bank and is never formed as a whole: the optimizer computes it tile by
 tile, and its norm follows from two W x W Gram matrices.
 
-Legend: W mixtures, N experts, P parameters of one model, p of them on this rank, V mixtures of this rank.
+Legend: W mixtures, N experts, P parameters of one model, p of them on this rank, V mixtures of this rank,
+R ranks.
 """
 
 from __future__ import annotations

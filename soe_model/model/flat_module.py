@@ -1,6 +1,6 @@
 """A module whose parameters are views of one flat vector, and its gradients views of another.
 
-The soup so needs to know nothing of an architecture: it writes an instance into ``params_WP`` and reads its gradient
+So the soup needs to know nothing of an architecture: it writes an instance into ``params_WP`` and reads its gradient
 from ``grads_WP``. A step with several instances has a row for each, and `use` points the module at one of them. The
 buffers never move, so an instance has the same addresses in every step. Zero a gradient in place and never set it to
 None: it would no longer be a view.

@@ -4,7 +4,7 @@
 A router reads the mean of a sequence and chooses how much of each expert to merge: one merged expert then runs over the
 sequence's tokens. The mean over the whole sequence would show each token what comes after it. So a sequence is cut into
 segments, as in Lory (Zhong et al. 2024, arXiv 2405.03133, section 3), and a segment is routed by the mean over all
-tokens before it. Before the first segment is nothing: it is routed by a mean of zeros, hence always alike.
+tokens before it. Nothing comes before the first segment, so it is always routed by a mean of zeros.
 
 Legend: B sequences, L tokens in a sequence, S segments, T tokens in a segment, D embedding size, N experts, C width of
 an expert.
@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 STD = 1e-2
-"""Of the experts' weights at the start, and the scale of the router's normalised columns: as SMEAR's code has them."""
+"""Standard deviation of the experts' weights at the start, and the scale of the router's normalised columns, as in
+SMEAR's code."""
 FLOOR = 1e-6
 """Added to the probabilities that expert dropout leaves, so that dropping all of them leaves something to divide by."""
 
@@ -58,7 +59,7 @@ class SegmentRouter(nn.Module):
 
 
 class MergedExperts(nn.Module):
-    """An MLP, to whose output the experts add: each is an adapter of two layers, ``up silu(down x)``.
+    """An MLP with experts that add to its output; each is an adapter of two layers, ``up silu(down x)``.
 
     SMEAR has a bank after the attention too, and normalises an adapter's output; this has one bank per block, and does
     not.
@@ -107,7 +108,7 @@ class MergedExperts(nn.Module):
 
 
 class FrozenExpert(nn.Module):
-    """The same with one expert that is merged once, for all texts: a part of one model without a router."""
+    """The same MLP with one merged expert, the same for all texts: part of a plain model without a router."""
 
     def __init__(self, experts: MergedExperts, shares_N: torch.Tensor):
         super().__init__()
@@ -131,7 +132,7 @@ def _adapter(
 
 
 def entropy(banks: list[MergedExperts]) -> float:
-    """Of the last shares in nats, mean over banks, sequences and segments: ln N if all experts weigh the same."""
+    """Entropy of the last shares in nats, mean over banks, sequences and segments: ln N if all weigh the same."""
     found = [
         torch.special.entr(bank.shares_BSN).sum(-1).mean() for bank in banks if bank.shares_BSN is not None
     ]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 EPSILON = 1e-5
-"""Of LayerNorm. Its root is 3e-3: a gate whose standard deviation is not far above scores less than it should."""
+"""LayerNorm's. Its root is 3e-3: a gate whose standard deviation is not far above that scores less than it should."""
 
 
 class TokenGate(nn.Module):
@@ -50,10 +50,10 @@ def kept_of_scores(gates_EI: torch.Tensor) -> torch.Tensor:
 
 
 class RoutedLinear(nn.Module):
-    """A linear layer, to whose output each token's best experts add ``weight scale B A u``.
+    """A linear layer. Each token's best experts add ``weight scale B A u`` to its output.
 
-    All experts' A are applied to each token, and what it did not choose is multiplied by 0: for thin factors that is
-    one product of matrices, and less work than gathering.
+    All experts' A are applied to each token, and what the token did not choose is multiplied by 0: for thin factors
+    that is one product of matrices, and less work than gathering.
 
     Args:
         down_ErI, up_EOr: the factors A and B of each expert.

@@ -69,7 +69,7 @@ class GroupMasses(nn.Module):
 def check_domain_weights(domain_weights_WK: torch.Tensor, num_domains: int) -> None:
     """Raise ValueError, naming the value, unless each row [K] is a distribution over `num_domains` domains.
 
-    The router has learned no other weights, and would answer them with anything.
+    The router has learned from such weights only; for others its coefficients would mean nothing.
     """
     if domain_weights_WK.ndim != 2 or domain_weights_WK.shape[1] != num_domains:
         raise UserError(

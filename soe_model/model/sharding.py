@@ -2,7 +2,7 @@
 
 A rank combines its own slice of every instance. Each instance goes to the ranks whose sequences need it, and its
 gradient comes back: an all-gather and a reduce-scatter with one mixture, an all-to-all of the same volume with one
-mixture per rank. The traffic is so that of the small models, whatever the number of experts. Outside
+mixture per rank. So the traffic is that of the small models, whatever the number of experts. Outside
 torch.distributed there is one rank and nothing is sent.
 
 Legend: W mixtures of a step, V of them on this rank, P parameters of one model, p of them on this rank (padded

@@ -53,7 +53,7 @@ def hyperparameters(
 ) -> torch.Tensor:
     """1 - beta1, 1 - beta2, the rate with the first moment's correction, the root of the second's, epsilon.
 
-    They are a tensor, float32 [5], so that a new rate compiles nothing anew. `step` counts from 0.
+    They are a tensor, float32 [5], so that a new rate needs no new compilation. `step` counts from 0.
     """
     correction1, correction2 = 1 - config.beta1 ** (step + 1), 1 - config.beta2 ** (step + 1)
     return torch.tensor(

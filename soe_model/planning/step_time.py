@@ -27,7 +27,7 @@ class StepTime:
 
     @property
     def ratio(self) -> float | None:
-        """Tokens per second of the soup over those of its twin, which is taken to spend as much on communication."""
+        """Tokens per second of the soup, divided by its twin's; both are assumed to communicate for as long."""
         if self.backbone is None or self.bank is None:
             return None
         return self.backbone / (self.backbone + self.bank)

@@ -26,6 +26,7 @@ class DamagedCheckpoint(StoreError):
 
 
 def rank_file(rank: int, world_size: int) -> str:
+    """The name of one rank's tensors; their size and sha256 lie beside them as JSON."""
     return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
@@ -44,6 +45,13 @@ def is_whole(folder: str | Path) -> bool:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
+    """The content of checkpoint.json.
+
+    Raises:
+        DamagedCheckpoint: it is missing or was altered.
+        StoreError: it is of another schema version, or this user may not read it.
+        UnavailableError: the disk does not answer now.
+    """
     path = folder / STATE
     state = _read_json(path)
     if problem := version_problem(path, state):

@@ -23,8 +23,8 @@ class Specialisation:
     """std(α) / rms(α), about the mean over the mixtures: 0 if all mixtures have the same coefficients, 1 if these
     cancel on average."""
     instance_spread: float
-    """Mean over the mixtures of ‖(α - ᾱ) E‖ / ‖ᾱ E‖: how far instances lie from their mean, by how far that lies from
-    the shared parameters."""
+    """Mean over the mixtures of ‖(α - ᾱ) E‖ / ‖ᾱ E‖: how far instances lie from their mean, divided by how far the
+    mean lies from the shared parameters."""
     expert_cosine: float
     """Mean of |cos| over the pairs of experts: 0 if they are orthogonal, 1 if they lie on one line."""
 

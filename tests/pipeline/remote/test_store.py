@@ -101,7 +101,7 @@ def test_rows_that_do_not_exist(uri):
 
 
 def test_passages_are_not_read_from_afar(uri):
-    with pytest.raises(StoreError, match="domain 3: passages are read from a store on this machine"):
+    with pytest.raises(StoreError, match="domain 3: passages are read from a store on this machine only"):
         open_store(uri).passages(3)
 
 
