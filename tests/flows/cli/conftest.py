@@ -1,4 +1,4 @@
-"""A small soup with a real embedder, for the commands for specialists."""
+"""A small soup with a real embedder, for the commands for specialists; a played server, for those that ask one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 
 from pipeline.embeddings import embedder
+from tests.flows.cli.played_server import known, server  # noqa: F401  (fixtures)
 from tests.flows.cli.specialist_commands import ALGORITHM_3, run
 from tests.served_soup import make_served_soup, sentences
 

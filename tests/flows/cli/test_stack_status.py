@@ -1,141 +1,21 @@
-"""``soe status``, ``soe logs`` and ``soe doctor`` against a server played by the test: what they know, and what not."""
+"""``soe status`` and ``soe doctor`` against a server played by the test: what they know, and what not."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import threading
-import time
-import uuid
 from functools import partialmethod
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from rich.console import Console
 
 from flows.cli import doctor
-from flows.cli import logs as logs_view
 from flows.cli import stack_status as status_view
 from flows.local_stack import crashed_runs as orphans
-from flows.local_stack import health as stack_health
-from flows.local_stack import processes
 from flows.local_stack import state as stack_state
-from flows.local_stack.state import Stack, StackError
-from flows.prefect_client import api as prefect_api
 from flows.prefect_client.api import ApiError, PrefectApi
 from flows.reporting.local_time import local_time
-
-
-class Server:
-    """A Prefect server, as far as these commands ask: `runs` and `logs`; or `fails` as it is told to."""
-
-    def __init__(self):
-        self.fails: int | str | None = None
-        self.runs: list[dict] = []
-        self.logs: list[dict] = []
-        self.asked: list[str] = []
-
-    def answer(self, path: str, body: dict) -> object:
-        self.asked.append(path)
-        if path == "/api/health":
-            return True
-        if path == "/api/flow_runs/filter":
-            chosen = body["flow_runs"]
-            types = chosen.get("state", {}).get("type", {}).get("any_")
-            names = chosen.get("name", {}).get("any_")
-            found = [run for run in self.runs if not types or run["state_type"] in types]
-            return [run for run in found if not names or run["name"] in names][: body["limit"]]
-        if path.startswith("/api/flow_runs/"):
-            return self.runs[0]
-        if path == "/api/logs/filter":
-            assert body["limit"] <= logs_view.PAGE
-            after = body["logs"].get("timestamp", {}).get("after_", "")
-            rows = [row for row in self.logs if row["timestamp"] >= after]
-            rows = rows[::-1] if body["sort"] == "TIMESTAMP_DESC" else rows
-            first = body.get("offset", 0)
-            return rows[first : first + body["limit"]]
-        if path.startswith("/api/deployments/"):
-            return {"name": "pretrain-soe"}
-        if path.endswith("/workers/filter"):
-            return [{"status": "ONLINE"}]
-        return []
-
-
-@pytest.fixture()
-def server():
-    played = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
-            if played.fails == "slow":
-                threading.Event().wait(0.5)  # time.sleep does nothing here
-            answer = (
-                b"<html>" if played.fails == "page" else json.dumps(played.answer(self.path, body)).encode()
-            )
-            self.send_response(played.fails if isinstance(played.fails, int) else 200)
-            self.end_headers()
-            try:
-                self.wfile.write(answer)
-            except OSError:  # nobody waits any more
-                pass
-
-        do_POST = do_GET
-
-        def log_message(self, *arguments):
-            pass
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    played.port = listening.server_port
-    yield played
-    listening.shutdown()
-    listening.server_close()
-
-
-@pytest.fixture()
-def known(server, monkeypatch, tmp_path):
-    """A stack with this server; its components are sleeping processes, and Ray answers."""
-    monkeypatch.setenv("SOE_HOME", str(tmp_path / "soe"))
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    monkeypatch.setenv("TZ", "Asia/Kolkata")
-    time.tzset()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(stack_health, "ray_answers", lambda known: True)
-    monkeypatch.setattr(prefect_api.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(status_view, "_CONSOLE", Console(highlight=False, soft_wrap=True, width=200))
-    stack_state.prepare_folders()
-    known = Stack(prefect_port=server.port, dashboard_port=2, ray_port=3)
-    for name in stack_state.COMPONENTS:
-        known.processes[name] = processes.start(
-            ["sleep", "60"],
-            environment={processes.MARK: known.mark(name)},
-            log=stack_state.logs_folder() / f"{name}.log",
-            folder=tmp_path,
-        )
-    known.save()
-    monkeypatch.setattr(PrefectApi, "of_active_profile", lambda: known.api)
-    yield known
-    processes.stop(lambda: processes.members((), known.mark()), patience=2)
-    monkeypatch.delenv("TZ")
-    time.tzset()
-
-
-def flow_run(name, state="COMPLETED", start="2026-03-01T10:00:00Z", end="2026-03-01T11:02:03.4Z", **more):
-    return {
-        "id": str(uuid.uuid4()),
-        "name": name,
-        "deployment_id": "d",
-        "state_type": state,
-        "state_name": state.capitalize(),
-        "start_time": start,
-        "end_time": end,
-    } | more
-
-
-def lines_with(text: str, shown: str) -> list[str]:
-    return [" ".join(line.split()) for line in shown.splitlines() if text in line]
+from tests.flows.cli.played_server import flow_run, lines_with
 
 
 def test_status_shows_what_runs_and_then_what_ended(known, server, capsys):
@@ -217,75 +97,6 @@ def test_after_a_reboot_status_says_why_nothing_runs(known, monkeypatch, capsys)
     assert status_view.status() == 1
     assert "since this machine was started anew" in capsys.readouterr().out
     assert doctor.stack().verdict == "note" and "started anew" in doctor.stack().text
-
-
-def rows(count: int) -> list[dict]:
-    return [
-        {"id": str(n), "timestamp": f"2026-03-01T10:{n // 60:02}:{n % 60:02}.5Z", "message": f"line {n}"}
-        for n in range(count)
-    ]
-
-
-@pytest.mark.parametrize(("count", "asked"), [(1000, 500), (450, 500), (400, 400), (30, 20)])
-def test_logs_gives_as_many_lines_as_were_asked_for(known, server, capsys, count, asked):
-    server.runs, server.logs = [flow_run("done-deal")], rows(count)
-    assert logs_view.show("done-deal", lines=asked, follow=False) == 0
-    said = capsys.readouterr().out.splitlines()[1:]
-    wanted = range(max(0, count - asked), count)
-    assert [line.split(" ", 2)[2] for line in said] == [f"line {n}" for n in wanted]
-    assert said[0].startswith("2026-03-01 15:3") and said[0].split()[1].endswith("+05:30")
-
-
-def test_logs_loses_no_line_that_comes_between_two_pages(known, server, capsys, monkeypatch):
-    server.runs, server.logs = [flow_run("busy-bee")], rows(600)
-    answer = server.answer
-
-    def meanwhile(path, body):
-        given = answer(path, body)
-        server.logs = rows(len(server.logs) + 7)
-        return given
-
-    monkeypatch.setattr(server, "answer", meanwhile)
-    assert logs_view.show("busy-bee", lines=500, follow=False) == 0
-    said = [line.split(" ", 2)[2] for line in capsys.readouterr().out.splitlines()[1:]]
-    numbers = [int(line.removeprefix("line ")) for line in said]
-    assert numbers == list(range(numbers[0], numbers[0] + 500))
-
-
-@pytest.mark.parametrize("fails", [500, 502])
-def test_logs_that_are_followed_wait_for_a_server_that_is_ill_for_a_moment(
-    known, server, capsys, monkeypatch, fails
-):
-    server.runs, server.logs = [flow_run("done-deal")], rows(3)
-    monkeypatch.setattr(logs_view, "POLL_SECONDS", 0)
-    answer = server.answer
-
-    def ill(path, body):
-        server.fails = fails if len(server.asked) in (2, 4) else None
-        return answer(path, body)
-
-    monkeypatch.setattr(server, "answer", ill)
-    assert logs_view.show(None, lines=2, follow=True) == 0
-    assert "line 2" in capsys.readouterr().out
-
-
-def test_logs_of_a_server_that_is_ill_say_so(known, server):
-    server.fails = 500
-    with pytest.raises(ApiError, match="500") as raised:
-        logs_view.show("busy-bee", lines=5, follow=False)
-    assert "no flow run" not in str(raised.value)
-
-
-def test_logs_of_a_component_before_there_was_a_stack(tmp_path, monkeypatch):
-    monkeypatch.setenv("SOE_HOME", str(tmp_path))
-    with pytest.raises(StackError, match="no stack was ever started"):
-        logs_view.show("ray-head", lines=5, follow=False)
-
-
-def test_logs_of_a_component_that_has_written_none(known):
-    (stack_state.logs_folder() / "ray-head.log").unlink()
-    with pytest.raises(StackError, match=r"ray-head\.log is not there yet: `soe up`"):
-        logs_view.show("ray-head", lines=5, follow=False)
 
 
 @pytest.mark.parametrize("reported", [True, False])

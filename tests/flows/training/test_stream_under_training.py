@@ -9,7 +9,7 @@ from ray.train.torch import TorchTrainer
 
 from flows.training.training_loop import MixtureDataConfig
 from tests.mortal_consumer import consume, of_slot
-from tests.pipeline.stream.test_batches import make_stream
+from tests.pipeline.stream.toy_stream import make_stream
 from tests.toy_store import make_store
 
 

@@ -1,9 +1,6 @@
 """Batches: the windows the plan names, the same for every world size, in process and through Ray Data."""
 
 import contextlib
-import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,33 +12,11 @@ import pytest
 from pipeline.mixtures.meta_distributions import Sparse
 from pipeline.mixtures.plan import MixturePlan
 from pipeline.stream import batches as streaming
-from pipeline.stream import window_reader as window_readers
 from pipeline.stream.batches import Fetch, MixtureStream, StreamError
-from pipeline.stream.window_reader import CHECK_SECONDS, window_reader
-from storage_schema.domains import DomainStore, partition_path
-from storage_schema.manifest import StoreError
+from storage_schema.domains import DomainStore
+from tests.pipeline.stream.toy_stream import L, make_plan, make_stream
 from tests.slow_plan import Slow, SlowStart
 from tests.toy_store import make_store
-
-L = 16
-LAW = Sparse(support_size=2)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return make_store(tmp_path_factory.mktemp("store"), [400, 0, 17, 16, 900, 333])
-
-
-def make_plan(store, *, law=LAW, cls=MixturePlan, **changes):
-    opened = DomainStore(store)
-    settings = dict(seed=3, batch_size=8, mixtures_per_step=4) | changes
-    windows_K = opened.windows_K(L)
-    return cls(windows_K, law, store_digest=opened.digest, sequence_length=L, **settings)
-
-
-def make_stream(store, plan=None, **settings):
-    plan = plan or make_plan(store)
-    return MixtureStream(store_folder=str(store), sequence_length=L, plan=plan, **settings)
 
 
 def check_from(stream, expected, start, stop, *, world_size=1, ray=False):
@@ -61,42 +36,6 @@ def check_from(stream, expected, start, stop, *, world_size=1, ray=False):
 def expected(store):
     """The batches of the first steps, in process."""
     return list(make_stream(store).in_process(0, 700))
-
-
-def test_a_window_is_the_packed_stream(store):
-    opened = DomainStore(store)
-    assert opened.windows_K(L).tolist() == [24, 0, 1, 0, 56, 20]  # 16 tokens hold no window of 16 + 1
-    values = opened.volumes[0].tokens(4)
-    read = window_reader(opened, L).read(np.array([4, 0, 4]), np.array([55, 0, 3]))
-    assert np.array_equal(read[0], values[55 * L : 55 * L + L + 1])
-    assert np.array_equal(read[2], values[3 * L : 3 * L + L + 1])
-    assert np.array_equal(read[1], opened.volumes[0].tokens(0)[: L + 1])
-
-
-def mappings_below(folder):
-    with open("/proc/self/maps") as maps:
-        return sum(f"{folder}/domains/domain=" in line for line in maps)
-
-
-def test_mappings_are_bounded_however_many_partitions_there_are(tmp_path, monkeypatch):
-    """Linux allows a process 65,530: 4096 domains of 16 parts."""
-    folder = make_store(tmp_path, [200 + domain for domain in range(40)])
-    monkeypatch.setattr(window_readers, "MOST_MAPPINGS", 12, raising=False)
-    opened = DomainStore(folder)
-    reader, random = window_reader(opened, L), np.random.Generator(np.random.PCG64(0))
-    for _ in range(20):
-        domains = random.integers(0, 40, 30)  # more than may be mapped at once, in one read
-        rows = random.integers(0, 12, 30)
-        found = reader.read(domains, rows)
-        for block_steps, domain, row in zip(found, domains, rows, strict=True):
-            assert np.array_equal(block_steps, opened.volumes[0].tokens(domain)[row * L : row * L + L + 1])
-        assert mappings_below(folder) <= 12
-    path = opened.folder / partition_path(7)
-    path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(StoreError, match="domain 7: .* was changed or replaced"):  # mapped again or still
-        for domain in range(40):
-            reader.read(np.array([domain]), np.array([0]))
-        reader.finish()
 
 
 def test_batches_are_what_the_plan_names(store):
@@ -257,90 +196,3 @@ def test_a_wrong_order_is_an_error(store):
 def test_workers_must_divide_the_batch(store):
     with pytest.raises(ValueError, match="batch_size 8 is not a multiple of the 3 workers"):
         make_stream(store).for_rank(0, 3)
-
-
-def test_a_store_that_was_rebuilt_is_not_streamed(tmp_path):
-    stream = make_stream(store := make_store(tmp_path / "store", [400, 400]), make_plan(store))
-    store.rename(tmp_path / "old")
-    make_store(tmp_path / "store", [400, 400], seed=1)
-    with pytest.raises(StoreError, match="is no longer the store that this run's plan is of"):
-        next(stream.in_process(0, 1))
-
-
-FEW_FILES = """
-import resource, sys
-from tests.pipeline.stream.test_batches import make_stream
-resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-import numpy as np
-seen, most = set(), 0
-for batch in make_stream(sys.argv[1]).in_process(0, 800):
-    seen |= set(np.flatnonzero(batch.domain_weights_WK.any(0)))
-    if batch.step % 100 == 99:
-        most = max(most, sum("part-00000.arrow" in line for line in open("/proc/self/maps")))
-print(len(seen), most)
-"""
-
-
-def test_a_process_that_may_open_256_files_reads_600_domains(tmp_path):
-    """Each is mapped once, and holds no descriptor."""
-    store = make_store(tmp_path / "store", [100] * 600)
-    done = subprocess.run(
-        [sys.executable, "-c", FEW_FILES, str(store)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    seen, most = map(int, done.stdout.split())
-    assert seen > 590 and 590 < most <= 600
-
-
-@pytest.mark.parametrize("change", ["removed", "truncated", "rewritten", "rebuilt"])
-def test_a_partition_changed_under_a_running_stream_is_named(tmp_path, change):
-    store = make_store(tmp_path / "store", [400, 400])
-    batches = make_stream(store, make_plan(store), window_steps=1).in_process(0, 50)
-    next(batches)
-    for domain in range(2):
-        path = store / "domains" / partition_path(domain)
-        if change == "removed":
-            path.unlink()
-        elif change == "truncated":
-            os.truncate(path, 500)
-        elif change == "rewritten":
-            path.write_bytes(path.read_bytes()[::-1])
-    if change == "rebuilt":
-        (store / "domains").rename(store / "old")
-        make_store(tmp_path / "again", [400, 400], seed=1)
-        (tmp_path / "again" / "domains").rename(store / "domains")
-    time.sleep(CHECK_SECONDS + 0.1)
-    with pytest.raises(
-        StoreError, match=r"domain [01]: .*domain=000[01]/part-00000.arrow was changed or replaced"
-    ):
-        list(batches)
-
-
-@pytest.mark.parametrize("window_steps", [1, 50])
-def test_a_partition_changed_just_before_the_last_read_is_named(tmp_path, window_steps):
-    """No second passes between a look and the end: what was read is looked at once more."""
-    store = make_store(tmp_path / "store", [400, 400])
-    stream = make_stream(store, make_plan(store), window_steps=window_steps)
-    batches = stream.in_process(0, 50)
-    next(batches)
-    path = store / "domains" / partition_path(0)
-    data = bytearray(path.read_bytes())
-    data[300] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(StoreError, match="domain 0: .*domain=0000/part-00000.arrow was changed or replaced"):
-        list(batches)
-
-
-@pytest.mark.parametrize("damage", ["missing", "truncated", "shorter"])
-def test_a_damaged_partition_is_named(tmp_path, damage):
-    store = make_store(tmp_path / "store", [400, 400])
-    path = store / "domains" / partition_path(1)
-    if damage == "missing":
-        path.unlink()
-    elif damage == "truncated":
-        path.write_bytes(path.read_bytes()[:500])
-    else:
-        other = make_store(tmp_path / "other", [400, 200])
-        path.write_bytes((other / "domains" / partition_path(1)).read_bytes())
-    with pytest.raises(StoreError, match=r"domain 1: .*domain=0001"):
-        DomainStore(store).volumes[0].tokens(1)

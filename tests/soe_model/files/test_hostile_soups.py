@@ -7,7 +7,6 @@ import os
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from flows.serving.recipe_store import RecipeBox
 from flows.training.ray_internals.checkpoint_registry import SNAPSHOT, mend
@@ -16,15 +15,12 @@ from soe_model.files.soup import SoupOfExperts
 from soe_model.files.write_soup import write_soup
 from soe_model.model.backbone import hugging_face_config
 from soe_model.specialists.recipe import check_recipe, make_recipe, read_recipe
-from soe_model.training.checkpoint import load_checkpoint, save_checkpoint
-from soe_model.training.checkpoint_files import DamagedCheckpoint, is_whole
+from soe_model.training.checkpoint_files import is_whole
 from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import (
     Manifest,
     StoreError,
     UnavailableError,
-    content_digest,
-    file_digest,
     read_manifest,
 )
 from storage_schema.stage import open_stage
@@ -226,52 +222,3 @@ def test_a_recipe_names_a_domain_of_its_soup(soup):
     read = read_recipe(_recipe_file(soup / "r.json", configuration, {"soup": opened.digest}))
     with pytest.raises(ValueError, match="domain 99999999999999999999; the soup has"):
         check_recipe(read, opened)
-
-
-def _forge(folder, **changes):
-    state = json.loads((folder / "checkpoint.json").read_text()) | changes
-    state.pop("digest")
-    (folder / "checkpoint.json").write_text(json.dumps(state | {"digest": content_digest(state)}))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"step": -1}, {"step": 1.5}, {"world_size": 0}, {"world_size": 10**9}, {"world_size": "../x"}, {"notes": 7},
-     {"soup": None}, {"training": []}, {"plan_digest": 7}],
-)  # fmt: skip
-def test_a_checkpoint_of_impossible_numbers(tmp_path, change):
-    save_checkpoint(tmp_path, make_trainer(), plan_digest="p", notes={})
-    _forge(tmp_path, **change)
-    with pytest.raises(DamagedCheckpoint, match="checkpoint.json was altered"):
-        load_checkpoint(tmp_path, make_trainer(), plan_digest="p")
-    assert not is_whole(tmp_path)
-
-
-def test_a_checkpoint_whose_tensors_are_others_touches_nothing(tmp_path):
-    trainer = make_trainer()
-    save_checkpoint(tmp_path, trainer, plan_digest="p", notes={})
-    path = tmp_path / "rank-00000-of-00001.safetensors"
-    tensors = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
-    last = list(tensors)[-1]
-    other = make_trainer(seed=9)
-    before = {name: tensor.clone() for name, tensor in other.tensors().items()}
-    for content in ({**tensors, last: torch.zeros(1, 3)}, {n: t for n, t in tensors.items() if n != last}):
-        save_file(content, path)
-        entry = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        path.with_suffix(".json").write_text(json.dumps(entry))
-        with pytest.raises(DamagedCheckpoint, match="rank-00000-of-00001.safetensors"):
-            load_checkpoint(tmp_path, other, plan_digest="p")
-        assert all(torch.equal(before[name], tensor) for name, tensor in other.tensors().items())
-
-
-def test_a_list_of_checkpoints_elsewhere_is_made_anew(tmp_path):
-    import ray
-
-    (tmp_path / "secret").mkdir()
-    run = tmp_path / "run"
-    run.mkdir()
-    for name in ("../secret", str(tmp_path / "secret"), ".", 7, None):
-        listed = {"ray_version": ray.__version__, "checkpoint_results": [{"checkpoint_dir_name": name}]}
-        (run / SNAPSHOT).write_text(json.dumps(listed))
-        assert f"names what is no checkpoint of this run ({str(name)!r})" in mend(run)
-    assert os.listdir(run) == [SNAPSHOT]

@@ -1,6 +1,7 @@
 """Ray's list of a run's checkpoints is made anew where Ray could not start from it, and only there."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -66,3 +67,16 @@ def test_another_rays_list_is_made_anew(run):
     state = json.loads((run / SNAPSHOT).read_text()) | {"ray_version": "2.59.1"}
     (run / SNAPSHOT).write_text(json.dumps(state))
     assert "was written by Ray 2.59.1" in mend(run) and listed(run) == NAMES
+
+
+def test_a_list_of_checkpoints_elsewhere_is_made_anew(tmp_path):
+    import ray
+
+    (tmp_path / "secret").mkdir()
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("../secret", str(tmp_path / "secret"), ".", 7, None):
+        listed = {"ray_version": ray.__version__, "checkpoint_results": [{"checkpoint_dir_name": name}]}
+        (run / SNAPSHOT).write_text(json.dumps(listed))
+        assert f"names what is no checkpoint of this run ({str(name)!r})" in mend(run)
+    assert os.listdir(run) == [SNAPSHOT]
