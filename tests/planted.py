@@ -118,7 +118,7 @@ def mixture_nats_per_word(
     """Bounds of the least expected nats per word of documents drawn from a mixture of languages.
 
     Below: every document's language is known before its first word. Above: it is told first, which costs
-    the entropy of the weights once a document. (With disjoint vocabularies the first word tells it, and the
+    the entropy of the weights once per document. (With disjoint vocabularies the first word tells it, and the
     upper bound is exact.) Both hold for any model, so a loss below the first is a leak. They are for whole
     documents, so cut none: passage_characters at least a document's length. Per token: times words, divided
     by tokens (a tokenizer of exact text neither adds nor removes nats).

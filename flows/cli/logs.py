@@ -29,7 +29,7 @@ def show(what: str | None, *, lines: int, follow: bool) -> int:
     """
     known = stack_state.load()
     if known is None and what in (*COMPONENTS, PROMETHEUS):
-        raise StackError(f"no stack was ever started for SOE_HOME={layout.home()}: `soe up` does.")
+        raise StackError(f"no stack was ever started for SOE_HOME={layout.home()}: start one with `soe up`.")
     if known is not None and what in known.components:
         source = log_lines(what, lines, follow=follow)
     else:

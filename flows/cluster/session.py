@@ -61,7 +61,7 @@ def require_gpus(use_gpu: bool) -> None:
 def require_workers(num_workers: int, use_gpu: bool, *, with_data: bool = False) -> None:
     """Connect, and raise ValueError at once if the cluster can never hold so many workers.
 
-    `with_data`: they read a stream, which wants a CPU beside theirs.
+    `with_data`: the workers read a stream, which needs one CPU more than theirs.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""What all settings have in common, and the refusal of those that a choice has no use for."""
+"""What all settings have in common, and the refusal of those that a choice does not use."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def refuse_unused(settings: Settings, choice: str, reads: Mapping[str, Sequence[
         if given and name not in reads.get(chosen, ()):
             others = " or ".join(other for other, used in reads.items() if name in used)
             raise UserError(
-                f"{name} is {value!r}, of which {choice}={chosen} has no use: leave it out, or choose {choice} "
+                f"{name} is {value!r}, which {choice}={chosen} does not use: leave it out, or choose {choice} "
                 f"{others}."
             )

@@ -38,7 +38,9 @@ class Pretrain(Settings):
     steps: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1, description="Sequences per step, over all workers.")
     sequence_length: int | None = Field(None, ge=8)
-    mixtures_per_step: int | None = Field(None, ge=1, description="W: instances a step; divides batch_size.")
+    mixtures_per_step: int | None = Field(
+        None, ge=1, description="W: instances per step; divides batch_size."
+    )
     meta_distribution: Literal[
         "sparse", "uniform", "dirichlet", "neighbourhood", "fixed", "recorded", "mixed"
     ] = Field(

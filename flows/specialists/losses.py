@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 Check = Callable[[], None]
 """Raises when the request was cancelled or timed out."""
 Name = TypeVar("Name", bound=Hashable)
-"""Of a set of windows."""
+"""What a set of windows is called."""
 TOGETHER_BYTES = 64 << 20
-"""Of instances made in one pass over the bank; larger models are made one by one, and never held together."""
+"""The most bytes of instances that are made in one pass over the bank; larger ones are made and held one by one."""
 
 
 class LossMeter:
@@ -135,7 +135,7 @@ class LossMeter:
             made_N: coefficients of what was made.
             learned_P: what was made; None: the instance of `made_N`.
             twin: a model that was trained without experts.
-            resamples: of the domain weights, which say how far Algorithm 3's loss hangs on these very texts.
+            resamples: domain weights of the texts drawn again: how far Algorithm 3's loss depends on these texts.
         """
         windows_nL1 = self.windows(texts)
         rows = {

@@ -1,7 +1,7 @@
 """Losses of many mixtures on texts, without training or writing a model: which mixture would suit them?
 
-The result has the two tables that mixture regressions such as Olmix read: ``ratios.csv`` (a run a row, the weight of
-each domain) and ``metrics.csv`` (the same runs, a loss for each set of texts). The runs' names join them.
+The result has the two tables that mixture regressions such as Olmix read: ``ratios.csv`` (one row per run, the weight
+of each domain) and ``metrics.csv`` (the same runs, a loss for each set of texts). The runs' names join them.
 
 Legend: R mixtures, K domains, N experts, k domains with a column.
 """
@@ -43,13 +43,13 @@ def score_mixtures(
 
     Args:
         soup: name or path.
-        mixtures: a ratios.csv, one mixture a row; its columns are those of :func:`pipeline.mixtures.ratios.read_table`.
+        mixtures: a ratios.csv, one row per mixture, as :func:`pipeline.mixtures.ratios.read_table` reads it.
         texts: name → file or folder.
         fields: ``text_field`` and ``source_field`` of the texts.
 
     Raises:
-        ValueError: a table that is none, a row that is no distribution over the soup's domains, runs without a name of
-            their own, texts without a window, or under a name that the tables' readers take for no loss.
+        ValueError: a table of something else, a row that is no distribution over the soup's domains, runs without a
+            name of their own, texts without a window, or under a name that the tables' readers take for no loss.
         StoreError: `out` exists.
     """
     if out.exists():

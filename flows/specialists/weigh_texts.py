@@ -32,7 +32,7 @@ def write_domain_weights(
         How sure they are (:meth:`pipeline.specialists.domain_weights.Assignment.describe`).
 
     Raises:
-        ValueError: no text there, or an embedder that is not to be had.
+        ValueError: no text there, or an embedder that cannot be found or loaded.
         StoreError: no finished store, or an embedder of other weights than it was built with.
     """
     opened = DomainStore(store_folder(store))

@@ -30,8 +30,8 @@ USUAL_GENERIC_SHARE: dict[str, GenericShare] = {"neighbourhood": "triangular"}
 def meta_distribution(settings: Pretrain, training: TrainingConfig, store: DomainStore) -> MetaDistribution:
     """The law of the run's mixtures on the domains of `store`.
 
-    Raises ValueError for a setting that the law has no use for or lacks, and for a `ratios` file that is missing or
-    none.
+    Raises ValueError for a setting that the law lacks or does not use, and for a `ratios` file that is missing or
+    is no table of mixtures.
     """
     windows_K = store.windows_K(training.sequence_length)
     name = settings.meta_distribution

@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--preset", default="small", help="backbone of the steps")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--domains", type=int, default=4096)
-    parser.add_argument("--batch", type=int, default=16, help="sequences a step")
+    parser.add_argument("--batch", type=int, default=16, help="sequences per step")
     parser.add_argument("--micro-batch", type=int, default=None)
     parser.add_argument("--length", type=int, default=128, help="tokens in a sequence")
     parser.add_argument("--compile", action="store_true", help="compile the backbone of both")

@@ -80,7 +80,7 @@ def draw(found: dict, options: argparse.Namespace) -> None:
     tokens = [b * options.length for b in found["sequences"]]
     for name in ("plain", "soup"):
         middle.plot(tokens, [row[name] for row in found["sequences"].values()], "o-", label=name)
-    middle.set(xlabel="tokens a step", title=f"{options.experts} experts", xlim=0, ylim=0)
+    middle.set(xlabel="tokens per step", title=f"{options.experts} experts", xlim=0, ylim=0)
     middle.legend(frameon=False)
     right.bar([str(r) for r in found["ranks"]], list(found["ranks"].values()), width=0.5)
     right.set(xlabel="ranks of one thread", title="the same batch")

@@ -54,7 +54,7 @@ def encode(model, texts: list[str]) -> float:
 
 
 def one_round(folder: Path, passages: Path, model, texts: list[str], options) -> dict[str, float]:
-    """Each once, in passages a second, with what counts of them."""
+    """Each once, in passages per second, with what counts of them."""
     before = bare(model, texts, options.max_seq_length)
     row = {"bare": before, "encode": encode(model, texts)}
     between = bare(model, texts, options.max_seq_length)
@@ -90,7 +90,7 @@ def pipeline(folder: Path, passages: Path, model, max_seq_length: int, use_gpu: 
 
 
 def runtimes(texts: list[str], max_seq_length: int) -> dict[str, dict[str, float]]:
-    """Of each runtime on the CPU: passages a second, and the share of passages it puts in another domain.
+    """Of each runtime on the CPU: passages per second, and the share of passages it puts in another domain.
 
     The domains are 64 clusters of torch's float32 vectors of the same passages.
     """

@@ -8,7 +8,7 @@ sequences from mixtures of 4 domains, another one every step. Parts measured:
 - in process, one thread: the plan; plan and gather with the page cache warm and cold; beside them copies of as many
   bytes: windows in one piece each, one after the other from as much memory as the store is, into one array and into
   new ones as the gather's are; the same rows one by one (2 KB pieces from all over the store).
-- in Ray Train workers, through Ray Data: steps a second for one and two workers and several window sizes, from the
+- in Ray Train workers, through Ray Data: steps per second for one and two workers and several window sizes, from the
   first block that Ray fetched on and over all, and the seconds to the first batch and to that block. Medians of runs
   that are taken in turn.
 - a resume at step 10^6 beside one at step 0; memory and mappings over many steps.
@@ -164,7 +164,7 @@ def _consume(config: dict) -> None:
 
 
 def through_ray(stream: MixtureStream, workers: int, *, start: int = 0, steps: int) -> dict[str, float]:
-    """Of the first worker: steps a second from Ray's first batch on, seconds to the first batches."""
+    """Of the first worker: steps per second from Ray's first batch on, seconds to the first batches."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 

@@ -19,7 +19,7 @@ def check(**settings) -> None:
     [
         (
             {"concentration": 2.0},
-            "concentration is 2.0, of which meta_distribution=sparse has no use.*dirichlet",
+            "concentration is 2.0, which meta_distribution=sparse does not use.*dirichlet",
         ),
         ({"concentration": 1.0}, "concentration is 1.0, .* leave it out"),  # the default, given all the same
         ({"meta_distribution": "uniform", "by_size": False}, "by_size is False.*sparse or dirichlet"),

@@ -5,7 +5,7 @@ imports anything but numpy and torch. It prints one line of JSON::
 
     python -m tests.benchmarks.peers.torch_loader --data FOLDER --mode fixed --domains 64
 
-Legend: K domains, n windows in a domain, B sequences a step, L tokens in a sequence, s domains in a mixture.
+Legend: K domains, n windows in a domain, B sequences per step, L tokens in a sequence, s domains in a mixture.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _windows(data: Path) -> int:
 
 
 def measure(make: Callable[[Cell], Iterator[torch.Tensor]], cell: Cell) -> dict:
-    """Time to the first batch, then steps a second, for a consumer that does nothing with them.
+    """Time to the first batch, then steps per second, for a consumer that does nothing with them.
 
     Not even a cast: torch takes milliseconds to widen a batch of uint16, more than the fast ones need to make it.
     """

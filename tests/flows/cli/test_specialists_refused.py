@@ -37,7 +37,7 @@ def test_what_stands_in_the_way_is_named(soup, texts, made, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--learning-rate", 0.1], "learning_rate is 0.1, of which method=blended has no use"),
+        (["--learning-rate", 0.1], "learning_rate is 0.1, which method=blended does not use"),
         (["--learning-steps", 7], "choose method learned-coefficients or fine-tuned"),
         (["--method", "learned-coefficients", "--replay-share", 0.5], "or choose method fine-tuned"),
         (["--method", "fine-tuned", "--replay-share", 0.5], "needs a store to replay"),

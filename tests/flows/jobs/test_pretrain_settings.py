@@ -30,15 +30,15 @@ from tests.flows.jobs.pretraining import SETTINGS
         ({"meta_distribution": "fixed", "support_size": None}, "=fixed reads its mixtures from a table"),
         (
             {"ratios": "x.csv"},
-            "ratios is 'x.csv', of which meta_distribution=sparse has no use.*recorded or fixed",
+            "ratios is 'x.csv', which meta_distribution=sparse does not use.*recorded or fixed",
         ),
         (
             {"concentration": 2.0},
-            "concentration is 2.0, of which .*=sparse has no use.*meta_distribution dirichlet",
+            "concentration is 2.0, which .*=sparse does not use.*meta_distribution dirichlet",
         ),
         (
             {"meta_distribution": "uniform"},
-            "support_size is 2, of which meta_distribution=uniform has no use",
+            "support_size is 2, which meta_distribution=uniform does not use",
         ),
         ({"method": "generic", "ratios": "x.csv"}, "trains one model on one mixture, and ratios is 'x.csv'"),
         (

@@ -1,4 +1,4 @@
-"""Learning with a known answer: eight artificial languages over the same words, one a domain.
+"""Learning with a known answer: eight artificial languages over the same words, one per domain.
 
 The best possible loss of a language is its entropy rate. A model of 5,000 parameters cannot hold eight
 transition tables at once; a soup gives each mixture its own instance, so its specialists must come closer. And a
