@@ -178,6 +178,8 @@ def _row(one: SpecialistSet, manifest: Manifest) -> dict[str, Any]:
     row |= {key: counts["texts"][key] for key in ("count", "domains", "entropy")}
     if "blend" in manifest.configuration:
         row["share"] = manifest.configuration["blend"]["share"]
+    if "refined" in manifest.configuration:
+        row["refining_steps"] = manifest.configuration["refined"]["steps"]
     return row | {"warnings": " ".join(counts["texts"].get("warnings", []))}
 
 

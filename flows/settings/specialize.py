@@ -8,7 +8,7 @@ from pydantic import Field
 
 from flows.settings.base import Settings
 
-SpecialistMethod = Literal["blended", "nearest-centroids", "learned-coefficients", "fine-tuned"]
+SpecialistMethod = Literal["blended", "refined", "nearest-centroids", "learned-coefficients", "fine-tuned"]
 
 
 class Specialize(Settings):
@@ -28,7 +28,8 @@ class Specialize(Settings):
     method: SpecialistMethod = Field(
         "blended",
         description="`blended`: domain weights between the generic mixture and the nearest centroids, as far as surely "
-        "helps on the texts; `nearest-centroids`: all the way (Algorithm 3). Neither trains. From the nearest "
+        "helps on the texts; `nearest-centroids`: all the way (Algorithm 3). Neither trains. `refined`: from `blended` "
+        "on, a few steps of gradient descent on the coefficients, as many as surely help. From the nearest "
         "centroids on: `learned-coefficients`, by gradient descent on the texts (section 2.7), or `fine-tuned`, all "
         "parameters (3.2).",
     )

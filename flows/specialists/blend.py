@@ -39,7 +39,7 @@ class _Dealt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Windows:
+class WindowsOfUnits:
     """A set's windows of one length in one fold."""
 
     tokens: list[torch.Tensor] = field(default_factory=list)
@@ -48,6 +48,7 @@ class _Windows:
 
 _Key = tuple[int, int, int]
 """Set, fold, and length of the windows."""
+Windows = dict[_Key, WindowsOfUnits]
 
 
 def blended_weights(
@@ -92,12 +93,12 @@ def _deal(
 
 def _choices(meter: LossMeter, dealt: Sequence[_Dealt | None], check: Check) -> list[Choice]:
     coefficients = [meter.generic_N]
-    windows: dict[_Key, _Windows] = {}
+    windows: Windows = {}
     measured: dict[_Key, list[int]] = {}
     for w, sides in enumerate(dealt):
         if sides is None:
             continue
-        ours = _windows(meter, sides.texts, sides.folds, w)
+        ours = windows_of_units(meter, sides.texts, sides.folds, w)
         windows |= ours
         for fold in range(FOLDS):
             rows_SN = _candidates(meter, sides.assignment.weights_of(sides.folds.fold_N != fold))
@@ -130,12 +131,12 @@ def _candidates(meter: LossMeter, weights_K: np.ndarray) -> torch.Tensor:
     return meter.soup.coefficients(torch.from_numpy(np.stack(rows)).float())
 
 
-def _windows(meter: LossMeter, texts: Sequence[str], folds: Folds, w: int) -> dict[_Key, _Windows]:
-    """Windows of the units, in turn, any of each: all that are measured."""
+def windows_of_units(meter: LossMeter, texts: Sequence[str], folds: Folds, w: int) -> Windows:
+    """Windows of the units of set w, in turn, any of each: all that are measured."""
     of_units = [
         meter.windows([texts[text] for text in folds.members(unit)]) for unit in range(len(folds.fold_U))
     ]
-    found: dict[_Key, _Windows] = defaultdict(_Windows)
+    found: dict[_Key, WindowsOfUnits] = defaultdict(WindowsOfUnits)
     tokens = 0
     turns = in_turn([len(windows_nL1) for windows_nL1 in of_units], seed=SEED)
     for number, (unit, row) in enumerate(turns):

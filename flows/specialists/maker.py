@@ -17,6 +17,7 @@ from flows.reporting.progress import progress
 from flows.specialists.blend import blended_weights
 from flows.specialists.losses import Check, LossMeter
 from flows.specialists.methods import BLENDED, BY_LEARNING, LEARNED, NEAREST, Method
+from flows.specialists.refine import refined_coefficients
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import reload_embedder
 from pipeline.specialists.domain_weights import Assignment, Rule, assign_to_domains
@@ -26,6 +27,7 @@ from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.coefficient_learning import learn_coefficients
 from soe_model.specialists.fine_tuning import fine_tune
 from soe_model.specialists.recipe import Recipe, make_recipe
+from soe_model.specialists.refining import REFINED
 from storage_schema.errors import UserError
 from storage_schema.layout import store_place
 
@@ -100,7 +102,7 @@ class SpecialistMaker:
             report(len(sets), len(sets))
         weights = np.stack([assignment.domain_weights for assignment in assignments])
         said: list[dict[str, Any]] = [{} for _ in sets]
-        if method.name == BLENDED:
+        if method.name in (BLENDED, REFINED):
             with self.show("choose shares", "sets") as report:
                 weights, said = blended_weights(
                     self.meter,
@@ -112,6 +114,16 @@ class SpecialistMaker:
                 report(len(sets), len(sets))
         weights_WK = torch.from_numpy(weights).float()
         coefficients_WN = self.soup.coefficients(weights_WK)
+        if method.name == REFINED:
+            with self.show("refine coefficients", "sets") as report:
+                for w, one in enumerate(sets):
+                    report(w, len(sets))
+                    share = said[w]["blend"]["share"]
+                    coefficients_WN[w], how = refined_coefficients(
+                        self.meter, one, assignments[w], coefficients_WN[w], share, check=check
+                    )
+                    said[w] |= how
+                report(len(sets), len(sets))
         with self.show("make specialists", "models") as report:
             instances = self._instances(coefficients_WN)
             for w, one in enumerate(sets):

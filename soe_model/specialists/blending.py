@@ -63,11 +63,12 @@ def unit_differences(
     """What :func:`choose` takes, of the units that were measured: differences float64 [S, U] and tokens int64 [U].
 
     Args:
-        measured: for windows of one length the unit of each, their losses [1 + S, n] with the generic instance's first,
-            and the length in tokens.
+        measured: for windows of one length the unit of each, their losses [1 + S, n] with the generic instance's first
+            (or any other's that the rest is compared with), and the length in tokens.
     """
     units = sorted({unit for some, _, _ in measured for unit in some})
-    sums_SU, tokens_U = np.zeros((len(SHARES) - 1, len(units))), np.zeros(len(units), np.int64)
+    rows = max((len(losses) for _, losses, _ in measured), default=1)
+    sums_SU, tokens_U = np.zeros((rows - 1, len(units))), np.zeros(len(units), np.int64)
     for some, losses_Sn, length in measured:
         for unit, losses_S in zip(some, losses_Sn.T, strict=True):
             at = units.index(unit)
@@ -91,14 +92,7 @@ def choose(
     Raises:
         ValueError: fewer than two units, which have no spread.
     """
-    units = len(tokens_U)
-    if units < 2:
-        raise UserError(f"{units} units have no spread; measure 2 or more.")
-    weights_U = np.asarray(tokens_U, np.float64) / np.sum(tokens_U)
-    means_S = differences_SU @ weights_U
-    # The jackknife's: how far the mean moves without each unit. One long unit beside short ones is not sure of itself.
-    moved_SU = (differences_SU - means_S[:, None]) * weights_U / (1 - weights_U)
-    errors_S = np.sqrt((units - 1) / units * (moved_SU**2).sum(1))
+    means_S, errors_S = means_and_errors(differences_SU, tokens_U)
     bounds_S = np.where(np.array(SHARES[1:]) <= most, means_S + caution * errors_S, np.inf)
     best = int(bounds_S.argmin())
     share = SHARES[1 + best] if bounds_S[best] < 0 else 0.0
@@ -106,5 +100,20 @@ def choose(
         share=share,
         differences=tuple(means_S.tolist()),
         errors=tuple(errors_S.tolist()),
-        units=units,
+        units=len(tokens_U),
     )
+
+
+def means_and_errors(differences_SU: np.ndarray, tokens_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over the units, weighed by their tokens, and standard errors: float64 [S] each.
+
+    Raises ValueError for fewer than two units.
+    """
+    units = len(tokens_U)
+    if units < 2:
+        raise UserError(f"{units} units have no spread; measure 2 or more.")
+    weights_U = np.asarray(tokens_U, np.float64) / np.sum(tokens_U)
+    means_S = differences_SU @ weights_U
+    # The jackknife's: how far the mean moves without each unit. One long unit beside short ones is not sure of itself.
+    moved_SU = (differences_SU - means_S[:, None]) * weights_U / (1 - weights_U)
+    return means_S, np.sqrt((units - 1) / units * (moved_SU**2).sum(1))

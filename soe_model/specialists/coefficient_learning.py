@@ -9,7 +9,7 @@ Legend: N experts, P parameters of one model, n windows, L tokens in a window.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,44 @@ def learn_coefficients(
     Raises:
         ValueError: no window on one of the sides, or a soup without experts.
     """
+    coefficients_N, model, step = _descent(soup, start_N, learning)
+    return descend(
+        step,
+        keep=lambda: coefficients_N.detach().clone(),
+        loss=lambda: mean_loss(model, stopping_mL1),
+        batches=batches_of(windows_nL1, learning),
+        learning=learning,
+        report=report,
+    )
+
+
+def coefficients_after(
+    soup: SoupOfExperts,
+    start_N: torch.Tensor,
+    windows_nL1: torch.Tensor,
+    learning: Learning,
+    looks: Sequence[int],
+) -> torch.Tensor:
+    """The coefficients float32 [len(looks), N] after so many steps of the same descent; nothing is held out.
+
+    Args:
+        looks: ascending, at least 1; they stand in place of ``learning.steps``.
+
+    Raises ValueError as :func:`learn_coefficients`.
+    """
+    coefficients_N, _, step = _descent(soup, start_N, learning)
+    batches, found = batches_of(windows_nL1, learning), []
+    for done in range(1, looks[-1] + 1):
+        step(next(batches))
+        if done in looks:
+            found.append(coefficients_N.detach().clone())
+    return torch.stack(found)
+
+
+def _descent(
+    soup: SoupOfExperts, start_N: torch.Tensor, learning: Learning
+) -> tuple[torch.Tensor, torch.nn.Module, Callable[[torch.Tensor], None]]:
+    """Coefficients to learn, the model of them, and a step on a batch [B, L + 1] that moves both."""
     if not len(start_N):
         raise UserError("the generic twin has no experts, so it has no coefficients to learn.")
     coefficients_N = start_N.clone().float().requires_grad_()
@@ -100,14 +138,7 @@ def learn_coefficients(
             raise diverged(learning)
         soup.attach(model, soup.instances(coefficients_N.detach()[None])[0])
 
-    return descend(
-        step,
-        keep=lambda: coefficients_N.detach().clone(),
-        loss=lambda: mean_loss(model, stopping_mL1),
-        batches=batches_of(windows_nL1, learning),
-        learning=learning,
-        report=report,
-    )
+    return coefficients_N, model, step
 
 
 def batches_of(windows_nL1: torch.Tensor, learning: Learning) -> Iterator[torch.Tensor]:

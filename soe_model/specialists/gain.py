@@ -52,16 +52,20 @@ def gain_of(how: Mapping[str, Any], counts: Mapping[str, Any]) -> Gain | None:
             measured=f"on {losses['windows']:,} windows of text kept apart",
         )
     try:  # a recipe from elsewhere may say anything
-        blend = how["blend"]
-        name = f"{blend['share']:g}"
-        nats, half = -blend["differences"][name], student_90(blend["units"]) * blend["errors"][name]
+        if _was_refined(how):
+            refined = how["refined"]
+            nats, half = refined["gain"], student_90(refined["units"]) * refined["gain_error"]
+        else:
+            blend = how["blend"]
+            name = f"{blend['share']:g}"
+            nats, half = -blend["differences"][name], student_90(blend["units"]) * blend["errors"][name]
     except (IndexError, KeyError, TypeError, ValueError):
         return None
     return Gain(
         nats=nats,
         low=nats - half,
         high=nats + half,
-        measured="cross-fitted on the texts given, which also chose how far it goes: each under domain weights of the "
+        measured="cross-fitted on the texts given, which also chose how far it goes: each under a specialist of the "
         "other half",
     )
 
@@ -81,4 +85,9 @@ def gain_line(how: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
 def is_generic(how: Mapping[str, Any]) -> bool:
     """Whether the specialist was made as the generic instance itself."""
     blend = how.get("blend")
-    return isinstance(blend, Mapping) and blend.get("share") == 0
+    return isinstance(blend, Mapping) and blend.get("share") == 0 and not _was_refined(how)
+
+
+def _was_refined(how: Mapping[str, Any]) -> bool:
+    refined = how.get("refined")
+    return isinstance(refined, Mapping) and bool(refined.get("steps"))

@@ -42,7 +42,7 @@ def model_card(name: str, soup: SoupOfExperts, recipe: Recipe, report: dict[str,
         "AutoTokenizer.from_pretrained(folder)\n```",
         f"**{gain_line(recipe.how, report)}**",
         *_losses(report.get("losses")),
-        *_sureness(report.get("texts"), report.get("losses") or {}, recipe.how.get("blend")),
+        *_sureness(report.get("texts"), report.get("losses") or {}, recipe.how),
         *_domains(soup, recipe),
         "## Coefficients",
         "```json\n" + json.dumps(list(recipe.coefficients)) + "\n```",
@@ -128,7 +128,7 @@ def _losses(losses: dict[str, Any] | None) -> list[str]:
     return ["## Losses", head, "\n".join(["| model | loss |", "|---|---|", *rows])]
 
 
-def _sureness(texts: dict[str, Any] | None, losses: dict[str, Any], blend: Any) -> list[str]:
+def _sureness(texts: dict[str, Any] | None, losses: dict[str, Any], how: dict[str, Any]) -> list[str]:
     if not texts:
         return []
     line = (
@@ -136,8 +136,13 @@ def _sureness(texts: dict[str, Any] | None, losses: dict[str, Any], blend: Any) 
         f"{texts['entropy']:.2f} nats, mean distance to their centroids {texts['distance']:.3f} "
         f"(training passages: {texts['training_distance']:.3f})."
     )
+    blend, refined = how.get("blend"), how.get("refined")
     if isinstance(blend, dict) and isinstance(blend.get("share"), int | float):
         line += f" The model has {blend['share']:g} of those weights; the rest is the generic mixture."
+    if isinstance(refined, dict) and isinstance(refined.get("steps"), int):
+        line += (
+            f" {refined['steps']} steps of gradient descent on its texts moved the coefficients from there."
+        )
     if "nearest_centroids_interval" in losses:
         low, high = losses["nearest_centroids_interval"]
         line += (

@@ -8,7 +8,12 @@ import torch
 from soe_model.files.soup import SoupOfExperts
 from soe_model.model.flat_module import unflatten
 from soe_model.reference import combine, loss
-from soe_model.specialists.coefficient_learning import Learning, batches_of, learn_coefficients
+from soe_model.specialists.coefficient_learning import (
+    Learning,
+    batches_of,
+    coefficients_after,
+    learn_coefficients,
+)
 from soe_model.specialists.evaluation import bootstrap_interval, mean_loss, normal_interval
 from soe_model.specialists.fine_tuning import fine_tune
 from tests.soe_model.files.test_soup import WEIGHTS, made  # noqa: F401
@@ -55,6 +60,16 @@ def test_a_relative_rate_is_per_size_of_the_coefficients(soup, windows):
         learn_coefficients(soup, start, windows, windows[:4], one)[0] for one in (learning, absolute)
     )
     assert not torch.equal(found, start) and torch.equal(found, expected)
+
+
+def test_looks_on_the_way_are_those_of_as_many_steps(soup, windows):
+    start = soup.coefficients(WEIGHTS[:1])[0]
+    learning = Learning(steps=5, learning_rate=0.02, batch_size=5, check_every=5)
+    looks_SN = coefficients_after(soup, start, windows, learning, (2, 5))
+    found, learned = learn_coefficients(soup, start, windows, windows[:4], learning)
+    assert learned.best_step == 5 and torch.equal(looks_SN[1], found)
+    [alone_N] = coefficients_after(soup, start, windows, learning, (2,))
+    assert torch.equal(looks_SN[0], alone_N) and not torch.equal(alone_N, found)
 
 
 def test_learning_stops_early_and_returns_the_best(soup, windows):
