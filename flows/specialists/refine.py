@@ -1,7 +1,7 @@
 """The method `refined`: coefficients learned from the start that `blended` gives, for as many steps as surely help.
 
-The texts are dealt as `blended` deals them. From each fold coefficients are learned and measured on the other, then from
-all of the texts, in as many steps as were best. A set takes three descents of at most twenty steps.
+The texts are dealt as `blended` deals them. Coefficients are learned from each fold and measured on the other, then
+learned from all of the texts in as many steps as were best. A set takes three descents of at most twenty steps.
 
 Legend: K domains, N experts, U units of a set, S looks, n windows, L tokens in a window.
 """
