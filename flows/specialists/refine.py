@@ -43,7 +43,7 @@ def refined_coefficients(
         return start_N, {"refined": Refinement().describe()}
     windows = windows_of_units(meter, one.texts, folds, 0)
     whole = [_whole(windows, meter.length, fold) for fold in range(FOLDS)]
-    if not all(map(len, whole)):
+    if not all(whole):
         return start_N, {"refined": Refinement().describe()}
     coefficients, measured = [], {}
     for fold, other in enumerate(reversed(range(FOLDS))):
@@ -51,7 +51,7 @@ def refined_coefficients(
         begun_K = blend_weights(weights_K, meter.soup.generic_weights, share)
         begun_N = meter.soup.coefficients(torch.from_numpy(begun_K).float()[None])[0]
         check()
-        learned_SN = coefficients_after(meter.soup, begun_N, whole[other], LEARNING, LOOKS)
+        learned_SN = coefficients_after(meter.soup, begun_N, torch.stack(whole[other]), LEARNING, LOOKS)
         rows = range(len(coefficients), len(coefficients) + len(LOOKS) + 2)
         coefficients += [begun_N, *learned_SN, meter.generic_N]
         measured |= {key: rows for key in windows if key[1] == fold}
@@ -63,11 +63,11 @@ def refined_coefficients(
     found_N = start_N
     if chosen.steps:
         check()
-        [found_N] = coefficients_after(meter.soup, start_N, torch.cat(whole), LEARNING, (chosen.steps,))
+        everything_nL1 = torch.stack([window_L1 for side in whole for window_L1 in side])
+        [found_N] = coefficients_after(meter.soup, start_N, everything_nL1, LEARNING, (chosen.steps,))
     return found_N, {"refined": chosen.describe() | {"of": folds.of, "seed": SEED}}
 
 
-def _whole(windows: Windows, length: int, fold: int) -> torch.Tensor:
-    """The windows of a fold that are of the full length, [n, L + 1]; other ones cannot stand in a batch with them."""
-    found = [row for key, some in windows.items() if key[1:] == (fold, length) for row in some.tokens]
-    return torch.stack(found) if found else torch.empty(0, length + 1, dtype=torch.long)
+def _whole(windows: Windows, length: int, fold: int) -> list[torch.Tensor]:
+    """The windows of a fold that are of the full length, [L + 1] each; others cannot stand in a batch with them."""
+    return [row for key, some in windows.items() if key[1:] == (fold, length) for row in some.tokens]
