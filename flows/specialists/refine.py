@@ -45,7 +45,8 @@ def refined_coefficients(
     whole = [_whole(windows, meter.length, fold) for fold in range(FOLDS)]
     if not all(whole):
         return start_N, {"refined": Refinement().describe()}
-    coefficients, measured = [], {}
+    coefficients: list[torch.Tensor] = []
+    measured: dict[tuple[int, int, int], range] = {}
     for fold, other in enumerate(reversed(range(FOLDS))):
         weights_K = assignment.weights_of(folds.fold_N == other)
         begun_K = blend_weights(weights_K, meter.soup.generic_weights, share)

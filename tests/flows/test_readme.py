@@ -36,7 +36,7 @@ GUIDES = {
 }
 """In the order in which their commands are typed: those of one guide may need what the guides before it made."""
 PAPERS = GUIDES | {
-    name: (REPOSITORY / name).read_text("utf-8") for name in ("CONTRIBUTING.md", "CHANGELOG.md")
+    name: (REPOSITORY / name).read_text("utf-8") for name in ("CONTRIBUTING.md", "ADDING.md", "CHANGELOG.md")
 }
 RUN_ELSEWHERE = {
     "make demo": "tests/flows/cli/test_demo.py checks its commands; it is run by hand for its result",
@@ -183,6 +183,7 @@ def test_commands_run_elsewhere_are_in_the_guides():
     assert set(RUN_ELSEWHERE) <= set(commands())
 
 
+@pytest.mark.guides  # after the commands, which make the specialist
 def test_the_python_of_the_guides_loads_the_specialist(running):
     scope: dict = {}
     for code in blocks("python"):
