@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import ray
 import torch
 
 from flows.comparison.contenders import Contender, Pretraining
-from flows.comparison.measuring import measured
+from flows.comparison.further import Further, Question
+from flows.comparison.measuring import FINISHED, measured
 from flows.comparison.sets import MeasuredSet
 from flows.comparison.training import Training
 from flows.errors import user_error
@@ -48,6 +49,16 @@ class Place:
     points: int
     checkpoint_seconds: float
     cores: int
+    questions: Mapping[str, Question] = field(default_factory=dict)
+
+    @property
+    def further(self) -> Further:
+        return Further(
+            folder=self.folder / "further",
+            sets=self.sets,
+            sets_digest=self.sets_digest,
+            questions=self.questions,
+        )
 
     def store(self) -> DomainStore:
         return open_store(self.store_place, num_volumes=self.store_parts)
@@ -83,7 +94,11 @@ def finished(place: Place, pretraining: Pretraining) -> list[dict[str, Any]] | N
         if stage.finished is None:
             return None
         verify_files(stage.folder, stage.finished)
-        found.append(read_object(stage.folder / RESULT))
+        result = read_object(stage.folder / RESULT)
+        more = place.further.finished(pretraining, contender) if result["status"] == FINISHED else {}
+        if more is None:
+            return None
+        found.append(result | more)
     return found
 
 
@@ -208,11 +223,12 @@ def _write(stage: Stage, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cell(place: Place, training: Training, contender: Contender) -> dict[str, Any]:
-    """Measure a method and write its cell, unless it is there."""
+    """Measure a method and write its cell, unless it is there; then what is asked of it besides."""
     stage = place.cell(training.pretraining, contender)
-    if stage.finished is not None:
-        return read_object(stage.folder / RESULT)
-    return _write(stage, measured(training, contender, place.sets))
+    if stage.finished is None:
+        _write(stage, measured(training, contender, place.sets))
+    result = read_object(stage.folder / RESULT)
+    return result | place.further.measured(training, contender) if result["status"] == FINISHED else result
 
 
 class _Teller:

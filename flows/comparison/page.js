@@ -47,10 +47,25 @@ function lossPerSet(row, number) {
   };
 }
 
+function aboveMean(losses) {
+  const known = losses.filter(loss => loss !== null), mean = known.reduce((sum, loss) => sum + loss, 0) / known.length;
+  return losses.map(loss => loss === null ? null : loss - mean);
+}
+
+function mixtures(surface) {
+  const predicted = surface.predicted[surface.ranked[0].method];
+  return surface.sets.map((name, number) => ({
+    type: "scatter", mode: "markers", name, marker: style(number).marker,
+    x: aboveMean(predicted[number]), y: aboveMean(surface.trained[number]),
+    text: surface.mixtures.map(mixture => `mixture ${mixture}`),
+  }));
+}
+
 function draw() {
   const settings = { displayModeBar: false, responsive: true };
   const perSetLayout = layout("loss (nats per token)", "", DATA.sets.length);
   perSetLayout.yaxis.autorange = "reversed";
+  if (DATA.surface) Plotly.react("surface", mixtures(DATA.surface), layout(`loss of the ${DATA.surface.ranked[0].method}'s model, above its mean (nats per token)`, "loss of the trained model, above its mean", DATA.surface.sets.length), settings);
   Plotly.react("tokens", DATA.rows.map((row, number) => curve(row, number, "tokens")), layout("tokens", "loss (nats per token)", 8), settings);
   Plotly.react("seconds", DATA.rows.map((row, number) => curve(row, number, "seconds")), layout("seconds of training", "loss (nats per token)", 8), settings);
   Plotly.react("sets", DATA.rows.map(lossPerSet), perSetLayout, settings).then(() => { document.body.dataset.ready = "yes"; });

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.atlas.page import embedded_json, hash_source
+from flows.comparison.ranking import said
 from flows.comparison.sets import KINDS
 from storage_schema.manifest import write_atomically
 
@@ -39,6 +40,7 @@ def page(report: dict[str, Any]) -> str:
             for row in report["rows"]
             if row["seeds"]
         ],
+        "surface": report.get("surface"),
     }
     parts = scripts | {
         "STYLE": COLOURS.read_text("utf-8") + (FILES / "page.css").read_text("utf-8"),
@@ -50,12 +52,29 @@ def page(report: dict[str, Any]) -> str:
         "KINDS": "".join(
             f"<dt>{kind}</dt><dd>{words}</dd>" for kind, words in WORDS.items() if kind in _kinds(report)
         ),
+        "SURFACE": _surface(report.get("surface")),
         "REPEAT": escape(report["repeat"]),
         "DATA": embedded_json(shown),
         "SCRIPT_HASHES": " ".join(map(hash_source, scripts.values())),
     }
     html = (FILES / "page.html").read_text("utf-8")
     return re.sub(r"\{\{([A-Z_]+)\}\}", lambda mark: parts[mark[1]], html)
+
+
+def _surface(surface: dict[str, Any] | None) -> str:
+    """The chart of the mixtures, with each method's ranks in words; empty where no mixtures were trained on."""
+    if surface is None:
+        return ""
+    ranks = "; ".join(
+        f"{one['method']} {said(one)}, first {one['regret']:.3f} nats above the best"
+        for one in surface["ranked"]
+    )
+    count = len(surface["mixtures"])
+    return f"""<h2>Do the losses of a soup rank mixtures?</h2>
+<p class="dim">{count} random mixtures, with a model trained on each. A point is a mixture and a set: the loss of the
+first method's model of the mixture, above its mean over mixtures, and that of the trained model. Spearman's rank
+correlation, mean over sets and seeds, ± its bootstrap error over mixtures: {escape(ranks)}.</p>
+<div id="surface" class="chart" role="img" aria-label="Losses of trained models by those of the soup"></div>"""
 
 
 def _summary(report: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from flows.comparison.measuring import FINISHED
 from flows.comparison.sets import KINDS, MeasuredSet, targets
+from flows.comparison.surface import is_mixture
 from flows.settings import CompareMethods
 
 SOUP, CRISP = "soup", "crisp"
@@ -30,7 +31,7 @@ def collect(
         tokens: of each method and seed.
         digest: of the store's domains.
     """
-    labels = list(dict.fromkeys(cell["method"] for cell in cells))
+    labels = list(dict.fromkeys(cell["method"] for cell in cells if not is_mixture(cell["method"])))
     rows = [_row(label, [cell for cell in cells if cell["method"] == label], sets) for label in labels]
     return {
         "name": settings.name.rpartition("/")[2],

@@ -119,7 +119,7 @@ class Training:
             clock = saved = time.monotonic()
         record = notes | {"seconds_to_models": self._seconds_to_models(learner)}
         if isinstance(learner, SoupTrainer) and run.soup.num_experts:
-            _save(self.folder / f"{run.name}-state.safetensors", learner.state_dict())
+            _save(self._state(run), learner.state_dict())
         write_atomically(self.folder / f"{run.name}.json", json.dumps(record, indent=1))
 
     def _seconds_to_models(self, learner: Learner) -> float:
@@ -138,6 +138,9 @@ class Training:
     def _file(self, run: Run, point: int) -> Path:
         return self.folder / f"{run.name}-{point}.safetensors"
 
+    def _state(self, run: Run) -> Path:
+        return self.folder / f"{run.name}-state.safetensors"
+
     def _begun(self, run: Run) -> Trained | None:
         if run.begins_from is None:
             return None
@@ -151,6 +154,15 @@ class Training:
         if MODELS in tensors:
             return Kept(tensors[WEIGHTS], tensors[MODELS])
         return Stored(self.pretraining.method, run, self._begun(run), file)
+
+    def at_the_end(self, run: Run) -> Trained:
+        """The trained run, a soup's with models of any domain weights."""
+        state = self._state(run)
+        if not state.exists():
+            return self.trained(run, len(point_steps(run, self.points)))
+        learner = self.pretraining.method.begin(run, self._begun(run))
+        learner.load_state_dict(load_file(state))
+        return learner
 
     def at(self, point: int) -> tuple[list[Trained], dict[str, float]]:
         """All runs at a point from 1 on, and the tokens and seconds that they took together.

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from flows.cluster import session
-from flows.comparison import plan
+from flows.comparison import plan, ranking, surface
 from flows.comparison.cells import Place, finished, run_cells, side_by_side
-from flows.comparison.contenders import Pretraining, contenders, pretrainings, step_tokens
+from flows.comparison.contenders import Contender, Pretraining, contenders, pretrainings, step_tokens
+from flows.comparison.further import Question, follows_weights
 from flows.comparison.measuring import FINISHED
 from flows.comparison.page import write_page
 from flows.comparison.results import collect
@@ -37,8 +38,10 @@ from storage_schema.lock import only_writer
 from storage_schema.manifest import write_atomically
 from storage_schema.stage import open_stage
 
-MAY_CHANGE = {"name", "store", "size", "methods", "options", "seeds", "cores_per_cell", "checkpoint_seconds"}
-"""Settings that a later run in the same folder may change: methods and seeds join those that are there."""
+MAY_CHANGE = {
+    "name", "store", "size", "methods", "options", "seeds", "mixtures", "cores_per_cell", "checkpoint_seconds",
+}  # fmt: skip
+"""Settings that a later run in the same folder may change: methods, seeds and mixtures join those that are there."""
 
 
 def run(settings: CompareMethods) -> dict[str, Any]:
@@ -53,13 +56,14 @@ def run(settings: CompareMethods) -> dict[str, Any]:
     folder = comparison_folder(chosen.name)
     begun = claimed(folder)
     store = open_store(str(store_folder(chosen.store)), num_volumes=begun.get("store_parts"))
-    contenders(
-        chosen, store, seed=0, steps=begun.get("steps", steps)
-    )  # refuse what cannot be before anything is read
+    # Refuse what cannot be before anything is read.
+    made = contenders(chosen, store, seed=0, steps=begun.get("steps", steps))
+    surface.check(settings.mixtures or 0, made)
     session.require_workers(chosen.cores_per_cell, use_gpu=False)
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer(folder):
         sets, sets_digest = _sets(chosen, store, folder)
+        asked = _asked(chosen, store, sets, made)
         place = Place(
             folder=folder,
             store_place=str(store.folder.parent),
@@ -69,6 +73,7 @@ def run(settings: CompareMethods) -> dict[str, Any]:
             points=int(chosen.points or 1),
             checkpoint_seconds=chosen.checkpoint_seconds,
             cores=chosen.cores_per_cell,
+            questions=asked,
         )
         steps, todo, rates = _planned(chosen, store, place, begun.get("steps"), steps)
         facts = chosen.model_dump(mode="json", exclude=MAY_CHANGE)
@@ -77,6 +82,8 @@ def run(settings: CompareMethods) -> dict[str, Any]:
         )
         cells = run_cells(place, todo, rates)
         report = collect(chosen, sets, cells, tokens=steps * step_tokens(chosen), digest=store.digest)
+        if surface.SURFACE in asked:
+            _add_surface(report, chosen, store, place, cells)
         write_atomically(folder / COMPARISON_RESULTS, json.dumps(report, indent=1, allow_nan=False))
         write_page(folder / COMPARISON_PAGE, report)
     for line in report["answer"]:
@@ -88,6 +95,31 @@ def run(settings: CompareMethods) -> dict[str, Any]:
         "cells": len(cells),
         "finished": sum(cell["status"] == FINISHED for cell in cells),
     }
+
+
+def _asked(
+    chosen: CompareMethods, store: DomainStore, sets: list[MeasuredSet], made: list[Contender]
+) -> dict[str, Question]:
+    """What is asked of the methods whose models follow the domain weights, besides the losses of the sets."""
+    if not any(follows_weights(one.method) for one in made):
+        return {}
+    return {surface.SURFACE: surface.question(chosen, store, sets)} if chosen.mixtures else {}
+
+
+def _add_surface(
+    report: dict[str, Any],
+    chosen: CompareMethods,
+    store: DomainStore,
+    place: Place,
+    cells: list[dict[str, Any]],
+) -> None:
+    """Add the surface to the report, and write its tables."""
+    asked = place.questions[surface.SURFACE]
+    found = ranking.collect_surface(cells, asked, place.sets, store.tree.leaves_KD)
+    report["surface"] = found
+    report["answer"].append(ranking.answer(found))
+    if found is not None:
+        surface.write_tables(place.folder / surface.SURFACE, surface.mixtures_plan(chosen, store), found)
 
 
 def _sets(chosen: CompareMethods, store: DomainStore, folder: Path) -> tuple[list[MeasuredSet], str]:
@@ -137,7 +169,7 @@ def _planned(
 
 def _rates(place: Place, left: list[Pretraining]) -> list[plan.Rate]:
     """How long each takes. It is measured with one seed, and side by side, as they will run."""
-    of_labels = {one.labels: one for one in left}
+    of_labels = {_alike(one): one for one in left}
     measured = run_tasks(
         plan.measure,
         [
@@ -147,18 +179,23 @@ def _rates(place: Place, left: list[Pretraining]) -> list[plan.Rate]:
         num_cpus=place.cores,
     )
     rates = dict(zip(of_labels, measured, strict=True))
-    return [rates[one.labels] for one in left]
+    return [rates[_alike(one)] for one in left]
+
+
+def _alike(one: Pretraining) -> str:
+    """What pretrainings that take equally long have in common, in words."""
+    return "a model of a mixture" if surface.is_mixture(one.labels[0]) else ", ".join(one.labels)
 
 
 def _todo(chosen: CompareMethods, store: DomainStore, place: Place, steps: int) -> list[Pretraining]:
     targets_WK = torch.stack([one.weights_K for one in targets(place.sets)])
-    return [
-        one
-        for seed in chosen.seeds or [0]
-        for one in pretrainings(
-            contenders(chosen, store, seed=seed, steps=steps), targets_WK, seed=seed, store=store.digest
-        )
-    ]
+    todo = []
+    for seed in chosen.seeds or [0]:
+        made = contenders(chosen, store, seed=seed, steps=steps)
+        todo += pretrainings(made, targets_WK, seed=seed, store=store.digest)
+        if asked := place.questions.get(surface.SURFACE):
+            todo += surface.trainings(chosen, store, asked, seed=seed, steps=steps)
+    return todo
 
 
 def _say(
@@ -176,9 +213,11 @@ def _say(
         f"{steps * step_tokens(chosen):,} tokens for each method and seed, {len(targets(place.sets))} sets. "
         f"Expected: {timedelta(seconds=round(whole))} ({whole / 3600:.2f} hours)."
     ]
-    for one, rate in {one.labels: (one, rate) for one, rate in zip(todo, rates, strict=True)}.values():
+    for alike, (one, rate) in {
+        _alike(one): (one, rate) for one, rate in zip(todo, rates, strict=True)
+    }.items():
         runs = f"{len(one.runs)} runs" if len(one.runs) > 1 else "1 run"
-        lines.append(f"- {', '.join(one.labels)}: {runs}, {timedelta(seconds=round(rate.training))} per seed")
+        lines.append(f"- {alike}: {runs}, {timedelta(seconds=round(rate.training))} per seed")
     print("\n".join(lines), flush=True)
     job_output.write_card("plan", "# Plan\n\n" + "\n".join(lines))
 

@@ -20,6 +20,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "groups": 8,
         "max_sets": 4,
         "points": 4,
+        "mixtures": 0,
     },
     "full": {
         "methods": None,
@@ -29,6 +30,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "groups": None,
         "max_sets": 16,
         "points": 6,
+        "mixtures": 12,
     },
 }  # fmt: skip
 """What each size gives the settings that are not given."""
@@ -94,6 +96,13 @@ class CompareMethods(Settings):
     max_sets: int | None = Field(None, ge=1, description="Of the store's held-out sources.")
     points: int | None = Field(
         None, ge=1, le=100, description="Points of equal tokens at which losses are measured."
+    )
+    mixtures: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="Random mixtures on each of which a model is trained with each seed, to see whether a soup, which "
+        "predicts their losses without, ranks them alike. 0: none.",
     )
     cores_per_cell: int = Field(1, ge=1, description="Cores of a method's training; others train beside it.")
     checkpoint_seconds: float = Field(60.0, gt=0, description="Between the checkpoints of a training.")

@@ -42,7 +42,13 @@ def report(tmp_path_factory):
         {"method": "pareto", "seed": 1, "status": "failed", "said": "out of memory"},
     ]
     chosen = CompareMethods(store="mine", seeds=[0, 1]).of_size()
-    return collect(chosen, toy.toy_sets(store), cells, tokens=800, digest="d" * 64)
+    ranked = {"spearman": 0.8, "error": 0.1, "by_set": [0.7, 0.9], "regret": 0.01, "mean_regret": 0.3}
+    surface = {
+        "mixtures": [0, 1, 3], "of": 4, "sets": ["first", HOSTILE], "trained": [[3.0, 3.1, 3.4], [2.0, 2.2, 2.1]],
+        "predicted": {"soup": [[3.1, 3.2, 3.3], [2.0, None, 2.1]]}, "seeds_agree": 0.9,
+        "ranked": [{"method": "soup"} | ranked, {"method": "embeddings alone"} | ranked | {"spearman": 0.4}],
+    }  # fmt: skip
+    return collect(chosen, toy.toy_sets(store), cells, tokens=800, digest="d" * 64) | {"surface": surface}
 
 
 def test_the_answer_says_which_is_best_and_from_how_many_on_a_soup_pays(report):
@@ -72,7 +78,12 @@ def test_the_page_holds_all_and_asks_no_one(report):
     html = page(report)
     assert HOSTILE not in html and "step 3: loss nan &lt;/script&gt;" in html
     assert '<td class="best">2.410' in html and "2 M each" in html
+    assert "soup 0.80 ± 0.10, first 0.010 nats above the best; embeddings alone 0.40 ± 0.10" in html
     assert "src=" not in html.split("<script>")[0] and "{{" not in html.split("<script>")[0]
+
+
+def test_without_mixtures_there_is_no_chart_of_them(report):
+    assert 'id="surface"' in page(report) and 'id="surface"' not in page(report | {"surface": None})
 
 
 @pytest.mark.parametrize(("number", "said"), [(1_234_567, "1.23 M"), (800, "800"), (2e9, "2 G")])
@@ -101,3 +112,4 @@ def test_it_is_readable_on_a_laptop_and_on_a_phone(report, tmp_path):
             assert opened.evaluate("document.documentElement.scrollWidth") <= width
             assert opened.locator("#tokens .legendtext").all_text_contents() == ["soup", "generic", "crisp"]
             assert opened.locator("tbody tr").count() == 4
+            assert opened.locator("#surface .scatterlayer .point").count() == 5
