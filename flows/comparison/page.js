@@ -47,6 +47,19 @@ function lossPerSet(row, number) {
   };
 }
 
+function byTexts(few) {
+  const curves = Object.entries(few.curves).map(([name, points], number) => ({
+    type: "scatter", mode: "lines+markers", name, ...style(number),
+    x: points.map(point => point.texts), y: points.map(point => point.mean),
+    error_y: { type: "data", array: points.map(point => point.sd || 0), visible: points.some(point => point.sd), thickness: 1 },
+  }));
+  const ends = [1, Math.max(...curves.flatMap(one => one.x))];
+  return curves.concat(Object.entries(few.flat).map(([name, loss], number) => ({
+    type: "scatter", mode: "lines", name, x: ends, y: [loss.mean, loss.mean],
+    line: { ...style(curves.length + number).line, dash: "dot" },
+  })));
+}
+
 function aboveMean(losses) {
   const known = losses.filter(loss => loss !== null), mean = known.reduce((sum, loss) => sum + loss, 0) / known.length;
   return losses.map(loss => loss === null ? null : loss - mean);
@@ -65,6 +78,11 @@ function draw() {
   const settings = { displayModeBar: false, responsive: true };
   const perSetLayout = layout("loss (nats per token)", "", DATA.sets.length);
   perSetLayout.yaxis.autorange = "reversed";
+  if (DATA.few_texts) {
+    const byNumber = layout("texts", "loss (nats per token)", 8);
+    byNumber.xaxis.type = "log";
+    Plotly.react("few-texts", byTexts(DATA.few_texts), byNumber, settings);
+  }
   if (DATA.surface) Plotly.react("surface", mixtures(DATA.surface), layout(`loss of the ${DATA.surface.ranked[0].method}'s model, above its mean (nats per token)`, "loss of the trained model, above its mean", DATA.surface.sets.length), settings);
   Plotly.react("tokens", DATA.rows.map((row, number) => curve(row, number, "tokens")), layout("tokens", "loss (nats per token)", 8), settings);
   Plotly.react("seconds", DATA.rows.map((row, number) => curve(row, number, "seconds")), layout("seconds of training", "loss (nats per token)", 8), settings);

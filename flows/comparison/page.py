@@ -22,6 +22,11 @@ WORDS = {
     "generic": "held-out texts of all sources",
 }
 
+FEW_TEXTS = """<h2>Loss by the number of texts</h2>
+<p class="dim">Of models whose domain weights are those of as few texts of each set, made without training; mean over
+the sets, ± over seeds and draws of the texts. Dotted: methods that do not follow the weights, with all texts.</p>
+<div id="few-texts" class="chart" role="img" aria-label="Mean loss of the sets by the number of texts"></div>"""
+
 
 def write_page(path: Path, report: dict[str, Any]) -> None:
     """Write the page of a report (:func:`flows.comparison.results.collect`)."""
@@ -41,6 +46,7 @@ def page(report: dict[str, Any]) -> str:
             if row["seeds"]
         ],
         "surface": report.get("surface"),
+        "few_texts": report.get("few_texts"),
     }
     parts = scripts | {
         "STYLE": COLOURS.read_text("utf-8") + (FILES / "page.css").read_text("utf-8"),
@@ -52,6 +58,7 @@ def page(report: dict[str, Any]) -> str:
         "KINDS": "".join(
             f"<dt>{kind}</dt><dd>{words}</dd>" for kind, words in WORDS.items() if kind in _kinds(report)
         ),
+        "FEW_TEXTS": FEW_TEXTS if report.get("few_texts") else "",
         "SURFACE": _surface(report.get("surface")),
         "REPEAT": escape(report["repeat"]),
         "DATA": embedded_json(shown),
@@ -69,7 +76,7 @@ def _surface(surface: dict[str, Any] | None) -> str:
         f"{one['method']} {said(one)}, first {one['regret']:.3f} nats above the best"
         for one in surface["ranked"]
     )
-    count = len(surface["mixtures"])
+    count = f"{len(surface['mixtures'])} of {surface['of']}"
     return f"""<h2>Do the losses of a soup rank mixtures?</h2>
 <p class="dim">{count} random mixtures, with a model trained on each. A point is a mixture and a set: the loss of the
 first method's model of the mixture, above its mean over mixtures, and that of the trained model. Spearman's rank

@@ -6,10 +6,12 @@ Legend: W sets, K domains, n windows, L tokens in a window.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -18,7 +20,7 @@ from flows.settings import CompareMethods
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import reload_embedder
 from pipeline.mixtures.meta_distributions import on_windows, window_shares
-from pipeline.specialists.domain_weights import assign_to_domains
+from pipeline.specialists.domain_weights import Assignment, assign_to_domains
 from pipeline.specialists.sets import SpecialistSet, generic_evaluation, held_out_sets, set_of_texts
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from storage_schema.domains import DomainStore
@@ -30,6 +32,8 @@ from storage_schema.stage import Stage
 GENERIC = "generic mixture"
 CHOOSING, EVALUATION = "choosing", "evaluation"
 KIND = "comparison-sets"
+FEW, DRAWS = (1, 3, 10, 100, 1000), 3
+"""Numbers of texts of which a set has domain weights too, and how many draws of as many."""
 KINDS = "seen", "unseen", "far", "generic"
 """Of a source that was trained on; of none that was; the same, and far from every domain; the mixture of all."""
 
@@ -47,6 +51,10 @@ class MeasuredSet:
     """Windows of the texts that a method may see."""
     evaluation_nL1: torch.Tensor
     """Windows of other texts."""
+    texts: int = 0
+    """That the weights are of; 0: not known."""
+    few_texts: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """Number of texts, less than all → the weights of as few, float32 [draws, K]."""
 
 
 def write_sets(stage: Stage, settings: CompareMethods, store: DomainStore, *, length: int) -> None:
@@ -63,19 +71,21 @@ def write_sets(stage: Stage, settings: CompareMethods, store: DomainStore, *, le
     sets = []
     with progress("place the sets among the domains", "sets") as report:
         for number, one in enumerate(found, start=1):
-            assignment = assign_to_domains(embed_texts(embedder, one.texts), store.tree)
+            vectors_ND = embed_texts(embedder, one.texts)
+            assignment = assign_to_domains(vectors_ND, store.tree)
             is_far = any(
                 "far from every domain" in line for line in assignment.describe().get("warnings", [])
             )
             kind = "seen" if settings.held_out and one.name not in settings.texts else "unseen"
             if one.unseen_source:
                 kind = "unseen"
-            weights_K = on_windows(assignment.domain_weights, windows_K)
             sets.append(
                 MeasuredSet(
                     name=one.name,
                     kind="far" if is_far else kind,
-                    weights_K=torch.from_numpy(weights_K).float(),
+                    weights_K=_weights(assignment, windows_K),
+                    texts=len(one.texts),
+                    few_texts=_of_few(vectors_ND, store, windows_K),
                     choosing_nL1=_windows(tokenizer, one.texts, length, one.name),
                     evaluation_nL1=_windows(tokenizer, one.evaluation, length, one.name),
                 )
@@ -95,6 +105,24 @@ def write_sets(stage: Stage, settings: CompareMethods, store: DomainStore, *, le
         )
     save_sets(stage.work, sets)
     stage.finish({"sets": len(found), "windows": sum(len(one.evaluation_nL1) for one in sets)})
+
+
+def _weights(assignment: Assignment, windows_K: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(on_windows(assignment.domain_weights, windows_K)).float()
+
+
+def _of_few(vectors_ND: np.ndarray, store: DomainStore, windows_K: np.ndarray) -> dict[int, torch.Tensor]:
+    """The weights of few of the texts, no text in two draws of as many."""
+    found = {}
+    for number in FEW:
+        if number >= len(vectors_ND):
+            break
+        apart = len(vectors_ND) // number  # neighbours may be of one document
+        drawn = [vectors_ND[draw::apart][:number] for draw in range(min(DRAWS, apart))]
+        found[number] = torch.stack(
+            [_weights(assign_to_domains(of_draw_ND, store.tree), windows_K) for of_draw_ND in drawn]
+        )
+    return found
 
 
 def _read(settings: CompareMethods, store: DomainStore) -> list[SpecialistSet]:
@@ -143,10 +171,18 @@ def save_sets(folder: Path, sets: list[MeasuredSet]) -> None:
     for number, one in enumerate(sets):
         tensors[f"{number}.{CHOOSING}"] = one.choosing_nL1
         tensors[f"{number}.{EVALUATION}"] = one.evaluation_nL1
-        weights = {
-            str(domain): float(one.weights_K[domain]) for domain in one.weights_K.nonzero()[:, 0].tolist()
-        }
-        rows.append({"name": one.name, "kind": one.kind, "weights": weights})
+        rows.append(
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "weights": _occurring(one.weights_K),
+                "texts": one.texts,
+                "few_texts": {
+                    str(number): [_occurring(weights_K) for weights_K in drawn]
+                    for number, drawn in one.few_texts.items()
+                },
+            }
+        )
     num_domains = len(sets[0].weights_K)
     save_file(tensors, folder / "windows.safetensors")
     write_atomically(folder / "sets.json", json.dumps({"num_domains": num_domains, "sets": rows}, indent=1))
@@ -157,19 +193,32 @@ def load_sets(folder: Path) -> list[MeasuredSet]:
     body, tensors = read_object(folder / "sets.json"), load_file(folder / "windows.safetensors")
     sets = []
     for number, row in enumerate(body["sets"]):
-        weights_K = torch.zeros(body["num_domains"])
-        for domain, weight in row["weights"].items():
-            weights_K[int(domain)] = weight
         sets.append(
             MeasuredSet(
                 name=row["name"],
                 kind=row["kind"],
-                weights_K=weights_K,
+                weights_K=_dense(row["weights"], body["num_domains"]),
+                texts=row.get("texts", 0),
+                few_texts={
+                    int(texts): torch.stack([_dense(weights, body["num_domains"]) for weights in drawn])
+                    for texts, drawn in row.get("few_texts", {}).items()
+                },
                 choosing_nL1=tensors[f"{number}.{CHOOSING}"],
                 evaluation_nL1=tensors[f"{number}.{EVALUATION}"],
             )
         )
     return sets
+
+
+def _occurring(weights_K: torch.Tensor) -> dict[str, float]:
+    return {str(domain): float(weights_K[domain]) for domain in weights_K.nonzero()[:, 0].tolist()}
+
+
+def _dense(weights: Mapping[str, float], num_domains: int) -> torch.Tensor:
+    weights_K = torch.zeros(num_domains)
+    for domain, weight in weights.items():
+        weights_K[int(domain)] = weight
+    return weights_K
 
 
 def targets(sets: list[MeasuredSet]) -> list[MeasuredSet]:

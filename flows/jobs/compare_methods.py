@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from flows.cluster import session
-from flows.comparison import plan, ranking, surface
+from flows.comparison import few_texts, plan, ranking, surface
 from flows.comparison.cells import Place, finished, run_cells, side_by_side
 from flows.comparison.contenders import Contender, Pretraining, contenders, pretrainings, step_tokens
 from flows.comparison.further import Question, follows_weights
@@ -82,6 +82,9 @@ def run(settings: CompareMethods) -> dict[str, Any]:
         )
         cells = run_cells(place, todo, rates)
         report = collect(chosen, sets, cells, tokens=steps * step_tokens(chosen), digest=store.digest)
+        report["few_texts"] = few_texts.collect_few_texts(cells, sets)
+        if report["few_texts"] is not None:
+            report["answer"].append(few_texts.answer(report["few_texts"]))
         if surface.SURFACE in asked:
             _add_surface(report, chosen, store, place, cells)
         write_atomically(folder / COMPARISON_RESULTS, json.dumps(report, indent=1, allow_nan=False))
@@ -103,7 +106,12 @@ def _asked(
     """What is asked of the methods whose models follow the domain weights, besides the losses of the sets."""
     if not any(follows_weights(one.method) for one in made):
         return {}
-    return {surface.SURFACE: surface.question(chosen, store, sets)} if chosen.mixtures else {}
+    asked = {}
+    if chosen.mixtures:
+        asked[surface.SURFACE] = surface.question(chosen, store, sets)
+    if (of_few := few_texts.question(sets)) is not None:
+        asked[few_texts.TEXTS] = of_few
+    return asked
 
 
 def _add_surface(

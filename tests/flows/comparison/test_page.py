@@ -48,7 +48,13 @@ def report(tmp_path_factory):
         "predicted": {"soup": [[3.1, 3.2, 3.3], [2.0, None, 2.1]]}, "seeds_agree": 0.9,
         "ranked": [{"method": "soup"} | ranked, {"method": "embeddings alone"} | ranked | {"spearman": 0.4}],
     }  # fmt: skip
-    return collect(chosen, toy.toy_sets(store), cells, tokens=800, digest="d" * 64) | {"surface": surface}
+    return collect(chosen, toy.toy_sets(store), cells, tokens=800, digest="d" * 64) | {
+        "surface": surface,
+        "few_texts": {
+            "curves": {"soup": [{"texts": n, "mean": 3.5 - n / 500, "sd": 0.1 / n} for n in (1, 10, 200)]},
+            "flat": {"generic": {"mean": 3.4, "sd": None}},
+        },
+    }
 
 
 def test_the_answer_says_which_is_best_and_from_how_many_on_a_soup_pays(report):
@@ -82,8 +88,9 @@ def test_the_page_holds_all_and_asks_no_one(report):
     assert "src=" not in html.split("<script>")[0] and "{{" not in html.split("<script>")[0]
 
 
-def test_without_mixtures_there_is_no_chart_of_them(report):
-    assert 'id="surface"' in page(report) and 'id="surface"' not in page(report | {"surface": None})
+@pytest.mark.parametrize(("name", "chart"), [("surface", "surface"), ("few_texts", "few-texts")])
+def test_what_was_not_asked_has_no_chart(report, name, chart):
+    assert f'id="{chart}"' in page(report) and f'id="{chart}"' not in page(report | {name: None})
 
 
 @pytest.mark.parametrize(("number", "said"), [(1_234_567, "1.23 M"), (800, "800"), (2e9, "2 G")])
@@ -113,3 +120,4 @@ def test_it_is_readable_on_a_laptop_and_on_a_phone(report, tmp_path):
             assert opened.locator("#tokens .legendtext").all_text_contents() == ["soup", "generic", "crisp"]
             assert opened.locator("tbody tr").count() == 4
             assert opened.locator("#surface .scatterlayer .point").count() == 5
+            assert opened.locator("#few-texts .scatterlayer .point").count() == 3

@@ -78,6 +78,20 @@ def test_the_same_again_trains_nothing_and_one_more_method_only_itself(compared,
     assert "4 of 6 trainings are finished" in capfd.readouterr().out and more["finished"] == 6
 
 
+def test_mixtures_are_trained_beside_what_is_there_and_ranked(compared, chosen, capfd):
+    more = job.run(chosen.model_copy(update={"mixtures": 4, "seeds": [3]}))
+    printed = capfd.readouterr().out
+    assert "2 of 6 trainings are finished" in printed and "- a model of a mixture: 1 run" in printed
+    assert "random mixtures" in more["answer"][-1] and more["finished"] == 6
+    report = json.loads(open(f"{more['folder']}/results.json").read())
+    assert [row["method"] for row in report["rows"]] == ["soup", "generic"]
+    assert len(report["surface"]["trained"][0]) == 4 and report["few_texts"]["curves"].keys() == {"soup"}
+    for table in ("ratios.csv", "metrics.csv"):
+        assert len(open(f"{more['folder']}/surface/soup/{table}").readlines()) == 5
+    with pytest.raises(ValueError, match="mixtures is 2: the ranks of so few"):
+        job.run(chosen.model_copy(update={"mixtures": 2}))
+
+
 def test_another_comparison_in_the_same_folder_is_refused(compared, chosen):
     with pytest.raises(StoreError, match="points was 2, now 3"):
         job.run(chosen.model_copy(update={"points": 3}))
