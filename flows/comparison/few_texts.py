@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from flows.comparison.by_number import SOUP, chart, flat, labels_of, spread
 from flows.comparison.further import FURTHER, Question
-from flows.comparison.measuring import FINISHED
 from flows.comparison.sets import MeasuredSet, targets
 
 TEXTS = "few-texts"
-SOUP, GENERIC, FLAT = "soup", "generic", ("generic", "crisp")
+GENERIC, FLAT = "generic", ("generic", "crisp")
 """FLAT: shown beside, at the loss that they have with all texts."""
 MOST_OF = 0.9
 """Of what all texts gain."""
@@ -48,22 +48,24 @@ def collect_few_texts(
     if not numbers or not asked:
         return None
     everything = round(sum(one.texts for one in measured) / len(measured))
-    curves = {
-        label: [
-            {"texts": number}
-            | _spread([loss for cell in of_label for loss in _by_draw(cell, measured, number)])
+    names = [one.name for one in measured]
+    curves = {}
+    for label in labels_of(asked):
+        of_label = [cell for cell in asked if cell["method"] == label]
+        few = {
+            number: spread(loss for cell in of_label for loss in _by_draw(cell, measured, number))
             for number in numbers
-        ]
-        + [{"texts": everything} | _spread([_at_the_end(cell, measured) for cell in of_label])]
-        for label in sorted({cell["method"] for cell in asked}, key=lambda label: (label != SOUP, label))
-        if (of_label := [cell for cell in asked if cell["method"] == label])
-    }
-    flat = {
-        label: _spread([_at_the_end(cell, measured) for cell in of_label])
-        for label in FLAT
-        if (of_label := [cell for cell in cells if cell["method"] == label and cell["status"] == FINISHED])
-    }
-    return {"sets": len(measured), "curves": curves, "flat": flat}
+        }
+        [of_all] = flat(cells, [label], names).values()
+        curves[label] = [{"at": number} | loss for number, loss in {**few, everything: of_all}.items()]
+    return chart(
+        "Loss by the number of texts",
+        "Of models whose domain weights are those of as few texts of each set, made without training; mean over the "
+        "sets, ± over seeds and draws of the texts. Dotted: methods that do not follow the weights, with all texts.",
+        "texts",
+        curves,
+        flat(cells, FLAT, names),
+    )
 
 
 def _by_draw(cell: Mapping[str, Any], sets: Sequence[MeasuredSet], number: int) -> list[float]:
@@ -77,25 +79,12 @@ def _by_draw(cell: Mapping[str, Any], sets: Sequence[MeasuredSet], number: int) 
     return [float(np.mean([losses[draw] for losses in of_sets])) for draw in range(draws)]
 
 
-def _at_the_end(cell: Mapping[str, Any], sets: Sequence[MeasuredSet]) -> float:
-    return float(np.mean([cell["points"][-1]["losses"][one.name] for one in sets]))
-
-
-def _spread(losses: Sequence[float]) -> dict[str, float | None]:
-    """Over seeds and draws of texts."""
-    known = [loss for loss in losses if np.isfinite(loss)]
-    return {
-        "mean": float(np.mean(known)) if known else None,
-        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-    }
-
-
 def answer(found: Mapping[str, Any]) -> str:
     """One sentence: what few texts are worth to a soup, or else to the first of the methods."""
     label, curve = next(iter(found["curves"].items()))
     whose = "a soup" if label == SOUP else label
     known = [point for point in curve if point["mean"] is not None]
-    said = ", ".join(f"{point['mean']:.3f} with {point['texts']:,}" for point in known)
+    said = ", ".join(f"{point['mean']:.3f} with {point['at']:,}" for point in known)
     words = f"By the number of texts, the mean loss of {whose} is {said}"
     if GENERIC not in found["flat"] or len(known) < 2:
         return f"{words}."
@@ -104,7 +93,7 @@ def answer(found: Mapping[str, Any]) -> str:
     if gain <= 0:
         return f"{words}: not with all of them is it below the generic model's ({generic:.3f})."
     equal, most = (
-        next(point["texts"] for point in known if generic - point["mean"] >= share * gain)
+        next(point["at"] for point in known if generic - point["mean"] >= share * gain)
         for share in (0.0, MOST_OF)
     )
     return (

@@ -47,14 +47,14 @@ function lossPerSet(row, number) {
   };
 }
 
-function byTexts(few) {
-  const curves = Object.entries(few.curves).map(([name, points], number) => ({
+function byNumber(found) {
+  const curves = Object.entries(found.curves).map(([name, points], number) => ({
     type: "scatter", mode: "lines+markers", name, ...style(number),
-    x: points.map(point => point.texts), y: points.map(point => point.mean),
+    x: points.map(point => point.at), y: points.map(point => point.mean),
     error_y: { type: "data", array: points.map(point => point.sd || 0), visible: points.some(point => point.sd), thickness: 1 },
   }));
-  const ends = [1, Math.max(...curves.flatMap(one => one.x))];
-  return curves.concat(Object.entries(few.flat).map(([name, loss], number) => ({
+  const all = curves.flatMap(one => one.x), ends = [Math.min(...all), Math.max(...all)];
+  return curves.concat(Object.entries(found.flat).map(([name, loss], number) => ({
     type: "scatter", mode: "lines", name, x: ends, y: [loss.mean, loss.mean],
     line: { ...style(curves.length + number).line, dash: "dot" },
   })));
@@ -78,12 +78,14 @@ function draw() {
   const settings = { displayModeBar: false, responsive: true };
   const perSetLayout = layout("loss (nats per token)", "", DATA.sets.length);
   perSetLayout.yaxis.autorange = "reversed";
-  if (DATA.few_texts) {
-    const byNumber = layout("texts", "loss (nats per token)", 8);
-    byNumber.xaxis.type = "log";
-    Plotly.react("few-texts", byTexts(DATA.few_texts), byNumber, settings);
+  for (const [name, found] of Object.entries(DATA.by_number)) {
+    const numbered = layout(found.number, "loss (nats per token)", 8), at = Object.values(found.curves).flat().map(point => point.at);
+    if (Math.min(...at) > 0) numbered.xaxis.type = "log";
+    numbered.xaxis.tickvals = [...new Set(at)];
+    numbered.xaxis.ticktext = numbered.xaxis.tickvals.map(String);
+    Plotly.react(`by-${name}`, byNumber(found), numbered, settings);
   }
-  if (DATA.surface) Plotly.react("surface", mixtures(DATA.surface), layout(`loss of the ${DATA.surface.ranked[0].method}'s model, above its mean (nats per token)`, "loss of the trained model, above its mean", DATA.surface.sets.length), settings);
+  if (DATA.surface) Plotly.react("surface", mixtures(DATA.surface), layout(`loss of the ${DATA.surface.ranked[0].method}'s model, above its mean (nats per token)`, "of the trained model", DATA.surface.sets.length), settings);
   Plotly.react("tokens", DATA.rows.map((row, number) => curve(row, number, "tokens")), layout("tokens", "loss (nats per token)", 8), settings);
   Plotly.react("seconds", DATA.rows.map((row, number) => curve(row, number, "seconds")), layout("seconds of training", "loss (nats per token)", 8), settings);
   Plotly.react("sets", DATA.rows.map(lossPerSet), perSetLayout, settings).then(() => { document.body.dataset.ready = "yes"; });

@@ -22,11 +22,6 @@ WORDS = {
     "generic": "held-out texts of all sources",
 }
 
-FEW_TEXTS = """<h2>Loss by the number of texts</h2>
-<p class="dim">Of models whose domain weights are those of as few texts of each set, made without training; mean over
-the sets, ± over seeds and draws of the texts. Dotted: methods that do not follow the weights, with all texts.</p>
-<div id="few-texts" class="chart" role="img" aria-label="Mean loss of the sets by the number of texts"></div>"""
-
 
 def write_page(path: Path, report: dict[str, Any]) -> None:
     """Write the page of a report (:func:`flows.comparison.results.collect`)."""
@@ -46,7 +41,7 @@ def page(report: dict[str, Any]) -> str:
             if row["seeds"]
         ],
         "surface": report.get("surface"),
-        "few_texts": report.get("few_texts"),
+        "by_number": report.get("by_number", {}),
     }
     parts = scripts | {
         "STYLE": COLOURS.read_text("utf-8") + (FILES / "page.css").read_text("utf-8"),
@@ -58,7 +53,7 @@ def page(report: dict[str, Any]) -> str:
         "KINDS": "".join(
             f"<dt>{kind}</dt><dd>{words}</dd>" for kind, words in WORDS.items() if kind in _kinds(report)
         ),
-        "FEW_TEXTS": FEW_TEXTS if report.get("few_texts") else "",
+        "BY_NUMBER": "".join(_by_number(*one) for one in report.get("by_number", {}).items()),
         "SURFACE": _surface(report.get("surface")),
         "REPEAT": escape(report["repeat"]),
         "DATA": embedded_json(shown),
@@ -66,6 +61,15 @@ def page(report: dict[str, Any]) -> str:
     }
     html = (FILES / "page.html").read_text("utf-8")
     return re.sub(r"\{\{([A-Z_]+)\}\}", lambda mark: parts[mark[1]], html)
+
+
+def _by_number(name: str, found: dict[str, Any]) -> str:
+    """A chart of losses by a number (by_number.py)."""
+    title = escape(found["title"])
+    return f"""<h2>{title}</h2>
+<p class="dim">{escape(found["said"])}</p>
+<div id="by-{escape(name)}" class="chart" role="img" aria-label="{title}"></div>
+"""
 
 
 def _surface(surface: dict[str, Any] | None) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from flows.cluster import session
-from flows.comparison import few_texts, plan, ranking, surface
+from flows.comparison import by_number, few_texts, plan, ranking, surface
 from flows.comparison.cells import Place, finished, run_cells, side_by_side
 from flows.comparison.contenders import Contender, Pretraining, contenders, pretrainings, step_tokens
 from flows.comparison.further import Question, follows_weights
@@ -82,9 +82,7 @@ def run(settings: CompareMethods) -> dict[str, Any]:
         )
         cells = run_cells(place, todo, rates)
         report = collect(chosen, sets, cells, tokens=steps * step_tokens(chosen), digest=store.digest)
-        report["few_texts"] = few_texts.collect_few_texts(cells, sets)
-        if report["few_texts"] is not None:
-            report["answer"].append(few_texts.answer(report["few_texts"]))
+        _add_charts(report, chosen, cells, sets)
         if surface.SURFACE in asked:
             _add_surface(report, chosen, store, place, cells)
         write_atomically(folder / COMPARISON_RESULTS, json.dumps(report, indent=1, allow_nan=False))
@@ -106,12 +104,28 @@ def _asked(
     """What is asked of the methods whose models follow the domain weights, besides the losses of the sets."""
     if not any(follows_weights(one.method) for one in made):
         return {}
-    asked = {}
-    if chosen.mixtures:
-        asked[surface.SURFACE] = surface.question(chosen, store, sets)
-    if (of_few := few_texts.question(sets)) is not None:
-        asked[few_texts.TEXTS] = of_few
-    return asked
+    asked = {
+        few_texts.TEXTS: few_texts.question(sets),
+        by_number.AT_ONCE: by_number.question_at_once(sets),
+        surface.SURFACE: surface.question(chosen, store, sets) if chosen.mixtures else None,
+    }
+    return {name: question for name, question in asked.items() if question is not None}
+
+
+def _add_charts(
+    report: dict[str, Any], chosen: CompareMethods, cells: list[dict[str, Any]], sets: list[MeasuredSet]
+) -> None:
+    """Add the charts by a number to the report, and a sentence for each."""
+    report["by_number"] = {}
+    if (found := few_texts.collect_few_texts(cells, sets)) is not None:
+        report["by_number"][few_texts.TEXTS] = found
+        report["answer"].append(few_texts.answer(found))
+    if (found := by_number.collect_at_once(cells, sets)) is not None:
+        report["by_number"][by_number.AT_ONCE] = found
+        report["answer"].append(by_number.answer_at_once(found))
+    of_options = by_number.collect_options(chosen, cells, sets)
+    report["by_number"] |= of_options
+    report["answer"] += map(by_number.answer_options, of_options.values())
 
 
 def _add_surface(

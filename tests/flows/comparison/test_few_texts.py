@@ -63,7 +63,7 @@ def test_a_soup_is_measured_with_the_weights_of_few_texts(tmp_path, store):
     assert FURTHER not in generic
     found = few_texts.collect_few_texts([soup, generic], sets)
     [one, three, everything] = found["curves"]["soup"]
-    assert [point["texts"] for point in (one, three, everything)] == [1, 3, 4]
+    assert [point["at"] for point in (one, three, everything)] == [1, 3, 4]
     assert three["mean"] == pytest.approx(everything["mean"], rel=1e-6)  # the weights are the same
     losses = soup[FURTHER][few_texts.TEXTS]
     draws = [(losses["first"][draw] + losses["second"][draw]) / 2 for draw in range(2)]

@@ -50,11 +50,14 @@ def report(tmp_path_factory):
     }  # fmt: skip
     return collect(chosen, toy.toy_sets(store), cells, tokens=800, digest="d" * 64) | {
         "surface": surface,
-        "few_texts": {
-            "curves": {"soup": [{"texts": n, "mean": 3.5 - n / 500, "sd": 0.1 / n} for n in (1, 10, 200)]},
-            "flat": {"generic": {"mean": 3.4, "sd": None}},
+        "by_number": {
+            "few-texts": {
+                "title": "Loss by the number of texts", "said": HOSTILE, "number": "texts",
+                "curves": {"soup": [{"at": n, "mean": 3.5 - n / 500, "sd": 0.1 / n} for n in (1, 10, 200)]},
+                "flat": {"generic": {"mean": 3.4, "sd": None}},
+            },
         },
-    }
+    }  # fmt: skip
 
 
 def test_the_answer_says_which_is_best_and_from_how_many_on_a_soup_pays(report):
@@ -88,9 +91,11 @@ def test_the_page_holds_all_and_asks_no_one(report):
     assert "src=" not in html.split("<script>")[0] and "{{" not in html.split("<script>")[0]
 
 
-@pytest.mark.parametrize(("name", "chart"), [("surface", "surface"), ("few_texts", "few-texts")])
-def test_what_was_not_asked_has_no_chart(report, name, chart):
-    assert f'id="{chart}"' in page(report) and f'id="{chart}"' not in page(report | {name: None})
+@pytest.mark.parametrize(
+    ("without", "chart"), [({"surface": None}, "surface"), ({"by_number": {}}, "by-few-texts")]
+)
+def test_what_was_not_asked_has_no_chart(report, without, chart):
+    assert f'id="{chart}"' in page(report) and f'id="{chart}"' not in page(report | without)
 
 
 @pytest.mark.parametrize(("number", "said"), [(1_234_567, "1.23 M"), (800, "800"), (2e9, "2 G")])
@@ -120,4 +125,4 @@ def test_it_is_readable_on_a_laptop_and_on_a_phone(report, tmp_path):
             assert opened.locator("#tokens .legendtext").all_text_contents() == ["soup", "generic", "crisp"]
             assert opened.locator("tbody tr").count() == 4
             assert opened.locator("#surface .scatterlayer .point").count() == 5
-            assert opened.locator("#few-texts .scatterlayer .point").count() == 3
+            assert opened.locator("#by-few-texts .scatterlayer .point").count() == 3

@@ -85,7 +85,9 @@ def test_mixtures_are_trained_beside_what_is_there_and_ranked(compared, chosen, 
     assert "random mixtures" in more["answer"][-1] and more["finished"] == 6
     report = json.loads(open(f"{more['folder']}/results.json").read())
     assert [row["method"] for row in report["rows"]] == ["soup", "generic"]
-    assert len(report["surface"]["trained"][0]) == 4 and report["few_texts"]["curves"].keys() == {"soup"}
+    assert len(report["surface"]["trained"][0]) == 4 and report["by_number"]["few-texts"][
+        "curves"
+    ].keys() == {"soup"}
     for table in ("ratios.csv", "metrics.csv"):
         assert len(open(f"{more['folder']}/surface/soup/{table}").readlines()) == 5
     with pytest.raises(ValueError, match="mixtures is 2: the ranks of so few"):
