@@ -7,9 +7,10 @@ losses that do not depend on the number (`flat`). That of the number of texts: f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf, isfinite, nan
+from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
 import torch
 
 from flows.comparison.further import FURTHER, Question
@@ -38,10 +39,10 @@ def labels_of(cells: Cells) -> list[str]:
 
 def spread(losses: Iterable[float]) -> dict[str, float | None]:
     """Mean and standard deviation of those that are finite."""
-    known = [loss for loss in losses if np.isfinite(loss)]
+    known = [loss for loss in losses if isfinite(loss)]
     return {
-        "mean": float(np.mean(known)) if known else None,
-        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "mean": fmean(known) if known else None,
+        "sd": stdev(known) if len(known) > 1 else None,
     }
 
 
@@ -54,7 +55,7 @@ def at_the_end(cells: Cells, label: str, names: Sequence[str]) -> dict[str, floa
     ]
     if not ends or not all(name in end for end in ends for name in names):
         return None
-    return spread(np.mean([end[name] for name in names]) for end in ends)
+    return spread(fmean(end[name] for name in names) for end in ends)
 
 
 def flat(cells: Cells, labels: Iterable[str], names: Sequence[str]) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _at_once(cell: Mapping[str, Any], names: Sequence[str], together: list[list[
     for i, name in enumerate(names):
         rows = [some for some in together if i in some]
         found += [loss for some, loss in zip(rows, losses[name], strict=True) if len(some) == count]
-    return float(np.mean([np.nan if loss is None else loss for loss in found]))
+    return fmean(nan if loss is None else loss for loss in found)
 
 
 def answer_at_once(found: Mapping[str, Any]) -> str:
@@ -186,6 +187,6 @@ def answer_options(found: Mapping[str, Any]) -> str:
     """One sentence: at which value each of the losses is least."""
     said = []
     for what, points in found["curves"].items():
-        best = min(points, key=lambda point: np.inf if point["mean"] is None else point["mean"])
+        best = min(points, key=lambda point: inf if point["mean"] is None else point["mean"])
         said.append(f"on the {what} at {best['at']:g} ({best['mean']:.3f})")
     return f"{found['title']}: least {', '.join(said)}."

@@ -7,9 +7,10 @@ its models of the weights of few texts are measured. A generic model is the same
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 
 from flows.comparison.by_number import SOUP, chart, flat, labels_of, spread
@@ -28,11 +29,11 @@ def question(sets: Sequence[MeasuredSet]) -> Question | None:
     weights: list[torch.Tensor] = []
     rows = {}
     for one in targets(list(sets)):
-        first = sum(map(len, weights))
-        weights += one.few_texts.values()
+        first = len(weights)
+        weights += [weights_K for drawn in one.few_texts.values() for weights_K in drawn]
         if one.few_texts:
-            rows[one.name] = list(range(first, sum(map(len, weights))))
-    return Question(weights_MK=torch.cat(weights), rows=rows) if rows else None
+            rows[one.name] = list(range(first, len(weights)))
+    return Question(weights_MK=torch.stack(weights), rows=rows) if rows else None
 
 
 def collect_few_texts(
@@ -74,9 +75,9 @@ def _by_draw(cell: Mapping[str, Any], sets: Sequence[MeasuredSet], number: int) 
     for one in sets:
         first = sum(len(drawn) for few, drawn in one.few_texts.items() if few < number)
         losses = cell[FURTHER][TEXTS][one.name][first : first + len(one.few_texts[number])]
-        of_sets.append([np.nan if loss is None else loss for loss in losses])
+        of_sets.append([nan if loss is None else loss for loss in losses])
     draws = min(map(len, of_sets))
-    return [float(np.mean([losses[draw] for losses in of_sets])) for draw in range(draws)]
+    return [fmean(losses[draw] for losses in of_sets) for draw in range(draws)]
 
 
 def answer(found: Mapping[str, Any]) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.atlas.page import embedded_json, hash_source
-from flows.comparison.ranking import said
 from flows.comparison.sets import KINDS
+from flows.comparison.surface import said
 from storage_schema.manifest import write_atomically
 
 FILES = Path(__file__).parent

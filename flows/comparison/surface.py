@@ -4,7 +4,7 @@ Mixtures are drawn as a soup's training draws them. A model is trained on each, 
 model, with the mixture in place of the generic one. A prediction is the loss of the soup's model of the mixture, which
 costs no training. If both rank the mixtures alike, a user who looks for a mixture needs no swarm of trainings.
 
-How alike they are: ranking.py. Legend: M mixtures, K domains.
+Legend: M mixtures, K domains.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
+from flows.comparison.by_number import SOUP, labels_of
 from flows.comparison.contenders import Contender, Pretraining, contenders, pretrainings
-from flows.comparison.further import Question, follows_weights
+from flows.comparison.further import FURTHER, Question, follows_weights
+from flows.comparison.measuring import FINISHED
 from flows.comparison.sets import MeasuredSet
 from flows.settings import CompareMethods
 from pipeline.mixtures.meta_distributions import Sparse
 from pipeline.mixtures.plan import MixturePlan
+from pipeline.mixtures.ranking import LEAST, by_embeddings, compare_ranks
 from pipeline.mixtures.ratios import RUN, RUN_ID, UNREAD, write_ratios
 from soe_model.methods.generic import Generic
 from storage_schema.domains import DomainStore
@@ -30,10 +34,10 @@ from storage_schema.errors import UserError
 from storage_schema.manifest import write_atomically
 
 SURFACE, MIXTURE = "surface", "mixture-"
-LEAST = 4
-"""Mixtures; of fewer the ranks say nothing."""
 SEED = 0x50FA
 """Of the mixtures, which are the same for all seeds of a comparison, and none of those that a soup is trained on."""
+EMBEDDINGS = "embeddings alone"
+"""The prediction without a model: the nearer a mixture's mean centroid is to the set's, the less the loss."""
 
 
 def check(mixtures: int, made: Sequence[Contender]) -> None:
@@ -76,15 +80,20 @@ def trainings(
     """A pretraining for each mixture, of `steps` steps."""
     generic = _generic(settings, store, seed=seed, steps=steps)
     made = [
-        Contender(label=f"{MIXTURE}{row:03d}", method=replace(generic, generic_K=weights_K), options={})
+        Contender(label=label(row), method=replace(generic, generic_K=weights_K), options={})
         for row, weights_K in enumerate(asked.weights_MK)
     ]
     return pretrainings(made, asked.weights_MK, seed=seed, store=store.digest)
 
 
-def is_mixture(label: str) -> bool:
+def label(row: int) -> str:
+    """Of the contender that is trained on that mixture."""
+    return f"{MIXTURE}{row:03d}"
+
+
+def is_mixture(method: str) -> bool:
     """Whether a contender of that label is a model that was trained on one of the mixtures."""
-    return label.startswith(MIXTURE)
+    return method.startswith(MIXTURE)
 
 
 def _generic(settings: CompareMethods, store: DomainStore, *, seed: int, steps: int) -> Generic:
@@ -92,6 +101,102 @@ def _generic(settings: CompareMethods, store: DomainStore, *, seed: int, steps: 
     [generic] = contenders(alone, store, seed=seed, steps=steps)
     assert isinstance(generic.method, Generic)
     return generic.method
+
+
+def collect_surface(
+    cells: Sequence[Mapping[str, Any]],
+    asked: Question,
+    sets: Sequence[MeasuredSet],
+    centroids_KD: np.ndarray,
+) -> dict[str, Any] | None:
+    """How well each method ranks the mixtures, a soup first; None where no method was asked, or too few mixtures were
+    trained on.
+
+    Args:
+        cells: of all methods and of the mixtures.
+        centroids_KD: of the domains.
+    """
+    of_methods = [cell for cell in cells if SURFACE in cell.get(FURTHER, {})]
+    if not of_methods:
+        return None
+    predictions = {
+        method: np.asarray(
+            [
+                [cell[FURTHER][SURFACE][one.name] for one in sets]
+                for cell in of_methods
+                if cell["method"] == method
+            ],
+            dtype=np.float64,  # None becomes NaN
+        )
+        for method in labels_of(of_methods)
+    }
+    sets_RK = torch.stack([one.weights_K for one in sets])
+    alone_RM = by_embeddings(asked.weights_MK.double().numpy(), sets_RK.double().numpy(), centroids_KD)
+    found = compare_ranks(_trained(cells, asked, sets), predictions | {EMBEDDINGS: alone_RM[None]})
+    if found is None:
+        return None
+    del found["predicted"][EMBEDDINGS]
+    ranked = [{"method": method} | of_method for method, of_method in found["ranked"].items()]
+    return found | {"ranked": ranked, "of": len(asked.weights_MK), "sets": [one.name for one in sets]}
+
+
+def _trained(cells: Sequence[Mapping[str, Any]], asked: Question, sets: Sequence[MeasuredSet]) -> np.ndarray:
+    """Losses of the models that were trained on the mixtures, [seeds, sets, M]; NaN where there is none."""
+    losses = {
+        (cell["seed"], cell["method"]): cell["points"][-1]["losses"]
+        for cell in cells
+        if is_mixture(cell["method"]) and cell["status"] == FINISHED
+    }
+    return np.asarray(
+        [
+            [
+                [
+                    losses.get((seed, label(row)), {}).get(one.name, np.nan)
+                    for row in range(len(asked.weights_MK))
+                ]
+                for one in sets
+            ]
+            for seed in sorted({cell["seed"] for cell in cells})
+        ]
+    )
+
+
+def answer(surface: Mapping[str, Any] | None) -> str:
+    """In words: whether a soup, or else the first of the methods with models of mixtures, ranks them."""
+    if surface is None:
+        return (
+            f"Whether a soup ranks mixtures was not measured: fewer than {LEAST} models of mixtures, or no soup, were "
+            "trained to their end."
+        )
+    first, count = surface["ranked"][0], len(surface["mixtures"])
+    whose = "a soup" if first["method"] == SOUP else first["method"]
+    if first["spearman"] is None or first["error"] is None:
+        return f"Whether {whose} ranks mixtures cannot be said: the losses of its models of them are equal."
+    verdict = (
+        "ranks mixtures here"
+        if first["spearman"] > 2 * first["error"]
+        else "does not surely rank mixtures here"
+    )
+    beside = [
+        f"by the distance of embeddings alone {said(one)}"
+        for one in surface["ranked"]
+        if one["method"] == EMBEDDINGS
+    ]
+    if surface["seeds_agree"] is not None:
+        beside.append(f"trained again with another seed {surface['seeds_agree']:.2f}")
+    subject = whose[0].upper() + whose[1:]
+    return (
+        f"{subject} {verdict}: Spearman {said(first)} between its losses and those of models trained on {count} random "
+        f"mixtures ({'; '.join(beside)}). The mixture that it ranks first has {first['regret']:.3f} nats more than "
+        f"the best one, a random one {first['mean_regret']:.3f}."
+    )
+
+
+def said(ranked: Mapping[str, Any]) -> str:
+    """A rank correlation and its error."""
+    if ranked["spearman"] is None:
+        return "none"
+    return f"{ranked['spearman']:.2f}" + ("" if ranked["error"] is None else f" ± {ranked['error']:.2f}")
 
 
 def write_tables(folder: Path, plan: MixturePlan, surface: Mapping[str, Any]) -> None:

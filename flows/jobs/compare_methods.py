@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from flows.cluster import session
-from flows.comparison import by_number, few_texts, plan, ranking, surface
+from flows.comparison import by_number, few_texts, plan, surface
 from flows.comparison.cells import Place, finished, run_cells, side_by_side
 from flows.comparison.contenders import Contender, Pretraining, contenders, pretrainings, step_tokens
 from flows.comparison.further import Question, follows_weights
@@ -137,9 +137,9 @@ def _add_surface(
 ) -> None:
     """Add the surface to the report, and write its tables."""
     asked = place.questions[surface.SURFACE]
-    found = ranking.collect_surface(cells, asked, place.sets, store.tree.leaves_KD)
+    found = surface.collect_surface(cells, asked, place.sets, store.tree.leaves_KD)
     report["surface"] = found
-    report["answer"].append(ranking.answer(found))
+    report["answer"].append(surface.answer(found))
     if found is not None:
         surface.write_tables(place.folder / surface.SURFACE, surface.mixtures_plan(chosen, store), found)
 

@@ -40,6 +40,7 @@ def test_one_model_for_two_sets_is_measured_on_both(tmp_path, store):
     chosen = toy.settings(store.folder.parent, methods=["branched-experts", "merged-linear"], points=1)
     sets = toy.toy_sets(store)
     asked = by_number.question_at_once(sets)
+    assert asked is not None
     assert torch.equal(asked.weights_MK[2], torch.tensor([0.5, 0.5, 0.0, 0.0]))
     assert asked.rows == {"first": [0, 2], "second": [1, 2]}
     assert by_number.question_at_once(sets[:1]) is None

@@ -56,6 +56,7 @@ def test_a_soup_is_measured_with_the_weights_of_few_texts(tmp_path, store):
     chosen = toy.settings(store.folder.parent, points=1, checkpoint_seconds=60)
     sets = sets_of_few(store)
     asked = few_texts.question(sets)
+    assert asked is not None
     assert asked.rows == {"first": [0, 1, 2], "second": [3, 4, 5]}
     there = replace(toy.place(tmp_path, store, chosen), sets=sets, questions={few_texts.TEXTS: asked})
     (there.folder / "progress").mkdir()
