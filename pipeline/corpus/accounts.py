@@ -101,6 +101,8 @@ class Losses:
 
     max_bad_documents: int | None
     max_damaged_files: int | None
+    are_settings: bool = True
+    """The reader's caller can set them; the error says so."""
 
     def exceeded_by(self, tally: Tally) -> bool:
         return self.error(tally, "") is not None
@@ -109,19 +111,28 @@ class Losses:
         """The error to raise if too much of the corpus at `uri` is lost; None if not."""
         most = self.max_damaged_files
         if most is not None and len(tally.damaged) > most:
+            bound, otherwise = self._way_out(
+                "max_damaged_files", most, "raise max_damaged_files: what was read of them is then kept"
+            )
             return UserError(
                 f"{len(tally.damaged)} files or more of {uri} are damaged, or have another format than their names "
-                f"say; max_damaged_files is {most}. {_first(list(tally.damaged.values()))} Mend or remove them, or "
-                "raise max_damaged_files: what was read of them is then kept."
+                f"say; {bound}. {_first(list(tally.damaged.values()))} Mend or remove them, or {otherwise}."
             )
         most = self.max_bad_documents
         if most is not None and tally.bad_documents > most:
+            bound, otherwise = self._way_out("max_bad_documents", most, "raise max_bad_documents")
             return UserError(
                 f"{tally.bad_documents} documents or more of {uri} cannot be read ({_list(tally.bad)}); "
-                f"max_bad_documents is {most}. {_first(tally.bad_named)} Mend or remove them, name the field with "
-                "text_field, or raise max_bad_documents."
+                f"{bound}. {_first(tally.bad_named)} Mend or remove them, name the field with text_field, "
+                f"or {otherwise}."
             )
         return None
+
+    def _way_out(self, setting: str, most: int, raised: str) -> tuple[str, str]:
+        """The bound, and what else helps than mending."""
+        if self.are_settings:
+            return f"{setting} is {most}", raised
+        return f"texts may have {most}", "leave them out: name the files that are good"
 
 
 def account(

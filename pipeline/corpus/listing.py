@@ -8,7 +8,7 @@ that they can be read in parallel and one broken file does not affect the others
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -65,7 +65,7 @@ def open_corpus(uri: str, *, text_field: str = "text", source_field: str = "sour
     )
 
 
-def files_not_read(not_read: dict[str, int]) -> str:
+def files_not_read(not_read: Mapping[str, int]) -> str:
     """Such as ``3 .tsv, 1 empty``, the largest number first."""
     return ", ".join(f"{number:,} {kind}" for kind, number in Counter(not_read).most_common())
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from heapq import heappush, heappushpop
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import polars as pl
 from pipeline.corpus.accounts import Losses, Tally
 from pipeline.corpus.defaults import MAX_BAD_DOCUMENTS, MAX_DAMAGED_FILES
 from pipeline.corpus.documents import Corpus
-from pipeline.corpus.listing import open_corpus
+from pipeline.corpus.listing import files_not_read, open_corpus
 from pipeline.corpus.readers import read_documents
 from pipeline.passages.cutting import cut_passages
 from storage_schema.arrow_files import read_parquet
@@ -30,6 +30,8 @@ from storage_schema.manifest import read_manifest
 LEAST_TEXTS = 20
 EVALUATION, LEAST_TO_SPLIT = 50, 10
 FEW_DOCUMENTS = 10
+LONG = 10
+"""Of a document of more passages those that are taken are spread over it; of a shorter one they are the first."""
 PASSAGE_CHARACTERS = 2000
 _Drawn = tuple[int, list[str]]
 """A document's place in the draw, the greater the earlier, and its passages."""
@@ -53,6 +55,8 @@ class SpecialistSet:
     """Passages there are, of which these are a sample; None: not known."""
     unreadable: int = 0
     """Documents that could not be read."""
+    not_read: Mapping[str, int] = field(default_factory=dict)
+    """Files that were passed over, by kind."""
 
     @property
     def notes(self) -> list[str]:
@@ -60,11 +64,11 @@ class SpecialistSet:
         used = len(self.texts) + len(self.evaluation)
         notes = []
         if self.available is not None and used < self.available:
-            notes.append(
-                f"{used:,} of {self.available:,} passages were taken, spread over all of the texts by hash."
-            )
+            notes.append(f"{used:,} of {self.available:,} passages were taken, spread over all of the texts.")
         if self.unreadable:
             notes.append(f"{self.unreadable:,} documents of the texts could not be read.")
+        if self.not_read:
+            notes.append(f"Files of the texts that were not read: {files_not_read(self.not_read)}.")
         return notes
 
 
@@ -79,7 +83,9 @@ def set_of_texts(
 ) -> SpecialistSet:
     """The specialist set in a file or folder of texts: a bounded sample of its passages, some of every file.
 
-    All of the files are read. Documents are drawn by the hashes of their texts, so their order changes nothing.
+    All of the files are read. Documents are drawn by the hashes of their texts, so their order changes nothing. Of a
+    long document the passages are spread over all of it, and its end is what is evaluated on: neighbouring passages
+    are too much alike to stand on both sides.
 
     Args:
         path: whatever :func:`pipeline.corpus.listing.open_corpus` reads, with the same fields.
@@ -119,6 +125,7 @@ def set_of_texts(
         documents=numbers,
         available=tally.passages_cut - tally.blank_passages,
         unreadable=tally.bad_documents,
+        not_read=corpus.not_read,
     )
 
 
@@ -132,7 +139,9 @@ class _Sample:
 
     def read(self, name: str, corpus: Corpus) -> Tally:
         """Read all files. Raises UserError where more is lost than a build allows by default."""
-        losses = Losses(max_bad_documents=MAX_BAD_DOCUMENTS, max_damaged_files=MAX_DAMAGED_FILES)
+        losses = Losses(
+            max_bad_documents=MAX_BAD_DOCUMENTS, max_damaged_files=MAX_DAMAGED_FILES, are_settings=False
+        )
         tally = Tally()
         for file in corpus.files:
             self.of_files.append([])
@@ -144,7 +153,7 @@ class _Sample:
         return tally
 
     def _add(self, text: str, passages: list[str]) -> None:
-        drawn = (-int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]), passages[: self.wanted])
+        drawn = (-int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]), _spread(passages, self.wanted))
         for kept, size in ((self.of_files[-1], self.share), (self.of_all, self.wanted)):
             if drawn not in kept:  # a text that is there twice
                 (heappush if len(kept) < size else heappushpop)(kept, drawn)
@@ -152,18 +161,31 @@ class _Sample:
     def documents(self) -> list[list[str]]:
         """The passages of the documents that were drawn, no passage twice."""
         known: set[str] = set()
-        documents: dict[int, list[str]] = {}
+        whole: dict[int, list[str]] = {}
+        chosen: dict[int, set[str]] = {}
         for drawn, most in (
             *((of_file, self.share) for of_file in self.of_files),
             (self.of_all, self.wanted),
         ):
             room = min(most, self.wanted - len(known))
             for number, passages in sorted(drawn, reverse=True):
-                new = [text for text in dict.fromkeys(passages) if text not in known][:room]
+                whole[number] = list(dict.fromkeys(passages))
+                new = _spread([text for text in whole[number] if text not in known], room)
                 room -= len(new)
                 known.update(new)
-                documents.setdefault(number, []).extend(new)
-        return [documents[number] for number in sorted(documents, reverse=True) if documents[number]]
+                chosen.setdefault(number, set()).update(new)
+        return [
+            [text for text in whole[number] if text in chosen[number]]
+            for number in sorted(chosen, reverse=True)
+            if chosen[number]
+        ]
+
+
+def _spread(passages: list[str], number: int) -> list[str]:
+    """So many of a document's passages, in its order: of a long one evenly spaced, else the first."""
+    if len(passages) <= max(number, LONG):
+        return passages[:number]
+    return [passages[n * len(passages) // number] for n in range(number)]
 
 
 def _taken(documents: list[list[str]], needed: int) -> list[str]:
@@ -185,10 +207,15 @@ def _taken(documents: list[list[str]], needed: int) -> list[str]:
     return taken
 
 
-def _numbered(documents: Iterable[Sequence[str]], max_texts: int) -> tuple[list[str], list[int]]:
-    """The first passages of the documents, and of each the number of its document."""
-    pairs = [(text, number) for number, document in enumerate(documents) for text in document][:max_texts]
-    return [text for text, _ in pairs], [number for _, number in pairs]
+def _numbered(documents: Iterable[list[str]], max_texts: int) -> tuple[list[str], list[int]]:
+    """Passages of the first documents, and of each the number of its document."""
+    texts: list[str] = []
+    numbers: list[int] = []
+    for number, document in enumerate(documents):
+        taken = _spread(document, max_texts - len(texts))
+        texts += taken
+        numbers += [number] * len(taken)
+    return texts, numbers
 
 
 def held_out_sets(

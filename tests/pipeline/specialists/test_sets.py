@@ -28,7 +28,7 @@ def test_a_sample_is_of_the_whole_file_and_the_same_for_any_order(tmp_path):
     )
     assert one == other and len(one.texts) == 200
     assert 60 < sum("cats" in text for text in one.texts) < 140
-    assert one.notes == ["200 of 600 passages were taken, spread over all of the texts by hash."]
+    assert one.notes == ["200 of 600 passages were taken, spread over all of the texts."]
     assert not set_of_texts(
         "t", write(tmp_path / "few.jsonl", ordered[:9]), max_texts=9, evaluation_passages=0
     ).notes
@@ -46,6 +46,36 @@ def test_passages_of_one_document_have_its_number(tmp_path):
         number for text, number in zip(found.texts, found.documents, strict=True) if text.split()[0] in kinds
     ]
     assert len(set(zip(kinds, numbers, strict=True))) == 2
+
+
+def long_text(passages):
+    """Cats in its first half, ships in the second; about as many passages as asked for."""
+    kinds = ("cats", "ships")
+    return "".join(f"{kinds[2 * n // passages]} {n} ".ljust(1900, "x") + "\n\n" for n in range(passages))
+
+
+def in_halves(texts):
+    return [sum(text.startswith(kind) for text in texts) for kind in ("cats", "ships")]
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_passages_of_a_long_text_are_of_the_whole_text(tmp_path, files):
+    for n in range(files):
+        (tmp_path / f"{n}.txt").write_text(long_text(100 + n))
+    one = set_of_texts("t", str(tmp_path), max_texts=30, evaluation_passages=0)
+    assert len(one.texts) == 30 and min(in_halves(one.texts)) >= 12
+    assert one.notes[0].startswith("30 of ") and one.notes[0].endswith("spread over all of the texts.")
+    few = set_of_texts("t", str(tmp_path), max_texts=10, evaluation_passages=None)  # fewer than are drawn
+    assert len(few.texts) == 10 and min(in_halves(few.texts)) >= 3
+
+
+def test_passages_of_a_long_text_stand_in_its_order(tmp_path):
+    """One file leaves room, so the other is drawn from twice; the end of a text is what it is evaluated on."""
+    (tmp_path / "a.txt").write_text("a short text")
+    (tmp_path / "b.txt").write_text(long_text(100))
+    one = set_of_texts("t", str(tmp_path), max_texts=50, evaluation_passages=10)
+    numbers = [int(text.split()[1]) for text in (*one.texts, *one.evaluation) if text != "a short text"]
+    assert len(numbers) >= 50 and numbers == sorted(numbers)
 
 
 def test_every_file_has_its_share(tmp_path):
@@ -73,9 +103,27 @@ def test_a_bad_row_is_counted_wherever_it_stands(tmp_path, where):
     assert "1 documents of the texts could not be read." in one.notes
     rows = [{"no": "text"}] * 101 + rows
     with pytest.raises(
-        ValueError, match=r"specialist set t: 101 documents or more .* max_bad_documents is 100"
-    ):
+        ValueError,
+        match=r"specialist set t: 101 documents or more .* texts may have 100\. First: a\.jsonl:1: ",
+    ) as refused:
         set_of_texts("t", write(tmp_path / "a.jsonl", rows), max_texts=200, evaluation_passages=0)
+    assert "max_bad_documents" not in str(refused.value)  # no setting where texts are read
+
+
+def test_a_damaged_file_of_texts_is_named_with_what_to_do(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps([{"text": "one"}, {"text": "two"}], indent=1))
+    (tmp_path / "b.txt").write_text("a text")
+    with pytest.raises(ValueError, match=r"texts may have 0\. First: a\.jsonl.* leave them out") as refused:
+        set_of_texts("t", str(tmp_path), max_texts=9, evaluation_passages=0)
+    assert "max_damaged_files" not in str(refused.value)
+
+
+def test_files_that_are_passed_over_are_said_by_kind(tmp_path):
+    for name in ("a.txt", "b.tsv", "c.tsv", "_d.md", ".e.txt"):
+        (tmp_path / name).write_text(f"a text in {name}")
+    one = set_of_texts("t", str(tmp_path), max_texts=9, evaluation_passages=0)
+    assert len(one.texts) == 1
+    assert one.notes == ["Files of the texts that were not read: 2 .tsv, 1 named .*, 1 named _*."]
 
 
 def test_texts_are_left_where_one_document_is_large(tmp_path):
