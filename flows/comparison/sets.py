@@ -144,6 +144,9 @@ def _read(settings: CompareMethods, store: DomainStore) -> list[SpecialistSet]:
             evaluation_passages=settings.evaluation_passages,
             max_sets=settings.max_sets or 16,
         )
+    for one in found:
+        for note in one.notes:
+            print(f"{one.name}: {note}", flush=True)
     names = [one.name for one in found]
     if not found:
         raise UserError(

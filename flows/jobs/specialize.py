@@ -66,15 +66,18 @@ def run_here(
     output = specialist_folder(settings.output)
     for one in sets:
         check_target(output / one.name)
-    if not together:
+    if not together:  # the caller shows the manifest, which has the notes
         return (make_elsewhere or make)(settings, soup.folder, sets, output)
     identity = _identity(settings, soup, sets)
     finished = _finished(output, sets, identity)
+    notes = {one.name: one.notes for one in sets if one.notes}
+    for name, said in notes.items():
+        print(f"{name}: {' '.join(said)}", flush=True)
     if finished is not None and not settings.rebuild:
         print(f"{output} is finished; nothing to make.", flush=True)
         return {"output": str(output), **finished}
     with only_writer(output):
-        report = (make_elsewhere or make)(settings, soup.folder, sets, output)
+        report = (make_elsewhere or make)(settings, soup.folder, sets, output) | {"notes": notes}
         if "specialist_sets" in report:
             write_atomically(output / EVALUATION, json.dumps(report, indent=1))
         else:

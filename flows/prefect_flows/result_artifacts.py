@@ -68,9 +68,14 @@ def publish_specialists(config: Specialize) -> None:
     folder = specialist_folder(config.output)
     body = read_object(folder / MADE)["report"]
     if "specialist_sets" not in body:
-        gains = body.get("gains", {})  # not noted by older releases
+        gains, notes = body.get("gains", {}), body.get("notes", {})  # not noted by older releases
         rows = [
-            {"specialist": name, "gain": gains.get(name, ""), "folder": str(folder / name)}
+            {
+                "specialist": name,
+                "gain": gains.get(name, ""),
+                "folder": str(folder / name),
+                "texts": " ".join(notes.get(name, [])),
+            }
             for name in body["specialists"]
         ]
         create_table_artifact(
@@ -215,7 +220,7 @@ def training_card(config: Pretrain) -> str | None:
 
 def losses_card(evaluation: dict[str, Any]) -> str:
     """Markdown: a picture of the losses of every specialist set, if a generic twin was measured beside it, and what
-    each specialist gains over the generic instance.
+    each specialist gains over the generic instance, and how its texts were taken.
     """
     sets = [s for s in evaluation["specialist_sets"] if s.get("generic_loss") is not None]
     gains = "\n".join(f"- **{name}**: {line}" for name, line in evaluation.get("gains", {}).items())
@@ -223,7 +228,8 @@ def losses_card(evaluation: dict[str, Any]) -> str:
         shown = "No generic twin was measured (`compare_with`): see the table."
     else:
         shown = charts.as_markdown(charts.specialist_losses(sets), "losses of the specialist sets")
-    return "\n\n".join(filter(None, ["# Losses", shown, gains]))
+    notes = "\n".join(f"- **{name}**: {' '.join(said)}" for name, said in evaluation.get("notes", {}).items())
+    return "\n\n".join(filter(None, ["# Losses", shown, gains, notes]))
 
 
 def _commonest_source(store: DomainStore, domain: int) -> tuple[str, float]:

@@ -8,6 +8,7 @@ Legend: R mixtures, K domains, N experts, k domains with a column.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,9 @@ def score_mixtures(
         name: set_of_texts(name, path, max_texts=max_texts, evaluation_passages=0, **fields)
         for name, path in texts.items()
     }
+    for name, one in sets.items():
+        for note in one.notes:
+            print(f"{name}: {note}", file=sys.stderr)
     windows = {name: meter.windows(one.texts) for name, one in sets.items()}
     coefficients_RN = opened.coefficients(torch.from_numpy(weights_RK).float())
     columns: dict[str, list[float]] = {name: [] for name in windows}

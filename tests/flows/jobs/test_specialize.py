@@ -66,10 +66,22 @@ def played(monkeypatch, tmp_path):
 def test_losses_of_an_earlier_run_are_gone_when_a_run_measures_none(played, tmp_path):
     measured = {"specialists": ["notes"], "gains": {}, "warnings": {}, "specialist_sets": [{"name": "notes"}]}
     specialize.run_here(played, lambda *a: measured)
-    assert json.loads((tmp_path / "made/evaluation.json").read_text()) == measured
+    assert json.loads((tmp_path / "made/evaluation.json").read_text()) == measured | {"notes": {}}
     again = played.model_copy(update={"rule": "tree", "evaluation_passages": 0})
     specialize.run_here(again, lambda *a: {"specialists": ["notes"], "gains": {}, "warnings": {}})
     assert not (tmp_path / "made/evaluation.json").exists()
+
+
+def test_a_run_takes_the_field_it_is_told_and_says_how_texts_were_taken(played, tmp_path, capsys):
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/a.jsonl").write_text('{"content": "a text"}\n{"content": "another"}\n')
+    (tmp_path / "given/b.tsv").write_text("no text")
+    config = {"texts": {"notes": str(tmp_path / "given")}, "text_field": "content", "output": played.output}
+    made = specialize.run_here(
+        Specialize(**config), lambda *a: {"specialists": ["notes"], "gains": {}, "warnings": {}}
+    )
+    said = "Files of the texts that were not read: 1 .tsv."
+    assert made["notes"] == {"notes": [said]} and f"notes: {said}" in capsys.readouterr().out
 
 
 def test_the_making_of_the_last_specialist_is_reported(played, monkeypatch, tmp_path, capsys):

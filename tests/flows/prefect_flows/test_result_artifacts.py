@@ -162,11 +162,15 @@ def test_losses_of_other_specialists_are_not_published(tmp_path, monkeypatch):
     (folder / "older/specialist.json").write_text("{}")
     old = {"specialist_sets": [{"name": "older", "soup_loss": 1.0}]}
     (folder / "evaluation.json").write_text(json.dumps(old))
-    report = {"specialists": ["notes"], "gains": {"notes": "No gain."}, "warnings": {}}
+    report = {
+        "specialists": ["notes"], "gains": {"notes": "No gain."}, "warnings": {}, "notes": {"notes": ["2 of 9."]}
+    }  # fmt: skip
     (folder / "made.json").write_text(json.dumps({"report": report}))
     artifacts.publish_specialists(Specialize(output=str(folder)))
     assert published == {
-        "specialists-mine": [{"specialist": "notes", "gain": "No gain.", "folder": str(folder / "notes")}],
+        "specialists-mine": [
+            {"specialist": "notes", "gain": "No gain.", "folder": str(folder / "notes"), "texts": "2 of 9."}
+        ],
     }
 
 
@@ -182,3 +186,9 @@ def test_the_losses_card_says_what_each_specialist_gains():
         {"specialist_sets": [row], "gains": {"a": "No gain: use the generic model."}}
     )
     assert card.endswith("- **a**: No gain: use the generic model.")
+
+
+def test_the_losses_card_says_how_texts_were_taken():
+    row = {"name": "a", "soup_loss": 4.0, "unseen_source": True}
+    card = artifacts.losses_card({"specialist_sets": [row], "notes": {"a": ["9 of 20 passages were taken."]}})
+    assert card.endswith("- **a**: 9 of 20 passages were taken.")

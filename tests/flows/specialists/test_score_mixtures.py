@@ -1,9 +1,12 @@
 """The two tables of `soe score`, as Olmix's loader reads them, and mixtures that nothing could be joined by."""
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
 
+from flows.cli.main import main
 from flows.specialists import score_mixtures as scoring
 from flows.specialists.score_mixtures import score_mixtures
 from tests.served_soup import make_served_soup, sentences
@@ -63,6 +66,18 @@ def test_runs_that_nothing_joins_are_refused(scored, tmp_path, content, message)
     with pytest.raises(ValueError, match=message):
         scored(content)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_takes_the_field_it_is_told_and_says_how_texts_were_taken(soup, tmp_path, capsys):
+    given = tmp_path / "given"
+    given.mkdir()
+    lines = [json.dumps({"content": text}) for text in sentences("law", 30)]
+    (given / "a.jsonl").write_text("\n".join(lines))
+    (given / "b.tsv").write_text("no text")
+    (tmp_path / "m.csv").write_text("run,domain_0001\na,1\n")
+    options = ["--mixtures", tmp_path / "m.csv", "--texts", f"law={given}", "--out", tmp_path / "out"]
+    assert main(["score", str(soup), *map(str, options), "--text-field", "content"]) == 0
+    assert "law: Files of the texts that were not read: 1 .tsv." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["run", "run_id", "name", "index"])
