@@ -95,6 +95,18 @@ def test_duplicates_go_and_nothing_held_out_was_seen(ray_cluster, tmp_path):
     assert manifest.counts["held_out_seen_in_training_dropped"] == 1
 
 
+def test_a_text_with_a_byte_order_mark_is_its_twin_without(ray_cluster, tmp_path):
+    (tmp_path / "c").mkdir()
+    for n in range(20):
+        for name, encoding in (("plain", "utf-8"), ("marked", "utf-8-sig")):
+            (tmp_path / "c" / f"{n}-{name}.txt").write_text(f"text number {n}", encoding=encoding)
+    counts = build(tmp_path, tmp_path / "c", held_out_fraction=0.3).counts
+    kept = [*read(tmp_path, "train")["text"], *read(tmp_path, "held_out")["text"]]
+    assert sorted(kept) == sorted(f"text number {n}" for n in range(20))
+    dropped = ("train_duplicates", "held_out_duplicates", "held_out_seen_in_training")
+    assert sum(counts.get(f"{what}_dropped", 0) for what in dropped) == 20
+
+
 def test_limits_take_from_everywhere(ray_cluster, tmp_path):
     write_lines(tmp_path / "c.jsonl", documents(900))
     build(tmp_path / "p", tmp_path / "c.jsonl", max_passages=90, held_out_fraction=0)
