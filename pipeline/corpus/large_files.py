@@ -1,10 +1,11 @@
-"""Cutting large files of a corpus into pieces, so that every task has a bounded share of the work.
+"""Cutting a corpus into shares, so that every task has a bounded number of bytes and of files to read.
 
 An uncompressed file of JSON lines is cut where a line begins, a Parquet file between two row groups. A document's id
 holds the number of its line or row in the whole file, so each piece knows how many come before it. Thus the cuts
 change no document and no order. To know the numbers, line ends are counted first, as fast as the disk reads.
 
-Compressed files and saved datasets cannot be read from the middle, so they stay whole.
+Compressed files and saved datasets cannot be read from the middle, so they stay whole. Of small files, a task reads at
+most ``MOST_FILES``: opening each takes time, on S3 a request.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pipeline.tasks import run_tasks
 from storage_schema.json_files import read_object
 from storage_schema.manifest import canonical_json, write_atomically
 
+MOST_FILES = 500
 _BLOCK = 1 << 20
 _OBJECTS = re.compile(rb"(\xef\xbb\xbf)?\s*\{[^\S\n]*\S")
 """How a file of JSON objects in UTF-8 begins. Any other file named as JSON lines is not cut."""
@@ -34,7 +36,7 @@ def bounded_groups(
     corpus: Corpus, bytes_per_group: int, record: Path
 ) -> list[tuple[int, tuple[CorpusFile, ...]]]:
     """The groups of the corpus (:meth:`Corpus.groups`) with their numbers. A group that is one large file is given
-    as one entry per piece, each with the group's number.
+    as one entry per piece, and one of many small files as one per ``MOST_FILES``, each with the group's number.
 
     Args:
         record: the file that keeps the cuts, so that a resumed build has the same pieces.
@@ -49,7 +51,9 @@ def bounded_groups(
     cut = read_object(record) if large else {}
     pieces = {file.name: _pieces(file, cut[file.name]) for file in large if cut.get(file.name)}
     return [
-        (number, files) for number, group in enumerate(groups) for files in pieces.get(group[0].name, [group])
+        (number, files)
+        for number, group in enumerate(groups)
+        for files in pieces.get(group[0].name) or _bounded(group)
     ]
 
 
@@ -83,6 +87,10 @@ def row_groups(uri: str, path: str) -> list[tuple[int, int]]:
             return [(group.total_byte_size, group.num_rows) for group in groups]
     except (OSError, pa.ArrowException):
         return []
+
+
+def _bounded(group: tuple[CorpusFile, ...]) -> list[tuple[CorpusFile, ...]]:
+    return [group[first : first + MOST_FILES] for first in range(0, len(group), MOST_FILES)]
 
 
 def _pieces(file: CorpusFile, cuts: Sequence[Sequence[int]]) -> list[tuple[CorpusFile]]:

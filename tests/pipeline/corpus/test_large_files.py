@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import random
 from dataclasses import replace
 
@@ -25,18 +24,15 @@ from storage_schema.corpus import part_files
 from storage_schema.stage import open_stage
 
 
-@pytest.fixture
-def sizes(monkeypatch):
-    """Tasks run here and now; of each the bytes of its arguments."""
-    found = []
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    """Tasks run here and now."""
 
     def run_tasks(function, arguments, *, report=None, weights=None):
-        found.extend(len(pickle.dumps(one)) for one in arguments)
         return [function(*one) for one in arguments]
 
     for module in (passages, large_files):
-        monkeypatch.setattr(module, "run_tasks", run_tasks, raising=False)
-    return found
+        monkeypatch.setattr(module, "run_tasks", run_tasks)
 
 
 def hostile_lines(generator, number):
@@ -60,7 +56,7 @@ def pieces_of(corpus, size, folder):
     return [file for _, files in groups for file in files]
 
 
-def test_pieces_of_lines_are_the_documents_of_the_whole(sizes, tmp_path):
+def test_pieces_of_lines_are_the_documents_of_the_whole(tmp_path):
     generator = random.Random(0)
     (tmp_path / "corpus").mkdir()
     for number in range(30):
@@ -74,7 +70,7 @@ def test_pieces_of_lines_are_the_documents_of_the_whole(sizes, tmp_path):
     assert counts == sorted(counts, reverse=True) and counts[0] > 500 and counts[-1] == 30
 
 
-def test_pieces_of_parquet_are_whole_row_groups(sizes, tmp_path):
+def test_pieces_of_parquet_are_whole_row_groups(tmp_path):
     table = pa.table({"text": [f"row {number} " * 20 for number in range(1000)]})
     pq.write_table(table, tmp_path / "c.parquet", row_group_size=90, compression="none", use_dictionary=False)
     corpus = open_corpus(str(tmp_path / "c.parquet"))
@@ -96,7 +92,7 @@ def test_pieces_of_parquet_are_whole_row_groups(sizes, tmp_path):
         ("long.txt", b"one text\n" * 99),
     ],
 )
-def test_what_has_no_known_places_stays_whole(sizes, tmp_path, name, content):
+def test_what_has_no_known_places_stays_whole(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     corpus = open_corpus(str(tmp_path / name))
     assert pieces_of(corpus, 100, tmp_path) == list(corpus.files)
@@ -107,7 +103,7 @@ def build(folder, corpus):
     return build_passages(stage, corpus, Selection(), passage_characters=100, max_bad_documents=10**6)
 
 
-def test_a_store_does_not_depend_on_the_cut(sizes, tmp_path, monkeypatch):
+def test_a_store_does_not_depend_on_the_cut(tmp_path, monkeypatch):
     generator = random.Random(1)
     (tmp_path / "corpus").mkdir()
     for number in range(3):
@@ -120,15 +116,6 @@ def test_a_store_does_not_depend_on_the_cut(sizes, tmp_path, monkeypatch):
         written.append(build(tmp_path / str(factor), corpus))
     assert len(part_files(tmp_path / "1" / "passages", "train")) > 10
     assert written[0].digest == written[1].digest
-
-
-def test_a_task_carries_its_own_files_only(sizes, tmp_path, monkeypatch):
-    (tmp_path / "corpus").mkdir()
-    for number in range(400):
-        (tmp_path / "corpus" / f"{number}.txt").write_text(f"text {number}")
-    monkeypatch.setattr(passages, "GROUP_BYTES", 80)  # ten files
-    build(tmp_path, open_corpus(str(tmp_path / "corpus")))
-    assert len(sizes) > 40 and max(sizes) < 8_000
 
 
 def test_a_part_takes_the_memory_of_its_rows_not_of_its_shards(tmp_path):
@@ -159,7 +146,7 @@ def test_a_part_takes_the_memory_of_its_rows_not_of_its_shards(tmp_path):
     assert write_part(part, tmp_path / "decisions", [], path) == 10 * length  # it is there
 
 
-def test_bad_documents_do_not_end_a_row_group(sizes, tmp_path):
+def test_bad_documents_do_not_end_a_row_group(tmp_path):
     lines = [f'{{"text": "{number}"}}\n{{broken\n' for number in range(50)]
     (tmp_path / "c.jsonl").write_text("".join(lines))
     shard = tmp_path / "shard.parquet"
