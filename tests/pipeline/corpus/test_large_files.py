@@ -16,6 +16,7 @@ from pipeline.corpus.accounts import Losses
 from pipeline.corpus.listing import open_corpus
 from pipeline.corpus.readers import read_documents
 from pipeline.passages import build as passages
+from pipeline.passages import overlap
 from pipeline.passages.build import build_passages, write_part
 from pipeline.passages.extraction import EXTRACTED
 from pipeline.passages.parts import Part
@@ -98,9 +99,12 @@ def test_what_has_no_known_places_stays_whole(tmp_path, name, content):
     assert pieces_of(corpus, 100, tmp_path) == list(corpus.files)
 
 
-def build(folder, corpus):
+_ALL = Selection()
+
+
+def build(folder, corpus, selection=_ALL):
     stage = open_stage(folder / "passages", kind="passages", configuration={}, inputs={})
-    return build_passages(stage, corpus, Selection(), passage_characters=100, max_bad_documents=10**6)
+    return build_passages(stage, corpus, selection, passage_characters=100, max_bad_documents=10**6)
 
 
 def test_a_store_does_not_depend_on_the_cut(tmp_path, monkeypatch):
@@ -116,6 +120,40 @@ def test_a_store_does_not_depend_on_the_cut(tmp_path, monkeypatch):
         written.append(build(tmp_path / str(factor), corpus))
     assert len(part_files(tmp_path / "1" / "passages", "train")) > 10
     assert written[0].digest == written[1].digest
+
+
+def overlapping(generator):
+    """Texts of several passages, some in both splits and cut at other places there; some twice, blank or bad."""
+    words = [f"{number:x}" for number in range(256, 4096)]
+    texts = [" ".join(generator.choices(words, k=generator.randrange(3, 150))) for _ in range(12)]
+    texts += [f"One line more.\n{text}" for text in texts[:10]] + texts[:2] + [" ", ""]
+    rows = [{"text": text, "source": "b" if 12 <= at < 22 else "a"} for at, text in enumerate(texts)]
+    generator.shuffle(rows)
+    return rows
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.parquet"])
+def test_a_store_is_the_same_down_to_one_line_or_row_group_per_task(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(overlap, "BATCH", 3)
+    generator = random.Random(2)
+    rows = overlapping(generator)
+    if name == "c.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name, row_group_size=2, compression="none")
+    else:
+        lines = [json.dumps(row) + generator.choice(["\n", "\n", "\n{broken\n", "\n\n"]) for row in rows]
+        (tmp_path / name).write_text("".join(lines))
+    corpus = open_corpus(str(tmp_path / name))
+    selection = Selection(held_out_sources=("b",), held_out_fraction=0.1)
+    numbers, digests = set(), set()
+    for number, size in enumerate([10, 10**9, *(generator.randrange(100, 2000) for _ in range(2))]):
+        monkeypatch.setattr(passages, "GROUP_BYTES", size)
+        numbers.add(len(large_files.bounded_groups(corpus, size, tmp_path / f"{number}.json")))
+        counts = (written := build(tmp_path / str(number), corpus, selection)).counts
+        digests.add(written.digest)
+        assert counts["documents_read"] == sum(counts["documents_by_outcome"].values()) >= len(rows)
+        assert counts["passages_cut"] == sum(counts["passages_by_outcome"].values())
+    assert len(digests) == 1 and min(numbers) == 1 and max(numbers) >= len(rows) // 2 and len(numbers) > 2
+    assert counts["passages_by_outcome"]["held out, but mostly in training text"] > 5
 
 
 def test_a_part_takes_the_memory_of_its_rows_not_of_its_shards(tmp_path):
