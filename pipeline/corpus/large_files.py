@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,21 @@ from pipeline.tasks import run_tasks
 from storage_schema.json_files import read_object
 from storage_schema.manifest import canonical_json, write_atomically
 
-MOST_FILES = 500
+MOST_FILES, LOOKED_AT = 500, 8
 _BLOCK = 1 << 20
 _OBJECTS = re.compile(rb"(\xef\xbb\xbf)?\s*\{[^\S\n]*\S")
 """How a file of JSON objects in UTF-8 begins. Any other file named as JSON lines is not cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class UndividedFile:
+    """A file of which one task must read much."""
+
+    name: str
+    bytes: int
+    """What one task reads at once of the file, as it is stored."""
+    reason: str
+    """Such as ``is compressed (gzip)``."""
 
 
 def bounded_groups(
@@ -55,6 +66,27 @@ def bounded_groups(
         for number, group in enumerate(groups)
         for files in pieces.get(group[0].name) or _bounded(group)
     ]
+
+
+def undivided_files(corpus: Corpus, bytes_per_group: int) -> list[UndividedFile]:
+    """The files of which one task must read more than twice `bytes_per_group`, the largest first.
+
+    Of Parquet, only the :data:`LOOKED_AT` largest files are opened.
+    """
+    large = [file for file in corpus.files if file.bytes > 2 * bytes_per_group]
+    found = []
+    for file in large:
+        if file.format == "lines" and file.compression:
+            found.append(UndividedFile(file.name, file.bytes, f"is compressed ({file.compression})"))
+        elif file.format == "arrow":
+            found.append(UndividedFile(file.name, file.bytes, "is a stream of a saved dataset"))
+    tables = [file for file in large if file.format == "parquet"]
+    for file in sorted(tables, key=lambda file: -file.bytes)[:LOOKED_AT]:
+        groups = [size for size, _ in row_groups(corpus.uri, file.path)] or [0]
+        most = int(file.bytes * max(groups) / max(1, sum(groups)))
+        if most > 2 * bytes_per_group:
+            found.append(UndividedFile(file.name, most, "has a large row group"))
+    return sorted(found, key=lambda file: (-file.bytes, file.name))
 
 
 def count_line_ends(uri: str, path: str, begin: int, end: int) -> tuple[int, int] | None:
