@@ -1,15 +1,22 @@
-"""The held-out text of a store as specialist sets, and as the generic mixture that the training never saw."""
+"""The held-out text of a store as specialist sets, and as the generic mixture that the training never saw.
+
+Memory holds the samples and one part of the passages, however much text is held out.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import re
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
 
+from pipeline.passages.parts import scan_part
 from pipeline.specialists.sets import FOLDER, LEAST_TEXTS, SpecialistSet, numbered, taken
-from storage_schema.arrow_files import read_parquet
+from storage_schema.arrow_files import errors_name, read_parquet
 from storage_schema.corpus import part_files
 from storage_schema.errors import UserError
 from storage_schema.layout import store_and_additions
@@ -28,22 +35,24 @@ def held_out_sets(
     Raises:
         ValueError: if no source has enough.
     """
-    passages = _held_out(store)
-    sources = _sources(store)
-    unseen = set(sources.filter("unseen")["source"])
-    found = []
-    for (source,), frame in passages.group_by("source", maintain_order=True):
-        made = _split(source, frame, max_texts, evaluation_passages, unseen_source=source in unseen)
-        if made is not None:
-            found.append((not made.unseen_source, -len(frame), source, made))
-    if not found:
+    parts, sizes = _held_out(store), Counter[str]()
+    for part in parts:
+        with errors_name(part):
+            sizes.update(dict(scan_part(part, "source").group_by("source").len().collect().iter_rows()))
+    unseen = set(_sources(store).filter("unseen")["source"])
+    kinds: list[list[SpecialistSet]] = [[], []]
+    for source, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+        kind = kinds[source not in unseen]
+        if len(kind) < max_sets and size >= evaluation_passages + LEAST_TEXTS:
+            sample = _sample(parts, source, evaluation_passages, max(max_texts, LEAST_TEXTS))
+            made = _split(source, sample, max_texts, evaluation_passages, unseen_source=source in unseen)
+            kind += [made] if made is not None else []
+    if not any(kinds):
         raise UserError(
             f"no held-out source of {store} has {LEAST_TEXTS} passages and {evaluation_passages} more to evaluate "
             "on. Hold out more when building the store, or lower evaluation_passages."
         )
-    chosen = sorted(found, key=lambda row: row[:3])
     # Unseen and seen sources alternate, so that max_sets keeps both kinds.
-    kinds = [[row[3] for row in chosen if row[0] is seen] for seen in (False, True)]
     mixed = [made for pair in zip(*_padded(kinds), strict=True) for made in pair if made is not None]
     return mixed[:max_sets]
 
@@ -52,11 +61,14 @@ def generic_evaluation(store: str | Path, *, passages: int) -> list[str]:
     """Held-out passages of the sources that were trained on, at most so many, chosen by hash: the generic
     mixture as the training never saw it.
     """
-    sources = _sources(store)
-    seen = sources.filter(~pl.col("unseen"))["source"]
-    frame = _held_out(store).filter(pl.col("source").is_in(seen.implode()))
-    ranked = sorted(frame["text"], key=lambda text: hashlib.sha256(text.encode()).digest())
-    return ranked[:passages]
+    seen = _sources(store).filter(~pl.col("unseen"))["source"].implode()
+    kept: list[tuple[bytes, str]] = []
+    for part in _held_out(store):
+        with errors_name(part):
+            texts = scan_part(part, "source", "text").filter(pl.col("source").is_in(seen)).collect()["text"]
+        hashed = ((hashlib.sha256(text.encode()).digest(), text) for text in texts)
+        kept = heapq.nsmallest(passages, chain(kept, hashed))
+    return [text for _, text in kept]
 
 
 def _sources(store: str | Path) -> pl.DataFrame:
@@ -66,14 +78,45 @@ def _sources(store: str | Path) -> pl.DataFrame:
     return pl.concat(tables).unique(maintain_order=True)
 
 
-def _held_out(store: str | Path) -> pl.DataFrame:
+def _held_out(store: str | Path) -> list[Path]:
+    """The held-out part files of a store and its additions."""
     read_manifest(Path(store) / "passages", "passages")
     files = [
         file for part in store_and_additions(store) for file in part_files(part / "passages", "held_out")
     ]
     if not files:
         raise UserError(f"{store} holds out no text. Build it with held_out_sources or held_out_fraction.")
-    return pl.concat([pl.from_arrow(read_parquet(file, ["document_id", "source", "text"])) for file in files])
+    return files
+
+
+def _sample(parts: list[Path], source: str, evaluation_passages: int, texts: int) -> pl.DataFrame:
+    """The documents and texts of a source that :func:`_split` can come to, out of all that the parts hold: those with
+    the smallest hashes, until there are enough passages to evaluate on and so many texts more.
+    """
+    chosen = pl.DataFrame(schema={"key": pl.UInt64, "document_id": pl.String, "length": pl.UInt32})
+    ends = pl.col("length").cum_sum()
+    evaluated = ends.filter(ends >= evaluation_passages).min()
+    for part in parts:
+        rows = scan_part(part, "source", "document_id").filter(source=source)
+        with errors_name(part):
+            found = rows.group_by("document_id").agg(length=pl.len()).collect()
+        keys = pl.Series("key", map(_key, found["document_id"]), pl.UInt64)
+        chosen = pl.concat([chosen, found.select(keys, "document_id", "length")])
+        chosen = chosen.group_by("key", "document_id").sum().sort("key")
+        # What is left out here is not needed later: the documents before it only become longer.
+        chosen = chosen.filter((ends - pl.col("length") < evaluated + texts).fill_null(True))
+    wanted = chosen["document_id"].implode()
+    frames = []
+    for part in parts:
+        rows = scan_part(part, "source", "document_id", "text").filter(source=source)
+        with errors_name(part):
+            frames.append(rows.filter(pl.col("document_id").is_in(wanted)).drop("source").collect())
+    return pl.concat(frames)
+
+
+def _key(document_id: str) -> int:
+    """The beginning of the hash by which documents are ordered."""
+    return int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8])
 
 
 def _split(
