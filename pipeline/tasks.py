@@ -38,6 +38,7 @@ def run_tasks(
             that still run.
     """
     weights = weights or [1] * len(arguments)
+    total = sum(weights)
     task = ray.remote(function).options(num_cpus=num_cpus, num_gpus=num_gpus)
     limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     results: list[Any] = [None] * len(arguments)
@@ -52,7 +53,7 @@ def run_tasks(
             number = running.pop(ready[0])
             results[number] = ray.get(ready[0])
             done += weights[number]
-            report(done, sum(weights))
+            report(done, total)
     except BaseException as error:
         for reference in running:
             ray.cancel(reference, force=True)

@@ -18,6 +18,7 @@ import polars as pl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.passages.cutting import text_hash
+from pipeline.passages.parts import scan_part
 from storage_schema.arrow_files import errors_name
 from storage_schema.corpus import part_files
 from storage_schema.errors import UserError
@@ -210,7 +211,7 @@ class _Sample:
         document, taken = None, 0
         for part in self.parts:
             with errors_name(part):
-                rows = _scan(part)
+                rows = scan_part(part, "document_id", "text")
                 names = rows.select(pl.col("document_id").unique()).collect()["document_id"]
                 chosen = [name for name in names if text_hash(name, purpose=PURPOSE) <= self.last]
                 found = rows.filter(pl.col("document_id").is_in(chosen)).collect()
@@ -233,7 +234,12 @@ class _Sample:
         for part in self.parts:
             length = pl.col("text").str.len_chars().cast(pl.Int64).sum()
             with errors_name(part):
-                found = _scan(part).group_by("document_id").agg(length=length).collect(engine="streaming")
+                found = (
+                    scan_part(part, "document_id", "text")
+                    .group_by("document_id")
+                    .agg(length=length)
+                    .collect(engine="streaming")
+                )
             keys = pl.Series(
                 "key", [text_hash(name, purpose=PURPOSE) for name in found["document_id"]], pl.UInt64
             )
@@ -243,8 +249,3 @@ class _Sample:
         self.last = kept["key"].max() or 0
         self.characters = int(kept.select(bounded.sum()).item())
         return documents
-
-
-def _scan(part: Path) -> pl.LazyFrame:
-    """A part's documents and texts, unread. The path is taken as it is: it may hold a ``[`` or a ``=``."""
-    return pl.scan_parquet(part, glob=False, hive_partitioning=False).select("document_id", "text")

@@ -21,7 +21,8 @@ from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import reload_embedder
 from pipeline.mixtures.meta_distributions import on_windows, window_shares
 from pipeline.specialists.domain_weights import Assignment, assign_to_domains
-from pipeline.specialists.sets import SpecialistSet, generic_evaluation, held_out_sets, set_of_texts
+from pipeline.specialists.held_out import generic_evaluation, held_out_sets
+from pipeline.specialists.sets import SpecialistSet, set_of_texts
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError

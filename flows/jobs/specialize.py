@@ -24,7 +24,8 @@ from flows.settings import Specialize
 from flows.specialists.maker import SpecialistMaker
 from flows.specialists.methods import method_of
 from flows.specialists.twin import check_twin, open_twin
-from pipeline.specialists.sets import SpecialistSet, generic_evaluation, held_out_sets, set_of_texts
+from pipeline.specialists.held_out import generic_evaluation, held_out_sets
+from pipeline.specialists.sets import SpecialistSet, set_of_texts
 from pipeline.tasks import available_cores
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.evaluation import mean_loss

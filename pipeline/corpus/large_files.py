@@ -1,17 +1,18 @@
-"""Cutting large files of a corpus into pieces, so that every task has a bounded share of the work.
+"""Cutting a corpus into shares, so that every task has a bounded number of bytes and of files to read.
 
 An uncompressed file of JSON lines is cut where a line begins, a Parquet file between two row groups. A document's id
 holds the number of its line or row in the whole file, so each piece knows how many come before it. Thus the cuts
 change no document and no order. To know the numbers, line ends are counted first, as fast as the disk reads.
 
-Compressed files and saved datasets cannot be read from the middle, so they stay whole.
+Compressed files and saved datasets cannot be read from the middle, so they stay whole. Of small files, a task reads at
+most ``MOST_FILES``: opening each takes time, on S3 a request.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,28 @@ from pipeline.tasks import run_tasks
 from storage_schema.json_files import read_object
 from storage_schema.manifest import canonical_json, write_atomically
 
+MOST_FILES, LOOKED_AT = 500, 8
 _BLOCK = 1 << 20
 _OBJECTS = re.compile(rb"(\xef\xbb\xbf)?\s*\{[^\S\n]*\S")
 """How a file of JSON objects in UTF-8 begins. Any other file named as JSON lines is not cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class UndividedFile:
+    """A file of which one task must read much."""
+
+    name: str
+    bytes: int
+    """What one task reads at once of the file, as it is stored."""
+    reason: str
+    """Such as ``is compressed (gzip)``."""
 
 
 def bounded_groups(
     corpus: Corpus, bytes_per_group: int, record: Path
 ) -> list[tuple[int, tuple[CorpusFile, ...]]]:
     """The groups of the corpus (:meth:`Corpus.groups`) with their numbers. A group that is one large file is given
-    as one entry per piece, each with the group's number.
+    as one entry per piece, and one of many small files as one per ``MOST_FILES``, each with the group's number.
 
     Args:
         record: the file that keeps the cuts, so that a resumed build has the same pieces.
@@ -49,8 +62,31 @@ def bounded_groups(
     cut = read_object(record) if large else {}
     pieces = {file.name: _pieces(file, cut[file.name]) for file in large if cut.get(file.name)}
     return [
-        (number, files) for number, group in enumerate(groups) for files in pieces.get(group[0].name, [group])
+        (number, files)
+        for number, group in enumerate(groups)
+        for files in pieces.get(group[0].name) or _bounded(group)
     ]
+
+
+def undivided_files(corpus: Corpus, bytes_per_group: int) -> list[UndividedFile]:
+    """The files of which one task must read more than twice `bytes_per_group`, the largest first.
+
+    Of Parquet, only the :data:`LOOKED_AT` largest files are opened.
+    """
+    large = [file for file in corpus.files if file.bytes > 2 * bytes_per_group]
+    found = []
+    for file in large:
+        if file.format == "lines" and file.compression:
+            found.append(UndividedFile(file.name, file.bytes, f"is compressed ({file.compression})"))
+        elif file.format == "arrow":
+            found.append(UndividedFile(file.name, file.bytes, "is a stream of a saved dataset"))
+    tables = [file for file in large if file.format == "parquet"]
+    for file in sorted(tables, key=lambda file: -file.bytes)[:LOOKED_AT]:
+        groups = [size for size, _ in row_groups(corpus.uri, file.path)] or [0]
+        most = int(file.bytes * max(groups) / max(1, sum(groups)))
+        if most > 2 * bytes_per_group:
+            found.append(UndividedFile(file.name, most, "has a large row group"))
+    return sorted(found, key=lambda file: (-file.bytes, file.name))
 
 
 def count_line_ends(uri: str, path: str, begin: int, end: int) -> tuple[int, int] | None:
@@ -83,6 +119,10 @@ def row_groups(uri: str, path: str) -> list[tuple[int, int]]:
             return [(group.total_byte_size, group.num_rows) for group in groups]
     except (OSError, pa.ArrowException):
         return []
+
+
+def _bounded(group: tuple[CorpusFile, ...]) -> list[tuple[CorpusFile, ...]]:
+    return [group[first : first + MOST_FILES] for first in range(0, len(group), MOST_FILES)]
 
 
 def _pieces(file: CorpusFile, cuts: Sequence[Sequence[int]]) -> list[tuple[CorpusFile]]:

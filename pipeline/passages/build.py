@@ -68,7 +68,7 @@ def build_passages(
     tallies = run_tasks(
         extract_group,
         [
-            (replace(corpus, files=group), str(shard), passage_characters, losses)
+            (replace(corpus, files=group, not_read={}), str(shard), passage_characters, losses)
             for (_, group), shard in zip(groups, shards, strict=True)
         ],
         weights=[sum(file.bytes for file in group) for _, group in groups],
@@ -132,10 +132,10 @@ def _characters(table: pa.Table) -> int:
 
 def _prepare(stage: Stage, corpus: Corpus) -> Path:
     """The scratch folder of this corpus. Work on a corpus with another digest (it may have changed) is removed."""
-    scratch = stage.scratch / f"extracted-{corpus.digest[:16]}"
+    scratch = stage.scratch / f"shards-{corpus.digest[:16]}"
     splits = [stage.work / split for split in SPLITS]
     if not scratch.exists():
-        # Earlier releases put scratch beside the splits.
+        # Earlier releases put scratch beside the splits, and had other shards.
         for old in [stage.scratch, *stage.work.glob("extracted-*"), *splits]:
             shutil.rmtree(old, ignore_errors=True)
     for folder in (scratch, *splits):

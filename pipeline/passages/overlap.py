@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ SHARE = 0.5
 218,263 training passages with this share, 542 with 0.3 and 226 with 0.7. They are copied modules, generated code and
 licences."""
 BATCH = 1024
-"""Texts processed at once; of this many, the intermediate arrays stay in a processor's cache."""
+"""Texts processed at once, up to twice as many; of this many, the intermediate arrays stay in a processor's cache."""
 MOST_RUNS = 1 << 26
 """Runs held in memory (half a gigabyte). If there are more, those with the smallest hashes stand for all."""
 RunTasks = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]
@@ -56,8 +57,11 @@ class Passages:
     """The decision that is meant (``parts.py``)."""
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, pa.LargeStringArray, np.ndarray]]:
-        """Yield at most :data:`BATCH` passages at a time: their rows in the file ``[N]``, their texts, and bool
-        ``[N]``: whether a text does *not* continue the one before it.
+        """Yield about :data:`BATCH` passages at a time: their rows in the file ``[N]``, their texts, and bool ``[N]``:
+        whether a text does *not* continue the one before it.
+
+        The beginning of a document decides where runs end, not the beginning of a file: so it does not matter where a
+        large file of the corpus was cut.
         """
         begin = 0
         with pq.ParquetFile(self.path) as file:
@@ -73,10 +77,19 @@ class Passages:
                     first = np.ones(len(rows), bool)
                     first[1:] = pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
                     first[1:] |= np.diff(rows) != 1
-                    for start in range(0, len(rows), BATCH):
-                        some = slice(start, start + BATCH)
+                    begins = np.flatnonzero(first)
+                    first = (np.arange(len(rows)) - begins[np.cumsum(first) - 1]) % BATCH == 0
+                    for some in _batches(first):
                         yield begin + rows[some], texts[some], first[some]
                 begin += len(table)
+
+
+def _batches(first: np.ndarray) -> Iterator[slice]:
+    """Slices of fewer than 2 * :data:`BATCH` texts that begin where `first` is true, at most every ``BATCH``."""
+    begins = np.flatnonzero(first)
+    last = np.searchsorted(begins, np.arange(0, len(first), BATCH), side="right") - 1
+    edges = [*np.unique(begins[last]).tolist(), len(first)]
+    return (slice(*ends) for ends in pairwise(edges))
 
 
 def drop_seen(
@@ -106,11 +119,10 @@ def known_runs(passages: Sequence[Passages], scratch: Path, run: RunTasks) -> Pa
     """Write the sorted runs of the passages to a file, uint64, and return its path; None if there are no runs."""
     found = [scratch / f"runs-{number:05d}.npy" for number in range(len(passages))]
     run(_write_runs, [(some, path) for some, path in zip(passages, found, strict=True)])
-    known = np.empty(0, np.uint64)
-    for path in found:
-        known = np.union1d(known, np.load(path, allow_pickle=False))[:MOST_RUNS]
-        path.unlink()
+    known = _distinct((np.load(path, allow_pickle=False) for path in found), np.uint64)
     np.save(scratch / "known.npy", known)
+    for path in found:
+        path.unlink()
     return scratch / "known.npy" if len(known) else None
 
 
@@ -174,7 +186,7 @@ def runs_of(texts: pa.LargeStringArray, first: np.ndarray) -> tuple[np.ndarray, 
 
 def _write_runs(passages: Passages, path: Path) -> None:
     found = (runs_of(texts, first)[0] for _, texts, first in passages)
-    _save(path, _distinct(found, np.uint64)[:MOST_RUNS])
+    _save(path, _distinct(found, np.uint64))
 
 
 def _write_seen(passages: Passages, known: Path, path: Path) -> None:
@@ -190,15 +202,20 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def _distinct(arrays: Iterable[np.ndarray], dtype: type) -> np.ndarray:
-    """The distinct values, sorted, without ever holding many equal ones."""
+    """The distinct values, sorted, at most the :data:`MOST_RUNS` smallest, without ever holding many equal ones.
+
+    They are sorted again only once as many have come as there are: so the work is linear in their number.
+    """
     found: list[np.ndarray] = [np.empty(0, dtype)]
     held = 0
     for array in arrays:
+        if len(found[0]) == MOST_RUNS:
+            array = array[array < found[0][-1]]
         found.append(array)
         held += len(array)
         if held > max(1 << 20, len(found[0])):
-            found, held = [np.unique(np.concatenate(found))], 0
-    return np.unique(np.concatenate(found))
+            found, held = [np.unique(np.concatenate(found))[:MOST_RUNS]], 0
+    return np.unique(np.concatenate(found))[:MOST_RUNS]
 
 
 class _KnownRuns:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from storage_schema.corpus import SPLITS
 
@@ -28,6 +29,11 @@ class Part:
     skip: int
     """How many passages of this split in the first shard belong to earlier parts."""
     rows: int
+
+
+def scan_part(path: Path, *columns: str) -> pl.LazyFrame:
+    """Columns of a part file, unread. The path is taken as it is: it may hold a ``[`` or a ``=``."""
+    return pl.scan_parquet(path, glob=False, hive_partitioning=False).select(columns)
 
 
 def parts_of_split(split: str, decided: np.ndarray, edges: np.ndarray, first_number: int) -> Iterator[Part]:

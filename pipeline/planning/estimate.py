@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.corpus.large_files import UndividedFile
+
 CUT, TRAIN, EMBED, CLUSTER = "cut passages", "train tokenizer", "embed passages", "cluster and write domains"
 """The stages' names in the job."""
 CUT_SECONDS = 0.33
@@ -35,6 +37,8 @@ class CorpusSample:
     passages_per_byte: float
     texts: tuple[str, ...] = ()
     """Some passages."""
+    undivided: tuple[UndividedFile, ...] = ()
+    """Files of which one task must read much, the largest first."""
 
     @property
     def passages(self) -> int:
@@ -55,6 +59,8 @@ class BuildEstimate:
     """Passages per second; None if not measured (on GPUs)."""
     seconds: dict[str, float | None]
     """Seconds of each stage that is left, in order; None if not known."""
+    undivided: tuple[UndividedFile, ...] = ()
+    """As those of the sample, while documents are still to be cut."""
 
     def lines(self) -> list[str]:
         """The estimate in words."""
@@ -65,12 +71,25 @@ class BuildEstimate:
             f"train on{rate}.",
             f"In all {in_words(total(self.seconds.values()))}: {stages}.",
             f"On disk about {self.disk_bytes / 1e9:,.3g} GB.",
+            *self.undivided_lines(),
+        ]
+
+    def undivided_lines(self) -> list[str]:
+        """What one task must read alone, in words; nothing if every task has a bounded share."""
+        if not self.undivided:
+            return []
+        largest = self.undivided[0]
+        more = f" (and so of {len(self.undivided) - 1:,} more)" if self.undivided[1:] else ""
+        return [
+            f"{largest.name} {largest.reason}, so one core reads {largest.bytes / 1e9:,.3g} GB of it alone{more}. "
+            "To use more cores, save it as several files, as JSON lines that are not compressed, or as Parquet of "
+            "small row groups."
         ]
 
     def markdown(self) -> str:
         """The estimate for the run's page."""
         rows = [f"| {stage} | {in_words(seconds)} |" for stage, seconds in self.seconds.items()]
-        first, _, last = self.lines()
+        first, _, *last = self.lines()
         return "\n".join(
             [
                 "# What is ahead",
@@ -81,8 +100,7 @@ class BuildEstimate:
                 "| --- | --- |",
                 *rows,
                 f"| **in all** | **{in_words(total(self.seconds.values()))}** |",
-                "",
-                last,
+                *(line for sentence in last for line in ("", sentence)),
             ]
         )
 
@@ -133,9 +151,10 @@ def estimate_build(
     characters = sample.bytes * sample.characters_per_byte
     passages = int((1 - held_out_fraction) * sample.passages)
     passages = min(passages, max_passages or passages)
+    alone = sample.undivided[0].bytes * sample.characters_per_byte if sample.undivided else 0
     kept = characters * passages / max(1, sample.passages)
     seconds = {
-        CUT: characters / 1e6 * CUT_SECONDS / cores,
+        CUT: max(characters / cores, alone) / 1e6 * CUT_SECONDS,
         TRAIN: min(kept, tokenizer_sample) / 1e6 * TRAIN_SECONDS,
         EMBED: passages / encoder_rate if encoder_rate else None,
         CLUSTER: kept / 1e6 * CLUSTER_SECONDS / cores,
@@ -147,6 +166,7 @@ def estimate_build(
         disk_bytes=disk_bytes,
         encoder_rate=encoder_rate,
         seconds={stage: some for stage, some in seconds.items() if stage not in finished},
+        undivided=() if CUT in finished else sample.undivided,
     )
 
 

@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.corpus.documents import Corpus, CorpusFile, Document, Piece
-from pipeline.corpus.large_files import row_groups
+from pipeline.corpus.large_files import row_groups, undivided_files
 from pipeline.corpus.readers import read_documents
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.runtimes import MEASURED, as_runtime, choose_runtime, with_runtime
 from pipeline.embeddings.word_pieces import embed_word_pieces, tokenize, tokenizer_of
+from pipeline.passages.build import GROUP_BYTES
 from pipeline.passages.cutting import cut_passages
 from pipeline.planning.estimate import CorpusSample
 
@@ -55,6 +56,7 @@ def sample_corpus(corpus: Corpus, passage_characters: int) -> CorpusSample:
         characters_per_byte=characters_per_byte,
         passages_per_byte=passages_per_byte,
         texts=tuple(in_turn[:TEXTS]),
+        undivided=tuple(undivided_files(corpus, GROUP_BYTES)),
     )
 
 

@@ -1,7 +1,8 @@
 """Specialist sets: a few texts that say what a specialist is for, and others to measure it on.
 
-A user's are files of texts. From a store, every held-out source with enough passages is one. Whole documents go to
-one side or the other, so nothing a specialist is measured on comes from a document that chose its domain weights.
+A user's are files of texts. From a store, every held-out source with enough passages is one (``held_out.py``). Whole
+documents go to one side or the other, so nothing a specialist is measured on comes from a document that chose its
+domain weights.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from heapq import heappush, heappushpop
-from pathlib import Path
-
-import polars as pl
 
 from pipeline.corpus.accounts import Losses, Tally
 from pipeline.corpus.defaults import MAX_BAD_DOCUMENTS, MAX_DAMAGED_FILES
@@ -21,11 +19,7 @@ from pipeline.corpus.documents import Corpus
 from pipeline.corpus.listing import files_not_read, open_corpus
 from pipeline.corpus.readers import read_documents
 from pipeline.passages.cutting import cut_passages
-from storage_schema.arrow_files import read_parquet
-from storage_schema.corpus import part_files
 from storage_schema.errors import UserError
-from storage_schema.layout import store_and_additions
-from storage_schema.manifest import read_manifest
 
 LEAST_TEXTS = 20
 EVALUATION, LEAST_TO_SPLIT = 50, 10
@@ -35,7 +29,8 @@ LONG = 10
 PASSAGE_CHARACTERS = 2000
 _Drawn = tuple[int, list[str]]
 """A document's place in the draw, the greater the earlier, and its passages."""
-_FOLDER = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,200}")
+FOLDER = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,200}")
+"""The name of a set, which names a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +92,7 @@ def set_of_texts(
         or too
             few passages.
     """
-    if not _FOLDER.fullmatch(name):
+    if not FOLDER.fullmatch(name):
         raise UserError(f"{name!r} cannot name a specialist; use letters, digits, '_', '-' and '.'.")
     wanted = max_texts + (EVALUATION if evaluation_passages is None else evaluation_passages)
     corpus = open_corpus(path, text_field=text_field, source_field=source_field)
@@ -116,8 +111,8 @@ def set_of_texts(
             f"specialist set {name} has {passages} passages; it needs at least one, and {needed} more to evaluate on. "
             "Give more text, or lower evaluation_passages."
         )
-    evaluation = _taken(documents, needed)
-    texts, numbers = _numbered(documents, max_texts)
+    evaluation = taken(documents, needed)
+    texts, numbers = numbered(documents, max_texts)
     return SpecialistSet(
         name=name,
         texts=texts,
@@ -188,7 +183,7 @@ def _spread(passages: list[str], number: int) -> list[str]:
     return [passages[n * len(passages) // number] for n in range(number)]
 
 
-def _taken(documents: list[list[str]], needed: int) -> list[str]:
+def taken(documents: list[list[str]], needed: int) -> list[str]:
     """Take `needed` passages out of the documents, the ends of those that come first by their hashes.
 
     What is left of a document of which some was taken is left out, unless there are so few documents, or it is so much
@@ -207,7 +202,7 @@ def _taken(documents: list[list[str]], needed: int) -> list[str]:
     return taken
 
 
-def _numbered(documents: Iterable[list[str]], max_texts: int) -> tuple[list[str], list[int]]:
+def numbered(documents: Iterable[list[str]], max_texts: int) -> tuple[list[str], list[int]]:
     """Passages of the first documents, and of each the number of its document."""
     texts: list[str] = []
     numbers: list[int] = []
@@ -216,107 +211,3 @@ def _numbered(documents: Iterable[list[str]], max_texts: int) -> tuple[list[str]
         texts += taken
         numbers += [number] * len(taken)
     return texts, numbers
-
-
-def held_out_sets(
-    store: str | Path, *, max_texts: int, evaluation_passages: int, max_sets: int
-) -> list[SpecialistSet]:
-    """The held-out sources of a store that have enough passages: wholly unseen ones first, then by size.
-
-    Args:
-        store: the store's folder.
-        evaluation_passages: a set has at least so many passages to evaluate on.
-
-    Raises:
-        ValueError: if no source has enough.
-    """
-    passages = _held_out(store)
-    sources = _sources(store)
-    unseen = set(sources.filter("unseen")["source"])
-    found = []
-    for (source,), frame in passages.group_by("source", maintain_order=True):
-        made = _split(source, frame, max_texts, evaluation_passages, unseen_source=source in unseen)
-        if made is not None:
-            found.append((not made.unseen_source, -len(frame), source, made))
-    if not found:
-        raise UserError(
-            f"no held-out source of {store} has {LEAST_TEXTS} passages and {evaluation_passages} more to evaluate "
-            "on. Hold out more when building the store, or lower evaluation_passages."
-        )
-    chosen = sorted(found, key=lambda row: row[:3])
-    # Unseen and seen sources alternate, so that max_sets keeps both kinds.
-    kinds = [[row[3] for row in chosen if row[0] is seen] for seen in (False, True)]
-    mixed = [made for pair in zip(*_padded(kinds), strict=True) for made in pair if made is not None]
-    return mixed[:max_sets]
-
-
-def generic_evaluation(store: str | Path, *, passages: int) -> list[str]:
-    """Held-out passages of the sources that were trained on, at most so many, chosen by hash: the generic
-    mixture as the training never saw it.
-    """
-    sources = _sources(store)
-    seen = sources.filter(~pl.col("unseen"))["source"]
-    frame = _held_out(store).filter(pl.col("source").is_in(seen.implode()))
-    ranked = sorted(frame["text"], key=lambda text: hashlib.sha256(text.encode()).digest())
-    return ranked[:passages]
-
-
-def _sources(store: str | Path) -> pl.DataFrame:
-    """The sources of a store and its additions, and whether they are unseen."""
-    files = [part / "passages" / "sources.parquet" for part in store_and_additions(store)]
-    tables = [pl.from_arrow(read_parquet(file, ["source", "unseen"])) for file in files]
-    return pl.concat(tables).unique(maintain_order=True)
-
-
-def _held_out(store: str | Path) -> pl.DataFrame:
-    read_manifest(Path(store) / "passages", "passages")
-    files = [
-        file for part in store_and_additions(store) for file in part_files(part / "passages", "held_out")
-    ]
-    if not files:
-        raise UserError(f"{store} holds out no text. Build it with held_out_sources or held_out_fraction.")
-    return pl.concat([pl.from_arrow(read_parquet(file, ["document_id", "source", "text"])) for file in files])
-
-
-def _split(
-    source: str, frame: pl.DataFrame, max_texts: int, evaluation_passages: int, *, unseen_source: bool
-) -> SpecialistSet | None:
-    """Deal whole documents, in the order of their hashes, to evaluation until it has enough, then to texts.
-
-    Where too little is left for texts, as when one document is most of the source, they are shared as a user's are.
-    """
-    documents = frame.group_by("document_id").agg("text")
-    ranked = sorted(documents.iter_rows(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
-    left: list[list[str]] = []
-    evaluation: list[str] = []
-    for _, document in ranked:
-        if len(evaluation) < evaluation_passages:
-            evaluation.extend(document)
-        else:
-            left.append(document)
-    if sum(map(len, left)) < LEAST_TEXTS:
-        left = [list(document) for _, document in ranked]
-        evaluation = _taken(left, evaluation_passages)
-    if len(evaluation) < evaluation_passages or sum(map(len, left)) < LEAST_TEXTS:
-        return None
-    texts, numbers = _numbered(left, max_texts)
-    return SpecialistSet(
-        name=_folder_name(source),
-        texts=texts,
-        evaluation=evaluation[:evaluation_passages],
-        documents=numbers,
-        unseen_source=unseen_source,
-    )
-
-
-def _folder_name(source: str) -> str:
-    """A source's name, if it can be that of a folder; it comes from the documents, and may be a path or anything."""
-    if _FOLDER.fullmatch(source):
-        return source
-    digest = hashlib.sha256(source.encode()).hexdigest()[:8]
-    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', source)[:60].strip('-')}-{digest}".lstrip("-")
-
-
-def _padded(columns: list[list]) -> list[list]:
-    longest = max(map(len, columns))
-    return [[*column, *[None] * (longest - len(column))] for column in columns]

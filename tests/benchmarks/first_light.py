@@ -22,7 +22,7 @@ from flows.settings import Pretrain
 from flows.training import resolve_run as run_plan
 from pipeline.embeddings.embedder import find_embedder, load_embedder
 from pipeline.specialists.domain_weights import estimate_domain_weights
-from pipeline.specialists.sets import generic_evaluation, held_out_sets
+from pipeline.specialists.held_out import generic_evaluation, held_out_sets
 from pipeline.tokenizer import load_tokenizer
 from soe_model.specialists.evaluation import mean_loss
 from soe_model.training.trainer import SoupTrainer

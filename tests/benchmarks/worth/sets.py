@@ -16,7 +16,8 @@ from flows.specialists.losses import LossMeter
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import find_embedder, load_embedder
 from pipeline.specialists.domain_weights import Assignment, assign_to_domains
-from pipeline.specialists.sets import SpecialistSet, generic_evaluation, held_out_sets
+from pipeline.specialists.held_out import generic_evaluation, held_out_sets
+from pipeline.specialists.sets import SpecialistSet
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from soe_model.specialists.evaluation import window_losses
 from soe_model.training.trainer import SoupTrainer

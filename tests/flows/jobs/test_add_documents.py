@@ -20,7 +20,7 @@ from pipeline.embeddings.build import read_embeddings
 from pipeline.reports.atlas import collect_atlas
 from pipeline.reports.audit import audit_store
 from pipeline.specialists.domain_weights import nearest_domains
-from pipeline.specialists.sets import generic_evaluation
+from pipeline.specialists.held_out import generic_evaluation
 from pipeline.stream.window_reader import window_reader
 from storage_schema.corpus import part_files
 from storage_schema.domains import DomainStore

@@ -17,7 +17,8 @@ from pipeline.corpus.listing import open_corpus
 from pipeline.embeddings.build import read_embeddings, write_embeddings
 from pipeline.mixtures.ratios import read_table
 from pipeline.remote.mirror import mirror_store
-from pipeline.specialists.sets import _folder_name, set_of_texts
+from pipeline.specialists.held_out import _folder_name
+from pipeline.specialists.sets import set_of_texts
 from pipeline.tokenizer import load_tokenizer
 from storage_schema.manifest import StoreError, read_manifest
 from tests.hostile import EXTENSIONS, JSON, PICKLE, forged

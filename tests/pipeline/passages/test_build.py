@@ -156,7 +156,7 @@ def test_resume_keeps_finished_shards_and_parts(ray_cluster, tmp_path, monkeypat
     with pytest.raises(OSError, match="No space left"):
         build(tmp_path / "again", tmp_path / "c.jsonl")
     monkeypatch.undo()
-    assert not folder.exists() and len([*partial.rglob("extracted-*/shard-*.parquet")]) == 1
+    assert not folder.exists() and len([*partial.rglob("shards-*/shard-*.parquet")]) == 1
     written = {path.name: path.stat().st_mtime_ns for path in partial.glob("train/part-*.parquet")}
     resumed = build(tmp_path / "again", tmp_path / "c.jsonl")
     assert resumed.digest == whole.digest

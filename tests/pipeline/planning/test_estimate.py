@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.corpus.large_files import UndividedFile
 from pipeline.corpus.listing import open_corpus
 from pipeline.corpus.readers import read_documents
 from pipeline.passages.cutting import cut_passages
@@ -64,6 +67,33 @@ def test_what_is_not_known_is_not_made_up():
     found = estimate(encoder_rate=None)
     assert found.seconds[EMBED] is None and "In all an unknown time" in " ".join(found.lines())
     assert found.left(CUT, first=0, done=1, of=2, elapsed=9) is None
+
+
+def test_what_one_task_must_read_alone_is_said_and_bounds_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_trial, "GROUP_BYTES", 1000)
+    text = random.Random(0).randbytes(4000).hex()
+    line = json.dumps({"text": text}) + "\n"
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    (tmp_path / "lines.jsonl").write_text(line)
+    table = pa.table({"text": [text[:100]] * 90})
+    options = dict(compression="none", use_dictionary=False, write_statistics=False)
+    pq.write_table(table, tmp_path / "one.parquet", **options)
+    pq.write_table(table, tmp_path / "many.parquet", row_group_size=10, **options)
+    sample = sample_corpus(open_corpus(str(tmp_path)), 500)
+    assert [(file.name, file.reason) for file in sample.undivided] == [
+        ("one.parquet", "has a large row group"),
+        ("packed.jsonl.gz", "is compressed (gzip)"),
+    ]
+    found = estimate(
+        replace(SAMPLE, undivided=(UndividedFile("c.jsonl.gz", 9 * 10**8, "is compressed (gzip)"),))
+    )
+    assert found.seconds[CUT] == pytest.approx(0.9 * 900 * 0.33)  # of 900 million characters on 2 cores
+    said = "c.jsonl.gz is compressed (gzip), so one core reads 0.9 GB of it alone."
+    assert said in found.lines()[-1] and said in found.markdown()
+    assert not estimate().undivided_lines() and not replace(found, undivided=()).undivided_lines()
+    more = estimate(replace(SAMPLE, undivided=sample.undivided)).lines()[-1]
+    assert "alone (and so of 1 more). To use more cores" in more
+    assert not estimate(replace(SAMPLE, undivided=sample.undivided), finished=[CUT]).undivided_lines()
 
 
 @pytest.mark.parametrize(

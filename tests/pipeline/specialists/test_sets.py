@@ -3,10 +3,9 @@
 import json
 import random
 
-import polars as pl
 import pytest
 
-from pipeline.specialists.sets import _split, set_of_texts
+from pipeline.specialists.sets import set_of_texts
 
 
 def write(path, records):
@@ -135,14 +134,3 @@ def test_texts_are_left_where_one_document_is_large(tmp_path):
         one = set_of_texts("t", path, max_texts=200, evaluation_passages=20)
         assert len(one.evaluation) == 20 and len(one.texts) >= 20
         assert not {*one.evaluation} & {*one.texts}
-
-
-@pytest.mark.parametrize("sizes", [[500], [2, 3, 300], [109, *[3] * 5]])
-def test_a_held_out_source_that_is_mostly_one_document_is_shared(sizes):
-    """It has enough passages, so it is a set, whichever document comes first by its hash."""
-    for first in range(8):
-        rows = [(f"{first} {d}", f"{d} {n}") for d, size in enumerate(sizes) for n in range(size)]
-        frame = pl.DataFrame(rows, schema=["document_id", "text"], orient="row")
-        made = _split("s", frame, 200, 20, unseen_source=True)
-        assert made is not None and len(made.evaluation) == 20 and len(made.texts) >= 20
-        assert not set(made.texts) & set(made.evaluation)
