@@ -23,7 +23,8 @@ from pipeline.mixtures.meta_distributions import Fixed, MetaDistribution, Sparse
 from pipeline.mixtures.plan import MixturePlan
 from soe_model.presets import SoupConfig, TrainingConfig, preset
 from soe_model.specialists.evaluation import window_losses
-from soe_model.training.checkpoint import is_whole, load_checkpoint, save_checkpoint
+from soe_model.training.checkpoint import load_checkpoint, save_checkpoint
+from soe_model.training.checkpoint_files import is_whole
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.manifest import write_atomically
 
