@@ -101,7 +101,7 @@ def law(**settings):
         ({"meta_distribution": "mixed"}, "=mixed draws from one of several laws: give them as laws"),
         ({"meta_distribution": "mixed", "laws": []}, "=mixed draws from one of several laws: give them as laws"),
         ({"laws": HALVES}, "laws is .* which meta_distribution=sparse does not use.*mixed"),
-        ({"meta_distribution": "mixed", "laws": HALVES, "support_size": 2}, "support_size is 2, which .*mixed does not use"),
+        ({"meta_distribution": "mixed", "laws": HALVES, "support_size": 2}, "support_size is 2, which .*mixed does"),
         (
             {"neighbourhood_scales": [0.1]},
             "neighbourhood_scales is .*, which meta_distribution=sparse does not use.*neighbourhood",
