@@ -49,6 +49,7 @@ class Place:
     points: int
     checkpoint_seconds: float
     cores: int
+    fine_tune_tokens: tuple[int, ...] = ()
     questions: Mapping[str, Question] = field(default_factory=dict)
 
     @property
@@ -64,10 +65,12 @@ class Place:
         return open_store(self.store_place, num_volumes=self.store_parts)
 
     def cell(self, pretraining: Pretraining, contender: Contender) -> Stage:
+        tuned = {"fine_tune_tokens": list(self.fine_tune_tokens)} if self.fine_tune_tokens else {}
         return open_stage(
             self.folder / "cells" / f"{contender.label.replace(':', '@')}-seed-{pretraining.seed}",
             kind=KIND,
-            configuration={"method": contender.label, "options": contender.options, "points": self.points},
+            configuration={"method": contender.label, "options": contender.options, "points": self.points}
+            | tuned,
             inputs={"training": pretraining.digest, "sets": self.sets_digest},
             rebuild=True,
         )
@@ -226,7 +229,11 @@ def _cell(place: Place, training: Training, contender: Contender) -> dict[str, A
     """Measure a method and write its cell, unless it is there; then what is asked of it besides."""
     stage = place.cell(training.pretraining, contender)
     if stage.finished is None:
-        _write(stage, measured(training, contender, place.sets))
+        tokens = place.fine_tune_tokens
+        _write(
+            stage,
+            measured(training, contender, place.sets, fine_tune_tokens=tokens, scratch=stage.scratch),
+        )
     result = read_object(stage.folder / RESULT)
     return result | place.further.measured(training, contender) if result["status"] == FINISHED else result
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from flows.comparison.contenders import Contender
+from flows.comparison.fine_tuning import fine_tuned
 from flows.comparison.sets import MeasuredSet, targets
 from flows.comparison.training import Training
 from soe_model.methods.flat import FlatMethod
@@ -22,12 +25,24 @@ TIMES = 3
 """How often a forward pass is timed; the quickest counts."""
 
 
-def measured(training: Training, contender: Contender, sets: list[MeasuredSet]) -> dict[str, Any]:
-    """The result of a cell. Raises NonFiniteLoss if a loss at the end is not finite."""
+def measured(
+    training: Training,
+    contender: Contender,
+    sets: list[MeasuredSet],
+    *,
+    fine_tune_tokens: Sequence[int],
+    scratch: Path,
+) -> dict[str, Any]:
+    """The result of a cell. Raises NonFiniteLoss if a loss at the end is not finite.
+
+    Args:
+        fine_tune_tokens: as :func:`fine_tuned`; none: not at all.
+        scratch: a folder for what is done of it.
+    """
     pretraining = training.pretraining
     number = training.num_points
     points = [_before_the_end(training, contender, sets, point) for point in range(1, number)]
-    last = _at(training, contender, sets, number)
+    last, instances = _at(training, contender, sets, number)
     points.append(last)
     for name, losses in last["window_losses"].items():
         if not all(map(math.isfinite, losses)):
@@ -36,7 +51,14 @@ def measured(training: Training, contender: Contender, sets: list[MeasuredSet]) 
             )
     cost, anew = asdict(contender.method.cost()), contender.anew
     of_a_run = last["seconds"] / len(pretraining.runs) if anew else 0.0
-    return {
+    tuned = {}
+    if fine_tune_tokens:
+        scratch.mkdir(parents=True, exist_ok=True)
+        kept = scratch / "fine-tuned.json"
+        tuned["fine_tuned"] = fine_tuned(
+            contender.method, instances, sets, fine_tune_tokens, seed=pretraining.seed, kept=kept
+        )
+    return tuned | {
         "method": contender.label,
         "seed": pretraining.seed,
         "status": FINISHED,
@@ -68,13 +90,15 @@ def _before_the_end(
 ) -> dict[str, Any]:
     """As :func:`_at`, but without losses where a method has no model yet, such as one whose gates are still small."""
     try:
-        return _at(training, contender, sets, point)
+        return _at(training, contender, sets, point)[0]
     except UserError:
         return training.at(point)[1] | {"window_losses": {}}
 
 
-def _at(training: Training, contender: Contender, sets: list[MeasuredSet], point: int) -> dict[str, Any]:
-    """Losses of each window of the sets at one point, and the time of a specialist and of a token there."""
+def _at(
+    training: Training, contender: Contender, sets: list[MeasuredSet], point: int
+) -> tuple[dict[str, Any], list[Instance]]:
+    """Losses of each window of the sets at one point, the time of a specialist and of a token, and the models."""
     method = contender.method
     trained, spent = training.at(point)
     begun = time.perf_counter()
@@ -98,12 +122,13 @@ def _at(training: Training, contender: Contender, sets: list[MeasuredSet], point
         for one, instance in zip(sets, instances, strict=False)
     }
     window_1L1 = sets[0].evaluation_nL1[:1]
-    return spent | {
+    found = spent | {
         "window_losses": losses,
         "seconds_to_specialist": seconds,
         "seconds_per_token": min(_seconds_of(method, instances[0], window_1L1) for _ in range(TIMES))
         / (window_1L1.shape[1] - 1),
     }
+    return found, instances
 
 
 def _seconds_of(method: FlatMethod, instance: Instance, windows_nL1: torch.Tensor) -> float:

@@ -74,6 +74,21 @@ function mixtures(surface) {
   }));
 }
 
+function tuned(row, number) {
+  return {
+    type: "scatter", mode: "lines+markers", name: row.method, ...style(number),
+    x: row.tuned.map(point => point.tokens.toLocaleString("en")), y: row.tuned.map(point => point.loss.mean),
+    error_y: { type: "data", array: row.tuned.map(point => point.loss.sd || 0), visible: row.tuned.some(point => point.loss.sd), thickness: 1 },
+  };
+}
+
+function drawFineTuning(settings) {
+  if (!document.getElementById("fine-tuning")) return;
+  const axes = layout("tokens of each set (not to scale)", "loss (nats per token)", 8);
+  axes.xaxis.type = "category";
+  Plotly.react("fine-tuning", DATA.rows.map(tuned).filter(line => line.x.length), axes, settings);
+}
+
 function draw() {
   const settings = { displayModeBar: false, responsive: true };
   const perSetLayout = layout("loss (nats per token)", "", DATA.sets.length);
@@ -88,6 +103,7 @@ function draw() {
   if (DATA.surface) Plotly.react("surface", mixtures(DATA.surface), layout(`loss of the ${DATA.surface.ranked[0].method}'s model, above its mean (nats per token)`, "of the trained model", DATA.surface.sets.length), settings);
   Plotly.react("tokens", DATA.rows.map((row, number) => curve(row, number, "tokens")), layout("tokens", "loss (nats per token)", 8), settings);
   Plotly.react("seconds", DATA.rows.map((row, number) => curve(row, number, "seconds")), layout("seconds of training", "loss (nats per token)", 8), settings);
+  drawFineTuning(settings);
   Plotly.react("sets", DATA.rows.map(lossPerSet), perSetLayout, settings).then(() => { document.body.dataset.ready = "yes"; });
 }
 

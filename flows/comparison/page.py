@@ -36,7 +36,12 @@ def page(report: dict[str, Any]) -> str:
     shown = {
         "sets": report["sets"],
         "rows": [
-            {"method": row["method"], "curve": row["curve"], "by_set": row["by_set"]}
+            {
+                "method": row["method"],
+                "curve": row["curve"],
+                "by_set": row["by_set"],
+                "tuned": row["fine_tuning"]["curve"],
+            }
             for row in report["rows"]
             if row["seeds"]
         ],
@@ -50,6 +55,7 @@ def page(report: dict[str, Any]) -> str:
         "ANSWER": "".join(f"<p>{escape(line)}</p>" for line in report["answer"]),
         "TABLE": table(report),
         "NOTES": _notes(report),
+        "FINE_TUNING": _fine_tuning(report),
         "KINDS": "".join(
             f"<dt>{kind}</dt><dd>{words}</dd>" for kind, words in WORDS.items() if kind in _kinds(report)
         ),
@@ -172,3 +178,16 @@ def seconds(number: float) -> str:
 def _notes(report: dict[str, Any]) -> str:
     notes = [f"{row['method']}, {note}" for row in report["rows"] if row["seeds"] for note in row["notes"]]
     return f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>" if notes else ""
+
+
+def _fine_tuning(report: dict[str, Any]) -> str:
+    """The section of fine-tuning; none where nothing was fine-tuned."""
+    if not report["fine_tuning"]:
+        return ""
+    return (
+        "<h2>Loss after fine-tuning</h2>"
+        + "".join(f"<p>{escape(line)}</p>" for line in report["fine_tuning"])
+        + '<p class="dim">Mean over the sets. Each model learns from so many tokens of its set, by the number anew and '
+        "at most 100 steps, stops early by a fifth of them, and is measured on other texts.</p>"
+        '<div id="fine-tuning" class="chart" role="img" aria-label="Mean loss by tokens of fine-tuning"></div>'
+    )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from flows.comparison.contenders import Pretraining, step_tokens
+from flows.comparison.fine_tuning import BACKWARD, windows_read
 from flows.comparison.sets import MeasuredSet
 from flows.comparison.training import stream_of
 from flows.settings import CompareMethods
@@ -21,8 +22,6 @@ from storage_schema.errors import UserError
 LEAST_STEPS = 10
 TIMED_STEPS = 4
 """Of each kind of run; the first is not counted."""
-BACKWARD = 3
-"""A step's passes, forward and backward, in forward passes."""
 OF_HOURS = 0.85
 """Share of the hours that is planned: reading, measuring and the page come beside it."""
 
@@ -34,7 +33,7 @@ class Rate:
     training: float
     """All of its runs, of the steps that they have."""
     measuring: float
-    """All of its contenders at all points."""
+    """All of its contenders at all points, and after fine-tuning."""
 
 
 def steps_of_tokens(settings: CompareMethods) -> int:
@@ -59,6 +58,7 @@ def measure(
     store_parts: int,
     points: int,
     cores: int,
+    fine_tune_tokens: Sequence[int] = (),
 ) -> Rate:
     """Time a few steps of each kind of run."""
     torch.set_num_threads(cores)
@@ -75,7 +75,9 @@ def measure(
             rates.append(_step_seconds(learner, stream_of(run, store, pretraining.seed), run.training.steps))
         training += rates[level[run.name]] * run.training.steps
     window = rates[0] / (BACKWARD * pretraining.runs[0].training.batch_size)
-    return Rate(training=training, measuring=window * points * sum(_windows(pretraining, sets)))
+    windows = points * sum(_windows(pretraining, sets))
+    windows += sum(windows_read(one.method, sets, fine_tune_tokens) for one in pretraining.contenders)
+    return Rate(training=training, measuring=window * windows)
 
 
 def _windows(pretraining: Pretraining, sets: list[MeasuredSet]) -> list[float]:
@@ -118,7 +120,7 @@ def steps_in_hours(settings: CompareMethods, rates: Sequence[Rate], steps: int, 
         raise UserError(
             f"hours is {settings.hours:g}: in that time no method has {LEAST_STEPS} steps, as all together need "
             f"{needed(least) / OF_HOURS / 3600:.2g} hours for so many. Give more hours, or "
-            "fewer methods, seeds or sets."
+            "fewer methods, seeds, sets or fine_tune_tokens."
         )
     return _largest(lambda count: needed(count / steps) <= budget, LEAST_STEPS, steps)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
-from statistics import fmean, stdev
+from collections.abc import Iterable
+from statistics import fmean
 from typing import Any
 
+from flows.comparison import fine_tuning
 from flows.comparison.measuring import FINISHED
 from flows.comparison.sets import KINDS, MeasuredSet, targets
+from flows.comparison.spread import spread
 from flows.comparison.surface import is_mixture
 from flows.settings import CompareMethods
 
@@ -43,6 +45,7 @@ def collect(
         "sets": [{"name": one.name, "kind": one.kind, "windows": len(one.evaluation_nL1)} for one in sets],
         "rows": rows,
         "answer": answer(rows, sets),
+        "fine_tuning": fine_tuning.in_words(rows),
         "repeat": repeat(settings, tokens),
         "cells": cells,
     }
@@ -61,13 +64,13 @@ def _row(label: str, cells: list[dict[str, Any]], sets: list[MeasuredSet]) -> di
         return row
     cost = done[0]["cost"]
     row["losses"] = {
-        kind: _spread(found)
+        kind: spread(found)
         for kind in KINDS
         if (found := [_mean_of(cell, [one for one in sets if one.kind == kind]) for cell in done])
         != [None] * len(done)
     }
     row["by_set"] = {
-        one.name: _spread([_mean_of(cell, [one]) for cell in done])
+        one.name: spread([_mean_of(cell, [one]) for cell in done])
         for one in sets
         if one.name in done[0]["points"][-1]["losses"]
     }
@@ -75,10 +78,11 @@ def _row(label: str, cells: list[dict[str, Any]], sets: list[MeasuredSet]) -> di
         {
             "tokens": done[0]["points"][point]["tokens"],
             "seconds": fmean(cell["points"][point]["seconds"] for cell in done),
-            "loss": _spread([_mean_of(cell, targets(sets), point) for cell in done]),
+            "loss": spread([_mean_of(cell, targets(sets), point) for cell in done]),
         }
         for point in range(len(done[0]["points"]))
     ]
+    row["fine_tuning"] = fine_tuning.curve_of(done)
     return row | {
         "anew": done[0]["anew"],
         "tokens": done[0]["points"][-1]["tokens"],
@@ -98,12 +102,6 @@ def _mean_of(cell: dict[str, Any], sets: Iterable[MeasuredSet], point: int = -1)
     losses = cell["points"][point]["losses"]
     found = [losses.get(one.name) for one in sets]
     return None if not found or None in found else fmean(found)
-
-
-def _spread(found: Sequence[float | None]) -> dict[str, float | None] | None:
-    """Mean and standard deviation over seeds (None for one), of those that were measured."""
-    values = [value for value in found if value is not None]
-    return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None} if values else None
 
 
 def answer(rows: list[dict[str, Any]], sets: list[MeasuredSet]) -> list[str]:
@@ -131,17 +129,17 @@ def answer(rows: list[dict[str, Any]], sets: list[MeasuredSet]) -> list[str]:
 def _ranking(kind: str, number: int, ranked: list[dict[str, Any]]) -> str:
     def said(row: dict[str, Any]) -> str:
         loss = row["losses"][kind]
-        spread = "" if loss["sd"] is None else f" ± {loss['sd']:.3f}"
-        return f"{row['method']} ({loss['mean']:.3f}{spread})"
+        around = "" if loss["sd"] is None else f" ± {loss['sd']:.3f}"
+        return f"{row['method']} ({loss['mean']:.3f}{around})"
 
     first = ranked[0]
     words = f"On {number} {kind} set{'s' * (number > 1)} the lowest mean loss is that of {said(first)}"
     if len(ranked) > 1:
         second = ranked[1]
         apart = second["losses"][kind]["mean"] - first["losses"][kind]["mean"]
-        spread = math.hypot(*(row["losses"][kind]["sd"] or 0.0 for row in (first, second)))
+        both = math.hypot(*(row["losses"][kind]["sd"] or 0.0 for row in (first, second)))
         words += f", then {said(second)}"
-        if apart <= spread:
+        if apart <= both:
             words += ", which the seeds do not tell apart"
     others = [row for row in ranked[2:] if row["method"] in (SOUP, "generic")]
     if others:

@@ -40,8 +40,10 @@ from storage_schema.stage import open_stage
 
 MAY_CHANGE = {
     "name", "store", "size", "methods", "options", "seeds", "mixtures", "cores_per_cell", "checkpoint_seconds",
+    "fine_tune_tokens",
 }  # fmt: skip
-"""Settings that a later run in the same folder may change: methods, seeds and mixtures join those that are there."""
+"""Settings that a later run in the same folder may change: methods, seeds and mixtures join those that are there, and
+other numbers of tokens are fine-tuned on without another pretraining."""
 
 
 def run(settings: CompareMethods) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def run(settings: CompareMethods) -> dict[str, Any]:
             checkpoint_seconds=chosen.checkpoint_seconds,
             cores=chosen.cores_per_cell,
             questions=asked,
+            fine_tune_tokens=tuple(sorted(set(chosen.fine_tune_tokens or ()))),
         )
         steps, todo, rates = _planned(chosen, store, place, begun.get("steps"), steps)
         facts = chosen.model_dump(mode="json", exclude=MAY_CHANGE)
@@ -195,7 +198,15 @@ def _rates(place: Place, left: list[Pretraining]) -> list[plan.Rate]:
     measured = run_tasks(
         plan.measure,
         [
-            (one, place.sets, place.store_place, place.store_parts, place.points, place.cores)
+            (
+                one,
+                place.sets,
+                place.store_place,
+                place.store_parts,
+                place.points,
+                place.cores,
+                place.fine_tune_tokens,
+            )  # fmt: skip
             for one in of_labels.values()
         ],
         num_cpus=place.cores,

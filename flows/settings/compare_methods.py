@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "max_sets": 4,
         "points": 4,
         "mixtures": 0,
+        "fine_tune_tokens": [4_000],
     },
     "full": {
         "methods": None,
@@ -31,6 +32,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "max_sets": 16,
         "points": 6,
         "mixtures": 12,
+        "fine_tune_tokens": [1_000, 4_000, 16_000, 64_000],
     },
 }  # fmt: skip
 """What each size gives the settings that are not given."""
@@ -103,6 +105,11 @@ class CompareMethods(Settings):
         le=1000,
         description="Random mixtures on each of which a model is trained with each seed, to see whether a soup, which "
         "predicts their losses without, ranks them alike. 0: none.",
+    )
+    fine_tune_tokens: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        description="After pretraining, the model of each set is fine-tuned on so many tokens of its texts, on each "
+        "number anew; a set with less text gives all of it. Empty: no fine-tuning.",
     )
     cores_per_cell: int = Field(1, ge=1, description="Cores of a method's training; others train beside it.")
     checkpoint_seconds: float = Field(60.0, gt=0, description="Between the checkpoints of a training.")

@@ -24,7 +24,7 @@ from pipeline.specialists.domain_weights import Assignment, Rule, assign_to_doma
 from pipeline.specialists.sets import SpecialistSet
 from pipeline.stream.replay import generic_windows
 from soe_model.files.soup import SoupOfExperts
-from soe_model.specialists.coefficient_learning import learn_coefficients
+from soe_model.specialists.coefficient_learning import learn_coefficients, two_sides
 from soe_model.specialists.fine_tuning import fine_tune
 from soe_model.specialists.recipe import Recipe, make_recipe
 from soe_model.specialists.refining import REFINED
@@ -33,8 +33,6 @@ from storage_schema.layout import store_place
 
 FEW_TEXTS = 100
 """Below so many the domain weights are drawn again, to say how sure they are."""
-STOPPING_SHARE = 0.2
-"""Of the windows of the texts; they say when learning stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,26 +177,22 @@ class SpecialistMaker:
         self, one: SpecialistSet, start_N: torch.Tensor, instance_P: torch.Tensor, method: Method
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         windows_nL1 = self.meter.windows(one.texts)
-        stopping = max(1, round(STOPPING_SHARE * len(windows_nL1)))
-        if len(windows_nL1) <= stopping:
+        sides = two_sides(windows_nL1)
+        if not len(sides[0]):
             raise UserError(
                 f"specialist set {one.name} has {len(windows_nL1)} windows of {windows_nL1.shape[1] - 1} tokens; "
                 f"{method.name} needs at least 2. Give more text, or use the method {NEAREST}."
             )
-        # Spread over the texts, so that both sides are alike.
-        held = torch.linspace(0, len(windows_nL1) - 1, stopping).round().long()
-        kept = torch.ones(len(windows_nL1), dtype=torch.bool)
-        kept[held] = False
-        sides = windows_nL1[kept], windows_nL1[held]
         with self.show(f"learn {one.name}"[:24], "steps") as report:
             if method.name == LEARNED:
                 start_N, learned = learn_coefficients(
                     self.soup, start_N, *sides, method.learning, report=report
                 )
                 return start_N, self.soup.instances(start_N[None])[0], asdict(learned)
+            params_P = instance_P.clone()
             instance_P, learned = fine_tune(
-                self.soup,
-                instance_P,
+                self.soup.model(params_P),
+                params_P,
                 *sides,
                 method.learning,
                 replay=self._replay(method),

@@ -10,6 +10,7 @@ from pipeline.specialists.domain_weights import Rule
 from pipeline.specialists.sets import SpecialistSet
 from soe_model.specialists.blending import BLENDED
 from soe_model.specialists.coefficient_learning import Learning
+from soe_model.specialists.fine_tuning import LEARNING_RATE
 from soe_model.specialists.recipe import FINE_TUNED
 from storage_schema.errors import UserError
 from storage_schema.manifest import content_digest
@@ -21,7 +22,7 @@ SETTINGS_OF_METHOD = {
     FINE_TUNED: ("learning_steps", "learning_rate", "replay_store", "replay_share"),
 }
 """The settings that each method reads besides those of all."""
-RATES = {LEARNED: 0.1, FINE_TUNED: 3e-4}
+RATES = {LEARNED: 0.1, FINE_TUNED: LEARNING_RATE}
 """Where the settings give none: of coefficients per their size (0.02 for those of 0.2, as the `tiny` preset's are)."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 
@@ -19,7 +20,9 @@ from soe_model.planning.model_size import ModelSize, model_size
 from soe_model.planning.setup import Setup
 from soe_model.planning.step_time import token_flops, whole_step_flops
 from soe_model.presets import SoupConfig, TrainingConfig
+from soe_model.specialists.coefficient_learning import Learned, Learning
 from soe_model.specialists.evaluation import window_losses
+from soe_model.specialists.fine_tuning import fine_tune
 from soe_model.training.trainer import SoupTrainer
 
 
@@ -34,6 +37,8 @@ class FlatMethod(Method):
     centroids_KD: torch.Tensor | None = None
     """The domains' centroids; a router starts from them."""
     device: str | torch.device = "cpu"
+    routed: ClassVar[bool] = False
+    """Whether routers choose inside its model for each text, which so is not one dense model."""
 
     def begin(self, run: Run, begun: Trained | None = None) -> Learner:
         if (begun is None) != (run.begins_from is None):
@@ -93,6 +98,19 @@ class FlatMethod(Method):
         assert isinstance(instance, torch.Tensor)
         self._backbone.params_P.copy_(instance)
         return window_losses(self._backbone.module, windows_nL1)
+
+    def fine_tune(
+        self,
+        instance: Instance,
+        windows_nL1: torch.Tensor,
+        stopping_mL1: torch.Tensor,
+        learning: Learning,
+    ) -> tuple[Instance, Learned]:
+        """The instance after training on the windows (section 3.2), for methods that are not `routed`."""
+        assert isinstance(instance, torch.Tensor)
+        flat = self._backbone
+        flat.params_P.copy_(instance)
+        return fine_tune(flat.module.eval(), flat.params_P, windows_nL1, stopping_mL1, learning)
 
     def cost_of(
         self,

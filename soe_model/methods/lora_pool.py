@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -42,6 +43,7 @@ class LoraPool(GroupedMethod):
     """Of each LoRA's gates; None: 100, or a quarter of the group's steps where that is less."""
     lora_learning_rate: float = 5e-3
     """Of LoRAs and gates; PHATGOOSE's."""
+    routed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

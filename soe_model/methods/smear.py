@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -21,11 +22,14 @@ from soe_model.methods.flat import FlatMethod
 from soe_model.methods.method import Cost, Instance, Run, Trained
 from soe_model.methods.module_learner import ModuleLearner
 from soe_model.model.backbone import build_backbone
+from soe_model.model.flat_module import FlatModule
 from soe_model.model.merged_experts import EXPERT_TENSORS, FrozenExpert, MergedExperts, entropy
 from soe_model.model.router import check_domain_weights
 from soe_model.planning.state_size import soup_params
 from soe_model.planning.step_time import ADAM_FLOPS, token_flops
+from soe_model.specialists.coefficient_learning import Learned, Learning
 from soe_model.specialists.evaluation import window_losses
+from soe_model.specialists.fine_tuning import fine_tune
 from storage_schema.errors import UserError
 
 
@@ -43,6 +47,7 @@ class Smear(FlatMethod):
     """S, the segments of a whole sequence; 1: the routers read nothing, and choose the same for all texts."""
     dropout: float = 0.1
     """Share of the experts that a sequence goes without in training (section 3)."""
+    routed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, ("width",), lambda width: width is None or whole(width), "at least 1")
@@ -180,6 +185,7 @@ class SmearFrozen(Smear):
 
     windows_read: int = 32
     """Of a target's windows, at most so many decide."""
+    routed: ClassVar[bool] = False
 
     def instantiate(
         self,
@@ -195,6 +201,20 @@ class SmearFrozen(Smear):
             )
         pairs = zip(routed, windows, strict=True)
         return [frozen(module, windows_nL1[: self.windows_read]) for module, windows_nL1 in pairs]
+
+    def fine_tune(
+        self,
+        instance: Instance,
+        windows_nL1: torch.Tensor,
+        stopping_mL1: torch.Tensor,
+        learning: Learning,
+    ) -> tuple[Instance, Learned]:
+        """The merged adapters are trained with the backbone."""
+        assert isinstance(instance, nn.Module)
+        flat = FlatModule(deepcopy(instance).eval().requires_grad_())
+        tuned_P, learned = fine_tune(flat.module, flat.params_P, windows_nL1, stopping_mL1, learning)
+        flat.params_P.copy_(tuned_P)
+        return flat.module, learned
 
     def cost(self) -> Cost:
         size = self.size

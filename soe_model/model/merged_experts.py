@@ -116,7 +116,7 @@ class FrozenExpert(nn.Module):
         with torch.no_grad():
             names = ("down_DC", "down_bias_C", "up_CD", "up_bias_D")
             for name, tensor in zip(names, experts.merged(shares_N), strict=True):
-                self.register_buffer(name, tensor)
+                self.register_parameter(name, nn.Parameter(tensor))
 
     def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
         output_BLD = self.mlp(hidden_BLD)

@@ -21,6 +21,9 @@ from soe_model.model.flat_module import unflatten
 from soe_model.specialists.evaluation import mean_loss
 from storage_schema.errors import UserError
 
+STOPPING_SHARE = 0.2
+"""Of the windows of the texts; they say when learning stops."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Learning:
@@ -139,6 +142,16 @@ def _descent(
         soup.attach(model, soup.instances(coefficients_N.detach()[None])[0])
 
     return coefficients_N, model, step
+
+
+def two_sides(windows_nL1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The windows to learn from, and STOPPING_SHARE of them that say when to stop; of one window, nothing to learn."""
+    stopping = max(1, round(STOPPING_SHARE * len(windows_nL1)))
+    # Spread over the texts, so that both sides are alike.
+    held = torch.linspace(0, len(windows_nL1) - 1, stopping).round().long()
+    kept = torch.ones(len(windows_nL1), dtype=torch.bool)
+    kept[held] = False
+    return windows_nL1[kept], windows_nL1[held]
 
 
 def batches_of(windows_nL1: torch.Tensor, learning: Learning) -> Iterator[torch.Tensor]:

@@ -10,16 +10,18 @@ from collections.abc import Callable
 
 import torch
 
-from soe_model.files.soup import SoupOfExperts
 from soe_model.model.backbone import token_losses
 from soe_model.specialists.coefficient_learning import Learned, Learning, Report, batches_of, descend
 from soe_model.specialists.evaluation import mean_loss
 from storage_schema.errors import UserError
 
+LEARNING_RATE = 3e-4
+"""Where none is given."""
+
 
 def fine_tune(
-    soup: SoupOfExperts,
-    instance_P: torch.Tensor,
+    model: torch.nn.Module,
+    params_P: torch.Tensor,
     windows_nL1: torch.Tensor,
     stopping_mL1: torch.Tensor,
     learning: Learning,
@@ -29,9 +31,10 @@ def fine_tune(
     gradient_clip: float = 1.0,
     report: Report = lambda done, of: None,
 ) -> tuple[torch.Tensor, Learned]:
-    """Train a copy of the instance on the windows, with held-out early stopping.
+    """Train the model on the windows, with held-out early stopping.
 
     Args:
+        model: its parameters are views of `params_P`, and both are changed: give a copy of what must stay.
         replay: number of windows → so many of the pretraining mixture, other ones at each call.
         replay_share: of each batch; the rest is of the texts.
 
@@ -45,8 +48,6 @@ def fine_tune(
         raise UserError(
             f"replay_share is {replay_share}; it must be at least 0 and below 1, and above 0 needs a store to replay."
         )
-    params_P = instance_P.clone()
-    model = soup.model(params_P)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning.learning_rate, weight_decay=0.0)
     owed = 0.0
 

@@ -20,11 +20,16 @@ def cell(method: str, seed: int, first: float, *, flops: float, each: float = 0.
         del losses["generic mixture"]
     point = {"tokens": 800, "seconds": 8.0, "losses": losses}
     before = point | {"tokens": 400, "seconds": 4.0, "losses": {n: loss + 0.5 for n, loss in losses.items()}}
+    tuned = {
+        name: {"tokens": 96, "window_losses": [loss - 0.3]}
+        for name, loss in losses.items()
+        if "mix" not in name
+    }
     cost = {"pretrained_size": 2_000_000, "specialist_size": 1_000_000, "pretraining_flops": flops}
     return {
         "method": method, "seed": seed, "status": "finished", "said": "", "anew": False, "points": [before, point],
         "cost": cost | {"specialist_flops": each}, "all_flops": flops, "seconds_to_specialist": 0.0123,
-        "seconds_per_token": 1e-4,
+        "seconds_per_token": 1e-4, "fine_tuned": {"said": "", "points": [{"tokens": 96, "sets": tuned}]},
     } | more  # fmt: skip
 
 
@@ -98,6 +103,14 @@ def test_what_was_not_asked_has_no_chart(report, without, chart):
     assert f'id="{chart}"' in page(report) and f'id="{chart}"' not in page(report | without)
 
 
+def test_the_section_of_fine_tuning_is_there_where_something_was(report):
+    assert (
+        "generic does not reach the loss of the soup before its fine-tuning (3.150) with 96 tokens"
+        in page(report)
+    )
+    assert 'id="fine-tuning"' not in page(report | {"fine_tuning": []})
+
+
 @pytest.mark.parametrize(("number", "said"), [(1_234_567, "1.23 M"), (800, "800"), (2e9, "2 G")])
 def test_short_numbers(number, said):
     assert short(number) == said
@@ -123,6 +136,11 @@ def test_it_is_readable_on_a_laptop_and_on_a_phone(report, tmp_path):
             assert (problems, asked) == ([], [path.as_uri()])
             assert opened.evaluate("document.documentElement.scrollWidth") <= width
             assert opened.locator("#tokens .legendtext").all_text_contents() == ["soup", "generic", "crisp"]
+            assert opened.locator("#fine-tuning .legendtext").all_text_contents() == [
+                "soup",
+                "generic",
+                "crisp",
+            ]
             assert opened.locator("tbody tr").count() == 4
             assert opened.locator("#surface .scatterlayer .point").count() == 5
             assert opened.locator("#by-few-texts .scatterlayer .point").count() == 3

@@ -20,7 +20,7 @@ def settings(store: Path, **given) -> CompareMethods:
     chosen = dict(
         store=str(store), methods=["soup", "generic"], preset="tiny", seeds=[0], tokens=24 * 4 * LENGTH, batch_size=4,
         sequence_length=LENGTH, num_experts=2, mixtures_per_step=2, support_size=2, groups=2, points=3,
-        checkpoint_seconds=1e-9,
+        checkpoint_seconds=1e-9, fine_tune_tokens=[],
     )  # fmt: skip
     return CompareMethods(**{**chosen, **given}).of_size()
 
@@ -60,6 +60,7 @@ def place(folder: Path, store: DomainStore, chosen: CompareMethods) -> Place:
         points=chosen.points or 1,
         checkpoint_seconds=chosen.checkpoint_seconds,
         cores=1,
+        fine_tune_tokens=tuple(chosen.fine_tune_tokens or ()),
     )
 
 

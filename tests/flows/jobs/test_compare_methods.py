@@ -22,7 +22,7 @@ def chosen(built, settings, tmp_path_factory):
     return CompareMethods(
         name=str(folder / "which"), store=settings.store, methods=["soup", "generic"], seeds=[3, 4], tokens=20 * 4 * 16,
         batch_size=4, sequence_length=16, mixtures_per_step=2, support_size=2, num_experts=2, held_out=False,
-        texts={"pets": str(texts)}, evaluation_passages=6, points=2,
+        texts={"pets": str(texts)}, evaluation_passages=6, points=2, fine_tune_tokens=[64, 32],
     )  # fmt: skip
 
 
@@ -37,6 +37,9 @@ def test_it_ends_with_a_page(compared, chosen):
     assert [one["name"] for one in report["sets"]] == ["pets", "generic mixture"]
     assert [(row["method"], row["seeds"]) for row in report["rows"]] == [("soup", 2), ("generic", 2)]
     assert all(0 < row["by_set"]["pets"]["mean"] < 8 for row in report["rows"])
+    assert [len(cell["fine_tuned"]["points"]) for cell in report["cells"]] == [2] * 4 and report[
+        "fine_tuning"
+    ]
     assert len(report["cells"][0]["window_losses"]["pets"]) > 1
     assert compared["answer"][0].startswith("On 1 far set") and compared["page"].endswith("comparison.html")
 

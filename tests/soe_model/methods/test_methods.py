@@ -5,6 +5,7 @@ import torch
 
 from soe_model.methods import METHODS, method
 from soe_model.model.backbone import token_losses
+from soe_model.specialists.coefficient_learning import Learning
 from tests.soe_model.methods.circles import GENERIC_K, ROUTED, STEPS, B, K, L, N, draw, make, trained, windows
 from tests.soe_model.oracle import assert_same_parameters, reference_of, take_the_same_steps
 
@@ -76,6 +77,17 @@ def test_a_loss_is_that_of_each_window():
     with torch.no_grad():
         expected = token_losses(learner.backbone.module, tokens).double().mean(1)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_model_is_fine_tuned_without_the_others_changing():
+    one = make("generic")
+    text = windows(torch.eye(K)[0], 20, torch.Generator().manual_seed(0))
+    model = 0.1 * torch.randn(one.size.num_params, generator=torch.Generator().manual_seed(0))
+    before = model.clone()
+    tuned, learned = one.fine_tune(model, text[:16], text[16:], Learning(steps=20, learning_rate=1e-2))
+    assert torch.equal(model, before)
+    assert one.loss(tuned, text).mean() < one.loss(model, text).mean() - 0.5
+    assert min(learned.stopping_losses) == pytest.approx(one.loss(tuned, text[16:]).mean().item())
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 from soe_model.methods.smear import banks_of
 from soe_model.model.merged_experts import FrozenExpert
 from soe_model.planning.state_size import soup_params
+from soe_model.specialists.coefficient_learning import Learning
 from tests.soe_model.methods.circles import STEPS, B, K, L, draw, make, windows
 from tests.soe_model.methods.test_methods import counted
 
@@ -76,6 +77,19 @@ def test_frozen_shares_are_the_mean_over_windows_and_segments():
         assert shares_N.std() > 0.01
         expected = torch.einsum("n,ndc->dc", shares_N, bank.down_NDC)
         torch.testing.assert_close(alone.down_DC, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_model_is_fine_tuned_with_its_adapters():
+    still = make("smear-frozen", segments=L)
+    texts = of_domains()
+    [frozen] = still.instantiate([Kept(sharp(still))], torch.eye(K)[:1], texts[:1])
+    before = {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
+    tuned, _ = still.fine_tune(frozen, texts[0], texts[0][:4], Learning(steps=20, learning_rate=1e-2))
+    assert still.loss(tuned, texts[0]).mean() < still.loss(frozen, texts[0]).mean() - 0.1
+    for name, tensor in before.items():
+        assert torch.equal(frozen.state_dict()[name], tensor)
+        assert not torch.equal(tuned.state_dict()[name], tensor), name
+    assert make("smear").routed and not still.routed
 
 
 class Kept:
