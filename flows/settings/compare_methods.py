@@ -21,7 +21,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "max_sets": 4,
         "points": 4,
         "mixtures": 0,
-        "fine_tune_tokens": [4_000],
+        "fine_tune_tokens": [],
     },
     "full": {
         "methods": None,

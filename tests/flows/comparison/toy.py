@@ -20,7 +20,7 @@ def settings(store: Path, **given) -> CompareMethods:
     chosen = dict(
         store=str(store), methods=["soup", "generic"], preset="tiny", seeds=[0], tokens=24 * 4 * LENGTH, batch_size=4,
         sequence_length=LENGTH, num_experts=2, mixtures_per_step=2, support_size=2, groups=2, points=3,
-        checkpoint_seconds=1e-9, fine_tune_tokens=[],
+        checkpoint_seconds=1e-9,
     )  # fmt: skip
     return CompareMethods(**{**chosen, **given}).of_size()
 
