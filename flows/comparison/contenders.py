@@ -155,7 +155,11 @@ def _configs(
 ) -> tuple[SoupConfig, TrainingConfig]:
     common = {name: getattr(settings, name) for name in COMMON} | of_run
     chosen = preset(str(common["preset"]))
-    sizes = {"batch_size": settings.batch_size, "sequence_length": settings.sequence_length}
+    same = preset(str(settings.preset)).training  # of all methods, also of one with another preset
+    sizes = {
+        "batch_size": settings.batch_size or same.batch_size,
+        "sequence_length": settings.sequence_length or same.sequence_length,
+    }
     warmup_steps = common.pop("warmup_steps", min(chosen.training.warmup_steps, steps // 10))
     pretrain = Pretrain(**common, **sizes, seed=seed, steps=steps, warmup_steps=warmup_steps)
     resolved = resolve(pretrain, store)

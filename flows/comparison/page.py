@@ -155,7 +155,7 @@ def _costs(row: dict[str, Any]) -> list[str]:
         str(timedelta(seconds=round(row["seconds"]))),
         seconds(row["seconds_to_specialist"]),
         short(row["stored"]) + each,
-        short(row["served"]),
+        short(row["served"]) + (f", {short(row['active'])} active" if row["active"] else ""),
         f"{1e3 * row['seconds_per_token']:.3f} ms",
     ]
 

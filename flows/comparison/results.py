@@ -16,6 +16,8 @@ from flows.comparison.surface import is_mixture
 from flows.settings import CompareMethods
 
 SOUP, CRISP = "soup", "crisp"
+LARGER = 1.1
+"""From so many times the parameters of the smallest model served on, the answer says that one is larger."""
 
 
 def collect(
@@ -93,6 +95,7 @@ def _row(label: str, cells: list[dict[str, Any]], sets: list[MeasuredSet]) -> di
         "seconds_to_specialist": fmean(cell["seconds_to_specialist"] for cell in done),
         "stored": cost["pretrained_size"] or cost["specialist_size"],
         "served": cost["specialist_size"],
+        "active": cost.get("active_size"),
         "seconds_per_token": fmean(cell["seconds_per_token"] for cell in done),
     }
 
@@ -127,10 +130,14 @@ def answer(rows: list[dict[str, Any]], sets: list[MeasuredSet]) -> list[str]:
 
 
 def _ranking(kind: str, number: int, ranked: list[dict[str, Any]]) -> str:
+    least = min(row["served"] for row in ranked)
+
     def said(row: dict[str, Any]) -> str:
         loss = row["losses"][kind]
         around = "" if loss["sd"] is None else f" ± {loss['sd']:.3f}"
-        return f"{row['method']} ({loss['mean']:.3f}{around})"
+        larger = row["served"] / least
+        size = f", {larger:.1f} times the parameters" if larger >= LARGER else ""
+        return f"{row['method']} ({loss['mean']:.3f}{around}{size})"
 
     first = ranked[0]
     words = f"On {number} {kind} set{'s' * (number > 1)} the lowest mean loss is that of {said(first)}"

@@ -14,6 +14,7 @@ from soe_model.methods.pareto import Pareto
 from soe_model.methods.phatgoose import Phatgoose
 from soe_model.methods.smear import Smear, SmearFrozen
 from soe_model.methods.soup import Soup
+from soe_model.methods.sparse_moe import SparseMoe
 from storage_schema.errors import UserError
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -31,6 +32,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "smear-frozen": SmearFrozen,
     "phatgoose": Phatgoose,
     "arrow": Arrow,
+    "sparse-moe": SparseMoe,
 }
 
 

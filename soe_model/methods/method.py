@@ -50,6 +50,8 @@ class Cost:
 
     specialist_size: int
     """Spec. size: parameters of one specialist."""
+    active_size: int | None = None
+    """Those of them that one token meets; None: all."""
     pretrained_size: int
     """Pretrain. size: parameters to keep after pretraining."""
     pretraining_tokens: int

@@ -36,6 +36,7 @@ class ModuleLearner:
         of_router: whether the parameter of that name is a router's, for what a step reports.
         router_entropy: entropy in nats of what the routers chose in the last forward pass, as
             :attr:`StepResult.router_entropy`.
+        losses: as :func:`token_losses`, with what else is to be lowered; a step reports its mean.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ModuleLearner:
         rates: Mapping[str, float],
         of_router: Callable[[str], bool] = lambda name: False,
         router_entropy: Callable[[], float] = lambda: 0.0,
+        losses: Callable[[nn.Module, torch.Tensor], torch.Tensor] = token_losses,
     ):
         self.module, self.training = module, training
         self._rates, self._of_router, self._router_entropy = rates, of_router, router_entropy
@@ -60,7 +62,7 @@ class ModuleLearner:
             name: (torch.zeros_like(parameter.data), torch.zeros_like(parameter.data))
             for name, parameter in self._trained.items()
         }
-        self._losses = torch.compile(token_losses, dynamic=False) if training.compile_model else token_losses
+        self._losses = torch.compile(losses, dynamic=False) if training.compile_model else losses
         self.step = 0
         """Number of steps done, and so of the next one."""
 

@@ -115,7 +115,11 @@ def build_backbone(
 
 def token_losses(model: torch.nn.Module, tokens_BL1: torch.Tensor) -> torch.Tensor:
     """Loss of each next token in nats, float32 [B, L]; `tokens_BL1` is int64 [B, L + 1]."""
-    inputs, targets = tokens_BL1[:, :-1], tokens_BL1[:, 1:]
-    logits = model(input_ids=inputs).logits
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return losses_of_logits(model(input_ids=tokens_BL1[:, :-1]).logits, tokens_BL1)
+
+
+def losses_of_logits(logits_BLV: torch.Tensor, tokens_BL1: torch.Tensor) -> torch.Tensor:
+    """The same from the logits of all tokens but the last of each sequence; V words."""
+    targets = tokens_BL1[:, 1:]
+    losses = F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets.flatten(), reduction="none")
     return losses.view(targets.shape)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from flows.comparison.page import page, seconds, short, write_page
-from flows.comparison.results import collect
+from flows.comparison.results import answer, collect
+from flows.comparison.sets import MeasuredSet
 from flows.settings import CompareMethods
 from tests.extras import chromium, screenshot
 from tests.flows.comparison import toy
 
+TENSORS = "weights_K", "choosing_nL1", "evaluation_nL1"
 HOSTILE = "</script><b>bold</b>"
 
 
@@ -74,6 +76,15 @@ def test_the_answer_says_which_is_best_and_from_how_many_on_a_soup_pays(report):
     assert by_tokens.startswith("With more than 4 specialists a soup costs less than CRISP")  # 9e9 / 2e9
     assert "with 50% of its tokens" in by_loss and "with more than 9 specialists" in by_loss
     assert seeds.startswith("With 2 seeds")
+
+
+def test_the_answer_says_that_a_model_is_larger():
+    rows = [
+        {"method": method, "losses": {"seen": {"mean": loss, "sd": None}}, "served": served, "seeds": 3}
+        for method, loss, served in (("generic:larger", 2.0, 320), ("soup", 2.5, 100), ("generic", 3.0, 100))
+    ]
+    [said] = answer(rows, [MeasuredSet(name="a", kind="seen", **dict.fromkeys(TENSORS))])
+    assert "generic:larger (2.000, 3.2 times the parameters), then soup (2.500); generic (3.000)." in said
 
 
 def test_a_spread_is_that_of_the_seeds(report):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from flows.comparison.contenders import contenders
 from flows.comparison.plan import Rate, makespan, measure, steps_in_hours, steps_of_tokens
 from flows.settings import CompareMethods
 from tests.flows.comparison import toy
+
+LLAMA = {"model_type": "llama", "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3} | {
+    "num_attention_heads": 4
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,25 @@ def test_domain_experts_share_the_tokens_and_take_the_plain_rate(store):
     assert [run.training.steps for run in experts.method.runs()] == [12, 12]
     rates = [one.method.training.learning_rate for one in (soup, experts)]
     assert rates == [5e-3, 1e-2]
+
+
+def test_a_larger_backbone_for_one_entry_has_the_same_tokens_and_its_own_cost(store):
+    larger = {
+        "generic:larger": {"preset": "small", "warmup_steps": 2},
+        "generic:wide": {"backbone": dict(LLAMA)},
+    }
+    methods = ["generic", *larger]
+    chosen = toy.settings(store.folder.parent, methods=methods, options=larger, batch_size=None)
+    plain, deep, wide = (one.method for one in contenders(chosen, store, seed=0, steps=24))
+    # Of the comparison's preset: the larger one's batch is twice as large.
+    assert [one.training.batch_size for one in (plain, deep, wide)] == [16] * 3
+    assert [one.runs()[0].tokens for one in (plain, deep, wide)] == [24 * 16 * toy.LENGTH] * 3
+    assert (deep.size.num_layers, deep.training.learning_rate, deep.training.warmup_steps) == (4, 3e-3, 2)
+    for one in (deep, wide):
+        model = one.begin(one.runs()[0]).instantiate(torch.full((1, 4), 0.25))
+        assert one.cost().specialist_size == model.shape[1] > plain.cost().specialist_size
+        assert one.cost().token_flops > plain.cost().token_flops
+    assert len({one.digest for one in toy.all_pretrainings(chosen, store)}) == 3
 
 
 def test_a_size_gives_what_is_not_given():

@@ -21,8 +21,8 @@ BACKBONE = gpt2_config(
     initializer_range=0.1,
 ) | {"attn_implementation": "eager"}  # whose products are counted
 GENERIC_K = torch.full((K,), 1 / K)
-ROUTED = {"smear", "smear-frozen", "phatgoose", "arrow"}
-"""Methods whose models are modules: test_smear.py and test_phatgoose.py."""
+ROUTED = {"smear", "smear-frozen", "phatgoose", "arrow", "sparse-moe"}
+"""Methods whose models are modules: test_smear.py, test_phatgoose.py and test_sparse_moe.py."""
 
 
 def make(name, *, rank=None, epsilon=1e-8, steps=STEPS, expert_rate=5e-3, generic_K=GENERIC_K, **options):
