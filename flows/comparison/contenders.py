@@ -6,12 +6,13 @@ Legend: K domains, D embedding size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
 
 from flows.settings import CompareMethods, Pretrain
+from flows.training.laws import meta_distribution
 from flows.training.resolve_run import resolve
 from pipeline.mixtures.meta_distributions import window_shares
 from soe_model.methods import method as method_named
@@ -29,10 +30,13 @@ SOUP_RATES = "soup", "pareto"
 COMMON = "preset", "num_experts", "mixtures_per_step", "support_size"
 """Settings of pretrain-soe that the comparison gives all methods, and their options may change."""
 OF_THE_COMPARISON = {
-    "name", "store", "method", "seed", "steps", "batch_size", "sequence_length", "meta_distribution", "ratios",
-    "laws", "generic_share", "neighbourhood_scales", "by_size", "concentration",
+    "name", "store", "method", "seed", "steps", "batch_size", "sequence_length", "ratios",
 }  # fmt: skip
 """Settings of pretrain-soe that are the same for all methods, or have no place here."""
+OF_THE_LAW = {
+    "meta_distribution", "laws", "generic_share", "neighbourhood_scales", "by_size", "concentration",
+}  # fmt: skip
+"""Settings of pretrain-soe that say how mixtures are drawn, for methods that train on drawn ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,8 @@ class Contender:
     label: str
     method: FlatMethod
     options: dict[str, Any]
+    law: dict[str, Any] = field(default_factory=dict)
+    """Settings of pretrain-soe of its mixtures, where they are not sparse ones of support_size domains."""
 
     @property
     def anew(self) -> bool:
@@ -72,6 +78,11 @@ class Pretraining:
     def method(self) -> FlatMethod:
         """One that begins the runs."""
         return self.contenders[0].method
+
+    @property
+    def law(self) -> dict[str, Any]:
+        """As :attr:`Contender.law`."""
+        return self.contenders[0].law
 
     @property
     def steps(self) -> int:
@@ -122,6 +133,7 @@ def _contender(
     kind = method_named(name)
     of_run = {key: value for key, value in options.items() if key in Pretrain.model_fields}
     own = {key: value for key, value in options.items() if key not in of_run}
+    law = {key: of_run.pop(key) for key in OF_THE_LAW & of_run.keys()}
     mine = {field.name for field in fields(kind)} - {field.name for field in fields(FlatMethod)} - {"group_K"}  # type: ignore[arg-type]
     if wrong := sorted((own.keys() - mine) | (of_run.keys() & OF_THE_COMPARISON)):
         raise UserError(
@@ -147,7 +159,24 @@ def _contender(
             raise UserError(f"its {runs} runs have less than a step each of {steps} steps. Give more tokens.")
         made = kind(**arguments | {"training": _shortened(training, steps // runs)})
         assert isinstance(made, FlatMethod)
-    return Contender(label=label, method=made, options=own)
+    if law:
+        law |= {key: of_run[key] for key in ("support_size",) if key in of_run}
+        _check_law(law, made, store)
+    return Contender(label=label, method=made, options=own, law=law)
+
+
+def _check_law(law: dict[str, Any], made: FlatMethod, store: DomainStore) -> None:
+    """Raise ValueError for a law that cannot be, and for a method that draws no mixtures."""
+    if isinstance(made, Crisp) or all(run.domain_weights_K is not None for run in made.runs()):
+        raise UserError(
+            f"{min(law)} says how mixtures are drawn, and its runs have one mixture each: leave it out."
+        )
+    settings = Pretrain(**law)
+    if any(one.ratios for one in settings.laws or []):
+        raise UserError(
+            "one of its laws reads a table of ratios, which a comparison cannot: name another law."
+        )
+    meta_distribution(settings, made.training, store)
 
 
 def _configs(
@@ -195,6 +224,8 @@ def pretrainings(
             "options": {} if begin is FlatMethod.begin else one.options,
             "runs": [_identity(run) for run in runs],
         }
+        if one.law:
+            decides["law"] = one.law
         digest = content_digest(decides)
         if digest in found:
             found[digest].contenders.append(one)

@@ -72,7 +72,8 @@ def measure(
         if level[run.name] == len(rates):
             learner = pretraining.method.begin(run, learners.get(run.begins_from or ""))
             learners[run.name] = learner
-            rates.append(_step_seconds(learner, stream_of(run, store, pretraining.seed), run.training.steps))
+            stream = stream_of(run, store, pretraining.seed, pretraining.law)
+            rates.append(_step_seconds(learner, stream, run.training.steps))
         training += rates[level[run.name]] * run.training.steps
     window = rates[0] / (BACKWARD * pretraining.runs[0].training.batch_size)
     windows = points * sum(_windows(pretraining, sets))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from safetensors.torch import load_file, save_file
 
 from flows.comparison import checkpoint
 from flows.comparison.contenders import Pretraining
-from pipeline.mixtures.meta_distributions import Fixed, Sparse
+from flows.settings import Pretrain
+from flows.training.laws import meta_distribution
+from pipeline.mixtures.meta_distributions import Fixed
 from pipeline.mixtures.plan import MixturePlan
 from pipeline.stream.batches import MixtureStream
 from soe_model.methods.flat import FlatMethod
@@ -97,7 +99,7 @@ class Training:
             )
         marks = point_steps(run, self.points)
         clock = saved = time.monotonic()
-        for batch in stream_of(run, self.store, self.pretraining.seed).in_process(
+        for batch in stream_of(run, self.store, self.pretraining.seed, self.pretraining.law).in_process(
             learner.step, run.training.steps
         ):
             result = learner.train_step(
@@ -193,14 +195,20 @@ def point_steps(run: Run, points: int) -> Sequence[int]:
     return sorted({max(1, run.training.steps * number // points) for number in range(1, points + 1)})
 
 
-def stream_of(run: Run, store: DomainStore, seed: int) -> MixtureStream:
-    """The batches of a run: the draws of all methods come from the same numbers."""
+def stream_of(
+    run: Run, store: DomainStore, seed: int, law_settings: Mapping[str, Any] | None = None
+) -> MixtureStream:
+    """The batches of a run: the draws of all methods come from the same numbers.
+
+    Args:
+        law_settings: :attr:`Pretraining.law`, for a run that draws its mixtures; None: sparse ones.
+    """
     training = run.training
     windows_K = store.windows_K(training.sequence_length)
     weights_K = run.domain_weights_K
     # Weights travel as float32; the plan wants their sum to be one more exactly than that.
     law = (
-        Sparse(support_size=training.support_size)
+        meta_distribution(Pretrain(**law_settings or {}), training, store)
         if weights_K is None
         else Fixed(_summing_to_one(weights_K.double()).numpy())
     )

@@ -11,6 +11,8 @@ from flows.comparison.cells import DIVERGED, FAILED, RESULT, run_cells, train_an
 from flows.comparison.measuring import FINISHED
 from flows.comparison.sets import load_sets, save_sets
 from flows.comparison.training import Training, point_steps
+from pipeline.mixtures.compositions import Mixed
+from pipeline.mixtures.meta_distributions import Sparse
 from storage_schema.errors import UserError
 from tests.flows.comparison import toy
 
@@ -161,6 +163,28 @@ def test_all_methods_draw_from_the_same_numbers(store):
         for one in (generic, branched)
     ]
     assert (batches[0] == batches[1]).all()
+
+
+def test_two_soups_train_under_two_laws(tmp_path, store, monkeypatch):
+    laws = [{"law": "sparse", "share": 0.5}, {"law": "neighbourhood", "share": 0.5}]
+    options = {"soup:mixed": {"meta_distribution": "mixed", "laws": laws}}
+    there, both = prepared(tmp_path, store, methods=["soup", "soup:mixed"], options=options, points=1)
+    assert len({one.digest for one in both}) == 2
+    drawn_from, make_plan = [], training_module.MixturePlan
+    monkeypatch.setattr(
+        training_module,
+        "MixturePlan",
+        lambda windows_K, law, **given: drawn_from.append(law) or make_plan(windows_K, law, **given),
+    )
+    cells = [cell for one in both for cell in train_and_measure(there, one)]
+    assert [(cell["method"], cell["status"]) for cell in cells] == [
+        ("soup", FINISHED),
+        ("soup:mixed", FINISHED),
+    ]
+    sparse, mixed = drawn_from
+    assert isinstance(sparse, Sparse) and sparse.support_size == 2
+    assert isinstance(mixed, Mixed) and len(mixed.laws) == 2
+    assert cells[0]["points"][-1]["losses"] != cells[1]["points"][-1]["losses"]
 
 
 def test_points_end_with_the_run(store):

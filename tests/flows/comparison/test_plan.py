@@ -10,6 +10,7 @@ from flows.comparison.plan import Rate, makespan, measure, steps_in_hours, steps
 from flows.settings import CompareMethods
 from tests.flows.comparison import toy
 
+RECORDED = {"law": "recorded", "share": 1.0, "ratios": "ratios.csv"}
 LLAMA = {"model_type": "llama", "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3} | {
     "num_attention_heads": 4
 }
@@ -65,6 +66,18 @@ def test_every_kind_of_run_is_timed(store):
         ({"options": {"soup": {"steps": 5}}}, "soup: steps is no option of it"),
         ({"support_size": 5}, "support_size|5"),
         (
+            {"options": {"generic": {"meta_distribution": "uniform"}}},
+            "generic: meta_distribution says how mixtures are drawn, and its runs have one mixture each",
+        ),
+        (
+            {"options": {"soup": {"meta_distribution": "neighbourhood", "concentration": 2.0}}},
+            "soup: concentration is 2.0, of which meta_distribution=neighbourhood has no use",
+        ),
+        (
+            {"options": {"soup": {"meta_distribution": "mixed", "laws": [RECORDED]}}},
+            "soup: one of its laws reads a table of ratios",
+        ),
+        (
             {"methods": ["generic", "branched-experts"], "steps": 2},
             "branched-experts: of 2 steps, 2 groups have 0",
         ),
@@ -80,7 +93,7 @@ def test_what_cannot_be_is_refused_by_name(store, given, said):
     steps = given.pop("steps", 24)
     with pytest.raises(ValueError, match=said):
         for one in toy.all_pretrainings(toy.settings(store.folder.parent, **given), store, steps=steps):
-            stream_of(one.runs[0], store, 0)
+            stream_of(one.runs[0], store, 0, one.law)
 
 
 def test_domain_experts_share_the_tokens_and_take_the_plain_rate(store):
