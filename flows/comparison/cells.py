@@ -21,6 +21,7 @@ from flows.comparison.contenders import Contender, Pretraining
 from flows.comparison.further import Further, Question
 from flows.comparison.measuring import FINISHED, measured
 from flows.comparison.sets import MeasuredSet
+from flows.comparison.surface import is_mixture
 from flows.comparison.training import Training
 from flows.errors import user_error
 from flows.reporting.progress import progress
@@ -64,8 +65,13 @@ class Place:
     def store(self) -> DomainStore:
         return open_store(self.store_place, num_volumes=self.store_parts)
 
+    def tuned_on(self, contender: Contender) -> tuple[int, ...]:
+        """The numbers of tokens for fine-tuning; none for models of random mixtures, which rank them as they are."""
+        return () if is_mixture(contender.label) else self.fine_tune_tokens
+
     def cell(self, pretraining: Pretraining, contender: Contender) -> Stage:
-        tuned = {"fine_tune_tokens": list(self.fine_tune_tokens)} if self.fine_tune_tokens else {}
+        tokens = self.tuned_on(contender)
+        tuned = {"fine_tune_tokens": list(tokens)} if tokens else {}
         return open_stage(
             self.folder / "cells" / f"{contender.label.replace(':', '@')}-seed-{pretraining.seed}",
             kind=KIND,
@@ -229,7 +235,7 @@ def _cell(place: Place, training: Training, contender: Contender) -> dict[str, A
     """Measure a method and write its cell, unless it is there; then what is asked of it besides."""
     stage = place.cell(training.pretraining, contender)
     if stage.finished is None:
-        tokens = place.fine_tune_tokens
+        tokens = place.tuned_on(contender)
         _write(
             stage,
             measured(training, contender, place.sets, fine_tune_tokens=tokens, scratch=stage.scratch),

@@ -205,7 +205,7 @@ def _rates(place: Place, left: list[Pretraining]) -> list[plan.Rate]:
                 place.store_parts,
                 place.points,
                 place.cores,
-                place.fine_tune_tokens,
+                place.tuned_on(one.contenders[0]),
             )  # fmt: skip
             for one in of_labels.values()
         ],

@@ -71,7 +71,7 @@ def test_every_kind_of_run_is_timed(store):
         ),
         (
             {"options": {"soup": {"meta_distribution": "neighbourhood", "concentration": 2.0}}},
-            "soup: concentration is 2.0, of which meta_distribution=neighbourhood has no use",
+            "soup: concentration is 2.0, which meta_distribution=neighbourhood does not use",
         ),
         (
             {"options": {"soup": {"meta_distribution": "mixed", "laws": [RECORDED]}}},
