@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.corpus.accounts import Losses, Tally, account, account_lines
+from pipeline.corpus.defaults import MAX_DAMAGED_FILES
 from pipeline.corpus.documents import Corpus
 from pipeline.corpus.large_files import bounded_groups
 from pipeline.passages.extraction import extract_group
@@ -44,7 +45,7 @@ def build_passages(
     *,
     passage_characters: int,
     max_bad_documents: int,
-    max_damaged_files: int = 0,
+    max_damaged_files: int = MAX_DAMAGED_FILES,
     present: Sequence[Path] = (),
     report: Report = ignore_progress,
 ) -> Manifest:

@@ -40,7 +40,7 @@ PAPERS = GUIDES | {
 }
 RUN_ELSEWHERE = {
     "make demo": "tests/flows/cli/test_demo.py checks its commands; it is run by hand for its result",
-    "make test": "the suite, of which this is the part that takes longest",
+    "make test": "the suite itself; this is another one",
     "source .venv/bin/activate": "the tests run in that environment",
     "soe up": "conftest.py",
     "soe down": "tests/flows/local_stack/test_lifecycle.py",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +22,12 @@ from pipeline.mixtures.meta_distributions import Fixed, MetaDistribution, Sparse
 from pipeline.mixtures.plan import MixturePlan
 from soe_model.presets import SoupConfig, TrainingConfig, preset
 from soe_model.specialists.evaluation import window_losses
-from soe_model.training.checkpoint import load_checkpoint, save_checkpoint
-from soe_model.training.checkpoint_files import is_whole
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.manifest import write_atomically
+from tests.benchmarks.worth.resuming import CURVE, keep, restore
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of Algorithm 3's weights; the rest is the generic mixture's. A set's given windows choose among them."""
-CURVE = "curve.json"
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def train(package: Package, options: argparse.Namespace) -> dict[str, Any] | Non
         centroids_KD=torch.from_numpy(package.arrays["centroids_KD"]),
         device=options.device,
     )
-    notes = _restore(options.out, trainer, plan.digest)
+    notes = restore(options.out, trainer, plan.digest)
     every = -(-training.steps // options.points)
     while trainer.step < training.steps:
         begun, at = time.time(), trainer.step
@@ -118,11 +115,7 @@ def train(package: Package, options: argparse.Namespace) -> dict[str, Any] | Non
             print(_line(row, package.facts["parts"]), flush=True)
         late = time.time() >= until and trainer.step < training.steps
         if at_point or late:
-            place = options.out / f"step-{trainer.step:07}"
-            save_checkpoint(place, trainer, plan_digest=plan.digest, notes=notes)
-            for other in options.out.glob("step-*"):
-                if other != place:
-                    shutil.rmtree(other)
+            keep(options.out, trainer, plan.digest, notes)
             result = {
                 "preset": options.preset,
                 "num_experts": soup.num_experts,
@@ -172,13 +165,6 @@ def _train_to(stop: int, trainer: SoupTrainer, plan: MixturePlan, package: Packa
         trainer.train_step(
             package.tokens(steps.domain_TB[t], steps.row_TB[t]).to(device), mixture_B, weights_WK.to(device)
         )
-
-
-def _restore(folder: Path, trainer: SoupTrainer, plan_digest: str) -> dict[str, Any]:
-    for place in sorted(folder.glob("step-*"), reverse=True):
-        if is_whole(place):
-            return load_checkpoint(place, trainer, plan_digest=plan_digest)
-    return {"seconds": 0.0, "curve": []}
 
 
 def _line(row: dict[str, Any], parts: dict[str, str]) -> str:

@@ -6,7 +6,6 @@ Every run reads the product's own stream under the product's own settings, and g
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +16,14 @@ import torch
 
 from flows.settings import Pretrain
 from flows.training.resolve_run import make_stream, resolve
-from soe_model.training.checkpoint import load_checkpoint, save_checkpoint
-from soe_model.training.checkpoint_files import is_whole
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.layout import store_folder
 from storage_schema.manifest import write_atomically
+from tests.benchmarks.worth.resuming import CURVE, keep, restore
 from tests.benchmarks.worth.sets import METHODS, load_sets, losses
 
 CHECKPOINT_SECONDS = 300.0
-CURVE = "curve.json"
 TRIED = 20
 """Steps after which the hours of the whole run are said."""
 
@@ -42,7 +39,7 @@ def train(settings: Pretrain, folder: Path, points: int, until: float) -> dict[s
     run = resolve(settings, store)
     stream = make_stream(settings, store, run.training)
     trainer = SoupTrainer(run.soup, run.training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
-    notes = _restore(folder, trainer, stream.plan.digest)
+    notes = restore(folder, trainer, stream.plan.digest)
     sets = load_sets(settings.store, run.training.sequence_length)
     steps, begun_at, saved = run.training.steps, trainer.step, time.time()
     every, tokens = -(-steps // points), run.training.batch_size * run.training.sequence_length
@@ -63,9 +60,7 @@ def train(settings: Pretrain, folder: Path, points: int, until: float) -> dict[s
             print(line(settings, row, sets.parts), flush=True)
         late = time.time() >= until
         if at_point or late or time.time() - saved > CHECKPOINT_SECONDS:
-            place = folder / f"step-{trainer.step:07}"
-            save_checkpoint(place, trainer, plan_digest=stream.plan.digest, notes=notes)
-            _forget_all_but(folder, trainer.step)
+            keep(folder, trainer, stream.plan.digest, notes)
             write_atomically(folder / CURVE, json.dumps(result))
             saved = time.time()
         if trainer.step - begun_at == TRIED:
@@ -104,16 +99,3 @@ def _steps(trainer: SoupTrainer, stream: Any) -> Iterator[float]:
             torch.from_numpy(batch.domain_weights_WK),
         )
         yield time.monotonic() - begun
-
-
-def _restore(folder: Path, trainer: SoupTrainer, plan_digest: str) -> dict[str, Any]:
-    for place in sorted(folder.glob("step-*"), reverse=True):
-        if is_whole(place):
-            return load_checkpoint(place, trainer, plan_digest=plan_digest)
-    return {"seconds": 0.0, "curve": []}
-
-
-def _forget_all_but(folder: Path, step: int) -> None:
-    for place in folder.glob("step-*"):
-        if place.name != f"step-{step:07}":
-            shutil.rmtree(place)
