@@ -55,12 +55,24 @@ def run_tasks(
             done += weights[number]
             report(done, total)
     except BaseException as error:
-        for reference in running:
-            ray.cancel(reference, force=True)
+        cancel(list(running))
         if isinstance(error, ray.exceptions.RayError):
             raise unwrap(error) from error
         raise
     return results
+
+
+def cancel(tasks: Sequence[ray.ObjectRef]) -> None:
+    """End tasks, and wait up to 10 s until each is over.
+
+    Ray loses a cancellation that meets a task on its way to its worker (ray-project/ray#24359), and the task would run
+    to its end: what is not over after a second is cancelled again.
+    """
+    left = list(tasks)
+    for _ in range(10):
+        for task in left:
+            ray.cancel(task, force=True)
+        left = ray.wait(left, num_returns=len(left), timeout=1)[1] if left else []
 
 
 def share(value: Any) -> Any:

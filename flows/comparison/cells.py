@@ -26,7 +26,7 @@ from flows.comparison.training import Training
 from flows.errors import user_error
 from flows.reporting.progress import progress
 from pipeline.remote.store import open_store
-from pipeline.tasks import available_cores
+from pipeline.tasks import available_cores, cancel
 from soe_model.training.trainer import NonFiniteLoss
 from storage_schema.domains import DomainStore
 from storage_schema.json_files import read_object
@@ -144,8 +144,7 @@ def run_cells(
                 done = sum(one.steps if one.name in results else _steps_told(place, one) for one in waiting)
                 report(done, total, f"{len(results)} of {len(all_of_them)} trainings finished")
     except BaseException:
-        for reference in running:
-            ray.cancel(reference, force=True)
+        cancel(list(running))
         raise
     shutil.rmtree(place.folder / "progress")
     return [cell for one in all_of_them for cell in results[one.name]]

@@ -7,7 +7,7 @@ import time
 import pytest
 import ray
 
-from pipeline.tasks import free_cores, run_tasks, share
+from pipeline.tasks import cancel, free_cores, run_tasks, share
 
 
 def test_an_interrupt_cancels_the_others(ray_cluster, tmp_path):
@@ -29,6 +29,28 @@ def test_an_interrupt_cancels_the_others(ray_cluster, tmp_path):
         assert time.monotonic() - before < 30
         time.sleep(0.05)
     assert not list(tmp_path.glob("ended-*"))
+
+
+def test_a_lost_cancellation_is_sent_again(ray_cluster, tmp_path, monkeypatch):
+    """As ray-project/ray#24359 loses one: the first of each task does nothing."""
+    real, asked = ray.cancel, set()
+
+    def lose_the_first(reference, **options):
+        if reference in asked:
+            real(reference, **options)
+        asked.add(reference)
+
+    def work(file):
+        file.touch()
+        time.sleep(20)
+
+    monkeypatch.setattr(ray, "cancel", lose_the_first)
+    task = ray.remote(work).remote(tmp_path / "begun")
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    cancel([task])
+    with pytest.raises(ray.exceptions.RayError):
+        ray.get(task, timeout=0)
 
 
 def test_what_is_shared_arrives_as_itself(ray_cluster):
