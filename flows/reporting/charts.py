@@ -51,6 +51,20 @@ def specialisation(rows: Sequence[dict[str, float]]) -> Figure:
     return figure
 
 
+def instance_losses(rows: Sequence[dict[str, float]]) -> Figure:
+    """Loss of the same few windows by step, under their mixtures' own instances and under the generic one."""
+    figure, axes = _axes(7.0, 2.8)
+    steps = [row["step"] for row in rows]
+    for name, label, color in (
+        ("generic_instance_loss", "under the generic instance", _GENERIC),
+        ("own_instance_loss", "under their mixtures' own instances", _SOUP),
+    ):
+        axes.plot(steps, [row[name] for row in rows], color=color, marker=".", linewidth=1.4, label=label)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    return figure
+
+
 def of_log(rows: Sequence[dict[str, float]]) -> list[str]:
     """A run's log in Markdown: its loss and, of a soup, whether the bank specialises."""
     steps, losses = ([row[name] for row in rows] for name in ("step", "loss"))
@@ -60,6 +74,12 @@ def of_log(rows: Sequence[dict[str, float]]) -> list[str]:
             as_markdown(specialisation(measured), "whether the bank specialises, by step"),
             "A bank specialises where the spreads are large and the cosine is small: coefficients and instances then "
             "differ between mixtures, and the experts do not all point one way.",
+        ]
+    if measured := [row for row in rows if "own_instance_loss" in row]:
+        shown += [
+            as_markdown(instance_losses(measured), "losses of fixed windows, by step"),
+            "The windows are the last step's. The distance of the two curves is what the instances gain on their own "
+            "mixtures' text.",
         ]
     return shown
 

@@ -1,6 +1,6 @@
 """A pretraining run's numbers as Ray metrics: what Prometheus scrapes and the Grafana dashboard shows.
 
-A run has twenty series; none has a label for domains or experts.
+A run has 22 series; none has a label for domains or experts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ GAUGES = {
     "soe_coefficient_spread": "std(alpha) / rms(alpha) over mixtures: 0 if all have the same coefficients.",
     "soe_instance_spread": "How far instances lie from their mean, by how far that lies from the shared parameters.",
     "soe_expert_cosine": "Mean |cos| of two experts: 1 if they lie on one line.",
+    "soe_own_instance_loss": "Of the last step's batch under its mixtures' own instances, nats per token.",
+    "soe_generic_instance_loss": "The same under the generic mixture's instance.",
     "soe_learning_rate": "Of the shared parameters.",
     "soe_tokens_per_second": "Tokens of the global batch per second, without checkpoints.",
     "soe_mixture_distance": "Total variation between what was drawn and its target since this attempt began.",

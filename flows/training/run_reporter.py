@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from flows.training.run_log import RunLog
 from flows.training.run_metrics import STEP_PHASES, RunMetrics
 from pipeline.mixtures.tally import MixtureTally
 from pipeline.stream.batches import MixtureStream
-from soe_model.training.specialisation import Specialisation
 from soe_model.training.trainer import SoupTrainer, StepResult, learning_rate_factor
 
 LOG_EVERY = 10
@@ -45,7 +44,7 @@ class Watch(AbstractContextManager):
     def after_step(
         self,
         result: StepResult,
-        measured: Specialisation | None,
+        measured: Mapping[str, float],
         *,
         seconds: float,
         waited: float,
@@ -54,7 +53,7 @@ class Watch(AbstractContextManager):
         """Report a step that took `seconds`, including the seconds that it `waited` for its batch.
 
         Args:
-            measured: whether the bank specialises, where that was measured after this step.
+            measured: whether the bank specialises, where that was measured after this step; else empty.
         """
         self._seconds, self._waited = self._seconds + seconds, self._waited + waited
         step, steps = self._trainer.step, self._trainer.training.steps
@@ -62,7 +61,7 @@ class Watch(AbstractContextManager):
             self._look(result, measured, train_seconds)
         self._report(step, steps, self._note)
 
-    def _look(self, result: StepResult, measured: Specialisation | None, train_seconds: float) -> None:
+    def _look(self, result: StepResult, measured: Mapping[str, float], train_seconds: float) -> None:
         trainer, training = self._trainer, self._trainer.training
         count = trainer.step - self._looked
         seconds_of = {"data": self._waited, **trainer.clock.read()}
@@ -75,7 +74,7 @@ class Watch(AbstractContextManager):
             "gradient_norm": result.gradient_norm,
             "router_gradient_norm": result.router_gradient_norm,
             "router_entropy": result.router_entropy,
-            **(asdict(measured) if measured else {}),
+            **measured,
             "learning_rate": training.learning_rate * learning_rate_factor(trainer.step - 1, training),
             "tokens_per_second": rate,
             "mixture_distance": self._tally.distance,

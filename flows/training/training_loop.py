@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from flows.training.run_reporter import LOG_EVERY, Watch
 from pipeline.stream.batches import Batch, MixtureStream
 from pipeline.tasks import available_cores
 from soe_model.files.write_soup import write_soup
-from soe_model.training.specialisation import Specialisation
 from soe_model.training.trainer import NonFiniteLoss, SoupTrainer, StepResult
 from storage_schema.json_files import read_json
 from storage_schema.layout import DOMAIN_WORDS
@@ -73,7 +73,8 @@ def _train(config: dict[str, Any]) -> None:
     tree, words = store.tree, _domain_words(store.folder.parent / DOMAIN_WORDS)
     centroids_KD = torch.from_numpy(tree.leaves_KD)
     trainer = SoupTrainer(config["soup"], config["training"], centroids_KD=centroids_KD, device=device)
-    run = _Run(config, stream, trainer, is_first=context.get_world_rank() == 0)
+    windows_K = store.windows_K(trainer.training.sequence_length)
+    run = _Run(config, stream, trainer, windows_K / windows_K.sum(), is_first=context.get_world_rank() == 0)
     run.restore()
     run.to_the_end()
     write_soup(
@@ -81,7 +82,7 @@ def _train(config: dict[str, Any]) -> None:
         trainer,
         tree=tree,
         tokenizer=store.folder.parent / "tokenizer/tokenizer.json",
-        windows_K=store.windows_K(trainer.training.sequence_length),
+        windows_K=windows_K,
         domain_words=words,
     )
     run.write_summary()
@@ -99,8 +100,15 @@ class _Run:
     """One worker's way through the steps."""
 
     def __init__(
-        self, config: dict[str, Any], stream: MixtureStream, trainer: SoupTrainer, *, is_first: bool
+        self,
+        config: dict[str, Any],
+        stream: MixtureStream,
+        trainer: SoupTrainer,
+        generic_K: np.ndarray,
+        *,
+        is_first: bool,
     ):
+        self._generic_K = torch.from_numpy(generic_K)
         self.stream, self.trainer, self.is_first = stream, trainer, is_first
         self.folder = Path(config["run_folder"])
         self.checkpoints = Checkpoints(self.folder, trainer, plan_digest=stream.plan.digest)
@@ -130,7 +138,7 @@ class _Run:
                 arrived = time.monotonic()
                 clock = clock or arrived  # the first batch waits for Ray to start its actors
                 result = self._step(batch)
-                measured = self._specialisation()
+                measured = self._measured()
                 now = time.monotonic()
                 seconds, waited, clock = now - clock, arrived - clock, now
                 self.train_seconds += seconds
@@ -155,23 +163,44 @@ class _Run:
             raise RuntimeError(
                 f"the stream gave step {batch.step}, the trainer is at step {self.trainer.step}."
             )
-        device = self.trainer.device
         try:
-            return self.trainer.train_step(
-                torch.from_numpy(batch.tokens_BL1.astype(np.int64)).to(device),
-                torch.from_numpy(batch.mixture_B),
-                torch.from_numpy(batch.domain_weights_WK).to(device),
-            )
+            return self.trainer.train_step(*self._tensors(batch))
         except NonFiniteLoss as error:
             message = fatal_errors.not_finite(error.step, error.mixtures, batch.domain_weights_WK, str(error))
             raise Diverged(message) from error
 
-    def _specialisation(self) -> Specialisation | None:
+    def _tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens, mixtures of the slots, and domain weights, each where the trainer wants it."""
+        device = self.trainer.device
+        tokens_BL1 = torch.from_numpy(batch.tokens_BL1.astype(np.int64)).to(device)
+        return (
+            tokens_BL1,
+            torch.from_numpy(batch.mixture_B),
+            torch.from_numpy(batch.domain_weights_WK).to(device),
+        )
+
+    def _measured(self) -> dict[str, float]:
         """Whether the bank specialises, after some steps; on all ranks, whose columns are added up."""
         due = self.trainer.step % MEASURE_EVERY == 0 or self.trainer.step == self.steps
         if not due or not self.trainer.soup.num_experts:
-            return None
-        return self.trainer.specialisation(self._probes_MK)
+            return {}
+        fixed = self._fixed_batch
+        tokens_BL1, mixture_B, weights_WK = self._tensors(fixed)
+        generic_WK = self._generic_K.to(weights_WK).expand_as(weights_WK)
+        return asdict(self.trainer.specialisation(self._probes_MK)) | {
+            "own_instance_loss": self.trainer.instance_losses(tokens_BL1, mixture_B, weights_WK)
+            .mean()
+            .item(),
+            "generic_instance_loss": self.trainer.instance_losses(tokens_BL1, mixture_B, generic_WK)
+            .mean()
+            .item(),
+        }
+
+    @cached_property
+    def _fixed_batch(self) -> Batch:
+        """The last step's batch: all laws have one, and until then it was not trained on as a whole."""
+        [batch] = self.stream.in_process(self.steps - 1, self.steps)
+        return batch
 
     @cached_property
     def _probes_MK(self) -> torch.Tensor:

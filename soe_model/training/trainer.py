@@ -146,10 +146,21 @@ class SoupTrainer:
 
     def _instance_gradients(self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor) -> torch.Tensor:
         """Compute the gradients of this rank's instances; return its share of each mixture's part of the loss, [W]."""
-        num_mixtures, size = self.training.mixtures_per_step, self.training.micro_batch_size
         tokens_in_step = self.training.batch_size * (tokens_BL1.shape[1] - 1)
-        loss_W = torch.zeros(num_mixtures, device=self.device)
+        loss_W = torch.zeros(self.training.mixtures_per_step, device=self.device)
         self.backbone.padded_grads_WP.zero_()
+        for w, tokens in self._micro_batches(tokens_BL1, mixture_B):
+            with torch.enable_grad(), self._precision():
+                share = self._losses(self.backbone.module, tokens).sum() / tokens_in_step
+                share.backward()
+            loss_W[w] += share.detach()
+        return loss_W
+
+    def _micro_batches(
+        self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """This rank's mixtures and tokens, with the backbone being the mixture's instance meanwhile."""
+        num_mixtures, size = self.training.mixtures_per_step, self.training.micro_batch_size
         # All lengths at once: with a comparison for each mixture the GPU would wait for each.
         lengths = mixture_B.bincount(minlength=num_mixtures).tolist()
         for place, w in enumerate(self.sharding.owned(num_mixtures)):
@@ -157,12 +168,8 @@ class SoupTrainer:
             start = sum(lengths[:w])
             of_mixture = tokens_BL1[start : start + lengths[w]]
             for tokens in of_mixture.split(size or max(len(of_mixture), 1)):
-                with torch.enable_grad(), self._precision():
-                    share = self._losses(self.backbone.module, tokens).sum() / tokens_in_step
-                    share.backward()
-                loss_W[w] += share.detach()
+                yield w, tokens
         self.backbone.use(0)
-        return loss_W
 
     def _update(
         self, coefficients_WN: torch.Tensor, grads_Wp: torch.Tensor, loss_W: torch.Tensor
@@ -210,6 +217,22 @@ class SoupTrainer:
     def instantiate(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
         """The models of domain weights (eq. 2), float32 [W, P] on every rank; all ranks call it together."""
         return self.bank.instances(self.router.module(domain_weights_WK.to(self.device)))
+
+    @torch.no_grad()
+    def instance_losses(
+        self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor, domain_weights_WK: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss of each mixture's instance on its own part of a batch, in nats per token, float32 [W] on every rank.
+
+        The arguments are those of :meth:`train_step`. Nothing learns; all ranks call it together.
+        """
+        tokens_of_mixture = self.training.batch_size // len(domain_weights_WK) * (tokens_BL1.shape[1] - 1)
+        self.bank.combine(self.router.module(domain_weights_WK), self.backbone.padded_params_WP)
+        loss_W = torch.zeros(len(domain_weights_WK), device=self.device)
+        for w, tokens in self._micro_batches(tokens_BL1, mixture_B):
+            with self._precision():
+                loss_W[w] += self._losses(self.backbone.module, tokens).sum() / tokens_of_mixture
+        return self.sharding.sum(loss_W)
 
     @torch.no_grad()
     def specialisation(self, domain_weights_MK: torch.Tensor) -> Specialisation:

@@ -55,6 +55,15 @@ def test_ray_trains_what_the_plain_loop_trains(home, one_worker):
     assert [row["step"] for row in measured] == [50, 60]
     for name, value in asdict(trainer.specialisation(probes)).items():
         assert value > 0 and measured[-1][name] == pytest.approx(value, rel=1e-3), name
+    tokens, mixtures, own = (
+        torch.from_numpy(a)
+        for a in (batch.tokens_BL1.astype(np.int64), batch.mixture_B, batch.domain_weights_WK)
+    )
+    windows_K = store.windows_K(training.sequence_length)
+    generic = torch.from_numpy(windows_K / windows_K.sum()).float().expand_as(own)
+    for name, weights in (("own_instance_loss", own), ("generic_instance_loss", generic)):
+        loss = trainer.instance_losses(tokens, mixtures, weights).mean().item()
+        assert measured[-1][name] == pytest.approx(loss, rel=1e-4), name
     opened = SoupOfExperts.open(home / "soups" / "one")
     weights = torch.tensor([[0.5, 0.0, 0.5, 0.0]])
     [instance] = trainer.bank.instances(trainer.router.module(weights).detach())

@@ -143,6 +143,10 @@ def test_the_card_of_a_run_shows_whether_its_bank_specialises(tmp_path, monkeypa
     card = artifacts.training_card(Pretrain(name="mine"))
     assert len(pictures(card)) == 2 and "step 20" in card
     assert "| instance spread | 0.085 |" in card and "| loss | 0.45 |" in card
+    log[1] |= {"own_instance_loss": 0.4, "generic_instance_loss": 0.5}
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
+    card = artifacts.training_card(Pretrain(name="mine"))
+    assert len(pictures(card)) == 3 and "| own instance loss | 0.4 |" in card
 
 
 def resumed(command: str) -> Pretrain:

@@ -57,6 +57,23 @@ def test_the_generic_twin_is_the_reference_without_experts():
     assert_same_parameters(twin, reference)
 
 
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+def test_losses_of_instances_are_those_of_the_models_alone(micro_batch_size):
+    trainer = make_trainer(micro_batch_size=micro_batch_size)
+    trainer.train_step(*make_batch(0))
+    before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
+    tokens, mixture, weights = make_batch(1)
+    found_W = trainer.instance_losses(tokens, mixture, weights)
+    for w, instance_P in enumerate(trainer.instantiate(weights)):
+        trainer.backbone.params_P.copy_(instance_P)
+        with torch.no_grad():
+            alone = token_losses(trainer.backbone.module, tokens[mixture == w]).mean()
+        assert found_W[w].item() == pytest.approx(alone.item(), rel=1e-5)
+    assert found_W.unique().numel() == W
+    trainer.backbone.params_P.zero_()
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.tensors().items())
+
+
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not():
     def losses(seed):
         trainer = make_trainer(seed=seed)
