@@ -1,6 +1,6 @@
 # From a bare machine: `make demo` shows the whole walk, `make test` runs the tests, `make check` reads the code without
-# running it. Suites of their own: `make test-guides` types the guides' commands, `make test-faults` kills and damages
-# things, `make test-long` takes minutes per test, `make test-cpus` runs the tests of numbers as on other CPUs.
+# running it. Suites of their own: `make test-stack` starts Prefect and Ray and types the guides' commands,
+# `make test-faults` kills and damages things, `make test-long` takes minutes per test, `make test-cpus` runs the tests of numbers as on other CPUs.
 # `make bench-peers` measures our stream beside other libraries', which get an environment of their own.
 #   EXTRAS=gpu,offline,dev   on a machine with NVIDIA GPUs
 #   PYTHON=python3.12        another interpreter (3.11 to 3.13)
@@ -21,7 +21,7 @@ PEERS := .venv-peers
 PEERS_PINS := tests/benchmarks/peers/requirements.txt
 PEERS_OPTIONS ?= --json $(PEERS)/result.json
 
-.PHONY: check demo test test-cpus test-cpu-ci test-faults test-guides test-long bench-peers bench-gpu install down
+.PHONY: check demo test test-cpus test-cpu-ci test-faults test-long test-stack bench-peers bench-gpu install down
 
 demo: install
 	@$(VENV)/bin/soe demo
@@ -56,11 +56,11 @@ test-cpus: test-cpu-ci
 test-faults: install
 	@$(VENV)/bin/python -m pytest -m faults
 
-test-guides: install
-	@$(VENV)/bin/python -m pytest -m guides
-
 test-long: install
 	@$(VENV)/bin/python -m pytest -m long
+
+test-stack: install
+	@$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS) -m "stack and not long and not faults" tests/flows
 
 bench-peers: install $(PEERS)/.installed
 	@$(VENV)/bin/python -m tests.benchmarks.peers.compare $(PEERS_OPTIONS)

@@ -34,6 +34,8 @@ def pytest_itemcollected(item):
         if name in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group(name))
             break
+    if "running" in getattr(item, "fixturenames", ()):
+        item.add_marker("stack")
 
 
 @pytest.fixture(scope="session")

@@ -144,10 +144,8 @@ def type_in(command: str, running, data) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "all_of_them",
-    [pytest.param(False, marks=pytest.mark.guides), pytest.param(True, marks=pytest.mark.long)],
-)
+@pytest.mark.xdist_group("guides")  # with a stack of their own, beside the other tests of one
+@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_every_command_of_the_guides_works(running, data, all_of_them):
     assert len(set(commands())) == len(commands())  # each is typed once
     run = [command for command in commands() if command not in RUN_ELSEWHERE]
@@ -183,7 +181,7 @@ def test_commands_run_elsewhere_are_in_the_guides():
     assert set(RUN_ELSEWHERE) <= set(commands())
 
 
-@pytest.mark.guides  # after the commands, which make the specialist
+@pytest.mark.xdist_group("guides")  # after the commands, which make the specialist
 def test_the_python_of_the_guides_loads_the_specialist(running):
     scope: dict = {}
     for code in blocks("python"):
