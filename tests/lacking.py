@@ -45,10 +45,17 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _left_out(config) -> list[str]:
-    names = config.cache.get(CACHE, None)
+    names = _noted(config)
     if names is None:
-        raise pytest.UsageError("--lacking: no run has left its notes in .pytest_cache. Run the tests first.")
+        raise pytest.UsageError(
+            "--lacking: no run has left its notes in .pytest_cache. Run the tests first, with pytest's cache on."
+        )
     return names
+
+
+def _noted(config) -> list[str] | None:
+    """The names that earlier runs noted; None without a note, or without the cache (``-p no:cacheprovider``)."""
+    return config.cache.get(CACHE, None) if hasattr(config, "cache") else None
 
 
 def pytest_report_teststatus(report):
@@ -68,8 +75,9 @@ def pytest_terminal_summary(terminalreporter, config):
     ended = {
         report.nodeid for name in ("passed", CATEGORY) for report in terminalreporter.stats.get(name, [])
     }
-    before = [name for name in config.cache.get(CACHE, None) or [] if name not in ended]
-    config.cache.set(CACHE, before + [report.nodeid for report in reports])
+    if hasattr(config, "cache"):
+        before = [name for name in _noted(config) or [] if name not in ended]
+        config.cache.set(CACHE, before + [report.nodeid for report in reports])
     if reports:
         terminalreporter.write_line(summary([what_it_lacks(report) for report in reports]), yellow=True)
 

@@ -78,6 +78,13 @@ def test_a_run_of_other_checks_between_forgets_nothing(run):
     assert status == 0 and "3 passed, 2 deselected" in lines[-1]
 
 
+def test_without_pytests_cache_the_line_is_there_and_nothing_is_noted(run):
+    status, lines = run("-p", "no:cacheprovider")
+    assert status == 0 and sum("3 checks need what is not here" in line for line in lines) == 1
+    status, lines = run("--lacking", "-p", "no:cacheprovider")
+    assert status == pytest.ExitCode.USAGE_ERROR
+
+
 def test_without_a_run_before_nothing_is_known_to_be_lacking(run):
     status, lines = run("--lacking")
     assert status == pytest.ExitCode.USAGE_ERROR
