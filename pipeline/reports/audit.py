@@ -122,10 +122,13 @@ class _Seen:
                 f"domain {domain} holds passage {ids[np.argmax(unknown)]}, which does not exist. Rebuild the store."
             )
         at = self.edges[file] + row
-        if len(np.unique(at)) < len(at) or self.times[at].any():
-            twice = ids[np.argmax(self.times[at])] if self.times[at].any() else ids[0]
+        again = np.ones(len(at), bool)
+        again[np.unique(at, return_index=True)[1]] = False  # the first of each
+        again |= self.times[at] > 0
+        if again.any():
             raise StoreError(
-                f"domain {domain} holds a passage twice, or one of another domain, such as {twice}. Rebuild the store."
+                f"domain {domain} holds a passage twice, or one of another domain, such as {ids[np.argmax(again)]}. "
+                "Rebuild the store."
             )
         self.times[at] = 1
 
