@@ -140,7 +140,7 @@ class Addition:
                 work=str(stage.work),
             )
             tree = DomainStore(self.store, num_volumes=1).tree
-            with progress("assign to domains", "rows") as report:
+            with progress("assign to domains", "passages") as report:
                 build_domains(stage, folders, _settings_of(made), tree=tree, report=report)
         self.stages.close("domains", stage)
 

@@ -131,7 +131,7 @@ class StoreBuilder:
                 tokenizer=str(self.folder / "tokenizer"),
                 work=str(stage.work),
             )
-            with self.ahead.progress(CLUSTER, "rows") as report:
+            with self.ahead.progress(CLUSTER, "passages") as report:
                 build_domains(stage, folders, tree, report=report)
         self.stages.close("domains", stage)
 

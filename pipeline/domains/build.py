@@ -63,6 +63,7 @@ def build_domains(
 
     Args:
         tree: assign to this tree instead of fitting one; it has the shape that `settings` gives.
+        report: progress in passages. One that lies at its coarse node and is to be written counts as half.
 
     Raises:
         ValueError: there are fewer passages than domains, or fewer distinct embeddings (counted only if the root is
@@ -80,15 +81,14 @@ def build_domains(
         [(coarse_CD, splits)] = run_tasks(fit_root, [arguments], num_cpus=threads, num_gpus=gpus)
     else:
         coarse_CD, splits = tree.coarse_CD, 0
-    total = 2 * sum(rows)
+    total = sum(rows)
     shared_CD = share(coarse_CD)
     scattered = run_tasks(
         scatter_part,
         [(folders, part, shared_CD) for part in parts],
         weights=rows,
-        report=lambda done, _: report(done, total),
+        report=lambda done, _: report(done // 2, total),
     )
-    per_node = sum(rows) // settings.coarse_clusters
     rows_of_parts = share(([part.stem for part in parts], np.stack([part["rows_C"] for part in scattered])))
     nodes = run_tasks(
         write_node,
@@ -97,7 +97,7 @@ def build_domains(
             for node in range(settings.coarse_clusters)
         ],
         num_gpus=gpus,
-        report=lambda done, _: report(sum(rows) + done * per_node, total),
+        report=lambda done, of: report(total * (of + done) // (2 * of), total),
     )
     assembled, index = _assemble(coarse_CD, nodes)
     if tree is not None:  # centroids that none of these passages reached stay as they are

@@ -53,7 +53,7 @@ def build_passages(
 
     Args:
         present: the part files that the store already has, if the documents are added to a store.
-        report: progress in files of the corpus. Each counts twice: when it was cut, and when it was written.
+        report: progress in files of the corpus. One that was cut and is to be written counts as half.
 
     Raises:
         ValueError: more than `max_bad_documents` documents or `max_damaged_files` files cannot be read, no document
@@ -73,7 +73,7 @@ def build_passages(
             for (_, group), shard in zip(groups, shards, strict=True)
         ],
         weights=[sum(file.bytes for file in group) for _, group in groups],
-        report=lambda done, total: report(files * done // total, 2 * files),
+        report=lambda done, total: report(files * done // (2 * total), files),
     )
     tally = Tally.total(tallies)
     if error := losses.error(tally, corpus.uri):
@@ -90,7 +90,7 @@ def build_passages(
             )
             for part in selected.parts
         ],
-        report=lambda done, parts: report(files + files * done // parts, 2 * files),
+        report=lambda done, parts: report(files * (parts + done) // (2 * parts), files),
     )
     pq.write_table(selected.sources, stage.work / "sources.parquet")
     pairs = zip(selected.parts, characters, strict=True)

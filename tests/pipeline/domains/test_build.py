@@ -51,11 +51,11 @@ def stage_of(folder, kind):
     )
 
 
-def partition(folder, settings=TREE):
+def partition(folder, settings=TREE, **options):
     stage = stage_of(folder, "domains")
     names = ("passages", "embeddings", "tokenizer")
     folders = Folders(**{name: str(folder / name) for name in names}, work=str(stage.work))
-    return build_domains(stage, folders, settings)
+    return build_domains(stage, folders, settings, **options)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +210,14 @@ def test_same_seed_gives_the_same_bytes_also_after_a_crash(store, prepared, tmp_
         for p in (tmp_path / "domains").glob("domain=*/*")
     }
     assert final == written
+
+
+def test_progress_is_in_passages_and_each_counts_once(prepared, tmp_path):
+    said = []
+    manifest = partition(linked(prepared, tmp_path), report=lambda done, total: said.append((done, total)))
+    passages = manifest.counts["passages"]
+    assert {total for _, total in said} == {passages} and said[-1] == (passages, passages)
+    assert said == sorted(said) and (passages // 2, passages) in said
 
 
 def test_fewer_passages_than_domains(prepared, tmp_path):

@@ -143,6 +143,20 @@ def test_bad_documents_are_counted_up_to_a_bound_and_then_named(ray_cluster, tmp
     assert manifest.counts["bad_documents_named"][0].startswith("c.jsonl:11: ")
 
 
+def test_progress_is_in_files_and_each_counts_once(ray_cluster, tmp_path):
+    """It was cut and is to be written: then it is half done."""
+    (tmp_path / "c").mkdir()
+    for name in "abcd":
+        write_lines(tmp_path / "c" / f"{name}.jsonl", documents(9))
+    said = []
+    stage = open_stage(tmp_path / "passages", kind="passages", configuration={}, inputs={})
+    build_passages(
+        stage, open_corpus(str(tmp_path / "c")), Selection(), passage_characters=2000, max_bad_documents=0,
+        report=lambda done, total: said.append((done, total)),
+    )  # fmt: skip
+    assert said == sorted(said) and set(said) == {(2, 4), (4, 4)}
+
+
 def test_resume_keeps_finished_shards_and_parts(ray_cluster, tmp_path, monkeypatch):
     write_lines(tmp_path / "c.jsonl", documents(300))
     whole = build(tmp_path / "whole", tmp_path / "c.jsonl")
