@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from flows.settings.base import Settings
 from pipeline.corpus.defaults import MAX_BAD_DOCUMENTS, MAX_DAMAGED_FILES
+
+TextField = Annotated[str, Field(description="JSON lines and Parquet: the field that holds the text.")]
+MaxBadDocuments = Annotated[
+    int, Field(ge=0, description="Unreadable documents skipped before it is an error.")
+]
+MaxDamagedFiles = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="Files that end early, or of which nothing can be read, before it is an error; what could be read "
+        "is kept.",
+    ),
+]
 
 
 class BuildDomains(Settings):
@@ -20,7 +33,7 @@ class BuildDomains(Settings):
         "the manual pages), or the path or `s3://` URI of a JSON-lines, Parquet or text file, of a folder of "
         "them, or of a Hugging Face dataset saved with save_to_disk.",
     )
-    text_field: str = Field("text", description="JSON lines and Parquet: the field that holds the text.")
+    text_field: TextField = "text"
     source_field: str = Field(
         "source",
         description="The field naming a document's source, where there is one: a string, or a whole number, which is "
@@ -39,15 +52,8 @@ class BuildDomains(Settings):
     drop_duplicates: bool = Field(
         True, description="Keep each text once. Held-out text that is also trained on is dropped in any case."
     )
-    max_bad_documents: int = Field(
-        MAX_BAD_DOCUMENTS, ge=0, description="Unreadable documents skipped before it is an error."
-    )
-    max_damaged_files: int = Field(
-        MAX_DAMAGED_FILES,
-        ge=0,
-        description="Files that end early, or of which nothing can be read, before it is an error; what could be read "
-        "is kept.",
-    )
+    max_bad_documents: MaxBadDocuments = MAX_BAD_DOCUMENTS
+    max_damaged_files: MaxDamagedFiles = MAX_DAMAGED_FILES
     passage_characters: int = Field(2000, ge=64, le=100_000, description="Longest passage.")
     tokenizer: str | None = Field(None, description="Path of a tokenizer.json; none trains a byte-level BPE.")
     vocab_size: int = Field(32_000, ge=300, le=1 << 20)
@@ -93,15 +99,8 @@ class AddDocuments(Settings):
 
     store: str = Field("environment", description="The store to add to.")
     corpus: str = Field(description="As build-domains' `corpus`. The same one again is recognised.")
-    text_field: str = Field("text", description="JSON lines and Parquet: the field that holds the text.")
+    text_field: TextField = "text"
     source_field: str = Field("source", description="The field naming a document's source.")
-    max_bad_documents: int = Field(
-        MAX_BAD_DOCUMENTS, ge=0, description="Unreadable documents skipped before it is an error."
-    )
-    max_damaged_files: int = Field(
-        MAX_DAMAGED_FILES,
-        ge=0,
-        description="Files that end early, or of which nothing can be read, before it is an error; what could be read "
-        "is kept.",
-    )
+    max_bad_documents: MaxBadDocuments = MAX_BAD_DOCUMENTS
+    max_damaged_files: MaxDamagedFiles = MAX_DAMAGED_FILES
     use_gpu: bool = Field(False, description="Embed on GPUs; an error at once if there are none.")
