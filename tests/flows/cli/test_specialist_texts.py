@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from flows.jobs import specialize as job
@@ -24,6 +26,13 @@ def test_one_text_works_and_is_said_to_be_few(soup, tmp_path, capsys):
     assert run("specialize", soup, "--texts", tmp_path / "one.txt", "--out", tmp_path / "one") == 0
     shown = capsys.readouterr().out
     assert "Only one text chose the domain weights" in shown and "no losses" in shown
+
+
+def test_the_texts_may_lie_in_another_field(soup, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"content": sentences("music", 1)[0]}))
+    given = "--texts", tmp_path / "a.jsonl", "--text-field", "content", "--out", tmp_path / "out"
+    assert run("specialize", soup, *given) == 0
+    assert "Only one text chose the domain weights" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

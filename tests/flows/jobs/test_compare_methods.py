@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main as cli
+from flows.comparison import sets
 from flows.jobs import compare_methods as job
 from flows.prefect_flows import comparison_artifacts
 from flows.settings import CompareMethods
@@ -121,6 +122,24 @@ def test_hours_are_measured_out_in_steps_and_kept(compared, chosen, tmp_path, ca
     assert 10 <= steps <= 1600 and f"{steps:,} steps and" in capfd.readouterr().out
     job.run(timed)
     assert json.loads((tmp_path / "timed/run.json").read_text())["steps"] == steps
+
+
+def test_the_texts_of_a_set_may_lie_in_another_field(built, chosen, tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"content": "kitten {n}"}}\n' for n in range(9)))
+    read = []
+
+    class Enough(Exception):
+        pass
+
+    def embed_texts(embedder, texts):
+        read.extend(texts)
+        raise Enough
+
+    monkeypatch.setattr(sets, "embed_texts", embed_texts)
+    update = {"texts": {"a": str(tmp_path / "a.jsonl")}, "text_field": "content", "name": str(tmp_path / "c")}
+    with pytest.raises(Enough):
+        job.run(chosen.model_copy(update=update))
+    assert read and all(text.startswith("kitten ") for text in read)
 
 
 def test_a_store_without_held_out_sets_is_refused(built, chosen, tmp_path):

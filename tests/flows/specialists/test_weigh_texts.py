@@ -1,5 +1,7 @@
 """`soe weights`: texts' domain weights as a table of one mixture, on a store built with the real embedder."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,14 @@ def test_texts_on_pets_fall_into_the_domains_of_pets(built, settings, tmp_path, 
     assert weights_K.sum() == pytest.approx(1)
     for domain in np.flatnonzero(weights_K):
         assert set(store.passages(domain)["source"].to_pylist()) == {"pets"}
+
+
+def test_the_texts_may_lie_in_another_field(built, settings, tmp_path, capsys):
+    lines = [json.dumps({"content": f"{TOPICS['pets']} {number}"}) for number in range(3)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    command = ["weights", settings.store, "--texts", str(tmp_path / "texts.jsonl"), "--text-field", "content"]
+    assert main([*command, "--out", str(tmp_path / "h.csv")]) == 0
+    assert "3 passages in" in capsys.readouterr().out
 
 
 def test_what_cannot_be_weighed_is_said_in_a_line(built, settings, tmp_path, capsys):
