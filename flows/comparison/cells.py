@@ -27,7 +27,7 @@ from flows.errors import user_error
 from flows.reporting.progress import progress
 from pipeline.remote.store import open_store
 from pipeline.tasks import available_cores, cancel
-from soe_model.training.trainer import NonFiniteLoss
+from soe_model.training.step import NonFiniteLoss
 from storage_schema.domains import DomainStore
 from storage_schema.json_files import read_object
 from storage_schema.manifest import verify_files, write_atomically

@@ -17,7 +17,7 @@ from flows.comparison.sets import MeasuredSet, targets
 from flows.comparison.training import Training
 from soe_model.methods.flat import FlatMethod
 from soe_model.methods.method import Instance
-from soe_model.training.trainer import NonFiniteLoss
+from soe_model.training.step import NonFiniteLoss
 from storage_schema.errors import UserError
 
 FINISHED = "finished"

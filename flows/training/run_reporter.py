@@ -13,7 +13,8 @@ from flows.training.run_log import RunLog
 from flows.training.run_metrics import STEP_PHASES, RunMetrics
 from pipeline.mixtures.tally import MixtureTally
 from pipeline.stream.batches import MixtureStream
-from soe_model.training.trainer import SoupTrainer, StepResult, learning_rate_factor
+from soe_model.training.step import StepResult, learning_rate_factor
+from soe_model.training.trainer import SoupTrainer
 
 LOG_EVERY = 10
 """Steps between two rows of the log."""

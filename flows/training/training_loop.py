@@ -21,7 +21,8 @@ from flows.training.run_reporter import LOG_EVERY, Watch
 from pipeline.stream.batches import Batch, MixtureStream
 from pipeline.tasks import available_cores
 from soe_model.files.write_soup import write_soup
-from soe_model.training.trainer import NonFiniteLoss, SoupTrainer, StepResult
+from soe_model.training.step import NonFiniteLoss, StepResult
+from soe_model.training.trainer import SoupTrainer
 from storage_schema.json_files import read_json
 from storage_schema.layout import DOMAIN_WORDS
 from storage_schema.manifest import write_atomically

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from soe_model.presets import SoupConfig, TrainingConfig
-from soe_model.training.trainer import StepResult
+from soe_model.training.step import StepResult
 
 Instance: TypeAlias = torch.Tensor | nn.Module
 """One model: its parameters, float32 [P], or a module, where it is no ordinary one (a router chooses inside)."""

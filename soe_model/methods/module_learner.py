@@ -18,7 +18,7 @@ from torch import nn
 from soe_model.model.backbone import token_losses
 from soe_model.optimizers.adam import apply
 from soe_model.presets import TrainingConfig
-from soe_model.training.trainer import (
+from soe_model.training.step import (
     NonFiniteLoss,
     StepResult,
     deterministic_kernels,

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -22,35 +21,9 @@ from soe_model.model.sharding import ALIGNMENT, Sharding, current_rank, owned_mi
 from soe_model.optimizers import Adam
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.training.specialisation import Specialisation, share_entropy, specialisation
+from soe_model.training.step import NonFiniteLoss, StepResult, deterministic_kernels, learning_rate_factor
 from soe_model.training.step_clock import StepClock
 from storage_schema.errors import UserError
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What a step reports; equal on every rank."""
-
-    loss: float
-    """Mean over the global batch before the update, in nats per token."""
-    gradient_norm: float
-    """Norm of the whole gradient before clipping."""
-    router_gradient_norm: float
-    router_entropy: float
-    """Entropy of the shares |alpha_j| / sum |alpha| in nats, mean over the mixtures: ln N if all experts weigh the
-    same, 0 if one expert has all the weight or there are no experts."""
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is NaN or infinite; no parameter was changed.
-
-    Args:
-        step: the number of the step, from 0.
-        mixtures: the mixtures of that step whose loss or gradient is not finite.
-    """
-
-    def __init__(self, message: str, *, step: int, mixtures: list[int]):
-        super().__init__(message)
-        self.step, self.mixtures = step, mixtures
 
 
 class SoupTrainer:
@@ -276,27 +249,6 @@ class SoupTrainer:
     def _precision(self) -> torch.autocast:
         """Compute in bfloat16 on GPUs; parameters, gradients and the loss stay float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
-
-
-@contextmanager
-def deterministic_kernels() -> Iterator[None]:
-    """Use PyTorch's bitwise reproducible kernels inside; the setting is global, so it is put back afterwards."""
-    before = torch.are_deterministic_algorithms_enabled()
-    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=only_warned)
-
-
-def learning_rate_factor(step: int, training: TrainingConfig) -> float:
-    """Share of the peak rate at `step` (from 0): a linear warm-up, then a cosine to the final fraction."""
-    if step < training.warmup_steps:
-        return (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(training.steps - training.warmup_steps, 1)
-    final = training.final_learning_rate_fraction
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def _build_router(soup: SoupConfig, seed: int, centroids_KD: torch.Tensor | None) -> Router:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from soe_model.model.low_rank import LowRankExperts
 from soe_model.reference import Reference
-from soe_model.training.trainer import learning_rate_factor
+from soe_model.training.step import learning_rate_factor
 
 
 def reference_of(trainer, E=None, **options):

@@ -7,7 +7,8 @@ from soe_model.model.backbone import gpt2_config, token_losses
 from soe_model.optimizers import AdamConfig
 from soe_model.optimizers.compiling import can_compile
 from soe_model.presets import SoupConfig, TrainingConfig
-from soe_model.training.trainer import NonFiniteLoss, SoupTrainer, learning_rate_factor
+from soe_model.training.step import NonFiniteLoss, learning_rate_factor
+from soe_model.training.trainer import SoupTrainer
 from tests.extras import missing
 from tests.soe_model.oracle import assert_same_parameters, reference_of, take_the_same_steps
 
