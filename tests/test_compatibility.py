@@ -26,7 +26,8 @@ from soe_model.model.backbone import gpt2_config
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.specialists.evaluation import mean_loss
 from soe_model.specialists.recipe import read_recipe
-from soe_model.specialists.specialist_files import materialize, verify_specialist
+from soe_model.specialists.specialist_files import materialize
+from soe_model.specialists.verification import verify_specialist
 from soe_model.training.checkpoint import load_checkpoint
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore

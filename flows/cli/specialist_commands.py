@@ -66,7 +66,7 @@ def verify(
     soup: OfSoup,
 ) -> int:
     """Recompute a specialist and compare every bit."""
-    from soe_model.specialists.specialist_files import verify_specialist
+    from soe_model.specialists.verification import verify_specialist
 
     found = verify_specialist(specialist, _open(soup))
     for problem in found.problems:
@@ -117,13 +117,13 @@ def blend(
     out: Folder,
 ) -> int:
     """Average specialists of one soup."""
-    from soe_model.specialists import recipe
+    from soe_model.specialists import averaging, recipe
     from soe_model.specialists.specialist_files import materialize
 
     opened = _open(soup)
     read = [recipe.read_recipe(path) for path in recipes]
     what = recipe.BLEND_COEFFICIENTS if of == "coefficients" else recipe.BLEND_DOMAIN_WEIGHTS
-    blended = recipe.blend(read, shares or [1.0] * len(read), opened, of=what)
+    blended = averaging.blend(read, shares or [1.0] * len(read), opened, of=what)
     materialize(blended, opened, Path(out))
     print(f"{out}: {what} of {len(read)} specialists.")
     return 0

@@ -23,7 +23,7 @@ from soe_model.methods.method import Cost, Instance, Run, Trained
 from soe_model.methods.module_learner import ModuleLearner
 from soe_model.model.backbone import build_backbone
 from soe_model.model.flat_module import FlatModule
-from soe_model.model.merged_experts import EXPERT_TENSORS, FrozenExpert, MergedExperts, entropy
+from soe_model.model.merged_experts import EXPERT_TENSORS, MergedExperts, banks_of, entropy, frozen
 from soe_model.model.router import check_domain_weights
 from soe_model.planning.state_size import soup_params
 from soe_model.planning.step_time import ADAM_FLOPS, token_flops
@@ -226,29 +226,6 @@ class SmearFrozen(Smear):
             specialist_flops=merging + reading,
             token_flops=token_flops(size, self.training.sequence_length) + self._adapter_flops,
         )
-
-
-@torch.no_grad()
-def frozen(module: nn.Module, windows_nL1: torch.Tensor) -> nn.Module:
-    """A copy whose experts are merged by the routers' mean shares over the windows' segments; it has no router."""
-    banks = banks_of(module)
-    totals = [torch.zeros(len(bank.up_bias_ND), device=bank.up_bias_ND.device) for bank in banks]
-    module.eval()
-    for batch in windows_nL1.split(32):
-        module(input_ids=batch[:, :-1].to(totals[0].device))
-        for total_N, bank in zip(totals, banks, strict=True):
-            assert bank.shares_BSN is not None
-            total_N += bank.shares_BSN.mean(1).sum(0)
-    copy = deepcopy(module)
-    names = [name for name, part in copy.named_modules() if isinstance(part, MergedExperts)]
-    for name, bank, total_N in zip(names, banks_of(copy), totals, strict=True):
-        copy.set_submodule(name, FrozenExpert(bank, total_N / len(windows_nL1)))
-    return copy
-
-
-def banks_of(module: nn.Module) -> list[MergedExperts]:
-    """The banks of all blocks, in their order."""
-    return [part for part in module.modules() if isinstance(part, MergedExperts)]
 
 
 def _of_router(name: str) -> bool:

@@ -7,10 +7,12 @@ segments, as in Lory (Zhong et al. 2024, arXiv 2405.03133, section 3), and a seg
 tokens before it. Nothing comes before the first segment, so it is always routed by a mean of zeros.
 
 Legend: B sequences, L tokens in a sequence, S segments, T tokens in a segment, D embedding size, N experts, C width of
-an expert.
+an expert, n windows.
 """
 
 from __future__ import annotations
+
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -137,3 +139,26 @@ def entropy(banks: list[MergedExperts]) -> float:
         torch.special.entr(bank.shares_BSN).sum(-1).mean() for bank in banks if bank.shares_BSN is not None
     ]
     return torch.stack(found).mean().item() if found else 0.0
+
+
+@torch.no_grad()
+def frozen(module: nn.Module, windows_nL1: torch.Tensor) -> nn.Module:
+    """A copy whose experts are merged by the routers' mean shares over the windows' segments; it has no router."""
+    banks = banks_of(module)
+    totals = [torch.zeros(len(bank.up_bias_ND), device=bank.up_bias_ND.device) for bank in banks]
+    module.eval()
+    for batch in windows_nL1.split(32):
+        module(input_ids=batch[:, :-1].to(totals[0].device))
+        for total_N, bank in zip(totals, banks, strict=True):
+            assert bank.shares_BSN is not None
+            total_N += bank.shares_BSN.mean(1).sum(0)
+    copy = deepcopy(module)
+    names = [name for name, part in copy.named_modules() if isinstance(part, MergedExperts)]
+    for name, bank, total_N in zip(names, banks_of(copy), totals, strict=True):
+        copy.set_submodule(name, FrozenExpert(bank, total_N / len(windows_nL1)))
+    return copy
+
+
+def banks_of(module: nn.Module) -> list[MergedExperts]:
+    """The banks of all blocks, in their order."""
+    return [part for part in module.modules() if isinstance(part, MergedExperts)]

@@ -1,15 +1,13 @@
 """A specialist as its recipe: the digest of its soup and the coefficients, a few kilobytes that rebuild every bit.
 
-``specialist.json`` is the manifest of the specialist's directory; alone it is the recipe. An instance is linear in the
-coefficients, so averaging coefficients *is* averaging models; averaging domain weights is not, because the router lies
-between, and has another name here.
+``specialist.json`` is the manifest of the specialist's directory; alone it is the recipe.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -191,44 +189,6 @@ def instance_of(recipe: Recipe, soup: SoupOfExperts) -> torch.Tensor:
             "Keep its model.safetensors."
         )
     return soup.instances(recipe.coefficients_N[None])[0]
-
-
-def blend(recipes: Sequence[Recipe], shares: Sequence[float], soup: SoupOfExperts, *, of: str) -> Recipe:
-    """The mean of specialists of one soup.
-
-    Args:
-        shares: of each; they are divided by their sum.
-        of: ``average-coefficients`` is the mean of the models themselves, up to rounding;
-            ``average-domain-weights`` is the specialist of the mean mixture, another model.
-
-    Raises ValueError for shares that do not fit, recipes of other soups, or domain weights that are not there.
-    """
-    shares_R = np.asarray(shares, np.float64)
-    if len(recipes) < 2 or shares_R.shape != (len(recipes),):
-        raise UserError(
-            f"{len(recipes)} recipes and {len(shares_R)} shares: give two recipes or more, a share each."
-        )
-    if not np.isfinite(shares_R).all() or (shares_R < 0).any() or not shares_R.sum() > 0:
-        raise UserError(f"the shares are {list(shares)}; they must be at least 0 and not all 0.")
-    shares_R = shares_R / shares_R.sum()
-    for recipe in recipes:
-        check_recipe(recipe, soup)
-        if recipe.how.get("method") == FINE_TUNED:
-            raise UserError("a fine-tuned specialist has no coefficients of its own to average.")
-    how = {"method": of, "shares": shares_R.tolist(), "of": [recipe.tensors for recipe in recipes]}
-    if of == BLEND_COEFFICIENTS:
-        mean_N = shares_R @ np.array([recipe.coefficients for recipe in recipes], np.float64)
-        return make_recipe(soup, coefficients_N=torch.from_numpy(mean_N).float(), how=how)
-    if of != BLEND_DOMAIN_WEIGHTS:
-        raise UserError(f"of is {of!r}; it must be {BLEND_COEFFICIENTS!r} or {BLEND_DOMAIN_WEIGHTS!r}.")
-    mean_K = torch.zeros(soup.config.num_domains, dtype=torch.float64)
-    for share, recipe in zip(shares_R, recipes, strict=True):
-        if recipe.domain_weights is None:
-            raise UserError("a specialist that was not made from domain weights has none to average.")
-        mean_K += share * dense(recipe, soup).double()
-    weights_K = mean_K.float()
-    coefficients_N = soup.coefficients(weights_K[None])[0]
-    return make_recipe(soup, coefficients_N=coefficients_N, domain_weights_K=weights_K, how=how)
 
 
 def dense(recipe: Recipe, soup: SoupOfExperts) -> torch.Tensor:

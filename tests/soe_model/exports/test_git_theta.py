@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.recipe import FINE_TUNED, make_recipe
-from soe_model.specialists.specialist_files import MODEL, verify_specialist, write_specialist
+from soe_model.specialists.specialist_files import MODEL, write_specialist
+from soe_model.specialists.verification import verify_specialist
 from tests.extras import needs, needs_program
 from tests.soe_model.wide_soup import write_wide_soup
 

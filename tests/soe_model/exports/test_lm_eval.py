@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from soe_model.files.soup import SoupOfExperts
 from soe_model.model.backbone import token_losses
 from tests.extras import needs
-from tests.soe_model.files.test_soup import made, write  # noqa: F401
+from tests.soe_model.toy_soup import write
 
 TASK = """
 task: local_words
@@ -30,7 +30,7 @@ metric_list:
 TEXTS = ["w3 w5 w7 w9", "w1 w2", "w30 w31 w32 w33 w34"]
 
 
-def test_the_harness_measures_our_likelihood(made, tmp_path):  # noqa: F811
+def test_the_harness_measures_our_likelihood(made, tmp_path):
     needs("lm_eval", extra="exports")
     write(SoupOfExperts.open(made[0]), tmp_path / "model")
     data = tmp_path / "texts.jsonl"

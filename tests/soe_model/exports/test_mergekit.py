@@ -18,7 +18,6 @@ from soe_model.model.flat_module import unflatten
 from soe_model.specialists.recipe import instance_of, make_recipe
 from storage_schema.manifest import StoreError
 from tests.extras import needs
-from tests.soe_model.files.test_soup import made  # noqa: F401 (a fixture)
 
 
 def recipe_for(soup, *coefficients):
@@ -30,7 +29,7 @@ def largest_difference(found, expected):
     return max((found[name] - tensor).abs().max().item() for name, tensor in expected.items())
 
 
-def test_mergekit_merges_the_specialist(made, tmp_path):  # noqa: F811
+def test_mergekit_merges_the_specialist(made, tmp_path):
     needs("mergekit", extra="exports")
     soup = SoupOfExperts.open(made[0])
     recipe = recipe_for(soup, 0.7, -0.3, 0.0, 1.9)
@@ -54,7 +53,7 @@ def test_mergekit_merges_the_specialist(made, tmp_path):  # noqa: F811
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("w3 w5").input_ids == [3, 5]
 
 
-def test_weights_are_numbers_to_yaml_however_small(made, tmp_path):  # noqa: F811
+def test_weights_are_numbers_to_yaml_however_small(made, tmp_path):
     """YAML takes 1e-05 for a word."""
     soup = SoupOfExperts.open(made[0])
     recipe = recipe_for(soup, 1e-5, 0.0, -3e-20, 0.1)
@@ -65,7 +64,7 @@ def test_weights_are_numbers_to_yaml_however_small(made, tmp_path):  # noqa: F81
         assert os.path.isabs(model) and os.path.isfile(f"{model}/model.safetensors")
 
 
-def test_what_cannot_be_exported_is_refused(made, tmp_path):  # noqa: F811
+def test_what_cannot_be_exported_is_refused(made, tmp_path):
     soup = SoupOfExperts.open(made[0])
     recipe = recipe_for(soup, 0.5, 0.0, 0.0, 0.0)
     (tmp_path / "mine").mkdir()

@@ -17,7 +17,6 @@ from storage_schema.manifest import StoreError
 from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.extras import needs
-from tests.soe_model.files.test_soup import made  # noqa: F401 (a fixture)
 from tests.soe_model.training.test_trainer import BACKBONE, K, L, make_batch, make_trainer
 from tests.toy_store import make_store
 
@@ -127,7 +126,7 @@ def test_the_base_is_the_shared_parameters(low_rank, tmp_path):
     torch.testing.assert_close(logits(loaded(tmp_path / "a/base", second)), expected, rtol=0, atol=1e-5)
 
 
-def test_what_cannot_be_exported_is_refused(made, low_rank, tmp_path):  # noqa: F811
+def test_what_cannot_be_exported_is_refused(made, low_rank, tmp_path):
     full, (_, soup) = SoupOfExperts.open(made[0]), low_rank
     with pytest.raises(ValueError, match="experts of full rank"):
         write_peft(full, recipe_for(full, 1.0, 0.0, 0.0, 0.0), tmp_path / "a")

@@ -6,8 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from soe_model.methods.smear import banks_of
-from soe_model.model.merged_experts import FrozenExpert
+from soe_model.model.merged_experts import FrozenExpert, banks_of
 from soe_model.planning.state_size import soup_params
 from soe_model.specialists.coefficient_learning import Learning
 from tests.soe_model.methods.circles import STEPS, B, K, L, draw, make, windows

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from soe_model.files.soup import SoupOfExperts
 from soe_model.model.flat_module import unflatten
 from soe_model.reference import combine, loss
 from soe_model.specialists.coefficient_learning import (
@@ -17,13 +16,8 @@ from soe_model.specialists.coefficient_learning import (
 )
 from soe_model.specialists.evaluation import bootstrap_interval, mean_loss, normal_interval
 from soe_model.specialists.fine_tuning import fine_tune
-from tests.soe_model.files.test_soup import WEIGHTS, made  # noqa: F401
+from tests.soe_model.toy_soup import WEIGHTS
 from tests.soe_model.training.test_trainer import make_batch
-
-
-@pytest.fixture
-def soup(made):  # noqa: F811
-    return SoupOfExperts.open(made[0])
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import typer
 
 from flows.cli import specialist_commands
 from soe_model.files.soup import SoupOfExperts
+from soe_model.specialists.averaging import blend
 from soe_model.specialists.model_card import model_card
-from soe_model.specialists.recipe import BLEND_COEFFICIENTS, blend
-from tests.soe_model.files.test_soup import WEIGHTS, made, recipes_for  # noqa: F401
+from soe_model.specialists.recipe import BLEND_COEFFICIENTS
+from tests.soe_model.toy_soup import WEIGHTS, recipes_for
 
 WORDS = [["zero"], ["one"], ["two", "deux"], ["three"], ["four"]]
 LEARNING = {"steps": 40, "learning_rate": 0.0123456789, "batch_size": 8}
@@ -33,7 +34,7 @@ REPORT = {
 
 
 @pytest.fixture
-def soup(made, tmp_path):  # noqa: F811
+def soup(made, tmp_path):
     """With words for its domains."""
     shutil.copytree(made[0], tmp_path / "soup")
     (tmp_path / "soup/domain-words.json").write_text(json.dumps(WORDS))

@@ -1,0 +1,3 @@
+"""A small trained soup, made once."""
+
+from tests.soe_model.toy_soup import made  # noqa: F401  (a fixture)
