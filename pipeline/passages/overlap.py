@@ -1,16 +1,15 @@
 """Finding held-out text that also occurs in training text, wherever either was cut.
 
 Equal passages have equal hashes, but one more line at the head of a document moves all its cuts. So text is also
-compared by its runs of ``RUN_WORDS`` words (a word is letters without case, digits and underscores; what stands
-between words does not count). A passage is *mostly* in other text if that text has at least ``SHARE`` of the passage's
-runs. A passage of fewer words has no run and is only compared as a whole.
+compared by its runs of words (``word_runs.py``). A passage is *mostly* in other text if that text has at least
+``SHARE`` of the passage's runs. A passage that is shorter than a run is only compared as a whole.
 
 Held-out passages that are mostly in training text are dropped, because the model has seen them. Training passages are
 not dropped, so boilerplate at the head of all documents cannot empty the training text. There is one exception: the
 held-out text that a store already has stays, so documents added to the store lose the training passages that are
 mostly such text.
 
-Legend: N texts, R runs.
+Legend: N texts.
 """
 
 from __future__ import annotations
@@ -26,10 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.passages.word_runs import runs_of
 from storage_schema.aside import written_aside
 
-RUN_WORDS = 13
-"""The length with which GPT-3's training data were compared with its test sets (Brown et al. 2020, appendix C)."""
 SHARE = 0.5
 """Measured on the text of a machine's packages with 2% held out: of 3,684 held-out passages, 366 are mostly in the
 218,263 training passages with this share, 542 with 0.3 and 226 with 0.7. They are copied modules, generated code and
@@ -40,8 +38,6 @@ MOST_RUNS = 1 << 26
 """Runs held in memory (half a gigabyte). If there are more, those with the smallest hashes stand for all."""
 RunTasks = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]
 """A function like :func:`pipeline.tasks.run_tasks`."""
-_MIX = np.uint64(0xD6E8FEB86659FD93)
-_FOLD = np.uint64(29)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,42 +144,6 @@ def rows_mostly_in(passages: Passages, known: Path, seen: Path | None = None) ->
     return np.concatenate(rows)
 
 
-def runs_of(texts: pa.LargeStringArray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The hashes of the runs of words in texts, in order.
-
-    Args:
-        texts: ``[N]``.
-        first: bool ``[N]``; a run may continue from one text into the next, unless the next one is marked here.
-
-    Returns:
-        The hashes uint64 ``[R]``, and the number of the text that each run begins in, int64 ``[R]``.
-    """
-    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
-    offsets = offsets - offsets[0]
-    letters = _LETTERS[data]
-    begins = letters != 0
-    begins[1:] &= (letters[:-1] == 0) | ((letters[1:] >= 0xE3) & (letters[1:] <= 0xED))
-    # A word's hash is the sum of one random number per pair of neighbouring letters: so "act" differs from "cat".
-    pairs = letters.astype(np.uint16)
-    pairs[1:] |= pairs[:-1] << np.uint16(8)
-    edges = offsets[:-1][first & (np.diff(offsets) > 0)]
-    begins[edges], pairs[edges] = letters[edges] != 0, letters[edges]
-    starts = np.flatnonzero(begins)
-    if len(starts) < RUN_WORDS:
-        return np.empty(0, np.uint64), np.empty(0, np.int64)
-    words = np.add.reduceat(_PAIRS[pairs], starts)
-    words = (words ^ (words >> _FOLD)) * _MIX
-    runs = np.zeros(len(words) - RUN_WORDS + 1, np.uint64)
-    for word in range(RUN_WORDS):
-        runs = runs * _MIX + words[word : word + len(runs)]
-    runs = (runs ^ (runs >> _FOLD)) * _MIX
-    text_of = np.repeat(np.arange(len(texts)), np.diff(np.searchsorted(starts, offsets)))
-    document_of = np.cumsum(first)[text_of]
-    whole = document_of[: len(runs)] == document_of[RUN_WORDS - 1 :]
-    return runs[whole], text_of[: len(runs)][whole]
-
-
 def _write_runs(passages: Passages, path: Path) -> None:
     found = (runs_of(texts, first)[0] for _, texts, first in passages)
     _save(path, _distinct(found, np.uint64))
@@ -236,22 +196,3 @@ class _KnownRuns:
         where = np.minimum(np.searchsorted(self.runs, runs[maybe]), len(self.runs) - 1)
         same = self.runs[where] == runs[maybe]
         return maybe[same], where[same]
-
-
-def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """The letter of each byte, uint8 (0 for a byte that separates words), and 64 random bits per pair of letters.
-
-    Bytes beyond ASCII are letters. Chinese and Japanese characters and Hangul begin with 0xE3 to 0xED; each of them is
-    a word of its own.
-    """
-    letters = np.arange(256, dtype=np.uint8)
-    for byte in range(128):
-        letters[byte] = ord(chr(byte).lower()) if chr(byte).isalnum() or chr(byte) == "_" else 0
-    pairs = (
-        np.frombuffer(np.random.PCG64(13).random_raw(1 << 16).tobytes(), np.uint64).reshape(256, 256).copy()
-    )
-    pairs[:, 0] = 0
-    return letters, pairs.reshape(-1)
-
-
-_LETTERS, _PAIRS = _tables()

@@ -49,18 +49,7 @@ RUN_ELSEWHERE = {
 
 IN_PROCESS = [
     ["soe", name]
-    for name in (
-        "atlas",
-        "audit",
-        "blend",
-        "materialize",
-        "plan",
-        "ratios",
-        "score",
-        "specialize",
-        "verify",
-        "weights",
-    )
+    for name in "atlas audit blend materialize plan ratios score specialize verify weights".split()
 ]
 """Without a process of their own, which takes seconds to import torch; tests/flows/cli/test_main.py starts the
 command itself."""

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from pipeline.passages import overlap
 from pipeline.passages.cutting import cut_passages, text_hash
 from pipeline.passages.extraction import EXTRACTED
-from pipeline.passages.overlap import RUN_WORDS, runs_of
 from pipeline.passages.selection import Selection, select_passages
+from pipeline.passages.word_runs import RUN_WORDS, runs_of
 from storage_schema.corpus import PASSAGES
 
 
