@@ -14,7 +14,7 @@ def add_documents(config: AddDocuments) -> dict | State:
     """New documents are embedded and assigned to the tree that the store has; nothing in it is rewritten."""
 
     def publish() -> None:
-        from flows.prefect_flows.result_artifacts import (
+        from flows.prefect_flows.domain_artifacts import (
             publish_domains,  # draws: only a run that succeeded needs it
         )
 

@@ -14,7 +14,7 @@ def build_domains(config: BuildDomains = BuildDomains()) -> dict | State:  # noq
     """A corpus becomes passages, embeddings, a tree of centroids and one partition per domain."""
 
     def publish() -> None:
-        from flows.prefect_flows.result_artifacts import (
+        from flows.prefect_flows.domain_artifacts import (
             publish_domains,  # draws: only a run that succeeded needs it
         )
 

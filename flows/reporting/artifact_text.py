@@ -1,8 +1,9 @@
-"""How the progress of a stage is said to people."""
+"""How the progress of a stage, and tables of numbers, are said to people."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 
 def artifact_key(*words: str) -> str:
@@ -25,3 +26,16 @@ def amount(progress: dict) -> str:
     of = f" of {progress['total']:,}" if progress["total"] else ""
     note = f" ({progress['note']})" if progress.get("note") else ""
     return f"{progress['done']:,}{of} {progress['unit']}{note}"
+
+
+def number(value: Any) -> str:
+    """``1,234`` or ``0.1235``; anything but a number as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    """A table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
