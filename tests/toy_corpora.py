@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +15,9 @@ from pipeline.corpus.listing import open_corpus
 from pipeline.corpus.readers import read_documents
 
 RECORDS = [{"text": f"text {i}, é", "source": f"s{i % 2}"} for i in range(50)]
+MANY_RECORDS = [{"text": f"text {i}", "source": "s"} for i in range(2500)]
+PACKED = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+"""Ending of a packed file → what packs it."""
 
 
 def read_all(uri, **options):

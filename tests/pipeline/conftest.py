@@ -1,4 +1,4 @@
-"""Fixtures of the tests of stores on S3 (``s3`` and ``server`` are all rooms')."""
+"""A planted store, and fixtures of the tests of stores on S3 (``s3`` and ``server`` are all rooms')."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from pipeline.places import locations, retries
 from storage_schema.stage import open_stage
 from tests.flaky_proxy import proxy_to
+from tests.pipeline.planted_store import planted, planted_store  # noqa: F401  (fixtures)
 from tests.remote_stores import MORE, SIZES, VOCAB, upload_once, write_part
 from tests.s3_server import upload
 

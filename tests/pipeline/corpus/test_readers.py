@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import errno
 import gzip
 import json
 import lzma
-import os
 import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
-from pyarrow import fs
 
-from pipeline.corpus import documents, raw_files, readers
+from pipeline.corpus import raw_files
 from pipeline.corpus.decoding import source_name
 from pipeline.corpus.documents import BadDocument, DamagedFile, Document
 from pipeline.corpus.listing import open_corpus
-from pipeline.places import retries
-from tests.toy_corpora import json_lines, read_all, save_dataset
+from tests.toy_corpora import MANY_RECORDS, PACKED, json_lines, read_all, save_dataset
 
-RECORDS = [{"text": f"text {i}", "source": "s"} for i in range(2500)]
 INVALID = pa.array([b"\xff"]).view(pa.string())
 
 
@@ -56,7 +49,7 @@ def test_one_bad_row_loses_itself_alone(tmp_path, kind):
 
 def test_a_broken_row_group_loses_its_own_rows_and_says_how_many(tmp_path):
     pq.write_table(
-        pa.Table.from_pylist(RECORDS), tmp_path / "t.parquet", row_group_size=500, compression="zstd"
+        pa.Table.from_pylist(MANY_RECORDS), tmp_path / "t.parquet", row_group_size=500, compression="zstd"
     )
     content = bytearray((tmp_path / "t.parquet").read_bytes())
     start = pq.read_metadata(tmp_path / "t.parquet").row_group(2).column(0).data_page_offset
@@ -70,13 +63,10 @@ def test_a_broken_row_group_loses_its_own_rows_and_says_how_many(tmp_path):
     assert found[-1].document_id == "t.parquet:2499"
 
 
-PACKED = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
-
-
 @pytest.mark.parametrize("suffix", PACKED)
 def test_a_file_cut_in_its_middle_is_a_damaged_file_and_no_bad_document(tmp_path, suffix):
     """bzip2 and Zstandard pack a stream of this size as one block: of several, the last is cut."""
-    streams = [PACKED[suffix](json_lines(RECORDS[part::5])) for part in range(5)]
+    streams = [PACKED[suffix](json_lines(MANY_RECORDS[part::5])) for part in range(5)]
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(b"".join(streams))
     assert kinds(read_all(path)) == {Document: 2500}
@@ -96,7 +86,12 @@ def test_an_unpacked_stream_is_read_within_bounds(tmp_path, monkeypatch):
     [damaged] = read_all(tmp_path)
     assert isinstance(damaged, DamagedFile) and "Memory usage limit" in damaged.problem
     monkeypatch.setattr(raw_files, "XZ_BYTES", 256 << 20)
-    padded = lzma.compress(json_lines(RECORDS)) + bytes(8) + lzma.compress(json_lines(RECORDS[:9])) + bytes(4)
+    padded = (
+        lzma.compress(json_lines(MANY_RECORDS))
+        + bytes(8)
+        + lzma.compress(json_lines(MANY_RECORDS[:9]))
+        + bytes(4)
+    )
     (tmp_path / "a.txt.xz").rename(tmp_path / "a.jsonl.xz")
     (tmp_path / "a.jsonl.xz").write_bytes(padded)
     assert kinds(read_all(tmp_path)) == {Document: 2509}
@@ -105,7 +100,7 @@ def test_an_unpacked_stream_is_read_within_bounds(tmp_path, monkeypatch):
 @pytest.mark.parametrize("where", ["in a batch", "between batches", "the end's mark"])
 def test_an_arrow_shard_that_ends_early(tmp_path, where):
     """Cut between two batches it would look whole, but for the mark of its end."""
-    save_dataset(tmp_path, RECORDS, shards=1, batch=500)
+    save_dataset(tmp_path, MANY_RECORDS, shards=1, batch=500)
     path = tmp_path / "data-00000-of-00001.arrow"
     content = path.read_bytes()
     with pa.ipc.open_stream(pa.BufferReader(content[:-8])) as stream:
@@ -129,14 +124,14 @@ def test_an_arrow_shard_that_ends_early(tmp_path, where):
 
 def test_files_of_another_shape_are_damaged_files(tmp_path):
     """One each, however many documents they would have held."""
-    (tmp_path / "array.json").write_text(json.dumps(RECORDS))
-    (tmp_path / "pretty.json").write_text("\n" + json.dumps(RECORDS, indent=1))
+    (tmp_path / "array.json").write_text(json.dumps(MANY_RECORDS))
+    (tmp_path / "pretty.json").write_text("\n" + json.dumps(MANY_RECORDS, indent=1))
     (tmp_path / "object.json").write_text(json.dumps({"name": "a", "version": 1}, indent=1))
-    (tmp_path / "mark.json").write_bytes(codecs.BOM_UTF8 + json.dumps(RECORDS).encode())
+    (tmp_path / "mark.json").write_bytes(codecs.BOM_UTF8 + json.dumps(MANY_RECORDS).encode())
     pq.write_table(pa.table({"body": ["a"] * 99}), tmp_path / "column.parquet")
     pq.write_table(pa.table({"text": [1.5] * 99}), tmp_path / "numbers.parquet")
     pq.write_table(pa.table({"text": ["a"] * 9, "source": [1.5] * 9}), tmp_path / "source.parquet")
-    (tmp_path / "unmarked.jsonl").write_bytes(json_lines(RECORDS).decode().encode("utf-16-le"))
+    (tmp_path / "unmarked.jsonl").write_bytes(json_lines(MANY_RECORDS).decode().encode("utf-16-le"))
     found = {one.where: one for one in read_all(tmp_path)}
     assert len(found) == 8 and {type(one) for one in found.values()} == {DamagedFile}
     assert all("jq -c" in found[f"{name}.json"].problem for name in ("array", "pretty", "object", "mark"))
@@ -149,7 +144,7 @@ def test_files_of_another_shape_are_damaged_files(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be"])
 def test_a_byte_order_mark_is_read_and_dropped(tmp_path, encoding):
     marked = lambda text: text.encode(encoding) if "be" not in encoding else f"\ufeff{text}".encode(encoding)  # noqa: E731
-    lines = json_lines(RECORDS).decode() + '{"text": "é 漢字 𝄞\\nx"}\n'
+    lines = json_lines(MANY_RECORDS).decode() + '{"text": "é 漢字 𝄞\\nx"}\n'
     (tmp_path / "a.jsonl").write_bytes(marked(lines))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(marked("é 漢字 𝄞\nx")))
     found = read_all(tmp_path)
@@ -229,84 +224,3 @@ def test_files_that_are_not_read_are_counted_by_kind(tmp_path):
         ".tsv": 2, ".log": 1, "without an ending": 1, "named _*": 1, "named .*": 2, ".arrow": 1, "empty": 1, ".md": 1
     }  # fmt: skip
     assert len(corpus.files) == 3
-
-
-class Failing:
-    """A file system whose file fails at its end, the first `times` times that it is asked for that."""
-
-    def __init__(self, error, times):
-        self.error, self.left = error, times
-
-    def open_input_file(self, path):
-        stream, outer = fs.LocalFileSystem().open_input_file(path), self
-
-        class File:
-            size = staticmethod(stream.size)
-
-            @staticmethod
-            def read_at(wanted, at):
-                if outer.left and at + wanted > 0.7 * stream.size():
-                    outer.left -= 1
-                    raise outer.error
-                return stream.read_at(wanted, at)
-
-        return File()
-
-
-ERRORS = [
-    OSError(errno.EIO, "Input/output error"),
-    OSError(errno.ESTALE, "Stale file handle"),
-    OSError("google::cloud::Status(UNAVAILABLE: the service is down)"),
-    OSError("AWS Error SLOW_DOWN during GetObject operation"),
-    ConnectionResetError("reset by peer"),
-    RuntimeError("whatever a file system raises"),
-]
-
-
-@pytest.mark.parametrize("error", ERRORS, ids=str)
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.bz2", "a.parquet", "saved", "a.txt"])
-def test_lost_access_is_no_content(tmp_path, monkeypatch, name, error):
-    """Read on from where it was; and if it stays so, an error that names the file."""
-    if name == "saved":
-        save_dataset(tmp_path / name, RECORDS, shards=1, batch=100)
-    elif name == "a.parquet":
-        pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / name, row_group_size=100)
-    else:
-        pack = PACKED.get(os.path.splitext(name)[1], bytes)
-        (tmp_path / name).write_bytes(pack(json_lines(RECORDS)))
-    expected = read_all(tmp_path / name)
-    monkeypatch.setattr(retries, "FIRST_DELAY", 0)
-    monkeypatch.setattr(raw_files, "input_options", lambda size: {"buffer_size": 4096})
-    corpus = open_corpus(str(tmp_path / name))
-    [file] = corpus.files
-    for times in (2, 999):
-        place = Failing(error, times)
-        monkeypatch.setattr(readers, "open_filesystem", lambda uri, place=place: (place, uri))
-        if times == 2:
-            assert list(readers.read_documents(corpus, file)) == expected and place.left == 0
-        else:
-            with pytest.raises(ValueError, match=f"cannot read .* after 5 attempts: .*{tmp_path}"):
-                list(readers.read_documents(corpus, file))
-
-
-def test_a_file_that_went_or_shrank_is_a_damaged_file(tmp_path):
-    for name in ("a.jsonl", "b.jsonl"):
-        (tmp_path / name).write_bytes(json_lines(RECORDS))
-    corpus = open_corpus(str(tmp_path))
-    (tmp_path / "a.jsonl").unlink()
-    os.truncate(tmp_path / "b.jsonl", 1000)
-    gone, shrunk = (one for file in corpus.files for one in readers.read_documents(corpus, file))
-    assert isinstance(gone, DamagedFile) and "No such file" in gone.problem
-    assert isinstance(shrunk, DamagedFile) and "it has 1,000 bytes, and had" in shrunk.problem
-
-
-def test_files_of_the_environment_that_are_for_others_are_counted(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("words")
-    monkeypatch.setattr(retries, "FIRST_DELAY", 0)
-    refused = Failing(PermissionError(errno.EACCES, "Permission denied"), 99)
-    mine = open_corpus(str(tmp_path))
-    monkeypatch.setattr(readers, "open_filesystem", lambda uri: (refused, uri))
-    with pytest.raises(ValueError, match="cannot read a.txt .*Permission denied"):
-        list(readers.read_documents(mine, mine.files[0]))
-    [damaged] = readers.read_documents(documents.Corpus(uri="environment", files=mine.files), mine.files[0])
-    assert isinstance(damaged, DamagedFile) and "Permission denied" in damaged.problem

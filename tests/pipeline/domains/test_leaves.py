@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import resource
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.domains.leaves import _split, _write_partition
-from pipeline.domains.scatter import scatter_schema
+from pipeline.domains import leaves
+from pipeline.domains.leaves import _split, _write_partition, write_node
+from pipeline.domains.scatter import Folders, scatter_schema, write_batch
 from storage_schema.arrow_files import read_batch
 from storage_schema.domains import partition_schema
+from tests.pipeline.planted_store import TREE
 
 LEAVES, SIZE = 100, 8
 
@@ -69,3 +74,36 @@ def test_a_node_of_many_leaves_needs_few_open_files(tmp_path):
             for name in ("passage_id", "document_id", "source", "tokens"):
                 assert found.column(name).to_pylist() == expected[name].to_pylist()
             assert sums["tokens_k"][leaf] == len(found.column("tokens").values)
+
+
+def test_a_node_of_many_parts_has_one_mapped_at_a_time(tmp_path, monkeypatch):
+    """A process may have 65,530 mappings; a corpus of 10^9 passages has more parts."""
+    folders = Folders(passages="", embeddings="", tokenizer="", work=str(tmp_path))
+    folders.scratch.mkdir()
+    schema, rows_PC = scatter_schema(300, 8), np.array([[2, 0, 3], [0, 0, 0], *[[1, 4, 0]] * 60], np.int64)
+    random, number = np.random.Generator(np.random.PCG64(0)), 0
+    names = [f"part-{part:05d}" for part in range(len(rows_PC))]
+    for name, rows_C in zip(names, rows_PC.tolist(), strict=True):
+        ids = range(number, number := number + sum(rows_C))
+        columns = [list(ids), ["d"] * len(ids), ["s"] * len(ids), random.normal(size=(len(ids), 8)).tolist()]
+        batch = pa.record_batch(dict(zip(schema.names, [*columns, [[n % 300, 0] for n in ids]], strict=True)))
+        write_batch(folders.scattered(name), batch.cast(schema), rows_C)
+    mapped = []
+
+    def look(real, *arguments, **options):
+        mapped.append(sum(str(tmp_path) in line for line in Path("/proc/self/maps").open()))
+        return real(*arguments, **options)
+
+    for name in ("fit_node", "assign"):
+        monkeypatch.setattr(leaves, name, partial(look, getattr(leaves, name)))
+    settings = replace(TREE, coarse_clusters=3, leaf_clusters=2)
+    found = [write_node(folders, node, (names, rows_PC), settings) for node in range(3)]
+    assert len(mapped) > 100 and max(mapped) <= 2
+    assert [int(node["counts_k"].sum()) for node in found] == rows_PC.sum(0).tolist()
+    ids = [
+        pa.ipc.open_file(str(path)).read_all()["passage_id"].to_pylist()
+        for path in tmp_path.glob("domain=*/*")
+    ]
+    assert sorted(sum(ids, [])) == list(range(number))
+    again = write_node(folders, 0, ([], np.zeros((0, 3))), settings)  # it is done
+    assert again["counts_k"].tolist() == found[0]["counts_k"].tolist()

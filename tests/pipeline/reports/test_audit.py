@@ -13,11 +13,15 @@ from pipeline.domains.scatter import write_batch
 from pipeline.reports.audit import audit_store
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError, file_digest, read_manifest
-from tests.pipeline.domains.test_build import prepared, store  # noqa: F401
+
+
+@pytest.fixture
+def store(planted_store):
+    return planted_store
 
 
 @pytest.fixture()
-def copy(store, tmp_path):  # noqa: F811
+def copy(store, tmp_path):
     shutil.copytree(store.folder.parent, tmp_path / "store")
     return tmp_path / "store"
 
@@ -39,7 +43,7 @@ def sign(folder, stage):
     (folder / stage / "manifest.json").write_text(replace(manifest, files=files).to_json())
 
 
-def test_a_store_as_it_was_built(store):  # noqa: F811
+def test_a_store_as_it_was_built(store):
     progress = []
     checked = audit_store(store.folder.parent, report=lambda done, total: progress.append((done, total)))
     assert checked["passages"] == store.passages_K.sum() and checked["domains"] == store.num_domains
