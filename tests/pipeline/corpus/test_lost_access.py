@@ -1,4 +1,4 @@
-"""A disk or a service that fails is no damaged file: reading goes on where it was, or ends in an error that names it."""
+"""A disk or a service that fails is no damaged file: reading goes on where it was, or ends in an error naming it."""
 
 from __future__ import annotations
 
