@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from flows.prefect_client.api import ApiError, PrefectApi
 from storage_schema.manifest import read_manifest
 from tests import extras
 from tests.flows.built_store import write_corpus
-from tests.flows.conftest import BIN, REPOSITORY
+from tests.flows.conftest import BIN, REPOSITORY, eventually
 from tests.flows.postgres import postgres, programs
 from tests.s3_server import upload
 
@@ -144,13 +143,6 @@ def run(command: list[str], environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def until(ready, what: str) -> None:
-    deadline = time.monotonic() + 240
-    while not ready():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.5)
-
-
 @pytest.fixture()
 def site(s3):
     """The servers, each by its own command; everything is gone afterwards."""
@@ -162,7 +154,7 @@ def site(s3):
         try:
             start_prefect(site)
             start_ray(site)
-            until(site.api.healthy, "the Prefect server does not answer")
+            eventually(site.api.healthy, 240)
             site.run("prefect", "work-pool", "create", "soe", "--type", "process")
             site.run("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_FILE))
             worker = ["worker", "start", "--pool", "soe", "--type", "process", "--install-policy", "never"]
@@ -199,12 +191,12 @@ def start_ray(site: Site) -> None:
         name: str(processes.free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
     }
     site.start("head", "ray", "start", *head, *common, core=0, **metrics)
-    until(lambda: site.nodes() == 1, "the head of the Ray cluster does not answer")
+    eventually(lambda: site.nodes() == 1, 240)
     for number in range(1, NODES):
         address = f"--address=127.0.0.2:{site.ray_port}"
         site.start(f"node-{number}", "ray", "start", address, *node(number), *common, core=number)
         # One after the other: of two that come in the same moment, one may not find itself in the list of nodes.
-        until(lambda: site.nodes() == 1 + number, "a node does not join the Ray cluster")  # noqa: B023
+        eventually(lambda: site.nodes() == 1 + number, 240)  # noqa: B023
 
 
 def digest(home: Path, *, of: str, kind: str) -> str:
@@ -237,10 +229,8 @@ def test_the_deployments_run_on_another_cluster_and_database(site, s3, tmp_path)
     for module, config in (("build_domains", store), ("pretrain_soe", SOUP | {"store": far})):
         command = [sys.executable, "-m", f"flows.jobs.{module}", "--config", json.dumps(config)]
         run([*on_cores(0, 1), *command], plain_environment(alone))
-    assert digest(shared, of="stores/mine/domains", kind="domains") == digest(
-        alone, of="stores/mine/domains", kind="domains"
-    )
-    assert digest(shared, of="soups/soup", kind="soup") == digest(alone, of="soups/soup", kind="soup")
+    for made, kind in (("stores/mine/domains", "domains"), ("soups/soup", "soup")):
+        assert digest(shared, of=made, kind=kind) == digest(alone, of=made, kind=kind)
 
     workers = [
         actor
