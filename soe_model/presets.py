@@ -12,8 +12,11 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from soe_model.bounds import finite_positive, require, whole
 from soe_model.model.backbone import gpt2_config
+from soe_model.model.router import Router
 from soe_model.optimizers import AdamConfig, check_name
 from storage_schema.errors import UserError
 
@@ -55,6 +58,19 @@ class SoupConfig:
             raise UserError(
                 f"{' and '.join(at_start)} are both 0: coefficients and experts would all begin at 0, and none would "
                 "ever get a gradient. Make one of them positive."
+            )
+
+    def new_router(self, seed: int, centroids_KD: torch.Tensor | None) -> Router:
+        """The soup's router at the start: the same seed gives the same one, whatever was drawn before."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Router(
+                self.num_domains,
+                self.num_experts,
+                hidden=self.router_hidden,
+                input_scale=self.router_input_scale,
+                output_scale=self.router_output_scale,
+                centroids_KD=centroids_KD,
             )
 
 

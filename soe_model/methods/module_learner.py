@@ -21,10 +21,11 @@ from soe_model.presets import TrainingConfig
 from soe_model.training.step import (
     NonFiniteLoss,
     StepResult,
+    check_state,
     deterministic_kernels,
     learning_rate_factor,
+    precision,
 )
-from storage_schema.errors import UserError
 
 
 class ModuleLearner:
@@ -107,7 +108,7 @@ class ModuleLearner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed((self.training.seed << 32) + self.step)
             for tokens in tokens_BL1.split(self.training.micro_batch_size or len(tokens_BL1)):
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+                with precision(device):
                     share = self._losses(self.module, tokens.to(device)).sum() / tokens_in_step
                 share.backward()
                 loss += share.detach()
@@ -139,15 +140,7 @@ class ModuleLearner:
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Become the learner whose state this is. Raises ValueError, naming the first tensor that does not fit."""
         mine = self.state_dict()
-        for name in sorted(mine.keys() ^ tensors.keys()):
-            whose = "is missing from" if name in mine else "is not of this run but in"
-            raise UserError(f"tensor {name} {whose} the saved state; begin the same run as then.")
-        for name, tensor in tensors.items():
-            if tensor.shape != mine[name].shape:
-                raise UserError(
-                    f"tensor {name} has shape {list(tensor.shape)} in the saved state and {list(mine[name].shape)} "
-                    "here; begin the same run as then."
-                )
+        check_state(mine, tensors)
         for name, parameter in self._trained.items():
             parameter.data.copy_(tensors[name])
             for moment, which in zip(self._moments[name], ("first", "second"), strict=True):

@@ -1,15 +1,16 @@
-"""What every trainer's step has in common: its result, its refusal, its learning rate and its kernels."""
+"""What all trainers have in common: a step's result and refusal, its rate and precision, and the check of a resume."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from soe_model.presets import TrainingConfig
+from storage_schema.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +59,23 @@ def learning_rate_factor(step: int, training: TrainingConfig) -> float:
     progress = (step - training.warmup_steps) / max(training.steps - training.warmup_steps, 1)
     final = training.final_learning_rate_fraction
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def precision(device: torch.device) -> torch.autocast:
+    """Compute in bfloat16 on GPUs; parameters, gradients and the loss stay float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def check_state(mine: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError, naming the first tensor that does not fit, unless a saved state has the names and shapes of
+    `mine`.
+    """
+    for name in sorted(mine.keys() ^ saved.keys()):
+        whose = "is missing from" if name in mine else "is not of this run but in"
+        raise UserError(f"tensor {name} {whose} the saved state; begin the same run as then.")
+    for name, tensor in mine.items():
+        if tensor.shape != saved[name].shape:
+            raise UserError(
+                f"tensor {name} has shape {list(saved[name].shape)} in the saved state and {list(tensor.shape)} here; "
+                "begin the same run as then."
+            )

@@ -16,21 +16,26 @@ from torch import nn
 from soe_model.model.backbone import build_backbone, token_losses
 from soe_model.model.bank import Bank
 from soe_model.model.flat_module import FlatModule
-from soe_model.model.router import Router
 from soe_model.model.sharding import ALIGNMENT, Sharding, current_rank, owned_mixtures
 from soe_model.optimizers import Adam
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.training.specialisation import Specialisation, share_entropy, specialisation
-from soe_model.training.step import NonFiniteLoss, StepResult, deterministic_kernels, learning_rate_factor
+from soe_model.training.step import (
+    NonFiniteLoss,
+    StepResult,
+    check_state,
+    deterministic_kernels,
+    learning_rate_factor,
+    precision,
+)
 from soe_model.training.step_clock import StepClock
-from storage_schema.errors import UserError
 
 
 class SoupTrainer:
     """A bank, a router and their optimizers, over the current process group.
 
     Args:
-        centroids_KD: the domains' centroids; the router starts from them (see :class:`Router`).
+        centroids_KD: the domains' centroids; the router starts from them (see :class:`~soe_model.model.router.Router`).
         initial_P: the shared parameters at the start, float32 [P]; None: new ones, from the seed.
         router: a module from domain weights [W, K] to coefficients [W, N] in place of the soup's router; where it has
             no parameters, there is nothing of it to train.
@@ -73,7 +78,7 @@ class SoupTrainer:
             optimizer=training.optimizer,
         )
         if router is None:
-            router = _build_router(soup, training.seed, centroids_KD)
+            router = soup.new_router(training.seed + 1, centroids_KD)
         self.router, self._train_shared = FlatModule(router.to(device)), train_shared
         self._router_optimizer = Adam(self.router.params_P, training.adam)
         self.clock = StepClock(self.device)
@@ -123,7 +128,7 @@ class SoupTrainer:
         loss_W = torch.zeros(self.training.mixtures_per_step, device=self.device)
         self.backbone.padded_grads_WP.zero_()
         for w, tokens in self._micro_batches(tokens_BL1, mixture_B):
-            with torch.enable_grad(), self._precision():
+            with torch.enable_grad(), precision(self.device):
                 share = self._losses(self.backbone.module, tokens).sum() / tokens_in_step
                 share.backward()
             loss_W[w] += share.detach()
@@ -203,7 +208,7 @@ class SoupTrainer:
         self.bank.combine(self.router.module(domain_weights_WK), self.backbone.padded_params_WP)
         loss_W = torch.zeros(len(domain_weights_WK), device=self.device)
         for w, tokens in self._micro_batches(tokens_BL1, mixture_B):
-            with self._precision():
+            with precision(self.device):
                 loss_W[w] += self._losses(self.backbone.module, tokens).sum() / tokens_of_mixture
         return self.sharding.sum(loss_W)
 
@@ -229,15 +234,7 @@ class SoupTrainer:
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Become the trainer whose state this is. Raises ValueError, naming the first tensor that does not fit."""
         mine = self.tensors()
-        for name in sorted(mine.keys() ^ (tensors.keys() - {"step"})):
-            whose = "is missing from" if name in mine else "is not of this run but in"
-            raise UserError(f"tensor {name} {whose} the saved state; begin the same run as then.")
-        for name, tensor in mine.items():
-            if tensor.shape != tensors[name].shape:
-                raise UserError(
-                    f"tensor {name} has shape {list(tensors[name].shape)} in the saved state and {list(tensor.shape)} "
-                    "here; begin the same run as then."
-                )
+        check_state(mine | {"step": torch.tensor(self.step)}, tensors)
         for name, tensor in mine.items():
             tensor.copy_(tensors[name])
         self.step = int(tensors["step"].item())
@@ -245,20 +242,3 @@ class SoupTrainer:
     def is_whole(self, name: str) -> bool:
         """Whether every rank holds all of this tensor and not only its columns (or blocks of columns)."""
         return name.startswith("router") or (self.soup.expert_rank is not None and name.startswith("experts"))
-
-    def _precision(self) -> torch.autocast:
-        """Compute in bfloat16 on GPUs; parameters, gradients and the loss stay float32."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
-
-
-def _build_router(soup: SoupConfig, seed: int, centroids_KD: torch.Tensor | None) -> Router:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        return Router(
-            soup.num_domains,
-            soup.num_experts,
-            hidden=soup.router_hidden,
-            input_scale=soup.router_input_scale,
-            output_scale=soup.router_output_scale,
-            centroids_KD=centroids_KD,
-        )
