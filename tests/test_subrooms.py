@@ -73,6 +73,14 @@ CROWDED: dict[str, str] = {
     "tests": "the tests of the whole tree, and what those of several rooms share: stand-ins, toy corpora and stores",
 }
 """Folders of more than MOST modules, each with its reason."""
+LONGEST = 250
+STILL_LONG = {
+    "flows/comparison/cells.py",
+    "flows/jobs/compare_methods.py",
+    "pipeline/tokenizer.py",
+    "tests/benchmarks/streaming.py",
+}
+"""Files of more lines than LONGEST that are to be cut."""
 
 
 def modules() -> dict[str, ast.Module]:
@@ -170,6 +178,17 @@ def test_no_folder_is_crowded():
                 folders[folder] = folders.get(folder, 0) + 1
     crowded = {folder for folder, number in folders.items() if number > MOST}
     assert crowded == CROWDED.keys(), "too many modules for one look, or no longer"
+
+
+def test_no_file_is_long():
+    lines = {
+        path.relative_to(ROOT).as_posix(): path.read_text("utf-8").count("\n")
+        for room in (*ROOMS, "tests")
+        for path in (ROOT / room).rglob("*.py")
+    }
+    assert {
+        path: number for path, number in lines.items() if number > LONGEST and path not in STILL_LONG
+    } == {}
 
 
 def test_a_late_import_and_a_circle_are_seen():
