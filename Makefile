@@ -40,7 +40,7 @@ test: install
 # numbers must hold on each: on one without AVX and FMA (alone: test-cpu-ci), on one without AVX-512, with other threads.
 NUMBERS := $(filter-out tests/soe_model/exports/% %_memory.py %_hostile_soups.py, \
 	$(wildcard tests/soe_model/test_*.py tests/soe_model/*/test_*.py)) tests/test_planted.py \
-	$(patsubst %,tests/pipeline/%,tree mixtures domains/test_build.py embeddings/test_build.py reports/test_atlas.py \
+	$(patsubst %,tests/pipeline/%,tree mixtures domains embeddings/test_build.py reports/test_atlas.py \
 	specialists/test_domain_weights.py stream/test_gather.py stream/test_replay.py)
 OLD_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem \
 	FAISS_SIMD_LEVEL=NONE NPY_DISABLE_CPU_FEATURES=X86_V3,X86_V4,AVX512_ICL,AVX512_SPR
