@@ -7,8 +7,9 @@ import json
 import pytest
 
 from flows.comparison import training as training_module
-from flows.comparison.cells import DIVERGED, FAILED, RESULT, run_cells, train_and_measure
+from flows.comparison.cells import DIVERGED, FAILED, run_cells, train_and_measure
 from flows.comparison.measuring import FINISHED
+from flows.comparison.place import RESULT
 from flows.comparison.sets import load_sets, save_sets
 from flows.comparison.training import Training, point_steps
 from pipeline.mixtures.compositions import Mixed
@@ -119,7 +120,7 @@ def test_each_cell_says_what_became_of_it_and_the_others_go_on(ray_cluster, tmp_
 
 
 def _skipped(there, found):
-    from flows.comparison.cells import finished
+    from flows.comparison.place import finished
 
     return [cell for one in found for cell in finished(there, one)]
 

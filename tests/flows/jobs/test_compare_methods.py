@@ -88,7 +88,9 @@ def test_mixtures_are_trained_beside_what_is_there_and_ranked(compared, chosen, 
     more = job.run(chosen.model_copy(update={"mixtures": 4, "seeds": [3]}))
     printed = capfd.readouterr().out
     # The generic model is skipped; the soup is measured on the mixtures, and not trained again.
-    assert "1 of 6 trainings are finished" in printed and "- a model of a mixture: 1 run" in printed
+    assert "2 of 6 trainings are finished" in printed and "- a model of a mixture: 1 run" in printed
+    assert "5 cells in 4 trainings" in printed
+    assert "- soup: trained already; measured in" in printed
     assert trained_at and {file: file.stat().st_mtime_ns for file in trained} == trained_at
     assert "random mixtures" in more["answer"][-1] and more["finished"] == 6
     report = json.loads(open(f"{more['folder']}/results.json").read())

@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from flows.comparison import fine_tuning
+from flows.comparison.contenders import is_mixture
 from flows.comparison.measuring import FINISHED
 from flows.comparison.sets import KINDS, MeasuredSet, targets
 from flows.comparison.spread import spread
-from flows.comparison.surface import is_mixture
 from flows.settings import CompareMethods
 
 SOUP, CRISP = "soup", "crisp"

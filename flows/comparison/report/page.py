@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.atlas.page import embedded_json, hash_source
+from flows.comparison.report.surface import said
 from flows.comparison.sets import KINDS
-from flows.comparison.surface import said
 from storage_schema.manifest import write_atomically
 
 FILES = Path(__file__).parent
-COLOURS = FILES.parent / "atlas/shared/colours.css"
+COLOURS = FILES.parents[1] / "atlas/shared/colours.css"
 WORDS = {
     "seen": "held-out texts of sources that were trained on",
     "unseen": "sources of which nothing was trained on",
@@ -24,7 +24,7 @@ WORDS = {
 
 
 def write_page(path: Path, report: dict[str, Any]) -> None:
-    """Write the page of a report (:func:`flows.comparison.results.collect`)."""
+    """Write the page of a report (:func:`flows.comparison.report.results.collect`)."""
     write_atomically(path, page(report))
 
 

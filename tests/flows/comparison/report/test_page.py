@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flows.comparison.page import page, seconds, short, write_page
-from flows.comparison.results import answer, collect
+from flows.comparison.report.page import page, seconds, short, write_page
+from flows.comparison.report.results import answer, collect
 from flows.comparison.sets import MeasuredSet
 from flows.settings import CompareMethods
 from tests.extras import chromium, screenshot

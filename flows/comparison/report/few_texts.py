@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from flows.comparison.by_number import SOUP, chart, flat, labels_of, spread
 from flows.comparison.further import FURTHER, Question
+from flows.comparison.report.by_number import SOUP, chart, flat, labels_of, spread
 from flows.comparison.sets import MeasuredSet, targets
 
 TEXTS = "few-texts"

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.comparison import by_number
 from flows.comparison.cells import train_and_measure
 from flows.comparison.further import FURTHER
 from flows.comparison.measuring import FINISHED
+from flows.comparison.report import by_number
 from flows.settings import CompareMethods
 from tests.flows.comparison import toy
 
-GUIDE = Path(by_number.__file__).parents[1] / "COMPARING.md"
+GUIDE = Path(by_number.__file__).parents[2] / "COMPARING.md"
 
 
 @pytest.fixture(scope="module")
