@@ -22,7 +22,8 @@ from flows.comparison.further import Question, follows_weights
 from flows.comparison.measuring import FINISHED
 from flows.comparison.place import Place
 from flows.comparison.pretrainings import Pretraining, pretrainings
-from flows.comparison.report import by_number, few_texts, surface
+from flows.comparison.report import by_number, by_size, few_texts, surface
+from flows.comparison.report.figures import Compared, figures
 from flows.comparison.report.page import write_page
 from flows.comparison.report.results import collect
 from flows.comparison.sets import KIND as SETS
@@ -90,6 +91,8 @@ def run(settings: CompareMethods) -> dict[str, Any]:
         _add_charts(report, chosen, cells, sets)
         if surface.SURFACE in asked:
             _add_surface(report, chosen, store, place, cells)
+        compared = Compared(settings=chosen, sets=sets, cells=cells, surface=report.get("surface"))
+        report["figures"] = figures(compared)
         write_atomically(folder / COMPARISON_RESULTS, json.dumps(report, indent=1, allow_nan=False))
         write_page(folder / COMPARISON_PAGE, report)
     for line in report["answer"]:
@@ -131,6 +134,12 @@ def _add_charts(
     of_options = by_number.collect_options(chosen, cells, sets)
     report["by_number"] |= of_options
     report["answer"] += map(by_number.answer_options, of_options.values())
+    for name, of_size in (
+        (by_size.SIZES, by_size.collect_sizes(chosen, cells, sets)),
+        (by_size.EXPERTS, by_size.collect_experts(chosen, cells, sets)),
+    ):
+        if of_size is not None:
+            report["by_number"][name] = of_size
 
 
 def _add_surface(

@@ -96,8 +96,10 @@ function draw() {
   for (const [name, found] of Object.entries(DATA.by_number)) {
     const numbered = layout(found.number, "loss (nats per token)", 8), at = Object.values(found.curves).flat().map(point => point.at);
     if (Math.min(...at) > 0) numbered.xaxis.type = "log";
-    numbered.xaxis.tickvals = [...new Set(at)];
-    numbered.xaxis.ticktext = numbered.xaxis.tickvals.map(String);
+    if (Math.max(...at) < 10_000) {
+      numbered.xaxis.tickvals = [...new Set(at)];
+      numbered.xaxis.ticktext = numbered.xaxis.tickvals.map(String);
+    }
     Plotly.react(`by-${name}`, byNumber(found), numbered, settings);
   }
   if (DATA.surface) Plotly.react("surface", mixtures(DATA.surface), layout(`loss of the ${DATA.surface.ranked[0].method}'s model, above its mean (nats per token)`, "of the trained model", DATA.surface.sets.length), settings);

@@ -44,7 +44,15 @@ def collect(
         "preset": settings.preset,
         "seeds": settings.seeds,
         "tokens": tokens,
-        "sets": [{"name": one.name, "kind": one.kind, "windows": len(one.evaluation_nL1)} for one in sets],
+        "sets": [
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "windows": len(one.evaluation_nL1),
+                "notes": list(one.notes),
+            }
+            for one in sets
+        ],
         "rows": rows,
         "answer": answer(rows, sets),
         "fine_tuning": fine_tuning.in_words(rows),

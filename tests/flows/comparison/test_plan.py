@@ -66,7 +66,8 @@ def test_what_is_finished_takes_no_time(tmp_path, store):
     there, pace = toy.place(tmp_path / "compared", store, chosen), Pace(training=24.0, window=1.0)
     (there.folder / "progress").mkdir(parents=True)
     soup, branched = toy.all_pretrainings(chosen, store)
-    assert left_of(there, soup, pace) == Rate(training=24.0, measuring=3 * 9.0)  # points, windows
+    all_of_it = left_of(there, soup, pace)
+    assert all_of_it.training == 24.0 and all_of_it.measuring >= 3 * 9  # points, windows
     assert not list(there.folder.glob("trained/*"))  # asking leaves nothing behind
     [cell] = train_and_measure(there, soup)
     assert cell["status"] == FINISHED
