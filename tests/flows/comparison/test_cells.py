@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -194,9 +195,9 @@ def test_points_end_with_the_run(store):
 
 
 def test_sets_are_read_as_they_were_written(tmp_path, store):
-    sets = toy.toy_sets(store)
+    sets = [replace(one, notes=["3 files were not read."]) for one in toy.toy_sets(store)]
     save_sets(tmp_path, sets)
     for before, after in zip(sets, load_sets(tmp_path), strict=True):
-        assert (before.name, before.kind) == (after.name, after.kind)
+        assert (before.name, before.kind, before.notes) == (after.name, after.kind, after.notes)
         assert (before.weights_K == after.weights_K).all()
         assert (before.evaluation_nL1 == after.evaluation_nL1).all()

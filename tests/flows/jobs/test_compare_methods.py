@@ -41,6 +41,9 @@ def test_it_ends_with_a_page(compared, chosen):
         "fine_tuning"
     ]
     assert len(report["cells"][0]["window_losses"]["pets"]) > 1
+    assert isinstance(report["sets"][0]["notes"], list)
+    verdicts = {one["figure"]: one["said"] for one in report["figures"]}
+    assert len(verdicts) == 9 and "not both measured with one model for several sets" in verdicts["Figure 10"]
     assert compared["answer"][0].startswith("On 1 far set") and compared["page"].endswith("comparison.html")
 
 
