@@ -25,7 +25,7 @@ WORDS = {
 
 
 FIGURES_BEGIN = """<h2>The paper's figures, here</h2>
-<p class="dim">Less loss is better. ± is half of a 95 % interval around the mean of the differences by seed (Student's
+<p class="dim">Less loss is better. ± is half of a 90 % interval around the mean of the differences by seed (Student's
 t). A difference that lies within it is not sure, and the sentence says so.</p>"""
 
 

@@ -1,6 +1,7 @@
 """Losses by seed, and whether two of them differ by more than the seeds do.
 
-Methods with the same seed draw the same batches, so that differences are taken seed by seed.
+Methods with the same seed draw the same batches, so that differences are taken seed by seed. Their mean is surely below 0
+where its whole 90% interval is.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from flows.comparison.measuring import FINISHED
+from soe_model.specialists.evaluation import student_90
 
 Cells = Sequence[Mapping[str, Any]]
 BySeed = Mapping[int, float]
-SURE = 0.95
-"""How often the interval around a difference holds the true one, if differences are normal (Student's t)."""
 FEW = 3
 """With fewer seeds, it is said that they are few where they do not tell."""
 
@@ -72,9 +72,7 @@ def below(first: str, second: str, of_first: BySeed, of_second: BySeed) -> Claim
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Of the interval around the mean that holds the true one; infinite for a single value."""
+    """Of the 90% interval around the mean, if the values are normal; infinite for a single one."""
     if len(values) < 2:
         return inf
-    from scipy.stats import t
-
-    return float(t.ppf((1 + SURE) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return student_90(len(values)) * stdev(values) / len(values) ** 0.5
