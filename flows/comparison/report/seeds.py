@@ -1,6 +1,6 @@
 """Losses by seed, and whether two of them differ by more than the seeds do.
 
-Methods with the same seed draw the same batches, so that differences are taken seed by seed. Their mean is surely below 0
+Methods with the same seed draw the same batches, so differences are taken seed by seed. Their mean is surely below 0
 where its whole 90% interval is.
 """
 
