@@ -141,7 +141,7 @@ def collect_options(
     for (base, option), entries in by_option(settings).items():
         curves = {
             what: [
-                {"at": value} | loss
+                {"at": value, **loss}
                 for value, label in entries.items()
                 if (loss := at_the_end(cells, label, of_what)) is not None
             ]
