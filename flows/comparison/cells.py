@@ -9,106 +9,27 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
-from flows.comparison.contenders import Contender, Pretraining
-from flows.comparison.further import Further, Question
+from flows.comparison.contenders import Contender
 from flows.comparison.measuring import FINISHED, measured
-from flows.comparison.sets import MeasuredSet
-from flows.comparison.surface import is_mixture
+from flows.comparison.place import RESULT, Place, finished
+from flows.comparison.pretrainings import Pretraining
 from flows.comparison.training import Training
 from flows.errors import user_error
 from flows.reporting.progress import progress
-from pipeline.remote.store import open_store
 from pipeline.tasks import available_cores, cancel
 from soe_model.training.step import NonFiniteLoss
-from storage_schema.domains import DomainStore
 from storage_schema.json_files import read_object
-from storage_schema.manifest import verify_files, write_atomically
-from storage_schema.stage import Stage, open_stage
+from storage_schema.manifest import write_atomically
+from storage_schema.stage import Stage
 
 DIVERGED, FAILED = "diverged", "failed"
-KIND, TRAINED_KIND = "comparison-cell", "comparison-training"
-RESULT = "result.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where the cells lie, and what all of them read."""
-
-    folder: Path
-    store_place: str
-    store_parts: int
-    sets: list[MeasuredSet]
-    sets_digest: str
-    points: int
-    checkpoint_seconds: float
-    cores: int
-    fine_tune_tokens: tuple[int, ...] = ()
-    questions: Mapping[str, Question] = field(default_factory=dict)
-
-    @property
-    def further(self) -> Further:
-        return Further(
-            folder=self.folder / "further",
-            sets=self.sets,
-            sets_digest=self.sets_digest,
-            questions=self.questions,
-        )
-
-    def store(self) -> DomainStore:
-        return open_store(self.store_place, num_volumes=self.store_parts)
-
-    def tuned_on(self, contender: Contender) -> tuple[int, ...]:
-        """The numbers of tokens for fine-tuning; none for models of random mixtures, which rank them as they are."""
-        return () if is_mixture(contender.label) else self.fine_tune_tokens
-
-    def cell(self, pretraining: Pretraining, contender: Contender) -> Stage:
-        tokens = self.tuned_on(contender)
-        tuned = {"fine_tune_tokens": list(tokens)} if tokens else {}
-        return open_stage(
-            self.folder / "cells" / f"{contender.label.replace(':', '@')}-seed-{pretraining.seed}",
-            kind=KIND,
-            configuration={"method": contender.label, "options": contender.options, "points": self.points}
-            | tuned,
-            inputs={"training": pretraining.digest, "sets": self.sets_digest},
-            rebuild=True,
-        )
-
-    def training(self, pretraining: Pretraining) -> Stage:
-        return open_stage(
-            self.folder / "trained" / pretraining.name,
-            kind=TRAINED_KIND,
-            configuration={"runs": [run.name for run in pretraining.runs], "points": self.points},
-            inputs={"training": pretraining.digest, "sets": self.sets_digest},
-            rebuild=True,
-        )
-
-    def told(self, pretraining: Pretraining) -> Path:
-        """The file that says how many steps are done."""
-        return self.folder / "progress" / pretraining.name
-
-
-def finished(place: Place, pretraining: Pretraining) -> list[dict[str, Any]] | None:
-    """The results of all cells of a pretraining; None unless all are there and whole."""
-    found = []
-    for contender in pretraining.contenders:
-        stage = place.cell(pretraining, contender)
-        if stage.finished is None:
-            return None
-        verify_files(stage.folder, stage.finished)
-        result = read_object(stage.folder / RESULT)
-        more = place.further.finished(pretraining, contender) if result["status"] == FINISHED else {}
-        if more is None:
-            return None
-        found.append(result | more)
-    return found
 
 
 def run_cells(
@@ -125,7 +46,11 @@ def run_cells(
             results[one.name] = there
     waiting = [one for one in all_of_them if one.name not in results]
     waiting.sort(key=lambda one: -seconds.get(one.name, 0.0))
-    total, skipped = sum(one.steps for one in waiting), len(results)
+    total, done_before = (
+        sum(one.steps for one in waiting),
+        {one.name: place.steps_done(one) for one in waiting},
+    )
+    skipped = len(results) + sum(done_before[one.name] == one.steps for one in waiting)
     if skipped:
         print(f"{skipped} of {len(all_of_them)} trainings are finished, and skipped.", flush=True)
     task = ray.remote(train_and_measure).options(num_cpus=place.cores, max_retries=0)
@@ -141,7 +66,10 @@ def run_cells(
                 for reference in ray.wait(list(running), timeout=1.0)[0]:
                     one = running.pop(reference)
                     results[one.name] = _result(reference, one)
-                done = sum(one.steps if one.name in results else _steps_told(place, one) for one in waiting)
+                done = sum(
+                    one.steps if one.name in results else max(done_before[one.name], _steps_told(place, one))
+                    for one in waiting
+                )
                 report(done, total, f"{len(results)} of {len(all_of_them)} trainings finished")
     except BaseException:
         cancel(list(running))

@@ -48,3 +48,11 @@ def restore(folder: Path, learner: Learner) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         print(f"the checkpoint in {folder} is damaged ({error}); the run begins anew.", flush=True)
         return None
+
+
+def steps_of(folder: Path) -> int:
+    """After how many steps the checkpoint was written, as its record says; 0 where there is none."""
+    try:
+        return int(read_object(folder / RECORD)["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0

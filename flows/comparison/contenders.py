@@ -1,12 +1,11 @@
-"""The methods of a comparison, made for one store, seed and budget; those with the same pretraining share it.
+"""The methods of a comparison, made for one store, seed and budget.
 
 Legend: K domains, D embedding size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -19,11 +18,9 @@ from soe_model.methods import method as method_named
 from soe_model.methods.crisp import Crisp
 from soe_model.methods.flat import FlatMethod
 from soe_model.methods.groups import GroupedMethod, coarse_groups
-from soe_model.methods.method import Run
 from soe_model.presets import SoupConfig, TrainingConfig, preset
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
-from storage_schema.manifest import content_digest
 
 SOUP_RATES = "soup", "pareto"
 """Methods that add up experts take the preset's rates of a soup; the others' backbones take the generic twin's."""
@@ -37,6 +34,10 @@ OF_THE_LAW = {
     "meta_distribution", "laws", "generic_share", "neighbourhood_scales", "by_size", "concentration",
 }  # fmt: skip
 """Settings of pretrain-soe that say how mixtures are drawn, for methods that train on drawn ones."""
+
+
+MIXTURE = "mixture-"
+"""Begins the labels of models that are trained on one random mixture each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,39 +56,14 @@ class Contender:
         return isinstance(self.method, Crisp)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pretraining:
-    """The runs that some contenders have in common, with one seed."""
+def of_mixture(row: int) -> str:
+    """The label of the contender that is trained on that mixture."""
+    return f"{MIXTURE}{row:03d}"
 
-    seed: int
-    runs: list[Run]
-    contenders: list[Contender]
-    digest: str
 
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return f"seed-{self.seed}-{self.digest[:16]}"
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Of its contenders."""
-        return tuple(one.label for one in self.contenders)
-
-    @property
-    def method(self) -> FlatMethod:
-        """One that begins the runs."""
-        return self.contenders[0].method
-
-    @property
-    def law(self) -> dict[str, Any]:
-        """As :attr:`Contender.law`."""
-        return self.contenders[0].law
-
-    @property
-    def steps(self) -> int:
-        """Of all runs together."""
-        return sum(run.training.steps for run in self.runs)
+def is_mixture(label: str) -> bool:
+    """Whether a contender of that label is a model that was trained on one of the mixtures."""
+    return label.startswith(MIXTURE)
 
 
 def step_tokens(settings: CompareMethods) -> int:
@@ -208,38 +184,3 @@ def _groups(settings: CompareMethods, store: DomainStore) -> int:
     return max(
         number for number in range(1, min(most, store.num_domains) + 1) if store.num_domains % number == 0
     )
-
-
-def pretrainings(
-    of_seed: Sequence[Contender], targets_WK: torch.Tensor, *, seed: int, store: str
-) -> list[Pretraining]:
-    """What must be trained for the contenders, each with those that it is for."""
-    found: dict[str, Pretraining] = {}
-    for one in of_seed:
-        runs = one.method.runs(targets_WK)
-        begin = type(one.method).begin
-        decides = {
-            "store": store,
-            "begin": begin.__qualname__,
-            "options": {} if begin is FlatMethod.begin else one.options,
-            "runs": [_identity(run) for run in runs],
-        }
-        if one.law:
-            decides["law"] = one.law
-        digest = content_digest(decides)
-        if digest in found:
-            found[digest].contenders.append(one)
-        else:
-            found[digest] = Pretraining(seed=seed, runs=runs, contenders=[one], digest=digest)
-    return list(found.values())
-
-
-def _identity(run: Run) -> dict[str, Any]:
-    weights_K = run.domain_weights_K
-    return {
-        "name": run.name,
-        "soup": asdict(run.soup),
-        "training": asdict(run.training),
-        "weights": None if weights_K is None else [round(float(weight), 9) for weight in weights_K],
-        "begins_from": run.begins_from,
-    }

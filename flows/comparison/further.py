@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from flows.comparison.contenders import Contender, Pretraining
+from flows.comparison.contenders import Contender
+from flows.comparison.pretrainings import Pretraining
 from flows.comparison.sets import MeasuredSet
 from flows.comparison.training import Training
 from soe_model.methods.flat import FlatMethod
@@ -88,6 +89,16 @@ class Further:
                 write_atomically(stage.work / RESULT, json.dumps(losses, indent=1, allow_nan=False))
                 stage.finish({"models": len(self.questions[name].weights_MK)})
         return _joined({name: read_object(stage.folder / RESULT) for name, stage in stages.items()})
+
+    def windows_left(self, pretraining: Pretraining, contender: Contender) -> int:
+        """How many windows pass through a model for what is not answered yet."""
+        windows = {one.name: len(one.evaluation_nL1) for one in self.sets}
+        return sum(
+            len(rows) * windows[name]
+            for asked, stage in self._stages(pretraining, contender).items()
+            if stage.finished is None
+            for name, rows in self.questions[asked].rows.items()
+        )
 
     def _stages(self, pretraining: Pretraining, contender: Contender) -> dict[str, Stage]:
         if not follows_weights(contender.method):

@@ -5,16 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
 
-from flows.comparison.contenders import Pretraining, step_tokens
+from flows.comparison.cells import side_by_side
+from flows.comparison.contenders import Contender, is_mixture, step_tokens
 from flows.comparison.fine_tuning import BACKWARD, windows_read
-from flows.comparison.sets import MeasuredSet
+from flows.comparison.place import Place, finished
+from flows.comparison.pretrainings import Pretraining
+from flows.comparison.sets import MeasuredSet, targets
 from flows.comparison.training import stream_of
+from flows.reporting import job_output
 from flows.settings import CompareMethods
 from pipeline.remote.store import open_store
+from pipeline.tasks import run_tasks
 from soe_model.methods.method import Learner
 from soe_model.presets import preset
 from storage_schema.errors import UserError
@@ -27,13 +33,23 @@ OF_HOURS = 0.85
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rate:
+class Pace:
     """Of one pretraining, in seconds."""
 
     training: float
     """All of its runs, of the steps that they have."""
+    window: float
+    """A window through one of its models, forward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """What is left of one pretraining, in seconds."""
+
+    training: float
+    """Of its runs."""
     measuring: float
-    """All of its contenders at all points, and after fine-tuning."""
+    """All of its contenders at all points, after fine-tuning, and at the other weights that are asked for."""
 
 
 def steps_of_tokens(settings: CompareMethods) -> int:
@@ -51,15 +67,56 @@ def steps_of_tokens(settings: CompareMethods) -> int:
     return steps
 
 
-def measure(
-    pretraining: Pretraining,
-    sets: list[MeasuredSet],
-    store_place: str,
-    store_parts: int,
-    points: int,
-    cores: int,
-    fine_tune_tokens: Sequence[int] = (),
-) -> Rate:
+def planned(
+    settings: CompareMethods,
+    place: Place,
+    todo_of: Callable[[int], list[Pretraining]],
+    begun_steps: int | None,
+    steps: int,
+) -> tuple[int, list[Pretraining], dict[str, float]]:
+    """The steps of each method, all that is trained, and by name how many seconds of training are left; says so.
+
+    Args:
+        todo_of: all that is trained with so many steps.
+        begun_steps: of an earlier run of the comparison; None: this is the first.
+        steps: :func:`steps_of_tokens`; the most, where the settings name hours.
+    """
+    chosen = begun_steps or steps
+    todo = todo_of(chosen)
+    left = [one for one in todo if finished(place, one) is None]
+    paces = _paces(place, left)
+    slots = side_by_side(place.cores)
+    if begun_steps is None and settings.hours is not None:
+        rates = [left_of(place, one, paces[_alike(one)]) for one in left]
+        chosen = steps_in_hours(settings, rates, steps, slots)
+        todo = left = todo_of(chosen)
+        paces = {
+            alike: Pace(training=pace.training * chosen / steps, window=pace.window)
+            for alike, pace in paces.items()
+        }
+    rates = [left_of(place, one, paces[_alike(one)]) for one in left]
+    if left:
+        _say(settings, place, left, rates, chosen, slots)
+    return chosen, todo, {one.name: rate.training for one, rate in zip(left, rates, strict=True)}
+
+
+def _paces(place: Place, left: list[Pretraining]) -> dict[str, Pace]:
+    """How long each takes, by :func:`_alike`. It is measured with one seed, and side by side, as they will run."""
+    of_labels = {_alike(one): one for one in left}
+    measured = run_tasks(
+        measure,
+        [(one, place.store_place, place.store_parts, place.cores) for one in of_labels.values()],
+        num_cpus=place.cores,
+    )
+    return dict(zip(of_labels, measured, strict=True))
+
+
+def _alike(one: Pretraining) -> str:
+    """What pretrainings that take equally long have in common, in words."""
+    return "a model of a mixture" if is_mixture(one.labels[0]) else ", ".join(one.labels)
+
+
+def measure(pretraining: Pretraining, store_place: str, store_parts: int, cores: int) -> Pace:
     """Time a few steps of each kind of run."""
     torch.set_num_threads(cores)
     store = open_store(store_place, num_volumes=store_parts)
@@ -75,20 +132,26 @@ def measure(
             stream = stream_of(run, store, pretraining.seed, pretraining.law)
             rates.append(_step_seconds(learner, stream, run.training.steps))
         training += rates[level[run.name]] * run.training.steps
-    window = rates[0] / (BACKWARD * pretraining.runs[0].training.batch_size)
-    windows = points * sum(_windows(pretraining, sets))
-    windows += sum(windows_read(one.method, sets, fine_tune_tokens) for one in pretraining.contenders)
-    return Rate(training=training, measuring=window * windows)
+    return Pace(training=training, window=rates[0] / (BACKWARD * pretraining.runs[0].training.batch_size))
 
 
-def _windows(pretraining: Pretraining, sets: list[MeasuredSet]) -> list[float]:
-    """How many windows each contender reads at a point, those with which it chooses among models too."""
-    found = []
-    for contender in pretraining.contenders:
-        cost, length = contender.method.cost(), contender.method.training.sequence_length
-        choosing = 0.0 if contender.anew else len(sets) * cost.specialist_flops / (cost.token_flops * length)
-        found.append(choosing + sum(len(one.evaluation_nL1) for one in sets))
-    return found
+def left_of(place: Place, one: Pretraining, pace: Pace) -> Rate:
+    """How long what is not finished of it takes: steps that are done, and cells that are measured, take no time."""
+    windows = 0.0
+    for contender in one.contenders:
+        if place.cell(one, contender).finished is None:
+            windows += place.points * _windows(contender, place.sets)
+            windows += windows_read(contender.method, place.sets, place.tuned_on(contender))
+        windows += place.further.windows_left(one, contender)
+    share = 1 - place.steps_done(one) / one.steps
+    return Rate(training=share * pace.training, measuring=pace.window * windows)
+
+
+def _windows(contender: Contender, sets: list[MeasuredSet]) -> float:
+    """How many windows a contender reads at a point, those with which it chooses among models too."""
+    cost, length = contender.method.cost(), contender.method.training.sequence_length
+    choosing = 0.0 if contender.anew else len(sets) * cost.specialist_flops / (cost.token_flops * length)
+    return choosing + sum(len(one.evaluation_nL1) for one in sets)
 
 
 def _step_seconds(learner: Learner, stream: object, steps: int) -> float:
@@ -140,3 +203,35 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
     for one in sorted(seconds, reverse=True):
         busy[busy.index(min(busy))] += one
     return max(busy)
+
+
+def _say(
+    settings: CompareMethods,
+    place: Place,
+    left: list[Pretraining],
+    rates: list[Rate],
+    steps: int,
+    slots: int,
+) -> None:
+    cells = sum(len(one.contenders) for one in left)
+    whole = makespan([rate.training + rate.measuring for rate in rates], slots)
+    lines = [
+        f"{cells} cells in {sum(rate.training > 0 for rate in rates)} trainings, {slots} side by side; {steps:,} steps "
+        f"and {steps * step_tokens(settings):,} tokens for each method and seed, {len(targets(place.sets))} sets. "
+        f"Expected: {timedelta(seconds=round(whole))} ({whole / 3600:.2f} hours)."
+    ]
+    longest: dict[str, tuple[Pretraining, Rate]] = {}
+    for one, rate in zip(left, rates, strict=True):
+        if _alike(one) not in longest or rate.training > longest[_alike(one)][1].training:
+            longest[_alike(one)] = (one, rate)
+    lines += [f"- {alike}: {_left(*of)}" for alike, of in longest.items()]
+    print("\n".join(lines), flush=True)
+    job_output.write_card("plan", "# Plan\n\n" + "\n".join(lines))
+
+
+def _left(one: Pretraining, rate: Rate) -> str:
+    """Of the longest of those that are alike."""
+    if not rate.training:
+        return f"trained already; measured in {timedelta(seconds=round(rate.measuring))}"
+    runs = f"{len(one.runs)} runs" if len(one.runs) > 1 else "1 run"
+    return f"{runs}, {timedelta(seconds=round(rate.training))} per seed"

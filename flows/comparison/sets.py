@@ -6,7 +6,7 @@ Legend: W sets, K domains, n windows, L tokens in a window.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class MeasuredSet:
     """That the weights are of; 0: not known."""
     few_texts: Mapping[int, torch.Tensor] = field(default_factory=dict)
     """Number of texts, less than all → the weights of as few, float32 [draws, K]."""
+    notes: Sequence[str] = ()
+    """What was passed over of its texts, and the like."""
 
 
 def write_sets(stage: Stage, settings: CompareMethods, store: DomainStore, *, length: int) -> None:
@@ -89,6 +91,7 @@ def write_sets(stage: Stage, settings: CompareMethods, store: DomainStore, *, le
                     few_texts=_of_few(vectors_ND, store, windows_K),
                     choosing_nL1=_windows(tokenizer, one.texts, length, one.name),
                     evaluation_nL1=_windows(tokenizer, one.evaluation, length, one.name),
+                    notes=one.notes,
                 )
             )
             report(number, len(found))
@@ -181,6 +184,7 @@ def save_sets(folder: Path, sets: list[MeasuredSet]) -> None:
                 "kind": one.kind,
                 "weights": _occurring(one.weights_K),
                 "texts": one.texts,
+                "notes": list(one.notes),
                 "few_texts": {
                     str(number): [_occurring(weights_K) for weights_K in drawn]
                     for number, drawn in one.few_texts.items()
@@ -203,6 +207,7 @@ def load_sets(folder: Path) -> list[MeasuredSet]:
                 kind=row["kind"],
                 weights_K=_dense(row["weights"], body["num_domains"]),
                 texts=row.get("texts", 0),
+                notes=row.get("notes", []),
                 few_texts={
                     int(texts): torch.stack([_dense(weights, body["num_domains"]) for weights in drawn])
                     for texts, drawn in row.get("few_texts", {}).items()

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flows.comparison import checkpoint
-from flows.comparison.contenders import Pretraining
+from flows.comparison.pretrainings import Pretraining
 from flows.settings import Pretrain
 from flows.training.laws import meta_distribution
 from pipeline.mixtures.meta_distributions import Fixed

@@ -9,28 +9,29 @@ seed), results.json and comparison.html. The same command goes on where an earli
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flows.cluster import session
-from flows.comparison import by_number, few_texts, plan, surface
-from flows.comparison.cells import Place, finished, run_cells, side_by_side
-from flows.comparison.contenders import Contender, Pretraining, contenders, pretrainings, step_tokens
+from flows.comparison import plan
+from flows.comparison.cells import run_cells
+from flows.comparison.contenders import Contender, contenders, step_tokens
 from flows.comparison.further import Question, follows_weights
 from flows.comparison.measuring import FINISHED
-from flows.comparison.page import write_page
-from flows.comparison.results import collect
+from flows.comparison.place import Place
+from flows.comparison.pretrainings import Pretraining, pretrainings
+from flows.comparison.report import by_number, by_size, few_texts, surface
+from flows.comparison.report.figures import Compared, figures
+from flows.comparison.report.page import write_page
+from flows.comparison.report.results import collect
 from flows.comparison.sets import KIND as SETS
 from flows.comparison.sets import MeasuredSet, load_sets, targets, write_sets
 from flows.jobs import runner
-from flows.reporting import job_output
 from flows.settings import CompareMethods
 from flows.training.run_record import claim_run, claimed
 from pipeline.remote.store import open_store
-from pipeline.tasks import run_tasks
 from soe_model.presets import preset
 from storage_schema.domains import DomainStore
 from storage_schema.layout import COMPARISON_PAGE, COMPARISON_RESULTS, comparison_folder, store_folder
@@ -78,16 +79,20 @@ def run(settings: CompareMethods) -> dict[str, Any]:
             questions=asked,
             fine_tune_tokens=tuple(sorted(set(chosen.fine_tune_tokens or ()))),
         )
-        steps, todo, rates = _planned(chosen, store, place, begun.get("steps"), steps)
+        steps, todo, seconds = plan.planned(
+            chosen, place, lambda steps: _todo(chosen, store, place, steps), begun.get("steps"), steps
+        )
         facts = chosen.model_dump(mode="json", exclude=MAY_CHANGE)
         claim_run(
             folder, facts | {"steps": steps, "store_parts": len(store.volumes), "store_digest": store.digest}
         )
-        cells = run_cells(place, todo, rates)
+        cells = run_cells(place, todo, seconds)
         report = collect(chosen, sets, cells, tokens=steps * step_tokens(chosen), digest=store.digest)
         _add_charts(report, chosen, cells, sets)
         if surface.SURFACE in asked:
             _add_surface(report, chosen, store, place, cells)
+        compared = Compared(settings=chosen, sets=sets, cells=cells, surface=report.get("surface"))
+        report["figures"] = figures(compared)
         write_atomically(folder / COMPARISON_RESULTS, json.dumps(report, indent=1, allow_nan=False))
         write_page(folder / COMPARISON_PAGE, report)
     for line in report["answer"]:
@@ -129,6 +134,12 @@ def _add_charts(
     of_options = by_number.collect_options(chosen, cells, sets)
     report["by_number"] |= of_options
     report["answer"] += map(by_number.answer_options, of_options.values())
+    for name, of_size in (
+        (by_size.SIZES, by_size.collect_sizes(chosen, cells, sets)),
+        (by_size.EXPERTS, by_size.collect_experts(chosen, cells, sets)),
+    ):
+        if of_size is not None:
+            report["by_number"][name] = of_size
 
 
 def _add_surface(
@@ -171,55 +182,6 @@ def _sets(chosen: CompareMethods, store: DomainStore, folder: Path) -> tuple[lis
     return load_sets(stage.folder), stage.finished.digest
 
 
-def _planned(
-    chosen: CompareMethods, store: DomainStore, place: Place, begun_steps: int | None, steps: int
-) -> tuple[int, list[Pretraining], dict[str, float]]:
-    """The steps of each method, all that is trained, and how long what is not finished will take; says so."""
-    todo = _todo(chosen, store, place, begun_steps or steps)
-    left = [one for one in todo if finished(place, one) is None]
-    rates = _rates(place, left)
-    slots = side_by_side(place.cores)
-    planned = begun_steps or steps
-    if begun_steps is None and chosen.hours is not None:
-        planned = plan.steps_in_hours(chosen, rates, steps, slots)
-        todo = left = _todo(chosen, store, place, planned)
-        rates = [
-            plan.Rate(training=rate.training * planned / steps, measuring=rate.measuring) for rate in rates
-        ]
-    if left:
-        _say(chosen, place, left, rates, planned, slots)
-    seconds = {one.name: rate.training for one, rate in zip(left, rates, strict=True)}
-    return planned, todo, seconds
-
-
-def _rates(place: Place, left: list[Pretraining]) -> list[plan.Rate]:
-    """How long each takes. It is measured with one seed, and side by side, as they will run."""
-    of_labels = {_alike(one): one for one in left}
-    measured = run_tasks(
-        plan.measure,
-        [
-            (
-                one,
-                place.sets,
-                place.store_place,
-                place.store_parts,
-                place.points,
-                place.cores,
-                place.tuned_on(one.contenders[0]),
-            )  # fmt: skip
-            for one in of_labels.values()
-        ],
-        num_cpus=place.cores,
-    )
-    rates = dict(zip(of_labels, measured, strict=True))
-    return [rates[_alike(one)] for one in left]
-
-
-def _alike(one: Pretraining) -> str:
-    """What pretrainings that take equally long have in common, in words."""
-    return "a model of a mixture" if surface.is_mixture(one.labels[0]) else ", ".join(one.labels)
-
-
 def _todo(chosen: CompareMethods, store: DomainStore, place: Place, steps: int) -> list[Pretraining]:
     targets_WK = torch.stack([one.weights_K for one in targets(place.sets)])
     todo = []
@@ -229,30 +191,6 @@ def _todo(chosen: CompareMethods, store: DomainStore, place: Place, steps: int) 
         if asked := place.questions.get(surface.SURFACE):
             todo += surface.trainings(chosen, store, asked, seed=seed, steps=steps)
     return todo
-
-
-def _say(
-    chosen: CompareMethods,
-    place: Place,
-    todo: list[Pretraining],
-    rates: list[plan.Rate],
-    steps: int,
-    slots: int,
-) -> None:
-    cells = sum(len(one.contenders) for one in todo)
-    whole = plan.makespan([rate.training + rate.measuring for rate in rates], slots)
-    lines = [
-        f"{cells} cells in {len(todo)} trainings, {slots} side by side; {steps:,} steps and "
-        f"{steps * step_tokens(chosen):,} tokens for each method and seed, {len(targets(place.sets))} sets. "
-        f"Expected: {timedelta(seconds=round(whole))} ({whole / 3600:.2f} hours)."
-    ]
-    for alike, (one, rate) in {
-        _alike(one): (one, rate) for one, rate in zip(todo, rates, strict=True)
-    }.items():
-        runs = f"{len(one.runs)} runs" if len(one.runs) > 1 else "1 run"
-        lines.append(f"- {alike}: {runs}, {timedelta(seconds=round(rate.training))} per seed")
-    print("\n".join(lines), flush=True)
-    job_output.write_card("plan", "# Plan\n\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":

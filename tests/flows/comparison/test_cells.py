@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from flows.comparison import training as training_module
-from flows.comparison.cells import DIVERGED, FAILED, RESULT, run_cells, train_and_measure
+from flows.comparison.cells import DIVERGED, FAILED, run_cells, train_and_measure
 from flows.comparison.measuring import FINISHED
+from flows.comparison.place import RESULT
 from flows.comparison.sets import load_sets, save_sets
 from flows.comparison.training import Training, point_steps
 from pipeline.mixtures.compositions import Mixed
@@ -119,7 +121,7 @@ def test_each_cell_says_what_became_of_it_and_the_others_go_on(ray_cluster, tmp_
 
 
 def _skipped(there, found):
-    from flows.comparison.cells import finished
+    from flows.comparison.place import finished
 
     return [cell for one in found for cell in finished(there, one)]
 
@@ -193,9 +195,9 @@ def test_points_end_with_the_run(store):
 
 
 def test_sets_are_read_as_they_were_written(tmp_path, store):
-    sets = toy.toy_sets(store)
+    sets = [replace(one, notes=["3 files were not read."]) for one in toy.toy_sets(store)]
     save_sets(tmp_path, sets)
     for before, after in zip(sets, load_sets(tmp_path), strict=True):
-        assert (before.name, before.kind) == (after.name, after.kind)
+        assert (before.name, before.kind, before.notes) == (after.name, after.kind, after.notes)
         assert (before.weights_K == after.weights_K).all()
         assert (before.evaluation_nL1 == after.evaluation_nL1).all()

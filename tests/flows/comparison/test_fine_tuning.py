@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from flows.comparison import fine_tuning
-from flows.comparison.cells import Place, train_and_measure
+from flows.comparison.cells import train_and_measure
 from flows.comparison.contenders import contenders
 from flows.comparison.fine_tuning import NOT_ONE, curve_of, fine_tuned, in_words, windows_read
+from flows.comparison.place import Place
 from flows.comparison.sets import targets
 from soe_model.methods.flat import FlatMethod
 from soe_model.specialists.coefficient_learning import Learned, Learning

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from flows.comparison.cells import train_and_measure
 from flows.comparison.contenders import contenders
-from flows.comparison.plan import Rate, makespan, measure, steps_in_hours, steps_of_tokens
+from flows.comparison.further import Question
+from flows.comparison.measuring import FINISHED
+from flows.comparison.plan import Pace, Rate, left_of, makespan, measure, steps_in_hours, steps_of_tokens
+from flows.comparison.training import Training
 from flows.settings import CompareMethods
 from tests.flows.comparison import toy
 
@@ -51,8 +57,41 @@ def test_tokens_from_which_no_method_learns_are_refused(store):
 def test_every_kind_of_run_is_timed(store):
     chosen = toy.settings(store.folder.parent, methods=["branched-experts"])
     [one] = toy.all_pretrainings(chosen, store)
-    rate = measure(one, toy.toy_sets(store), str(store.folder.parent), 1, 3, 1)
-    assert rate.training > 0 and rate.measuring > 0
+    pace = measure(one, str(store.folder.parent), 1, 1)
+    assert pace.training > 0 and pace.window > 0
+
+
+def test_what_is_finished_takes_no_time(tmp_path, store):
+    chosen = toy.settings(store.folder.parent, methods=["soup", "branched-experts"], checkpoint_seconds=60)
+    there, pace = toy.place(tmp_path / "compared", store, chosen), Pace(training=24.0, window=1.0)
+    (there.folder / "progress").mkdir(parents=True)
+    soup, branched = toy.all_pretrainings(chosen, store)
+    all_of_it = left_of(there, soup, pace)
+    assert all_of_it.training == 24.0 and all_of_it.measuring >= 3 * 9  # points, windows
+    assert not list(there.folder.glob("trained/*"))  # asking leaves nothing behind
+    [cell] = train_and_measure(there, soup)
+    assert cell["status"] == FINISHED
+    assert left_of(there, soup, pace) == Rate(training=0.0, measuring=0.0)
+    asked = Question(weights_MK=torch.eye(4), rows={"first": [0, 1, 2], "second": [3]})
+    there = replace(there, questions={"more": asked})
+    assert left_of(there, soup, pace) == Rate(training=0.0, measuring=4 * 3.0)
+
+    def power_cut(steps):
+        if steps == 15:  # of 24: 12 of the generic run, then 3 of the first group
+            raise KeyboardInterrupt
+
+    stage = there.training(branched)
+    part = Training(
+        pretraining=branched,
+        folder=stage.work,
+        store=store,
+        points=there.points,
+        domain_weights_RK=there.sets[0].weights_K[None],
+        checkpoint_seconds=1e-9,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        part.to_the_end(stage.scratch, power_cut)
+    assert there.steps_done(branched) == 14 and left_of(there, branched, pace).training == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from flows.comparison.cells import Place
-from flows.comparison.contenders import Pretraining, contenders, pretrainings
+from flows.comparison.contenders import contenders
+from flows.comparison.place import Place
+from flows.comparison.pretrainings import Pretraining, pretrainings
 from flows.comparison.sets import MeasuredSet, targets
 from flows.settings import CompareMethods
 from storage_schema.domains import DomainStore

@@ -42,6 +42,9 @@ def test_it_ends_with_a_page(compared, chosen):
         "fine_tuning"
     ]
     assert len(report["cells"][0]["window_losses"]["pets"]) > 1
+    assert isinstance(report["sets"][0]["notes"], list)
+    verdicts = {one["figure"]: one["said"] for one in report["figures"]}
+    assert len(verdicts) == 9 and "not both measured with one model for several sets" in verdicts["Figure 10"]
     assert compared["answer"][0].startswith("On 1 far set") and compared["page"].endswith("comparison.html")
 
 
@@ -89,7 +92,9 @@ def test_mixtures_are_trained_beside_what_is_there_and_ranked(compared, chosen, 
     more = job.run(chosen.model_copy(update={"mixtures": 4, "seeds": [3]}))
     printed = capfd.readouterr().out
     # The generic model is skipped; the soup is measured on the mixtures, and not trained again.
-    assert "1 of 6 trainings are finished" in printed and "- a model of a mixture: 1 run" in printed
+    assert "2 of 6 trainings are finished" in printed and "- a model of a mixture: 1 run" in printed
+    assert "5 cells in 4 trainings" in printed
+    assert "- soup: trained already; measured in" in printed
     assert trained_at and {file: file.stat().st_mtime_ns for file in trained} == trained_at
     assert "random mixtures" in more["answer"][-1] and more["finished"] == 6
     report = json.loads(open(f"{more['folder']}/results.json").read())

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from flows.comparison.further import FURTHER, Question
-from flows.comparison.measuring import FINISHED
+from flows.comparison.report import seeds
+from flows.comparison.report.seeds import Cells
 from flows.comparison.sets import GENERIC, MeasuredSet, targets
 from flows.settings import CompareMethods
 
@@ -22,7 +23,6 @@ SOUP = "soup"
 AT_ONCE, COUNTS = "sets-at-once", (1, 2, 4, 8, 16)
 LEAST_VALUES = 3
 """Of an option, to draw a curve."""
-Cells = Sequence[Mapping[str, Any]]
 
 
 def chart(
@@ -48,14 +48,8 @@ def spread(losses: Iterable[float]) -> dict[str, float | None]:
 
 def at_the_end(cells: Cells, label: str, names: Sequence[str]) -> dict[str, float | None] | None:
     """The mean loss on the sets of these names after training; None where a method was not measured on all of them."""
-    ends = [
-        cell["points"][-1]["losses"]
-        for cell in cells
-        if cell["method"] == label and cell["status"] == FINISHED
-    ]
-    if not ends or not all(name in end for end in ends for name in names):
-        return None
-    return spread(fmean(end[name] for name in names) for end in ends)
+    losses = seeds.at_the_end(cells, label, names)
+    return spread(losses.values()) if losses else None
 
 
 def flat(cells: Cells, labels: Iterable[str], names: Sequence[str]) -> dict[str, Any]:
@@ -98,7 +92,7 @@ def collect_at_once(cells: Cells, sets: Sequence[MeasuredSet]) -> dict[str, Any]
     curves = {
         label: [
             {"at": count}
-            | spread(_at_once(cell, names, together, count) for cell in asked if cell["method"] == label)
+            | spread(for_as_many(cell, names, count) for cell in asked if cell["method"] == label)
             for count in counts
         ]
         for label in labels_of(asked)
@@ -113,7 +107,9 @@ def collect_at_once(cells: Cells, sets: Sequence[MeasuredSet]) -> dict[str, Any]
     )
 
 
-def _at_once(cell: Mapping[str, Any], names: Sequence[str], together: list[list[int]], count: int) -> float:
+def for_as_many(cell: Mapping[str, Any], names: Sequence[str], count: int) -> float:
+    """The mean loss of a cell's models of so many sets each, on these; not a number where one was not finite."""
+    together = at_once(len(names))
     losses = cell[FURTHER][AT_ONCE]
     found = []
     for i, name in enumerate(names):
@@ -142,17 +138,11 @@ def collect_options(
     """A chart for each method whose entries differ in one number alone, by METHOD-OPTION."""
     names = [one.name for one in targets(list(sets))]
     found = {}
-    for base in dict.fromkeys(label.partition(":")[0] for label in settings.options):
-        options = {
-            label: of for label, of in settings.options.items() if label.partition(":")[0] == base and of
-        }
-        if (option := _one_number(list(options.values()))) is None:
-            continue
-        ordered = sorted(options, key=lambda label: options[label][option])
+    for (base, option), entries in by_option(settings).items():
         curves = {
             what: [
-                {"at": options[label][option]} | loss
-                for label in ordered
+                {"at": value, **loss}
+                for value, label in entries.items()
                 if (loss := at_the_end(cells, label, of_what)) is not None
             ]
             for what, of_what in (("specialist sets", names), (GENERIC, [GENERIC]))
@@ -161,11 +151,24 @@ def collect_options(
         if curves:
             found[f"{base}-{option}"] = chart(
                 f"Loss of {base} by {option}",
-                f"Of {', '.join(ordered)}, which differ in nothing else.",
+                f"Of {', '.join(entries.values())}, which differ in nothing else.",
                 option,
                 curves,
                 {},
             )
+    return found
+
+
+def by_option(settings: CompareMethods) -> dict[tuple[str, str], dict[float, str]]:
+    """Method and option → value → entry, ascending, where all of a method's entries with options differ in it alone."""
+    found = {}
+    for base in dict.fromkeys(label.partition(":")[0] for label in settings.options):
+        options = {
+            label: of for label, of in settings.options.items() if label.partition(":")[0] == base and of
+        }
+        if (option := _one_number(list(options.values()))) is not None:
+            entries = {of[option]: label for label, of in options.items()}
+            found[base, option] = dict(sorted(entries.items()))
     return found
 
 

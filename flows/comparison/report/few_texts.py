@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from flows.comparison.by_number import SOUP, chart, flat, labels_of, spread
 from flows.comparison.further import FURTHER, Question
+from flows.comparison.report.by_number import SOUP, chart, flat, labels_of, spread
 from flows.comparison.sets import MeasuredSet, targets
 
 TEXTS = "few-texts"
@@ -43,8 +43,7 @@ def collect_few_texts(
 
     A number of texts counts that every set has more than; the last is that of all texts, on average.
     """
-    measured = targets(list(sets))
-    numbers = [n for n in measured[0].few_texts if all(n in one.few_texts for one in measured)]
+    measured, numbers = targets(list(sets)), counted(sets)
     asked = [cell for cell in cells if TEXTS in cell.get(FURTHER, {})]
     if not numbers or not asked:
         return None
@@ -54,7 +53,7 @@ def collect_few_texts(
     for label in labels_of(asked):
         of_label = [cell for cell in asked if cell["method"] == label]
         few = {
-            number: spread(loss for cell in of_label for loss in _by_draw(cell, measured, number))
+            number: spread(loss for cell in of_label for loss in by_draw(cell, measured, number))
             for number in numbers
         }
         [of_all] = flat(cells, [label], names).values()
@@ -69,7 +68,13 @@ def collect_few_texts(
     )
 
 
-def _by_draw(cell: Mapping[str, Any], sets: Sequence[MeasuredSet], number: int) -> list[float]:
+def counted(sets: Sequence[MeasuredSet]) -> list[int]:
+    """The numbers of texts that every set has more than, ascending."""
+    measured = targets(list(sets))
+    return [n for n in measured[0].few_texts if all(n in one.few_texts for one in measured)]
+
+
+def by_draw(cell: Mapping[str, Any], sets: Sequence[MeasuredSet], number: int) -> list[float]:
     """The mean over the sets for each draw of so many texts; not a number where a loss was not finite."""
     of_sets = []
     for one in sets:

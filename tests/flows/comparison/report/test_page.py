@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flows.comparison.page import page, seconds, short, write_page
-from flows.comparison.results import answer, collect
+from flows.comparison.report.page import page, seconds, short, write_page
+from flows.comparison.report.results import answer, collect
 from flows.comparison.sets import MeasuredSet
 from flows.settings import CompareMethods
 from tests.extras import chromium, screenshot
@@ -120,6 +120,15 @@ def test_the_section_of_fine_tuning_is_there_where_something_was(report):
         in page(report)
     )
     assert 'id="fine-tuning"' not in page(report | {"fine_tuning": []})
+
+
+def test_notes_on_texts_and_the_sentences_of_the_figures_are_shown(report):
+    sets = [one | {"notes": [f"{HOSTILE} 3 files were not read."]} for one in report["sets"][:1]]
+    sentences = [{"figure": "Figure 4", "verdict": "as in the paper", "said": f"Figure 4: {HOSTILE}."}]
+    html = page(report | {"sets": sets, "figures": sentences})
+    assert HOSTILE not in html and "first: &lt;/script&gt;" in html and "3 files were not read." in html
+    assert '<li class="there">Figure 4: &lt;/script&gt;' in html
+    assert 'class="texts"' not in page(report) and 'class="figures"' not in page(report)
 
 
 @pytest.mark.parametrize(("number", "said"), [(1_234_567, "1.23 M"), (800, "800"), (2e9, "2 G")])

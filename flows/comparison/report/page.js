@@ -5,25 +5,27 @@ const DASHES = ["solid", "dot", "dash", "dashdot"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "star"];
 
 function style(number) {
+  const color = COLOURS[number % COLOURS.length], round = Math.floor(number / COLOURS.length);
   return {
-    line: { color: COLOURS[number % COLOURS.length], dash: DASHES[Math.floor(number / COLOURS.length) % DASHES.length], width: 2 },
-    marker: { color: COLOURS[number % COLOURS.length], symbol: SYMBOLS[number % SYMBOLS.length], size: 8 },
+    line: { color, dash: DASHES[round % DASHES.length], width: 2 },
+    // Another symbol with the same colour: where there are no lines, nothing else tells them apart.
+    marker: { color, symbol: SYMBOLS[(number + round) % SYMBOLS.length], size: 8 },
   };
 }
 
-function layout(x, y, lines) {
+function layout(x, y, lines, entries = DATA.rows.length) {
   const colours = getComputedStyle(document.documentElement);
   const of = name => colours.getPropertyValue(name).trim();
-  const narrow = window.innerWidth < 640, legend = 20 * DATA.rows.length;
+  const narrow = window.innerWidth < 640, legend = 20 * entries;
   const axis = { gridcolor: of("--line"), zeroline: false, automargin: true, linecolor: of("--line") };
   return {
     xaxis: { ...axis, title: { text: x } },
     yaxis: { ...axis, title: { text: y } },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: of("--text"), size: narrow ? 11 : 13 },
-    height: narrow ? 320 + legend : 80 + 34 * Math.max(lines, DATA.rows.length * 0.7, 8),
+    height: narrow ? 320 + legend : 80 + 34 * Math.max(lines, entries * 0.7, 8),
     margin: { l: 55, r: 10, t: 10, b: narrow ? 60 + legend : 55 },
-    legend: narrow ? { yref: "container", y: 0, yanchor: "bottom", x: 0 } : { x: 1.01, y: 1 },
+    legend: narrow ? { yref: "container", y: 0, yanchor: "bottom", x: 0, maxheight: legend + 20 } : { x: 1.01, y: 1 },
     hovermode: "closest",
   };
 }
@@ -37,12 +39,16 @@ function curve(row, number, by) {
   };
 }
 
+function ofSet(set) {
+  return `${set.name} (${set.kind})`;
+}
+
 function lossPerSet(row, number) {
   const sets = DATA.sets.filter(set => row.by_set[set.name]);
   return {
     type: "scatter", mode: "markers", name: row.method, marker: style(number).marker,
     x: sets.map(set => row.by_set[set.name].mean),
-    y: sets.map(set => `${set.name} (${set.kind})`),
+    y: sets.map(ofSet),
     error_x: { type: "data", array: sets.map(set => row.by_set[set.name].sd || 0), visible: sets.some(set => row.by_set[set.name].sd), thickness: 1 },
   };
 }
@@ -84,23 +90,40 @@ function tuned(row, number) {
 
 function drawFineTuning(settings) {
   if (!document.getElementById("fine-tuning")) return;
-  const axes = layout("tokens of each set (not to scale)", "loss (nats per token)", 8);
+  const curves = DATA.rows.map(tuned).filter(line => line.x.length);
+  const axes = layout("tokens of each set (not to scale)", "loss (nats per token)", 8, curves.length);
   axes.xaxis.type = "category";
-  Plotly.react("fine-tuning", DATA.rows.map(tuned).filter(line => line.x.length), axes, settings);
+  Plotly.react("fine-tuning", curves, axes, settings);
+}
+
+// The values themselves, as text, where they are small; otherwise 1, 2 and 5 of each power of ten.
+function ticks(at) {
+  const low = Math.min(...at), high = Math.max(...at), round = [];
+  if (low <= 0 || high < 10_000) return [...new Set(at)].map(value => [value, String(value)]);
+  for (let power = 10 ** Math.floor(Math.log10(low)); power <= high; power *= 10) round.push(power, 2 * power, 5 * power);
+  const short = new Intl.NumberFormat("en", { notation: "compact" });
+  return round.map(value => [value, short.format(value)]);
+}
+
+function drawByNumber(name, found, settings) {
+  const curves = byNumber(found), at = Object.values(found.curves).flat().map(point => point.at);
+  const axes = layout(found.number, "loss (nats per token)", 8, curves.length), shown = ticks(at);
+  if (Math.min(...at) > 0) axes.xaxis.type = "log";
+  axes.xaxis.tickvals = shown.map(tick => tick[0]);
+  axes.xaxis.ticktext = shown.map(tick => tick[1]);
+  Plotly.react(`by-${name}`, curves, axes, settings);
 }
 
 function draw() {
   const settings = { displayModeBar: false, responsive: true };
   const perSetLayout = layout("loss (nats per token)", "", DATA.sets.length);
   perSetLayout.yaxis.autorange = "reversed";
-  for (const [name, found] of Object.entries(DATA.by_number)) {
-    const numbered = layout(found.number, "loss (nats per token)", 8), at = Object.values(found.curves).flat().map(point => point.at);
-    if (Math.min(...at) > 0) numbered.xaxis.type = "log";
-    numbered.xaxis.tickvals = [...new Set(at)];
-    numbered.xaxis.ticktext = numbered.xaxis.tickvals.map(String);
-    Plotly.react(`by-${name}`, byNumber(found), numbered, settings);
+  if (window.innerWidth < 640) {
+    perSetLayout.yaxis.tickvals = DATA.sets.map(ofSet);
+    perSetLayout.yaxis.ticktext = DATA.sets.map(set => set.name.length > 16 ? `${set.name.slice(0, 15)}…` : set.name);
   }
-  if (DATA.surface) Plotly.react("surface", mixtures(DATA.surface), layout(`loss of the ${DATA.surface.ranked[0].method}'s model, above its mean (nats per token)`, "of the trained model", DATA.surface.sets.length), settings);
+  for (const [name, found] of Object.entries(DATA.by_number)) drawByNumber(name, found, settings);
+  if (DATA.surface) Plotly.react("surface", mixtures(DATA.surface), layout(`loss of the ${DATA.surface.ranked[0].method}'s model, above its mean (nats per token)`, "of the trained model", 8, DATA.surface.sets.length), settings);
   Plotly.react("tokens", DATA.rows.map((row, number) => curve(row, number, "tokens")), layout("tokens", "loss (nats per token)", 8), settings);
   Plotly.react("seconds", DATA.rows.map((row, number) => curve(row, number, "seconds")), layout("seconds of training", "loss (nats per token)", 8), settings);
   drawFineTuning(settings);

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from flows.atlas.page import embedded_json, hash_source
+from flows.comparison.report.figures import NOT_HERE
+from flows.comparison.report.surface import said
 from flows.comparison.sets import KINDS
-from flows.comparison.surface import said
 from storage_schema.manifest import write_atomically
 
 FILES = Path(__file__).parent
-COLOURS = FILES.parent / "atlas/shared/colours.css"
+COLOURS = FILES.parents[1] / "atlas/shared/colours.css"
 WORDS = {
     "seen": "held-out texts of sources that were trained on",
     "unseen": "sources of which nothing was trained on",
@@ -23,8 +24,13 @@ WORDS = {
 }
 
 
+FIGURES_BEGIN = """<h2>The paper's figures, here</h2>
+<p class="dim">Less loss is better. ± is half of a 90 % interval around the mean of the differences by seed (Student's
+t). A difference that lies within it is not sure, and the sentence says so.</p>"""
+
+
 def write_page(path: Path, report: dict[str, Any]) -> None:
-    """Write the page of a report (:func:`flows.comparison.results.collect`)."""
+    """Write the page of a report (:func:`flows.comparison.report.results.collect`)."""
     write_atomically(path, page(report))
 
 
@@ -55,6 +61,8 @@ def page(report: dict[str, Any]) -> str:
         "ANSWER": "".join(f"<p>{escape(line)}</p>" for line in report["answer"]),
         "TABLE": table(report),
         "NOTES": _notes(report),
+        "TEXT_NOTES": _text_notes(report),
+        "FIGURES": _figures(report),
         "FINE_TUNING": _fine_tuning(report),
         "KINDS": "".join(
             f"<dt>{kind}</dt><dd>{words}</dd>" for kind, words in WORDS.items() if kind in _kinds(report)
@@ -178,6 +186,23 @@ def seconds(number: float) -> str:
 def _notes(report: dict[str, Any]) -> str:
     notes = [f"{row['method']}, {note}" for row in report["rows"] if row["seeds"] for note in row["notes"]]
     return f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>" if notes else ""
+
+
+def _text_notes(report: dict[str, Any]) -> str:
+    """What was passed over of the sets' texts, and the like."""
+    notes = [f"{one['name']}: {note}" for one in report["sets"] for note in one.get("notes", ())]
+    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f'<ul class="texts" aria-label="Of the texts">{said}</ul>' if notes else ""
+
+
+def _figures(report: dict[str, Any]) -> str:
+    """Whether each figure of the paper came out here; none for a report of earlier days."""
+    found = report.get("figures", [])
+    said = "".join(
+        f'<li class="{"there" if one["verdict"] != NOT_HERE else "not"}">{escape(one["said"])}</li>'
+        for one in found
+    )
+    return f'{FIGURES_BEGIN}<ul class="figures">{said}</ul>' if found else ""
 
 
 def _fine_tuning(report: dict[str, Any]) -> str:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flows.comparison import surface
-from flows.comparison.cells import finished, train_and_measure
-from flows.comparison.contenders import contenders
+from flows.comparison.cells import train_and_measure
+from flows.comparison.contenders import contenders, of_mixture
 from flows.comparison.further import FURTHER, Question
 from flows.comparison.measuring import FINISHED
+from flows.comparison.place import finished
+from flows.comparison.report import surface
 from flows.comparison.training import Training
 from pipeline.mixtures.ratios import read_ratios, read_table
 from tests.flows.comparison import toy
@@ -79,7 +80,7 @@ def synthetic(trained, predicted, *, seeds=1):
     for seed in range(seeds):
         cells += [
             {
-                "method": f"{surface.MIXTURE}{row:03d}", "seed": seed, "status": FINISHED,
+                "method": of_mixture(row), "seed": seed, "status": FINISHED,
                 "points": [{"losses": dict.fromkeys(names, loss)}],
             }
             for row, loss in enumerate(trained)
@@ -111,10 +112,10 @@ def test_what_ranks_as_the_models_do_is_said_to_and_noise_is_not(store):
 
 def test_mixtures_that_failed_are_left_out_and_too_few_say_nothing(store):
     cells = synthetic([3.0, 3.1, 3.2, 3.3, 3.4], [3.0, 3.1, 3.2, 3.3, 3.4])
-    cells[2] = {"method": f"{surface.MIXTURE}002", "seed": 0, "status": "diverged", "said": "step 3"}
+    cells[2] = {"method": of_mixture(2), "seed": 0, "status": "diverged", "said": "step 3"}
     found = collected(store, cells, 5)
     assert found["mixtures"] == [0, 1, 3, 4] and found["predicted"]["soup"][0] == [3.0, 3.1, 3.3, 3.4]
-    cells[1] = {"method": f"{surface.MIXTURE}001", "seed": 0, "status": "failed", "said": "out of memory"}
+    cells[1] = {"method": of_mixture(1), "seed": 0, "status": "failed", "said": "out of memory"}
     assert collected(store, cells, 5) is None and "was not measured" in surface.answer(None)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from flows.comparison import few_texts
 from flows.comparison.cells import train_and_measure
 from flows.comparison.further import FURTHER
 from flows.comparison.measuring import FINISHED
+from flows.comparison.report import few_texts
 from flows.comparison.sets import _of_few, load_sets, save_sets
 from tests.flows.comparison import toy
 

@@ -18,10 +18,11 @@ import numpy as np
 import polars as pl
 import torch
 
-from flows.comparison.by_number import SOUP, labels_of
-from flows.comparison.contenders import Contender, Pretraining, contenders, pretrainings
+from flows.comparison.contenders import Contender, contenders, is_mixture, of_mixture
 from flows.comparison.further import FURTHER, Question, follows_weights
 from flows.comparison.measuring import FINISHED
+from flows.comparison.pretrainings import Pretraining, pretrainings
+from flows.comparison.report.by_number import SOUP, labels_of
 from flows.comparison.sets import MeasuredSet
 from flows.settings import CompareMethods
 from pipeline.mixtures.meta_distributions import Sparse
@@ -33,7 +34,7 @@ from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
 from storage_schema.manifest import write_atomically
 
-SURFACE, MIXTURE = "surface", "mixture-"
+SURFACE = "surface"
 SEED = 0x50FA
 """Of the mixtures, which are the same for all seeds of a comparison, and none of those that a soup is trained on."""
 EMBEDDINGS = "embeddings alone"
@@ -80,20 +81,10 @@ def trainings(
     """A pretraining for each mixture, of `steps` steps."""
     generic = _generic(settings, store, seed=seed, steps=steps)
     made = [
-        Contender(label=label(row), method=replace(generic, generic_K=weights_K), options={})
+        Contender(label=of_mixture(row), method=replace(generic, generic_K=weights_K), options={})
         for row, weights_K in enumerate(asked.weights_MK)
     ]
     return pretrainings(made, asked.weights_MK, seed=seed, store=store.digest)
-
-
-def label(row: int) -> str:
-    """Of the contender that is trained on that mixture."""
-    return f"{MIXTURE}{row:03d}"
-
-
-def is_mixture(method: str) -> bool:
-    """Whether a contender of that label is a model that was trained on one of the mixtures."""
-    return method.startswith(MIXTURE)
 
 
 def _generic(settings: CompareMethods, store: DomainStore, *, seed: int, steps: int) -> Generic:
@@ -151,7 +142,7 @@ def _trained(cells: Sequence[Mapping[str, Any]], asked: Question, sets: Sequence
         [
             [
                 [
-                    losses.get((seed, label(row)), {}).get(one.name, np.nan)
+                    losses.get((seed, of_mixture(row)), {}).get(one.name, np.nan)
                     for row in range(len(asked.weights_MK))
                 ]
                 for one in sets
@@ -172,11 +163,7 @@ def answer(surface: Mapping[str, Any] | None) -> str:
     whose = "a soup" if first["method"] == SOUP else first["method"]
     if first["spearman"] is None or first["error"] is None:
         return f"Whether {whose} ranks mixtures cannot be said: the losses of its models of them are equal."
-    verdict = (
-        "ranks mixtures here"
-        if first["spearman"] > 2 * first["error"]
-        else "does not surely rank mixtures here"
-    )
+    verdict = "ranks mixtures here" if holds(surface) else "does not surely rank mixtures here"
     beside = [
         f"by the distance of embeddings alone {said(one)}"
         for one in surface["ranked"]
@@ -190,6 +177,13 @@ def answer(surface: Mapping[str, Any] | None) -> str:
         f"mixtures ({'; '.join(beside)}). The mixture that it ranks first has {first['regret']:.3f} nats more than "
         f"the best one, a random one {first['mean_regret']:.3f}."
     )
+
+
+def holds(surface: Mapping[str, Any]) -> bool:
+    """Whether the first method's losses surely rank mixtures as trained models do."""
+    first = surface["ranked"][0]
+    known = first["spearman"] is not None and first["error"] is not None
+    return known and first["spearman"] > 2 * first["error"]
 
 
 def said(ranked: Mapping[str, Any]) -> str:

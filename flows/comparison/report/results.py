@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from flows.comparison import fine_tuning
+from flows.comparison.contenders import is_mixture
 from flows.comparison.measuring import FINISHED
 from flows.comparison.sets import KINDS, MeasuredSet, targets
 from flows.comparison.spread import spread
-from flows.comparison.surface import is_mixture
 from flows.settings import CompareMethods
 
 SOUP, CRISP = "soup", "crisp"
@@ -44,7 +44,15 @@ def collect(
         "preset": settings.preset,
         "seeds": settings.seeds,
         "tokens": tokens,
-        "sets": [{"name": one.name, "kind": one.kind, "windows": len(one.evaluation_nL1)} for one in sets],
+        "sets": [
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "windows": len(one.evaluation_nL1),
+                "notes": list(one.notes),
+            }
+            for one in sets
+        ],
         "rows": rows,
         "answer": answer(rows, sets),
         "fine_tuning": fine_tuning.in_words(rows),

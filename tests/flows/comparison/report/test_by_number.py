@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.comparison import by_number
 from flows.comparison.cells import train_and_measure
+from flows.comparison.contenders import contenders
 from flows.comparison.further import FURTHER
 from flows.comparison.measuring import FINISHED
+from flows.comparison.report import by_number
 from flows.settings import CompareMethods
 from tests.flows.comparison import toy
 
-GUIDE = Path(by_number.__file__).parents[1] / "COMPARING.md"
+GUIDE = Path(by_number.__file__).parents[2] / "COMPARING.md"
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +94,16 @@ def test_entries_that_differ_in_one_number_have_a_curve(store):
     )
 
 
-def test_the_guides_configurations_are_what_they_say():
+def test_the_guides_configurations_are_what_they_say(store):
     blocks = re.findall(r"^```json\n(.*?)^```", GUIDE.read_text("utf-8"), flags=re.S | re.M)
-    merging, support = (CompareMethods(**json.loads(block)).of_size() for block in blocks)
+    merging, support, low_rank = (CompareMethods(**json.loads(block)).of_size() for block in blocks)
     assert {"soup", "merged-linear"} <= set(merging.methods)
     assert set(support.options) <= set(support.methods)
     assert by_number._one_number(list(support.options.values())) == "support_size"
+    made = contenders(low_rank, store, seed=0, steps=24)
+    size = {one.label.removeprefix("soup:"): one.method.cost().pretrained_size for one in made}
+    for dense, low in (("d1", "16x6"), ("d2", "32x6"), ("d4", "64x6"), ("d2", "16x12")):
+        assert size[low] == pytest.approx(size[dense], rel=0.05)
 
 
 @pytest.mark.parametrize(

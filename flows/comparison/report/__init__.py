@@ -1,0 +1,1 @@
+"""What the cells say together: charts, their sentences, the answer in words and the page."""
