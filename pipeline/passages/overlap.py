@@ -120,10 +120,12 @@ def known_runs(passages: Sequence[Passages], scratch: Path, run: RunTasks) -> Pa
     found = [scratch / f"runs-{number:05d}.npy" for number in range(len(passages))]
     run(_write_runs, [(some, path) for some, path in zip(passages, found, strict=True)])
     known = _distinct((np.load(path, allow_pickle=False) for path in found), np.uint64)
-    np.save(scratch / "known.npy", known)
+    known_path = scratch / "known.npy"
+    np.save(known_path, known)
+    np.save(_beginnings_of(known_path), _beginnings(known))
     for path in found:
         path.unlink()
-    return scratch / "known.npy" if len(known) else None
+    return known_path if len(known) else None
 
 
 def rows_mostly_in(passages: Passages, known: Path, seen: Path | None = None) -> np.ndarray:
@@ -133,7 +135,7 @@ def rows_mostly_in(passages: Passages, known: Path, seen: Path | None = None) ->
         known: the file of the other text's runs.
         seen: a file with one bool per known run; only the marked ones count. None: all count.
     """
-    runs = _KnownRuns(np.load(known, mmap_mode="r", allow_pickle=False))
+    runs = _KnownRuns(known)
     marks = None if seen is None else np.load(seen, mmap_mode="r", allow_pickle=False)
     rows = [np.empty(0, np.int64)]
     for numbers, texts, _ in passages:
@@ -191,7 +193,7 @@ def _write_runs(passages: Passages, path: Path) -> None:
 
 def _write_seen(passages: Passages, known: Path, path: Path) -> None:
     """Save the positions, among the known runs, of the runs that the passages have."""
-    runs = _KnownRuns(np.load(known, mmap_mode="r", allow_pickle=False))
+    runs = _KnownRuns(known)
     found = (runs.find(runs_of(texts, first)[0])[1] for _, texts, first in passages)
     _save(path, _distinct(found, np.int64))
 
@@ -221,14 +223,12 @@ def _distinct(arrays: Iterable[np.ndarray], dtype: type) -> np.ndarray:
 class _KnownRuns:
     """Sorted runs, among which other runs are looked up."""
 
-    def __init__(self, runs: np.ndarray):
-        self.runs = runs
-        self.last = runs[-1] if len(runs) == MOST_RUNS else np.uint64(2**64 - 1)
+    def __init__(self, path: Path):
+        self.runs = np.load(path, mmap_mode="r", allow_pickle=False)
+        self.last = self.runs[-1] if len(self.runs) == MOST_RUNS else np.uint64(2**64 - 1)
         """All runs of the text up to this hash are here; larger ones may be missing."""
-        bits = min(26, len(runs).bit_length() + 3)
-        self._shift = np.uint64(64 - bits)
-        self._beginnings = np.zeros(1 << bits, bool)  # rules most other runs out by their first bits
-        self._beginnings[runs >> self._shift] = True
+        self._beginnings = np.load(_beginnings_of(path), mmap_mode="r", allow_pickle=False)
+        self._shift = np.uint64(65 - len(self._beginnings).bit_length())
 
     def find(self, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of `runs` are known, and their positions among the known ones: two arrays of int64."""
@@ -236,6 +236,21 @@ class _KnownRuns:
         where = np.minimum(np.searchsorted(self.runs, runs[maybe]), len(self.runs) - 1)
         same = self.runs[where] == runs[maybe]
         return maybe[same], where[same]
+
+
+def _beginnings(known: np.ndarray) -> np.ndarray:
+    """Whether a known run has these first bits, one bool per value of them: it rules most other runs out.
+
+    It is made once, because all tasks look runs up, and its making takes as long as the runs are many.
+    """
+    bits = min(26, len(known).bit_length() + 3)
+    beginnings = np.zeros(1 << bits, bool)
+    beginnings[known >> np.uint64(64 - bits)] = True
+    return beginnings
+
+
+def _beginnings_of(known: Path) -> Path:
+    return known.with_name("beginnings.npy")
 
 
 def _tables() -> tuple[np.ndarray, np.ndarray]:
