@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.embeddings.build import write_embeddings
 from pipeline.tree.nearest import node_seed
 from tests.benchmarks.scale.sizes import CHARACTERS
+from tests.planted import SYLLABLES
 
 SIZE, CENTRES = 384, 3000
 """Of an embedding; and how many points the embeddings lie around, with unequal weights."""
@@ -24,7 +25,7 @@ def write_corpus(folder: Path, passages: int, files: int, *, first: int = 0) -> 
     Args:
         first: the number of the first document; other numbers have other text.
     """
-    words = np.array([f"w{word:x}" for word in range(_WORDS)])
+    words = np.array([_word(number) for number in range(_WORDS)])
     per_document = CHARACTERS // 6
     edges = np.linspace(0, passages, files + 1).astype(int)
     written = 0
@@ -35,9 +36,20 @@ def write_corpus(folder: Path, passages: int, files: int, *, first: int = 0) -> 
             for begin in range(edges[number], edges[number + 1], _PER_WRITE):
                 end = min(begin + _PER_WRITE, edges[number + 1])
                 random = np.random.Generator(np.random.Philox(first + begin))
-                for row in words[random.integers(0, _WORDS, (end - begin, per_document))]:
+                drawn = (
+                    random.random((end - begin, per_document)) ** 3 * _WORDS
+                )  # few words are frequent, as in text
+                for row in words[drawn.astype(np.int64)]:
                     written += file.write(json.dumps({"text": " ".join(row)}) + "\n")
     return written
+
+
+def _word(number: int) -> str:
+    """Two or three syllables."""
+    first, rest = number % len(SYLLABLES), number // len(SYLLABLES)
+    return (
+        SYLLABLES[first] + SYLLABLES[rest % len(SYLLABLES)] + SYLLABLES[rest // len(SYLLABLES)] * (number % 2)
+    )
 
 
 def embed_part(source: str, target: str) -> None:

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
+
 import pipeline.corpus.large_files
 import pipeline.domains.build
 import pipeline.passages.build
@@ -18,7 +20,7 @@ from pipeline.domains.leaves import TreeSettings
 from pipeline.domains.scatter import Folders
 from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
-from pipeline.tasks import available_cores, run_tasks
+from pipeline.tasks import run_tasks
 from pipeline.tokenizer import build_tokenizer
 from pipeline.tree.kmeans import KMeansSettings
 from storage_schema.corpus import SPLITS, part_files
@@ -44,6 +46,7 @@ STAGE_OF_TASKS = {
     "scatter_part": SCATTER,
     "write_node": LEAVES,
 }
+WARM_SECONDS = 5
 VOCAB_SIZE, SAMPLE_CHARACTERS = 4096, 2_000_000
 """The sample is smaller than the smallest store, so that training does not grow with the store."""
 
@@ -55,7 +58,7 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     watch = Watch()
     _watch_pipeline(watch)
     watch.start()
-    run_tasks(available_cores, [()])  # a first worker has started
+    run_tasks(warm, [()] * int(ray.cluster_resources()["CPU"]))
     builder = Builder(cell, watch, folder / "store")
     builder.passages(folder / "corpus", folder / "store")
     if cell.kind != "corpus":
@@ -65,6 +68,18 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     additions = [builder.addition(folder, number) for number in range(1, cell.additions + 1)]
     watch.stop()
     return {"cell": cell.record(), "bytes": written, **figures, "additions": additions}
+
+
+def warm() -> None:
+    """Import what the tasks of all stages need: that takes a worker seconds once, and says nothing about growth.
+
+    The sleep lets every worker have one of these tasks.
+    """
+    import faiss
+    import scipy.sparse
+    import torch
+
+    time.sleep(WARM_SECONDS if faiss and scipy.sparse and torch else 0)
 
 
 def _watch_pipeline(watch: Watch) -> None:
