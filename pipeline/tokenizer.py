@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.passages.overlap import RunTasks
 from pipeline.passages.text_sample import TextSample
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_bounded
 from storage_schema.manifest import Manifest, StoreError, read_manifest, write_atomically
-from storage_schema.stage import Stage
+from storage_schema.stage import RunTasks, Stage
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")

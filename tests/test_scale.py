@@ -8,7 +8,7 @@ import pytest
 
 from tests.benchmarks.scale import extrapolation, report, sizes
 from tests.benchmarks.scale.fits import Point, StageModel, exponent, fit_stage
-from tests.benchmarks.scale.job import CUT, DUPLICATES, EMBED, HASH, LEAVES
+from tests.benchmarks.scale.job import CUT, DUPLICATES, EMBED, LEAVES, TRAIN, TREE
 
 
 def point(bytes, files, seconds=None):
@@ -50,9 +50,9 @@ def test_no_coefficient_is_negative():
 
 def test_a_stage_is_divided_by_the_cores_that_it_can_use():
     hour = StageModel(per_byte=3600 / (extrapolation.PASSAGES * sizes.CHARACTERS), per_file=0, constant=0)
-    models = dict.fromkeys((CUT, DUPLICATES, EMBED, HASH, LEAVES), hour)
+    models = dict.fromkeys((CUT, TRAIN, EMBED, TREE, LEAVES), hour)
     hours = extrapolation.plan(models, 8, cores=100).hours
-    assert hours == pytest.approx({CUT: 1 / 800, DUPLICATES: 1, HASH: 1 / 100, LEAVES: 1 / 64})
+    assert hours == pytest.approx({CUT: 1 / 800, TRAIN: 1, TREE: 1 / 100, LEAVES: 1 / 64})
     assert extrapolation.plan(models, 1, cores=4).hours[LEAVES] == pytest.approx(1 / 4)
 
 

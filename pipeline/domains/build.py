@@ -119,7 +119,7 @@ def build_domains(
             f"The domains would hold {counts['passages']} passages of {sum(rows)}: something changed {folders.work} "
             "while they were written. Remove that folder and build again."
         )
-    return stage.finish(counts)
+    return stage.finish(counts, run=run_tasks)
 
 
 def _leaves(tree: Tree | None, node: int, settings: TreeSettings) -> np.ndarray | None:

@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 
 from pipeline.passages.buckets import PRESENT, write_dealt
-from pipeline.passages.overlap import RunTasks
 from pipeline.passages.sources import Shard, documents_per_source, merged
 from storage_schema.arrow_files import read_parquet
+from storage_schema.stage import RunTasks
 
 GROUP_ROWS, MOST_SHARDS = 1 << 20, 256
 """A task reads the hashes of about so many passages, from at most so many files."""

@@ -15,11 +15,10 @@ Legend: N texts, R runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage_schema.aside import written_aside
+from storage_schema.stage import RunTasks
 
 RUN_WORDS = 13
 """The length with which GPT-3's training data were compared with its test sets (Brown et al. 2020, appendix C)."""
@@ -38,8 +38,6 @@ BATCH = 1024
 """Texts processed at once, up to twice as many; of this many, the intermediate arrays stay in a processor's cache."""
 MOST_RUNS = 1 << 26
 """Runs held in memory (half a gigabyte). If there are more, those with the smallest hashes stand for all."""
-RunTasks = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]
-"""A function like :func:`pipeline.tasks.run_tasks`."""
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _FOLD = np.uint64(29)
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.passages.buckets import bucket_count, decide_bucket, mark_kept
 from pipeline.passages.dealing import Selection as Selection
 from pipeline.passages.dealing import deal_out, grouped
-from pipeline.passages.overlap import Passages, RunTasks, drop_seen, known_runs, rows_mostly_in
+from pipeline.passages.overlap import Passages, drop_seen, known_runs, rows_mostly_in
 from pipeline.passages.parts import CODE_OF_SPLIT, DROPPED, Part, parts_of_split
 from pipeline.passages.sources import (
     OUTCOMES,
@@ -34,6 +34,7 @@ from pipeline.passages.sources import (
 from pipeline.tasks import run_tasks
 from storage_schema.corpus import SPLITS
 from storage_schema.errors import UserError
+from storage_schema.stage import RunTasks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.passages.cutting import text_hash
-from pipeline.passages.overlap import RunTasks
 from pipeline.passages.parts import scan_part
 from storage_schema.arrow_files import errors_name
 from storage_schema.corpus import part_files
 from storage_schema.errors import UserError
+from storage_schema.stage import RunTasks
 
 DOCUMENT_CHARACTERS = 20_000
 PURPOSE = "tokenizer sample"

@@ -11,6 +11,7 @@ from pipeline.passages.build import GROUP_BYTES
 from tests.benchmarks.scale.fits import StageModel
 from tests.benchmarks.scale.job import (
     CUT,
+    DUPLICATES,
     EMBED,
     HASH,
     LEAVES,
@@ -30,10 +31,9 @@ COARSE = 64
 """The coarse nodes of the usual tree: so many tasks write its partitions."""
 Spread = Literal["driver", "node", "tasks"]
 SPREAD: dict[str, tuple[Spread, int | None]] = {
-    **dict.fromkeys((PIECES, CUT, OVERLAP, PARTS, SAMPLE, SCATTER), ("tasks", None)),
+    **dict.fromkeys((PIECES, CUT, DUPLICATES, OVERLAP, PARTS, SAMPLE, SCATTER, HASH), ("tasks", None)),
     LEAVES: ("tasks", COARSE),
     TREE: ("node", None),
-    HASH: ("node", None),
 }
 """Where a stage works: on all cores, on at most so many, or on those of one node. All others: on one core."""
 REQUEST_BYTES = 8 << 20
