@@ -11,7 +11,6 @@ import ray
 import pipeline.corpus.large_files
 import pipeline.domains.build
 import pipeline.passages.build
-import pipeline.passages.selection
 from flows.cluster import session
 from pipeline.corpus.documents import Corpus
 from pipeline.corpus.listing import open_corpus
@@ -34,10 +33,19 @@ from tests.benchmarks.scale.watching import Watch
 LIST, PIECES, CUT, DUPLICATES, OVERLAP, PARTS = "list", "pieces", "cut", "duplicates", "overlap", "parts"
 SAMPLE, TRAIN, EMBED, TREE = "tokenizer sample", "tokenizer training", "synthetic embeddings", "tree"
 SCATTER, LEAVES, HASH = "assign and scatter", "leaves and partitions", "manifest"
+DRIVER = "driver"
+"""What the driver does between tasks, while passages and domains are built."""
 STAGE_OF_TASKS = {
     "count_line_ends": PIECES,
     "row_groups": PIECES,
     "extract_group": CUT,
+    "deal_shards": DUPLICATES,
+    "deal_present": DUPLICATES,
+    "decide_bucket": DUPLICATES,
+    "count_kept": DUPLICATES,
+    "_write_runs": OVERLAP,
+    "_write_seen": OVERLAP,
+    "rows_mostly_in": OVERLAP,
     "write_part": PARTS,
     "lengths_of_documents": SAMPLE,
     "texts_of_documents": SAMPLE,
@@ -92,11 +100,6 @@ def _watch_pipeline(watch: Watch) -> None:
     ]
     for module in builders:
         module.run_tasks = tasks
-    build: Any = pipeline.passages.build
-    build.bounded_groups = watch.watched(PIECES, build.bounded_groups)
-    build.select_passages = watch.watched(DUPLICATES, build.select_passages)
-    selection: Any = pipeline.passages.selection
-    selection._drop_overlap = watch.watched(OVERLAP, selection._drop_overlap)
     stage: Any = Stage
     stage.finish = watch.watched(HASH, stage.finish)
 
@@ -121,7 +124,7 @@ class Builder:
             for part in part_files(old / "passages", split)
         ]
         stage = self._open(volume, "passages")
-        with self.watch.stage(CUT):
+        with self.watch.stage(DRIVER):
             build_passages(
                 stage, corpus, Selection(), passage_characters=2000, max_bad_documents=0, present=present
             )
@@ -163,7 +166,7 @@ class Builder:
             work=str(stage.work),
         )
         tree = DomainStore(self.store, num_volumes=1).tree if volume != self.store else None
-        with self.watch.stage(LEAVES):
+        with self.watch.stage(DRIVER):
             build_domains(stage, folders, settings, tree=tree)
         self._count(stage)
 
