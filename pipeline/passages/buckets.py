@@ -18,8 +18,8 @@ from pipeline.passages.parts import CODE_OF_SPLIT
 from storage_schema.aside import written_aside
 
 BUCKET_ROWS = 1 << 20
-MOST_BUCKETS = 128
-"""A bucket is a record batch of each dealt file; more would be ever smaller ones."""
+MOST_BUCKETS = 1024
+"""Enough for a billion passages. A bucket is a record batch of each dealt file: more would be ever smaller ones."""
 PRESENT = -1
 """The position of a passage that the store already has."""
 BUCKET = pa.schema([("position", pa.int64()), ("text_hash", pa.uint64()), ("held_out", pa.bool_())])
@@ -117,4 +117,4 @@ def _read(folder: Path, bucket: int) -> pl.DataFrame:
 
 
 def _kept(folder: Path, split: str, bucket: int) -> Path:
-    return folder / f"{split}-{bucket:03d}.npy"
+    return folder / f"{split}-{bucket:04d}.npy"

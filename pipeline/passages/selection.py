@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,12 +26,7 @@ from pipeline.passages.dealing import Selection as Selection
 from pipeline.passages.dealing import deal_out, grouped
 from pipeline.passages.overlap import Passages, drop_seen, known_runs, rows_mostly_in
 from pipeline.passages.parts import CODE_OF_SPLIT, DROPPED, Part, parts_of_split
-from pipeline.passages.sources import (
-    OUTCOMES,
-    check_held_out,
-    count_kept,
-    sources_table,
-)
+from pipeline.passages.sources import OUTCOMES, Shard, check_held_out, count_kept, sources_table
 from pipeline.tasks import run_tasks
 from storage_schema.corpus import SPLITS
 from storage_schema.errors import UserError
@@ -82,18 +78,11 @@ def select_passages(
     edges = np.cumsum([0, *rows_S])
     rows = sum(rows_S) + sum(pq.read_metadata(part).num_rows for part in present)
     groups = list(grouped(shards, rows_S))
-    dealt = scratch / "buckets"
-    shutil.rmtree(dealt, ignore_errors=True)
-    dealt.mkdir()
-    sources, over = deal_out(groups, selection, dealt, bucket_count(rows), present, run)
-    if not present:
-        check_held_out(set(sources["source"]), selection.held_out_sources)
-    by_hash = selection.max_passages is not None
-    buckets = [(dealt, number, selection.drop_duplicates, by_hash) for number in range(bucket_count(rows))]
     decisions = scratch / "decisions.u8"
     decided = np.memmap(decisions, np.uint8, "w+", shape=max(1, int(edges[-1])))
-    counts = mark_kept(dealt, run(decide_bucket, buckets), decided, selection.max_passages)
-    shutil.rmtree(dealt)
+    sources, over, counts = _drop_duplicates(
+        groups, selection, decided, bucket_count(rows), scratch / "buckets", present, run
+    )
     counts["over_max_documents_per_source_dropped"] = over["passages"]
     if not counts["passages"]:
         raise NothingLeft(counts)
@@ -115,6 +104,30 @@ def select_passages(
     return SelectedPassages(
         parts=parts, decisions=decisions, sources=table, counts=counts, documents=documents
     )
+
+
+def _drop_duplicates(
+    groups: Sequence[list[Shard]],
+    selection: Selection,
+    decided: np.ndarray,
+    buckets: int,
+    dealt: Path,
+    present: Sequence[Path],
+    run: RunTasks,
+) -> tuple[pl.DataFrame, dict[str, int], dict[str, int]]:
+    """Fill `decided`; returns the sources and what is over the limit (as :func:`deal_out` does), and the counts."""
+    shutil.rmtree(dealt, ignore_errors=True)
+    dealt.mkdir()
+    sources, over = deal_out(groups, selection, dealt, buckets, present, run)
+    if not present:
+        check_held_out(set(sources["source"]), selection.held_out_sources)
+    by_hash = selection.max_passages is not None
+    counts = run(
+        decide_bucket, [(dealt, bucket, selection.drop_duplicates, by_hash) for bucket in range(buckets)]
+    )
+    total = mark_kept(dealt, counts, decided, selection.max_passages)
+    shutil.rmtree(dealt)
+    return sources, over, total
 
 
 def _drop_overlap(
