@@ -30,8 +30,9 @@ NODE_CORES = 64
 COARSE = 64
 """The coarse nodes of the usual tree: so many tasks write its partitions."""
 Spread = Literal["driver", "node", "tasks"]
+_TASKS: tuple[Spread, int | None] = ("tasks", None)
 SPREAD: dict[str, tuple[Spread, int | None]] = {
-    **dict.fromkeys((PIECES, CUT, DUPLICATES, OVERLAP, PARTS, SAMPLE, SCATTER, HASH), ("tasks", None)),
+    **dict.fromkeys((PIECES, CUT, DUPLICATES, OVERLAP, PARTS, SAMPLE, SCATTER, HASH), _TASKS),
     LEAVES: ("tasks", COARSE),
     TREE: ("node", None),
 }
@@ -48,14 +49,6 @@ class Plan:
     nodes: int
     hours: dict[str, float]
     """Of each stage."""
-
-    @property
-    def total(self) -> float:
-        return sum(self.hours.values())
-
-    @property
-    def slowest(self) -> str:
-        return max(self.hours, key=lambda name: self.hours[name])
 
 
 def plan(models: Mapping[str, StageModel], nodes: int, *, cores: int = NODE_CORES) -> Plan:

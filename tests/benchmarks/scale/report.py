@@ -56,6 +56,8 @@ def _exponents(stores: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def _growth(stores: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The driver's peak memory in each stage: at the largest store over that at the smallest."""
+    if not stores:
+        return {}
     first, last = stores[0]["stages"], stores[-1]["stages"]
     return {name: last[name]["driver_bytes"] / first[name]["driver_bytes"] for name in _names(stores)}
 
