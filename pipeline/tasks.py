@@ -49,11 +49,15 @@ def run_tasks(
             while following < len(arguments) and len(running) < limit:
                 running[task.remote(*arguments[following])] = following
                 following += 1
-            ready, _ = ray.wait(list(running), num_returns=1)
-            number = running.pop(ready[0])
-            results[number] = ray.get(ready[0])
-            done += weights[number]
-            report(done, total)
+            ready, others = ray.wait(list(running), num_returns=1)
+            # Each wait looks at all running tasks, thousands on many nodes: so all that are over are taken at once.
+            for reference in ready + (
+                ray.wait(others, num_returns=len(others), timeout=0)[0] if others else []
+            ):
+                number = running.pop(reference)
+                results[number] = ray.get(reference)
+                done += weights[number]
+                report(done, total)
     except BaseException as error:
         cancel(list(running))
         if isinstance(error, ray.exceptions.RayError):

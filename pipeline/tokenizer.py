@@ -14,26 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.passages.cutting import text_hash
-from pipeline.passages.parts import scan_part
-from storage_schema.arrow_files import errors_name
-from storage_schema.corpus import part_files
+from pipeline.passages.text_sample import TextSample
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_bounded
 from storage_schema.manifest import Manifest, StoreError, read_manifest, write_atomically
-from storage_schema.stage import Stage
+from storage_schema.stage import RunTasks, Stage
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 FILE_NAME = "tokenizer.json"
-DOCUMENT_CHARACTERS = 20_000
 BATCH_TEXTS = 256
-PURPOSE = "tokenizer sample"
-"""Makes the hash that draws the sample independent of the hash that draws the held-out documents."""
-LEAST_SHARE = 0.01
 PROBES = (
     "Hello W\N{LATIN SMALL LETTER O WITH DIAERESIS}rld, it's 3.14!",
     " one blank,  two,   three ",
@@ -143,7 +135,13 @@ def check_lossless(tokenizer: TextTokenizer, path: str | Path) -> None:
 
 
 def build_tokenizer(
-    stage: Stage, passages: str | Path, *, vocab_size: int, sample_characters: int, given: str | None = None
+    stage: Stage,
+    passages: str | Path,
+    *,
+    vocab_size: int,
+    sample_characters: int,
+    given: str | None = None,
+    run: RunTasks,
 ) -> Manifest:
     """Build the ``tokenizer`` stage: train one, or copy the `given` one.
 
@@ -151,12 +149,13 @@ def build_tokenizer(
         passages: the finished ``passages`` folder.
         sample_characters: train on about this many characters of text, spread over all documents.
         given: the path of a tokenizer to use; None trains one.
+        run: runs the tasks that read the text.
     """
     path = stage.work / FILE_NAME
     counts = {"sample_characters": 0}
     if given is None:
         total = read_manifest(passages, "passages").counts["train_characters"]
-        sample = _Sample(Path(passages), sample_characters, total)
+        sample = TextSample(Path(passages), sample_characters, total, run)
         tokenizer = train_tokenizer(iter(sample), vocab_size=vocab_size)
         counts["sample_characters"] = sample.characters
         write_atomically(path, tokenizer.to_str(pretty=False))
@@ -185,67 +184,3 @@ def train_tokenizer(batches: Iterator[list[str]], *, vocab_size: int) -> Tokeniz
     )
     tokenizer.train_from_iterator(batches, trainer)
     return tokenizer
-
-
-class _Sample:
-    """Batches of texts from the documents with the smallest hashes, at most ``DOCUMENT_CHARACTERS`` per document.
-
-    If that gives less than ``LEAST_SHARE`` of the characters asked for (from a few books, say), each document may give
-    an even share of them. Of each part, only the text of the chosen documents is read.
-    """
-
-    def __init__(self, passages: Path, limit: int, total: int):
-        self.parts, self.limit = part_files(passages, "train"), limit
-        self.document_characters = DOCUMENT_CHARACTERS
-        documents = self._choose()
-        wanted = min(limit, total)
-        if self.characters < LEAST_SHARE * wanted:
-            self.document_characters = max(DOCUMENT_CHARACTERS, wanted // max(1, documents))
-            self._choose()
-        if not self.characters:
-            raise UserError(
-                f"the tokenizer's sample is empty: {passages} has no training text. Hold out less, or give a tokenizer."
-            )
-
-    def __iter__(self) -> Iterator[list[str]]:
-        document, taken = None, 0
-        for part in self.parts:
-            with errors_name(part):
-                rows = scan_part(part, "document_id", "text")
-                names = rows.select(pl.col("document_id").unique()).collect()["document_id"]
-                chosen = [name for name in names if text_hash(name, purpose=PURPOSE) <= self.last]
-                found = rows.filter(pl.col("document_id").is_in(chosen)).collect()
-            batch: list[str] = []
-            for name, text in found.iter_rows():
-                if name != document:
-                    document, taken = name, 0
-                text = text[: self.document_characters - taken]
-                taken += len(text)
-                if text:
-                    batch.append(text)
-            if batch:
-                yield batch
-
-    def _choose(self) -> int:
-        """Set the largest hash of the sample and its characters; returns how many documents there are."""
-        kept = pl.DataFrame(schema={"key": pl.UInt64, "length": pl.Int64})
-        bounded = pl.col("length").clip(upper_bound=self.document_characters)
-        documents = 0
-        for part in self.parts:
-            length = pl.col("text").str.len_chars().cast(pl.Int64).sum()
-            with errors_name(part):
-                found = (
-                    scan_part(part, "document_id", "text")
-                    .group_by("document_id")
-                    .agg(length=length)
-                    .collect(engine="streaming")
-                )
-            keys = pl.Series(
-                "key", [text_hash(name, purpose=PURPOSE) for name in found["document_id"]], pl.UInt64
-            )
-            kept = pl.concat([kept, found.select(keys, "length")]).group_by("key").sum().sort("key")
-            kept = kept.filter(bounded.cum_sum() - bounded < self.limit)
-            documents += len(found)
-        self.last = kept["key"].max() or 0
-        self.characters = int(kept.select(bounded.sum()).item())
-        return documents

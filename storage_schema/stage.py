@@ -12,8 +12,11 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,10 @@ from storage_schema.manifest import (
 PARTIAL_SUFFIX = ".partial"
 SCRATCH = ".scratch"
 _REQUEST_NAME = "plan.json"
+HASHED_AT_ONCE = 1 << 30
+"""About so many bytes are hashed by a task. Fewer are not worth one, and are hashed by threads here."""
+RunTasks = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]
+"""Calls a function with each tuple of arguments, and returns the results in order."""
 
 
 @dataclass(kw_only=True)
@@ -56,15 +63,19 @@ class Stage:
         """The folder in ``work`` for files that are not part of the stage. Whoever needs it makes it."""
         return self.work / SCRATCH
 
-    def finish(self, counts: dict[str, Any]) -> Manifest:
-        """Hash the files in ``work``, write the manifest, and rename the folder into place."""
+    def finish(self, counts: dict[str, Any], *, run: RunTasks | None = None) -> Manifest:
+        """Hash the files in ``work``, write the manifest, and rename the folder into place.
+
+        Args:
+            run: runs tasks on many machines, which hash the files if they have more than ``HASHED_AT_ONCE`` bytes.
+        """
         remove_asides(self.work)
         manifest = Manifest(
             kind=self.kind,
             configuration=self.configuration,
             inputs=self.inputs,
             counts=counts,
-            files=tuple(_entries(self.work)),
+            files=tuple(_entries(self.work, run)),
             seconds=round(time.monotonic() - self._start, 3),
         )
         write_atomically(self.work / manifest_name(self.kind), manifest.to_json())
@@ -141,20 +152,36 @@ def _damage(folder: Path, manifest: Manifest) -> str | None:
     return None
 
 
-def _entries(folder: Path) -> list[FileEntry]:
+def _entries(folder: Path, run: RunTasks | None) -> list[FileEntry]:
     """One entry per file of the stage. Each file is flushed to disk before it is read and hashed."""
     apart = {folder / _REQUEST_NAME, folder / SCRATCH}
     paths = [path for path in folder.rglob("*") if apart.isdisjoint((path, *path.parents))]
     files = sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
-
-    def entry(path: Path) -> FileEntry:
-        flush(path)
-        name = path.relative_to(folder).as_posix()
-        return FileEntry(path=name, bytes=path.stat().st_size, sha256=file_digest(path))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases Python's global lock
+    groups: list[list[str]] = []
+    room = 0
+    for path in files:
+        size = path.stat().st_size
+        if not groups or size > room:
+            groups.append([])
+            room = HASHED_AT_ONCE
+        groups[-1].append(path.relative_to(folder).as_posix())
+        room -= size
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(flush, [folder, *(path for path in paths if path.is_dir())]))
-        return list(pool.map(entry, files))
+    if run is None or len(groups) < 2:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases Python's global lock
+            return list(pool.map(partial(_entry, folder), chain(*groups)))
+    return list(chain(*run(hashed_files, [(folder, names) for names in groups])))
+
+
+def hashed_files(folder: Path, names: Sequence[str]) -> list[FileEntry]:
+    """The entries of some files in `folder`, each flushed to disk before it is hashed."""
+    return [_entry(folder, name) for name in names]
+
+
+def _entry(folder: Path, name: str) -> FileEntry:
+    flush(folder / name)
+    return FileEntry(path=name, bytes=(folder / name).stat().st_size, sha256=file_digest(folder / name))
 
 
 def _differences(manifest: Manifest, configuration: dict, inputs: dict[str, str]) -> list[str]:

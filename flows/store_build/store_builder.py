@@ -21,6 +21,7 @@ from pipeline.embeddings.embedder import EmbedderWeights, weights_digest
 from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
 from pipeline.planning.estimate import CLUSTER, CUT, EMBED, TRAIN
+from pipeline.tasks import run_tasks
 from pipeline.tokenizer import build_tokenizer, tokenizer_file
 from pipeline.tree.kmeans import KMeansSettings
 from storage_schema.domains import DomainStore
@@ -94,6 +95,7 @@ class StoreBuilder:
                     vocab_size=settings.vocab_size,
                     sample_characters=settings.tokenizer_sample_characters,
                     given=settings.tokenizer,
+                    run=run_tasks,
                 )
                 report(1, 1)
         self.stages.close("tokenizer", stage)

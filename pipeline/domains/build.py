@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,7 @@ def build_domains(
             f"The domains would hold {counts['passages']} passages of {sum(rows)}: something changed {folders.work} "
             "while they were written. Remove that folder and build again."
         )
-    return stage.finish(counts)
+    return stage.finish(counts, run=run_tasks)
 
 
 def _leaves(tree: Tree | None, node: int, settings: TreeSettings) -> np.ndarray | None:
@@ -138,9 +139,10 @@ def fit_root(
     seed = node_seed(settings.seed, ROOT)
     wanted = sample_rows(sum(rows), settings.sample, seed)
     edges = np.cumsum([0, *rows])
+    cuts = pairwise(np.searchsorted(wanted, edges).tolist())
     sample = []
-    for number, part in enumerate(part_files(folders.passages, "train")):
-        inside = wanted[(wanted >= edges[number]) & (wanted < edges[number + 1])] - edges[number]
+    for part, first, (begin, end) in zip(part_files(folders.passages, "train"), edges, cuts, strict=False):
+        inside = wanted[begin:end] - first
         if len(inside):
             path = Path(folders.embeddings) / part.with_suffix(".arrow").name
             sample.append(read_embeddings(path)[1][inside])

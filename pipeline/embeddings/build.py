@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.embeddings.embedder import EmbedderWeights, load_embedder
 from pipeline.embeddings.runtimes import AUTO, RUNTIME_RECORD, Runtime, runtime_of_stage, with_runtime
 from pipeline.embeddings.word_pieces import WordPieces, embed_word_pieces, tokenize, tokenizer_of
-from pipeline.tasks import Report, available_cores, ignore_progress
+from pipeline.tasks import Report, available_cores, ignore_progress, run_tasks
 from storage_schema.arrow_files import check_schema, read_arrow, read_parquet
 from storage_schema.aside import written_aside
 from storage_schema.corpus import embeddings_schema, part_files
@@ -110,7 +110,7 @@ def build_embeddings(
         "embedded_on": "gpu" if use_gpu else "cpu",
         "runtime": chosen,
     }
-    return stage.finish(counts)
+    return stage.finish(counts, run=run_tasks)
 
 
 class TokenizePart:

@@ -1,7 +1,7 @@
 """Documents → passages on disk, in three steps that can each be resumed.
 
 1. *Extract* (``extraction.py``): each group of corpus files becomes a shard of passages (in parallel).
-2. *Select* (``selection.py``): decide which rows of which shards go to which part (one process; hashes only).
+2. *Select* (``selection.py``): decide which rows of which shards go to which part (in parallel, from hashes).
 3. *Write*: each part gathers its rows from the shards (in parallel).
 
 The manifest counts what became of every document and passage (``pipeline/corpus/accounts.py``).
@@ -103,7 +103,7 @@ def build_passages(
         "characters": tally.characters,
         **account(tally, selected.documents, selected.counts, corpus.not_read),
     }
-    return stage.finish(counts)
+    return stage.finish(counts, run=run_tasks)
 
 
 def write_part(part: Part, decisions: Path, shards: Sequence[tuple[Path, int]], path: Path) -> int:

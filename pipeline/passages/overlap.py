@@ -14,11 +14,10 @@ Legend: N texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 
 from pipeline.passages.word_runs import runs_of
 from storage_schema.aside import written_aside
+from storage_schema.stage import RunTasks
 
 SHARE = 0.5
 """Measured on the text of a machine's packages with 2% held out: of 3,684 held-out passages, 366 are mostly in the
@@ -36,8 +36,6 @@ BATCH = 1024
 """Texts processed at once, up to twice as many; of this many, the intermediate arrays stay in a processor's cache."""
 MOST_RUNS = 1 << 26
 """Runs held in memory (half a gigabyte). If there are more, those with the smallest hashes stand for all."""
-RunTasks = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]
-"""A function like :func:`pipeline.tasks.run_tasks`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +114,12 @@ def known_runs(passages: Sequence[Passages], scratch: Path, run: RunTasks) -> Pa
     found = [scratch / f"runs-{number:05d}.npy" for number in range(len(passages))]
     run(_write_runs, [(some, path) for some, path in zip(passages, found, strict=True)])
     known = _distinct((np.load(path, allow_pickle=False) for path in found), np.uint64)
-    np.save(scratch / "known.npy", known)
+    known_path = scratch / "known.npy"
+    np.save(known_path, known)
+    np.save(_beginnings_of(known_path), _beginnings(known))
     for path in found:
         path.unlink()
-    return scratch / "known.npy" if len(known) else None
+    return known_path if len(known) else None
 
 
 def rows_mostly_in(passages: Passages, known: Path, seen: Path | None = None) -> np.ndarray:
@@ -129,7 +129,7 @@ def rows_mostly_in(passages: Passages, known: Path, seen: Path | None = None) ->
         known: the file of the other text's runs.
         seen: a file with one bool per known run; only the marked ones count. None: all count.
     """
-    runs = _KnownRuns(np.load(known, mmap_mode="r", allow_pickle=False))
+    runs = _KnownRuns(known)
     marks = None if seen is None else np.load(seen, mmap_mode="r", allow_pickle=False)
     rows = [np.empty(0, np.int64)]
     for numbers, texts, _ in passages:
@@ -151,7 +151,7 @@ def _write_runs(passages: Passages, path: Path) -> None:
 
 def _write_seen(passages: Passages, known: Path, path: Path) -> None:
     """Save the positions, among the known runs, of the runs that the passages have."""
-    runs = _KnownRuns(np.load(known, mmap_mode="r", allow_pickle=False))
+    runs = _KnownRuns(known)
     found = (runs.find(runs_of(texts, first)[0])[1] for _, texts, first in passages)
     _save(path, _distinct(found, np.int64))
 
@@ -181,14 +181,12 @@ def _distinct(arrays: Iterable[np.ndarray], dtype: type) -> np.ndarray:
 class _KnownRuns:
     """Sorted runs, among which other runs are looked up."""
 
-    def __init__(self, runs: np.ndarray):
-        self.runs = runs
-        self.last = runs[-1] if len(runs) == MOST_RUNS else np.uint64(2**64 - 1)
+    def __init__(self, path: Path):
+        self.runs = np.load(path, mmap_mode="r", allow_pickle=False)
+        self.last = self.runs[-1] if len(self.runs) == MOST_RUNS else np.uint64(2**64 - 1)
         """All runs of the text up to this hash are here; larger ones may be missing."""
-        bits = min(26, len(runs).bit_length() + 3)
-        self._shift = np.uint64(64 - bits)
-        self._beginnings = np.zeros(1 << bits, bool)  # rules most other runs out by their first bits
-        self._beginnings[runs >> self._shift] = True
+        self._beginnings = np.load(_beginnings_of(path), mmap_mode="r", allow_pickle=False)
+        self._shift = np.uint64(65 - len(self._beginnings).bit_length())
 
     def find(self, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of `runs` are known, and their positions among the known ones: two arrays of int64."""
@@ -196,3 +194,18 @@ class _KnownRuns:
         where = np.minimum(np.searchsorted(self.runs, runs[maybe]), len(self.runs) - 1)
         same = self.runs[where] == runs[maybe]
         return maybe[same], where[same]
+
+
+def _beginnings(known: np.ndarray) -> np.ndarray:
+    """Whether a known run has these first bits, one bool per value of them: it rules most other runs out.
+
+    It is made once, because all tasks look runs up, and its making takes as long as the runs are many.
+    """
+    bits = min(26, len(known).bit_length() + 3)
+    beginnings = np.zeros(1 << bits, bool)
+    beginnings[known >> np.uint64(64 - bits)] = True
+    return beginnings
+
+
+def _beginnings_of(known: Path) -> Path:
+    return known.with_name("beginnings.npy")

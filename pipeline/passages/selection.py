@@ -11,8 +11,8 @@ Equal passages are found by their hashes (``buckets.py``), and text that was cut
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,35 +21,16 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.passages.buckets import BUCKET, PRESENT, bucket_count, deal_out, decide
-from pipeline.passages.overlap import Passages, RunTasks, drop_seen, known_runs, rows_mostly_in
+from pipeline.passages.buckets import bucket_count, decide_bucket, mark_kept
+from pipeline.passages.dealing import Selection as Selection
+from pipeline.passages.dealing import deal_out, grouped
+from pipeline.passages.overlap import Passages, drop_seen, known_runs, rows_mostly_in
 from pipeline.passages.parts import CODE_OF_SPLIT, DROPPED, Part, parts_of_split
-from pipeline.passages.sources import (
-    check_held_out,
-    documents_by_outcome,
-    documents_per_source,
-    merged,
-    sources_table,
-)
+from pipeline.passages.sources import OUTCOMES, Shard, check_held_out, count_kept, sources_table
 from pipeline.tasks import run_tasks
-from storage_schema.arrow_files import read_parquet
 from storage_schema.corpus import SPLITS
 from storage_schema.errors import UserError
-
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Settings: what is kept of a corpus."""
-
-    held_out_sources: tuple[str, ...] = ()
-    held_out_fraction: float = 0.02
-    max_documents_per_source: int | None = None
-    max_passages: int | None = None
-    """At most this many training passages, chosen by hash, so from all documents alike."""
-    drop_duplicates: bool = True
-    """Within a split. Passages that are in the other split, or already in the store, are dropped in any case."""
+from storage_schema.stage import RunTasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,26 +68,20 @@ def select_passages(
     Args:
         scratch: a folder to work in.
         present: the part files that the store already has, if the documents are added to a store.
-        run: runs the tasks that read the text.
+        run: runs the tasks.
 
     Raises:
         ValueError: the corpus has no document of a held-out source (allowed for documents added to a store).
         NothingLeft: nothing is left to train on.
     """
-    edges = np.cumsum([0, *(pq.read_metadata(shard).num_rows for shard in shards)])
-    rows = int(edges[-1]) + sum(pq.read_metadata(part).num_rows for part in present)
-    buckets = [scratch / f"bucket-{b:03d}.arrows" for b in range(bucket_count(rows))]
-    sources, over = _deal_out(shards, selection, buckets, present)
-    if not present:
-        check_held_out(set(sources["source"]), selection.held_out_sources)
+    rows_S = [pq.read_metadata(shard).num_rows for shard in shards]
+    edges = np.cumsum([0, *rows_S])
+    rows = sum(rows_S) + sum(pq.read_metadata(part).num_rows for part in present)
+    groups = list(grouped(shards, rows_S))
     decisions = scratch / "decisions.u8"
     decided = np.memmap(decisions, np.uint8, "w+", shape=max(1, int(edges[-1])))
-    counts = decide(
-        buckets,
-        edges,
-        decided,
-        max_passages=selection.max_passages,
-        drop_duplicates=selection.drop_duplicates,
+    sources, over, counts = _drop_duplicates(
+        groups, selection, decided, bucket_count(rows), scratch / "buckets", present, run
     )
     counts["over_max_documents_per_source_dropped"] = over["passages"]
     if not counts["passages"]:
@@ -120,13 +95,39 @@ def select_passages(
     parts: list[Part] = []
     for split in SPLITS:
         parts += parts_of_split(split, decided, edges, len(present) + len(parts))
-    table = sources_table(shards, sources, decided, edges)
-    documents = documents_by_outcome(shards, decided, edges)
+    decided.flush()
+    kept = run(count_kept, [(group, decisions) for group in groups])
+    documents = {name: sum(of_group[name] for _, of_group in kept) for name in OUTCOMES}
     documents["no passage kept"] = sources["documents"].sum() - sum(documents.values())
     documents["over max_documents_per_source"] = over["documents"]
+    table = sources_table(sources, [passages for passages, _ in kept])
     return SelectedPassages(
         parts=parts, decisions=decisions, sources=table, counts=counts, documents=documents
     )
+
+
+def _drop_duplicates(
+    groups: Sequence[list[Shard]],
+    selection: Selection,
+    decided: np.ndarray,
+    buckets: int,
+    dealt: Path,
+    present: Sequence[Path],
+    run: RunTasks,
+) -> tuple[pl.DataFrame, dict[str, int], dict[str, int]]:
+    """Fill `decided`; returns the sources and what is over the limit (as :func:`deal_out` does), and the counts."""
+    shutil.rmtree(dealt, ignore_errors=True)
+    dealt.mkdir()
+    sources, over = deal_out(groups, selection, dealt, buckets, present, run)
+    if not present:
+        check_held_out(set(sources["source"]), selection.held_out_sources)
+    by_hash = selection.max_passages is not None
+    counts = run(
+        decide_bucket, [(dealt, bucket, selection.drop_duplicates, by_hash) for bucket in range(buckets)]
+    )
+    total = mark_kept(dealt, counts, decided, selection.max_passages)
+    shutil.rmtree(dealt)
+    return sources, over, total
 
 
 def _drop_overlap(
@@ -164,55 +165,3 @@ def _undo(rows_S: Sequence[np.ndarray], edges: np.ndarray, decided: np.memmap) -
         decided[begin + rows] = DROPPED
     decided.flush()
     return sum(map(len, rows_S))
-
-
-def _deal_out(
-    shards: Sequence[Path], selection: Selection, buckets: list[Path], present: Sequence[Path]
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Write every passage's hash to its bucket.
-
-    Returns:
-        The sources with their numbers of documents, and how many documents and passages exceed
-        ``max_documents_per_source``.
-    """
-    over = {"documents": 0, "passages": 0}
-    last_order = _last_orders(shards, selection.max_documents_per_source)
-    unseen = pl.col("source").is_in(list(selection.held_out_sources))
-    by_hash = pl.col("document_hash") < int(selection.held_out_fraction * 2**64)
-    found: list[pl.DataFrame] = []
-    with ExitStack() as stack:
-        writers = [stack.enter_context(pa.ipc.new_stream(str(bucket), BUCKET)) for bucket in buckets]
-        for part in present:
-            hashes = pl.from_arrow(read_parquet(part, columns=["text_hash"]))
-            deal_out(hashes.with_columns(shard=PRESENT, row=0, held_out=False), writers)
-        for number, shard in enumerate(shards):
-            rows = _read_hashes(shard).with_columns(shard=pl.lit(number, pl.Int32))
-            if last_order is not None:
-                every = rows
-                rows = rows.join(last_order, on="source").filter(pl.col("order") <= pl.col("last"))
-                over["documents"] += every["document_hash"].n_unique() - rows["document_hash"].n_unique()
-                over["passages"] += len(every) - len(rows)
-            rows = rows.with_columns(unseen=unseen, held_out=unseen | by_hash).sort("row")
-            found.append(documents_per_source(rows))
-            if len(found) > 64:
-                found = [merged(found)]
-            deal_out(rows, writers)
-    return merged(found), over
-
-
-def _read_hashes(shard: Path) -> pl.DataFrame:
-    table = pl.from_arrow(read_parquet(shard, columns=["source", "document_hash", "text_hash"]))
-    # This must not be the hash that decides the split: else the documents kept would be the held-out ones.
-    order = table["document_hash"].to_numpy() * _MIX
-    return table.with_columns(pl.col("source").cast(pl.String), order=pl.Series(order)).with_row_index("row")
-
-
-def _last_orders(shards: Sequence[Path], limit: int | None) -> pl.DataFrame | None:
-    """For each source, the largest ``order`` that a kept document may have; None if there is no limit."""
-    if limit is None:
-        return None
-    kept = pl.DataFrame(schema={"source": pl.String, "order": pl.UInt64})
-    for shard in shards:
-        kept = pl.concat([kept, _read_hashes(shard).select("source", "order")]).unique()
-        kept = kept.filter(pl.col("order").rank("ordinal").over("source") <= limit)
-    return kept.group_by("source").agg(last=pl.col("order").max())

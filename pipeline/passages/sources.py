@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,18 @@ from pipeline.passages.parts import CODE_OF_SPLIT
 from storage_schema.arrow_files import read_parquet
 from storage_schema.corpus import SOURCES
 from storage_schema.errors import UserError
+
+OUTCOMES = {"trained on": "train", "held out": "held_out"}
+"""What becomes of a document, and the split that it is in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A shard, and the positions of its passages among those of all shards."""
+
+    path: Path
+    first: int
+    rows: int
 
 
 def documents_per_source(rows: pl.DataFrame) -> pl.DataFrame:
@@ -39,33 +52,29 @@ def check_held_out(known: set[str], held_out: Sequence[str]) -> None:
             )
 
 
-def documents_by_outcome(shards: Sequence[Path], decided: np.ndarray, edges: np.ndarray) -> dict[str, int]:
-    """How many documents have a passage that is kept, by split. A document lies in one shard."""
-    names = ("trained on", "held out")
-    kept = dict.fromkeys(names, 0)
-    for number, shard in enumerate(shards):
-        hashes = read_parquet(shard, columns=["document_hash"])["document_hash"].to_numpy()
-        for name, code in zip(names, CODE_OF_SPLIT.values(), strict=True):
-            kept[name] += len(np.unique(hashes[decided[edges[number] : edges[number + 1]] == code]))
-    return kept
+def count_kept(shards: Sequence[Shard], decisions: Path) -> tuple[pl.DataFrame, dict[str, int]]:
+    """What is kept of some shards: the passages of each source by split, and how many documents have a passage that is
+    kept, by split. A document lies in one shard.
+    """
+    passages: list[pl.DataFrame] = []
+    documents = dict.fromkeys(OUTCOMES, 0)
+    for shard in shards:
+        table = read_parquet(shard.path, columns=["source", "document_hash"])
+        code = np.fromfile(decisions, np.uint8, shard.rows, offset=shard.first)
+        for name, split in OUTCOMES.items():
+            hashes = table["document_hash"].to_numpy()[code == CODE_OF_SPLIT[split]]
+            documents[name] += len(np.unique(hashes))
+        rows = pl.DataFrame(table.select(["source"])).select(pl.col("source").cast(pl.String), code=code)
+        passages.append(_passages(rows))
+    return pl.concat(passages).group_by("source").sum(), documents
 
 
-def sources_table(
-    shards: Sequence[Path], sources: pl.DataFrame, decided: np.ndarray, edges: np.ndarray
-) -> pa.Table:
+def sources_table(sources: pl.DataFrame, kept: Sequence[pl.DataFrame]) -> pa.Table:
     """The sources with their numbers of documents and of kept passages (columns of ``SOURCES``).
 
     Args:
-        decided: uint8, one decision per passage of all shards.
-        edges: where each shard's passages begin in `decided`, and where the last ones end.
+        kept: from :func:`count_kept`, for all shards.
     """
-    kept: list[pl.DataFrame] = []
-    for number, shard in enumerate(shards):
-        names = pl.from_arrow(read_parquet(shard, columns=["source"]))["source"].cast(pl.String)
-        rows = pl.DataFrame({"source": names, "code": decided[edges[number] : edges[number + 1]]})
-        kept.append(_passages(rows))
-        if len(kept) > 64:
-            kept = [pl.concat(kept).group_by("source").sum()]
     table = sources.join(pl.concat(kept).group_by("source").sum(), on="source", how="left").sort("source")
     return table.fill_null(0).select(SOURCES.names).to_arrow().cast(SOURCES)
 

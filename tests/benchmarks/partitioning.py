@@ -84,7 +84,7 @@ def job(folder: Path) -> None:
     cut = dict(passage_characters=2000, max_bad_documents=0)
     stage("passages", lambda opened: build_passages(opened, corpus, Selection(), **cut))
     sample = dict(vocab_size=VOCAB["vocab_size"], sample_characters=5_000_000)
-    stage("tokenizer", lambda opened: build_tokenizer(opened, passages, **sample))
+    stage("tokenizer", lambda opened: build_tokenizer(opened, passages, run=run_tasks, **sample))
     stage("embeddings", embeddings)
     tree = TreeSettings(coarse_clusters=64, leaf_clusters=64, kmeans=KMeansSettings(), sample=128_000, seed=0)
     names = ("passages", "embeddings", "tokenizer")

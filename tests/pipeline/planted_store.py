@@ -15,6 +15,7 @@ from pipeline.domains.scatter import Folders
 from pipeline.embeddings.build import write_embeddings
 from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
+from pipeline.tasks import run_tasks
 from pipeline.tokenizer import build_tokenizer
 from pipeline.tree.kmeans import KMeansSettings
 from storage_schema.corpus import part_files
@@ -63,7 +64,11 @@ def planted(ray_cluster, tmp_path_factory):
         max_bad_documents=0,
     )
     build_tokenizer(
-        stage_of(folder, "tokenizer"), folder / "passages", vocab_size=300, sample_characters=10**6
+        stage_of(folder, "tokenizer"),
+        folder / "passages",
+        vocab_size=300,
+        sample_characters=10**6,
+        run=run_tasks,
     )
     embeddings = stage_of(folder, "embeddings")
     for part in part_files(folder / "passages", "train"):

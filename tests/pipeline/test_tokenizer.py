@@ -3,22 +3,17 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from pipeline import tokenizer as tokenizer_module
-from pipeline.passages.cutting import text_hash
 from pipeline.tokenizer import (
     END_OF_TEXT,
-    _Sample,
     build_tokenizer,
     check_lossless,
     load_tokenizer,
     train_tokenizer,
 )
-from storage_schema.corpus import PASSAGES
 from storage_schema.manifest import StoreError, file_digest
 from storage_schema.stage import open_stage
 
@@ -29,23 +24,16 @@ TEXTS = [
 ] * 20
 
 
+def here(function, arguments):
+    """Tasks, run in this process."""
+    return [function(*some) for some in arguments]
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     train_tokenizer(iter([TEXTS]), vocab_size=320).save(str(path))
     return path
-
-
-def write_passages(folder, documents):
-    """A finished passages stage whose documents are given as {document_id: [passages]}."""
-    stage = open_stage(folder / "passages", kind="passages", configuration={}, inputs={})
-    rows = [(name, text) for name, texts in documents.items() for text in texts]
-    columns = [range(len(rows)), *zip(*((n, "s", t, text_hash(t)) for n, t in rows), strict=True)]
-    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, PASSAGES, strict=True)], schema=PASSAGES)
-    (stage.work / "train").mkdir()
-    pq.write_table(table, stage.work / "train" / "part-00000.parquet")
-    stage.finish({"train_characters": sum(len(text) for _, text in rows)})
-    return folder / "passages"
 
 
 @pytest.mark.parametrize(
@@ -96,24 +84,9 @@ def test_large_vocabularies_need_uint32(path):
     assert larger.encode(["a"])[0].dtype == np.uint32
 
 
-def test_sample_is_bounded_for_each_document_and_altogether(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "DOCUMENT_CHARACTERS", 1000)
-    # One huge document full of one word must not decide the vocabulary.
-    documents = {f"d{i}": ["small documents differ " * 10] * 3 for i in range(50)}
-    documents["huge"] = ["zzzzqqqq " * 200] * 100
-    passages = write_passages(tmp_path, documents)
-    stage = open_stage(tmp_path / "all", kind="tokenizer", configuration={}, inputs={})
-    manifest = build_tokenizer(stage, passages, vocab_size=400, sample_characters=10**9)
-    assert manifest.counts["sample_characters"] == 50 * 690 + 1000
-    stage = open_stage(tmp_path / "few", kind="tokenizer", configuration={}, inputs={})
-    manifest = build_tokenizer(stage, passages, vocab_size=400, sample_characters=30_000)
-    assert 0 < manifest.counts["sample_characters"] <= 31_000
-    assert load_tokenizer(tmp_path / "few").vocab_size == manifest.counts["vocab_size"]
-
-
 def test_a_given_tokenizer_is_copied_as_it_is(path, tmp_path):
     stage = open_stage(tmp_path / "given", kind="tokenizer", configuration={}, inputs={})
-    build_tokenizer(stage, tmp_path, vocab_size=300, sample_characters=10_000, given=str(path))
+    build_tokenizer(stage, tmp_path, vocab_size=300, sample_characters=10_000, given=str(path), run=here)
     assert file_digest(tmp_path / "given" / "tokenizer.json") == file_digest(path)
 
 
@@ -128,42 +101,11 @@ def test_what_is_not_a_usable_tokenizer_is_named(tmp_path):
         load_tokenizer(tmp_path / "endless.json")
 
 
-@pytest.mark.parametrize("share", [0.5, 0.1, 0.03, 0.02, 0.01])
-def test_the_sample_is_as_large_as_asked_of_whatever_is_left_for_training(tmp_path, share):
-    """The documents with the smallest hashes are held out; they were the ones that the sample was to be of."""
-    names = [f"d{i}" for i in range(3000)]
-    names = [name for name in names if text_hash(name) >= int(0.02 * 2**64)]
-    passages = write_passages(tmp_path, {name: [f"{name:>10}" * 10] for name in names})
-    total = 100 * len(names)
-    sample = _Sample(passages, int(share * total), total)
-    texts = [text for batch in sample for text in batch]
-    assert share * total <= sum(map(len, texts)) == sample.characters <= share * total + 100
-    # Spread over all documents: of each quarter about as many.
-    at = np.array([names.index(text[:10].strip()) for text in texts]) * 4 // len(names)
-    assert np.bincount(at, minlength=4).min() > len(texts) / 4 - 3 * (3 * len(texts) / 16) ** 0.5
-
-
-def test_of_one_long_text_the_sample_is_no_scrap(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "DOCUMENT_CHARACTERS", 100)
-    passages = write_passages(tmp_path, {"book": ["chapter text " * 10] * 400})
-    assert _Sample(passages, 10**6, 52_000).characters == 52_000
-    assert _Sample(passages, 20_000, 52_000).characters == 20_000
-    (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="sample is empty: .*no training text"):
-        _Sample(tmp_path / "none", 10_000, 0)
-
-
-def test_the_sample_of_a_folder_with_an_odd_name_and_of_a_damaged_part(tmp_path):
-    passages = write_passages(tmp_path / "[1]" / "a=*", {"d": ["some text"]})
-    assert list(_Sample(passages, 10**6, 9)) == [["some text"]]
-    (passages / "train" / "part-00000.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(StoreError, match=r"cannot read .*\[1\]/a=\*/passages/train/part-00000.parquet"):
-        _Sample(passages, 10**6, 9)
-
-
 def test_a_given_tokenizer_may_be_named_by_its_folder(path, tmp_path):
     stage = open_stage(tmp_path / "given", kind="tokenizer", configuration={}, inputs={})
-    build_tokenizer(stage, tmp_path, vocab_size=300, sample_characters=10_000, given=str(path.parent))
+    build_tokenizer(
+        stage, tmp_path, vocab_size=300, sample_characters=10_000, given=str(path.parent), run=here
+    )
     assert file_digest(tmp_path / "given" / "tokenizer.json") == file_digest(path)
 
 
@@ -178,7 +120,9 @@ def test_a_given_tokenizer_that_loses_text_is_refused(path, tmp_path):
         tokenizer.save(str(file))
         stage = open_stage(tmp_path / f"given-{number}", kind="tokenizer", configuration={}, inputs={})
         with pytest.raises(ValueError, match=r"loses text: .* comes back as .* Give a byte-level one"):
-            build_tokenizer(stage, tmp_path, vocab_size=300, sample_characters=10_000, given=str(file))
+            build_tokenizer(
+                stage, tmp_path, vocab_size=300, sample_characters=10_000, given=str(file), run=here
+            )
 
 
 def test_a_given_tokenizer_whose_end_of_text_is_an_ordinary_token_is_refused(path, tmp_path):

@@ -152,3 +152,23 @@ def test_files_are_hashed_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "file_digest", lambda path: (both.wait(10), real(path))[1])
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert len(stage.finish({}).files) == 2
+
+
+@pytest.mark.parametrize("bytes_at_once", [250, 1 << 30])
+def test_many_bytes_are_hashed_by_tasks_and_the_manifest_is_the_same(tmp_path, monkeypatch, bytes_at_once):
+    monkeypatch.setattr(stages, "HASHED_AT_ONCE", bytes_at_once)
+    asked = []
+
+    def run(function, arguments):
+        asked.extend(names for _, names in arguments)
+        return [function(*some) for some in arguments]
+
+    found = {}
+    for name, tasks in (("here", None), ("in tasks", run)):
+        stage = open_stage(tmp_path / name, kind="passages", configuration={}, inputs={})
+        for number in range(5):
+            (stage.work / f"{number}.bin").write_bytes(bytes([number]) * 100)
+        found[name] = stage.finish({}, run=tasks)
+    assert found["here"].digest == found["in tasks"].digest and len(found["here"].files) == 5
+    grouped = [["0.bin", "1.bin"], ["2.bin", "3.bin"], ["4.bin"]]
+    assert asked == (grouped if bytes_at_once == 250 else [])

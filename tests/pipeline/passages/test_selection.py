@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.passages import buckets, parts, selection
+from pipeline.passages import buckets, dealing, parts
 from pipeline.passages.cutting import text_hash
 from pipeline.passages.extraction import EXTRACTED
 from pipeline.passages.parts import rows_of
@@ -40,7 +42,7 @@ def corpus(tmp_path_factory):
 
 def plainly(rows, chosen):
     """(train, held out) as lists of (shard, row)."""
-    mixed = {r[0]: (r[3] * int(selection._MIX)) % 2**64 for here in rows for r in here}
+    mixed = {r[0]: (r[3] * int(dealing._MIX)) % 2**64 for here in rows for r in here}
     allowed = set(mixed)
     if chosen.max_documents_per_source is not None:
         of = {source: {r[0] for here in rows for r in here if r[1] == source} for source in SOURCES}
@@ -74,6 +76,7 @@ def plainly(rows, chosen):
 )
 def test_the_rules_hold_whatever_the_number_of_buckets(corpus, chosen, bucket_rows, tmp_path, monkeypatch):
     monkeypatch.setattr(buckets, "BUCKET_ROWS", bucket_rows)
+    monkeypatch.setattr(dealing, "GROUP_ROWS", 3 * bucket_rows)
     monkeypatch.setattr(parts, "LEAST_PART_ROWS", 11)
     shards, rows = corpus
     selected = select_passages(shards, chosen, tmp_path, run=lambda f, given: [f(*some) for some in given])
@@ -95,3 +98,25 @@ def test_the_rules_hold_whatever_the_number_of_buckets(corpus, chosen, bucket_ro
         assert line["held_out_passages"] == sum(rows[s][i][1] == line["source"] for s, i in held_out)
         assert line["unseen"] == (line["source"] in chosen.held_out_sources)
     assert not list(tmp_path.glob("bucket*"))
+
+
+def test_tasks_do_the_work_with_arguments_that_do_not_grow(corpus, tmp_path, monkeypatch):
+    """Of ten times as many shards, ten times as many tasks; the arguments and results of each are as large."""
+    monkeypatch.setattr(dealing, "GROUP_ROWS", 100)
+    shards, _ = corpus
+    largest = {}
+
+    def run(function, arguments):
+        results = [function(*some) for some in arguments]
+        sizes = [len(pickle.dumps(pair)) for pair in zip(arguments, results, strict=True)]
+        largest.setdefault(times, {})[function.__name__] = (len(sizes), max(sizes, default=0))
+        return results
+
+    for times in (2, 20):
+        folder = tmp_path / str(times)
+        folder.mkdir()
+        select_passages(shards * times, Selection(held_out_fraction=0.1, max_passages=50), folder, run=run)
+    for name in ("deal_shards", "count_kept"):
+        (few, small), (many, large) = (largest[times][name] for times in (2, 20))
+        assert many == 10 * few and large <= small + 16
+    assert largest[20]["decide_bucket"][1] <= largest[2]["decide_bucket"][1] + 16

@@ -1,0 +1,90 @@
+"""The benchmark of growth: its fits and its arithmetic. What it measures is measured by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.benchmarks.scale import extrapolation, report, sizes
+from tests.benchmarks.scale.fits import Point, StageModel, exponent, fit_stage
+from tests.benchmarks.scale.job import CUT, DUPLICATES, EMBED, LEAVES, TRAIN, TREE
+
+
+def point(bytes, files, seconds=None):
+    """A point of the law that the tests know: 10 s per GB, 2 ms per file, 3 s always."""
+    return Point(bytes=bytes, files=files, seconds=seconds or 1e-8 * bytes + 2e-3 * files + 3)
+
+
+def test_an_exponent_is_the_power():
+    grown = [1000, 4000, 16000]
+    for power in (0, 1, 1.05, 2):
+        assert exponent(grown, [7 * size**power for size in grown]) == pytest.approx(power)
+
+
+def test_a_model_is_the_law_that_its_points_follow():
+    points = [point(1e9, 10), point(1e8, 10), point(4e8, 40), point(1e8, 100_000)]
+    model = fit_stage(points)
+    assert (model.per_byte, model.per_file, model.constant) == pytest.approx((1e-8, 2e-3, 3))
+    assert model.held_out_error == pytest.approx(0)
+    assert model.seconds(2e9, 5) == pytest.approx(23.01)
+
+
+def test_the_largest_point_is_held_out():
+    """It took twice as long as the law says; the law of the others stays as it is."""
+    slow = point(1.6e9, 160, 2 * point(1.6e9, 160).seconds)
+    model = fit_stage([slow, point(1e8, 10), point(4e8, 40), point(1e8, 100_000)])
+    assert model.per_byte == pytest.approx(1e-8) and model.held_out_error == pytest.approx(-0.5)
+
+
+def test_bytes_that_files_follow_are_told_apart_by_no_model():
+    model = fit_stage([Point(bytes=size, files=size / 1e6, seconds=size / 1e8) for size in (1e8, 4e8, 16e8)])
+    assert (model.per_byte, model.per_file, model.constant) == pytest.approx((1e-8, 0, 0))
+
+
+def test_no_coefficient_is_negative():
+    """What grows faster than its bytes would begin below zero."""
+    model = fit_stage([Point(bytes=size, files=1, seconds=size**2 / 1e16) for size in (1e8, 2e8, 4e8)])
+    assert min(model.per_byte, model.per_file, model.constant) >= 0
+
+
+def test_a_stage_is_divided_by_the_cores_that_it_can_use():
+    hour = StageModel(per_byte=3600 / (extrapolation.PASSAGES * sizes.CHARACTERS), per_file=0, constant=0)
+    models = dict.fromkeys((CUT, TRAIN, EMBED, TREE, LEAVES), hour)
+    hours = extrapolation.plan(models, 8, cores=100).hours
+    assert hours == pytest.approx({CUT: 1 / 800, TRAIN: 1, TREE: 1 / 100, LEAVES: 1 / 64})
+    assert extrapolation.plan(models, 1, cores=4).hours[LEAVES] == pytest.approx(1 / 4)
+
+
+def test_every_size_has_three_stores_and_names_that_differ():
+    for size in sizes.STORES:
+        cells = sizes.cells(size)
+        assert len({cell.name for cell in cells}) == len(cells)
+        first, second, third = (cell.passages for cell in cells if cell.kind == "store")
+        assert third == 4 * second == 16 * first
+    cells = sizes.cells("small", large_bytes=5000, additions=9)
+    assert [cell.passages for cell in cells if cell.name == "large-5000"] == [5]
+    assert [cell.additions for cell in cells if cell.kind == "additions"] == [9]
+
+
+def test_the_tables_of_cells_that_follow_a_law(tmp_path):
+    for cell in sizes.cells("small"):
+        size = 1000 * cell.passages
+        figures = {"driver_bytes": 10**8, "worker_bytes": 10**8, "tasks": 1, "argument_bytes": 9}
+        stages = {
+            CUT: figures | {"seconds": 2.0, "cpu_seconds": 1e-8 * size + 2e-3 * cell.files + 3},
+            DUPLICATES: figures | {"seconds": 2.0, "cpu_seconds": (size / 1e6) ** 1.5, "driver_bytes": size},
+        }
+        body = {"cell": cell.record(), "bytes": size, "stages": stages, "stored": {}, "additions": []}
+        (tmp_path / f"{cell.name}.json").write_text(json.dumps(body))
+    cells = report.read_cells(tmp_path)
+    found = report.summary(cells)
+    assert found["exponents"][DUPLICATES]["cpu_seconds"] == pytest.approx(1.5)
+    assert found["driver_growth"] == pytest.approx({CUT: 1, DUPLICATES: 16})
+    assert found["models"][CUT]["held_out_error"] == pytest.approx(0)
+    [row] = [
+        line
+        for line in report.tables(cells, found).splitlines()
+        if line.startswith(f"| {DUPLICATES} | 2.00 (8")
+    ]
+    assert row.endswith("| 1.50 ! | x 16.00 ! |")
