@@ -39,7 +39,7 @@ function curve(row, number, by) {
   };
 }
 
-function ofSet(set) {
+function labelOf(set) {
   return `${set.name} (${set.kind})`;
 }
 
@@ -48,7 +48,7 @@ function lossPerSet(row, number) {
   return {
     type: "scatter", mode: "markers", name: row.method, marker: style(number).marker,
     x: sets.map(set => row.by_set[set.name].mean),
-    y: sets.map(ofSet),
+    y: sets.map(labelOf),
     error_x: { type: "data", array: sets.map(set => row.by_set[set.name].sd || 0), visible: sets.some(set => row.by_set[set.name].sd), thickness: 1 },
   };
 }
@@ -119,7 +119,7 @@ function draw() {
   const perSetLayout = layout("loss (nats per token)", "", DATA.sets.length);
   perSetLayout.yaxis.autorange = "reversed";
   if (window.innerWidth < 640) {
-    perSetLayout.yaxis.tickvals = DATA.sets.map(ofSet);
+    perSetLayout.yaxis.tickvals = DATA.sets.map(labelOf);
     perSetLayout.yaxis.ticktext = DATA.sets.map(set => set.name.length > 16 ? `${set.name.slice(0, 15)}…` : set.name);
   }
   for (const [name, found] of Object.entries(DATA.by_number)) drawByNumber(name, found, settings);
