@@ -148,7 +148,7 @@ def test_a_stage_killed_while_it_is_hashed_keeps_its_runtime(model, passages, mo
         weights = find_embedder("all-MiniLM-L6-v2")
         return embedding.build_embeddings(stage, passages, weights, model, max_seq_length=32, runtime=runtime)
 
-    def killed(*_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
