@@ -1,6 +1,7 @@
 # From a bare machine: `make demo` shows the whole walk, `make test` runs the tests, `make check` reads the code without
 # running it. Suites of their own: `make test-stack` starts Prefect and Ray and types the guides' commands,
-# `make test-faults` kills and damages things, `make test-long` takes minutes per test, `make test-cpus` runs the tests of numbers as on other CPUs.
+# `make test-faults` kills and damages things, `make test-long` takes minutes per test, `make test-cpus` runs the tests of
+# numbers as on other CPUs.
 # `make bench-peers` measures our stream beside other libraries', which get an environment of their own.
 #   EXTRAS=gpu,offline,dev   on a machine with NVIDIA GPUs
 #   PYTHON=python3.12        another interpreter (3.11 to 3.13)

@@ -38,30 +38,24 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> Figure:
 
 def specialisation(rows: Sequence[dict[str, float]]) -> Figure:
     """Whether the bank specialises, by step: the rows of the log that say it (soe_model/training/specialisation.py)."""
-    figure, axes = _axes(7.0, 2.8)
-    steps = [row["step"] for row in rows]
-    for name, label, color in (
+    figure, axes = _by_step(
+        rows,
         ("coefficient_spread", "spread of the coefficients", _SOUP),
         ("instance_spread", "spread of the instances", _GENERIC),
         ("expert_cosine", "mean |cos| of two experts", _GREY),
-    ):
-        axes.plot(steps, [row[name] for row in rows], color=color, marker=".", linewidth=1.4, label=label)
-    axes.set(xlabel="step", ylim=0)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    )
+    axes.set(ylim=0)
     return figure
 
 
 def instance_losses(rows: Sequence[dict[str, float]]) -> Figure:
     """Loss of the same few windows by step, under their mixtures' own instances and under the generic one."""
-    figure, axes = _axes(7.0, 2.8)
-    steps = [row["step"] for row in rows]
-    for name, label, color in (
+    figure, axes = _by_step(
+        rows,
         ("generic_instance_loss", "under the generic instance", _GENERIC),
         ("own_instance_loss", "under their mixtures' own instances", _SOUP),
-    ):
-        axes.plot(steps, [row[name] for row in rows], color=color, marker=".", linewidth=1.4, label=label)
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    )
+    axes.set(ylabel="loss (nats per token)")
     return figure
 
 
@@ -108,6 +102,17 @@ def as_markdown(figure: Figure, text: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return f"![{text}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+
+
+def _by_step(rows: Sequence[dict[str, float]], *series: tuple[str, str, str]) -> tuple[Figure, Any]:
+    """Numbers of the log by step, each as a line: its name in the rows, its label and its colour."""
+    figure, axes = _axes(7.0, 2.8)
+    steps = [row["step"] for row in rows]
+    for name, label, color in series:
+        axes.plot(steps, [row[name] for row in rows], color=color, marker=".", linewidth=1.4, label=label)
+    axes.set(xlabel="step")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), frameon=False)
+    return figure, axes
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Any]:

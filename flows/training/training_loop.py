@@ -199,7 +199,7 @@ class _Run:
 
     @cached_property
     def _fixed_batch(self) -> Batch:
-        """The last step's batch: all laws have one, and until then it was not trained on as a whole."""
+        """The last step's batch: every law has one, and the run trains on it only at its end."""
         [batch] = self.stream.in_process(self.steps - 1, self.steps)
         return batch
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from soe_model.methods.method import Cost, Instance, Learner, Method, Run, Trained
 from soe_model.model.backbone import build_backbone
@@ -95,7 +96,8 @@ class FlatMethod(Method):
         return model_P
 
     def loss(self, instance: Instance, windows_nL1: torch.Tensor) -> torch.Tensor:
-        assert isinstance(instance, torch.Tensor)
+        if isinstance(instance, nn.Module):
+            return window_losses(instance, windows_nL1)
         self._backbone.params_P.copy_(instance)
         return window_losses(self._backbone.module, windows_nL1)
 

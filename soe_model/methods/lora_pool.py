@@ -20,11 +20,10 @@ from torch import nn
 
 from soe_model.bounds import finite_positive, require, whole
 from soe_model.methods.groups import GroupedMethod
-from soe_model.methods.method import Cost, Instance, Learner, Run, Trained
+from soe_model.methods.method import Cost, Learner, Run, Trained
 from soe_model.methods.module_learner import ModuleLearner
 from soe_model.model.backbone import build_backbone
 from soe_model.planning.step_time import ADAM_FLOPS, step_flops, token_flops, whole_step_flops
-from soe_model.specialists.evaluation import window_losses
 from storage_schema.errors import UserError
 
 GATE_STEPS = 100
@@ -112,10 +111,6 @@ class LoraPool(GroupedMethod):
         flat = build_backbone(self.soup.backbone, seed=0, device=self.device)
         flat.params_P.copy_(model_P)
         return flat.module
-
-    def loss(self, instance: Instance, windows_nL1: torch.Tensor) -> torch.Tensor:
-        assert isinstance(instance, nn.Module)
-        return window_losses(instance, windows_nL1)
 
     @cached_property
     def linear_shapes(self) -> list[tuple[int, int]]:

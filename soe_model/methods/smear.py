@@ -28,7 +28,6 @@ from soe_model.model.router import check_domain_weights
 from soe_model.planning.state_size import soup_params
 from soe_model.planning.step_time import ADAM_FLOPS, token_flops
 from soe_model.specialists.coefficient_learning import Learned, Learning
-from soe_model.specialists.evaluation import window_losses
 from soe_model.specialists.fine_tuning import fine_tune
 from storage_schema.errors import UserError
 
@@ -106,10 +105,6 @@ class Smear(FlatMethod):
         check_domain_weights(domain_weights_WK, self.soup.num_domains)
         [only] = trained
         return _modules(only.instantiate(domain_weights_WK))
-
-    def loss(self, instance: Instance, windows_nL1: torch.Tensor) -> torch.Tensor:
-        assert isinstance(instance, nn.Module)
-        return window_losses(instance, windows_nL1)
 
     @property
     def segment_length(self) -> int:

@@ -19,13 +19,12 @@ from torch import nn
 
 from soe_model.bounds import require, whole
 from soe_model.methods.flat import FlatMethod
-from soe_model.methods.method import Cost, Instance, Run, Trained
+from soe_model.methods.method import Cost, Run, Trained
 from soe_model.methods.module_learner import ModuleLearner
 from soe_model.model.backbone import build_backbone, hugging_face_config, losses_of_logits
 from soe_model.model.router import check_domain_weights
 from soe_model.planning.model_size import ModelSize, model_size
 from soe_model.planning.step_time import ADAM_FLOPS, token_flops
-from soe_model.specialists.evaluation import window_losses
 from storage_schema.errors import UserError
 
 
@@ -74,10 +73,6 @@ class SparseMoe(FlatMethod):
         modules = only.instantiate(domain_weights_WK)
         assert isinstance(modules, list)
         return modules
-
-    def loss(self, instance: Instance, windows_nL1: torch.Tensor) -> torch.Tensor:
-        assert isinstance(instance, nn.Module)
-        return window_losses(instance, windows_nL1)
 
     @cached_property
     def mixtral(self) -> dict[str, Any]:

@@ -26,19 +26,18 @@ from pipeline.corpus.listing import open_corpus
 from pipeline.domains.build import build_domains
 from pipeline.domains.leaves import TreeSettings
 from pipeline.domains.scatter import Folders
-from pipeline.embeddings.build import write_embeddings
 from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
 from pipeline.tasks import available_cores, run_tasks
 from pipeline.tokenizer import build_tokenizer
 from pipeline.tree.kmeans import KMeansSettings
-from pipeline.tree.nearest import node_seed
 from storage_schema.corpus import part_files
 from storage_schema.stage import open_stage
 from tests.benchmarks.memory import Sampler
+from tests.benchmarks.scale.inputs import embed_part
 
 MARK = "SOE_BENCHMARK_OF_PARTITIONING"
-SIZE, CENTRES, FILE_PASSAGES = 384, 3000, 20_000
+FILE_PASSAGES = 20_000
 VOCAB = {"vocab_size": 4096, "end_of_text": 0}
 
 
@@ -50,18 +49,6 @@ def write_text(folder: Path, number: int) -> None:
         with open(folder / f"text-{first:09d}.jsonl", "w", encoding="utf-8") as file:
             for row in random.integers(0, len(words), (min(FILE_PASSAGES, number - first), 45)):
                 file.write(json.dumps({"text": " ".join(words[word] for word in row)}) + "\n")
-
-
-def embed_part(source: str, target: str) -> None:
-    """Synthetic embeddings of one part, the same for the same part."""
-    import pyarrow.parquet as pq
-
-    ids = pq.read_table(source, columns=["passage_id"])["passage_id"].to_numpy()
-    centres = np.random.Generator(np.random.Philox(0)).standard_normal((CENTRES, SIZE)).astype(np.float32)
-    random = np.random.Generator(np.random.Philox(node_seed(1, int(ids[0] >> 32))))
-    chosen = np.minimum(random.zipf(1.3, len(ids)) - 1, CENTRES - 1)
-    vectors = centres[chosen] + random.standard_normal((len(ids), SIZE)).astype(np.float32)
-    write_embeddings(target, ids, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def job(folder: Path) -> None:
