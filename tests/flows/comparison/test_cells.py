@@ -40,22 +40,8 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, store, monke
     whole, [pretraining] = prepared(tmp_path / "whole", store, methods=methods)
     expected = losses(train_and_measure(whole, pretraining))
     cut, [pretraining] = prepared(tmp_path / "cut", store, methods=methods)
-    stage = cut.training(pretraining)
-    part = Training(
-        pretraining=pretraining,
-        folder=stage.work,
-        store=store,
-        points=cut.points,
-        domain_weights_RK=whole.sets[0].weights_K[None],
-        checkpoint_seconds=1e-9,
-    )
-
-    def power_cut(steps):
-        if steps == 15:  # of 24: 12 of the generic run, then 3 of the first group
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        part.to_the_end(stage.scratch, power_cut)
+    # Of 24 steps: 12 of the generic run, then 3 of the first group.
+    toy.train_until(cut, store, pretraining, 15)
     begun_at = []
     in_process = training_module.MixtureStream.in_process
     monkeypatch.setattr(
@@ -69,22 +55,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, store, monke
 
 def test_a_damaged_checkpoint_is_said_and_the_run_begins_anew(tmp_path, store, capsys):
     there, [pretraining] = prepared(tmp_path, store, methods=["generic"])
-    stage = there.training(pretraining)
-
-    def power_cut(steps):
-        if steps == 20:
-            raise KeyboardInterrupt
-
-    part = Training(
-        pretraining=pretraining,
-        folder=stage.work,
-        store=store,
-        points=3,
-        domain_weights_RK=there.sets[0].weights_K[None],
-        checkpoint_seconds=1e-9,
-    )
-    with pytest.raises(KeyboardInterrupt):
-        part.to_the_end(stage.scratch, power_cut)
+    stage = toy.train_until(there, store, pretraining, 20)
     [file] = stage.scratch.glob("generic/step-*.safetensors")
     file.write_bytes(file.read_bytes()[:-8])
     [cell] = train_and_measure(there, pretraining)

@@ -12,7 +12,6 @@ from flows.comparison.contenders import contenders
 from flows.comparison.further import Question
 from flows.comparison.measuring import FINISHED
 from flows.comparison.plan import Pace, Rate, left_of, makespan, measure, steps_in_hours, steps_of_tokens
-from flows.comparison.training import Training
 from flows.settings import CompareMethods
 from tests.flows.comparison import toy
 
@@ -76,21 +75,8 @@ def test_what_is_finished_takes_no_time(tmp_path, store):
     there = replace(there, questions={"more": asked})
     assert left_of(there, soup, pace) == Rate(training=0.0, measuring=4 * 3.0)
 
-    def power_cut(steps):
-        if steps == 15:  # of 24: 12 of the generic run, then 3 of the first group
-            raise KeyboardInterrupt
-
-    stage = there.training(branched)
-    part = Training(
-        pretraining=branched,
-        folder=stage.work,
-        store=store,
-        points=there.points,
-        domain_weights_RK=there.sets[0].weights_K[None],
-        checkpoint_seconds=1e-9,
-    )
-    with pytest.raises(KeyboardInterrupt):
-        part.to_the_end(stage.scratch, power_cut)
+    # Of 24 steps: 12 of the generic run, then 3 of the first group.
+    toy.train_until(there, store, branched, 15)
     assert there.steps_done(branched) == 14 and left_of(there, branched, pace).training == pytest.approx(10.0)
 
 

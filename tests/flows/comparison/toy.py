@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from flows.comparison.contenders import contenders
 from flows.comparison.place import Place
 from flows.comparison.pretrainings import Pretraining, pretrainings
 from flows.comparison.sets import MeasuredSet, targets
+from flows.comparison.training import Training
 from flows.settings import CompareMethods
 from storage_schema.domains import DomainStore
+from storage_schema.stage import Stage
 from tests.toy_store import make_store
 
 LENGTH = 8
@@ -69,3 +72,24 @@ def all_pretrainings(chosen: CompareMethods, store: DomainStore, *, steps: int =
     weights_WK = torch.stack([one.weights_K for one in targets(toy_sets(store))])
     made = contenders(chosen, store, seed=0, steps=steps)
     return pretrainings(made, weights_WK, seed=0, store=store.digest)
+
+
+def train_until(there: Place, store: DomainStore, pretraining: Pretraining, step: int) -> Stage:
+    """Train, with a checkpoint after each step, until the power is cut at this step of all its runs; the stage."""
+    stage = there.training(pretraining)
+
+    def power_cut(steps):
+        if steps == step:
+            raise KeyboardInterrupt
+
+    part = Training(
+        pretraining=pretraining,
+        folder=stage.work,
+        store=store,
+        points=there.points,
+        domain_weights_RK=there.sets[0].weights_K[None],
+        checkpoint_seconds=1e-9,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        part.to_the_end(stage.scratch, power_cut)
+    return stage

@@ -84,3 +84,21 @@ class Fixed:
 def some_models(one, number, *, seed=0):
     """Random models of the method's backbone, [number, P]."""
     return 0.1 * torch.randn(number, one.size.num_params, generator=torch.Generator().manual_seed(seed))
+
+
+def learned(one, steps):
+    """The learner of a method of one run after some steps, and their results."""
+    [run] = one.runs()
+    learner = one.begin(run)
+    return learner, [learner.train_step(*draw(run, number)) for number in range(steps)]
+
+
+def assert_causal(module, tokens, at_least):
+    """Tokens change no logits before them, and the logits from them on by `at_least`."""
+    before = module(input_ids=tokens).logits
+    for k in range(1, L):
+        others = tokens.clone()
+        others[:, k:] = (others[:, k:] + 3) % WORDS
+        after = module(input_ids=others).logits
+        torch.testing.assert_close(after[:, :k], before[:, :k], rtol=0, atol=1e-5)
+        assert (after[:, k:] - before[:, k:]).abs().max() > at_least
