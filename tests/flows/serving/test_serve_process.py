@@ -67,10 +67,10 @@ def test_a_client_that_goes_away_leaves_its_place(service, served):
 
 def test_32_clients_get_each_their_own_answer(service, served):
     """All with the same prompt and seed: an answer of another's model would be another text."""
+    client = service.openai(timeout=60)  # a connection for each request that is under way
 
     def answer(number: int) -> str:
         ask = {"model": served[number], "max_tokens": 12, "temperature": 1.0, "seed": 5}
-        client = service.openai(timeout=60)
         if number % 3:
             return client.completions.create(prompt="the", **ask).choices[0].text
         events = client.completions.create(prompt="the", stream=True, **ask)
