@@ -1,8 +1,10 @@
-"""Where things live. ``SOE_HOME`` (default ``.soe`` in the working directory) holds five kinds of folder."""
+"""Where things live. ``SOE_HOME`` (default ``.soe`` in the working directory) holds six kinds of folder."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from pathlib import Path
 
 from storage_schema.errors import UserError
@@ -31,6 +33,18 @@ def store_folder(name: str) -> Path:
 def store_place(name: str) -> str:
     """Where a store is read from: a URI (``s3://bucket/prefix``) as it is, else the path of its folder."""
     return name.rstrip("/") if "://" in name else str(store_folder(name))
+
+
+def store_to_write(name: str) -> Path:
+    """The folder in which a store is written: its own, or for a URI the working copy of what is published there.
+
+    A copy lies in a folder of its own, ``SOE_HOME/copies/<last name>-<hash of the URI>/store``.
+    """
+    if "://" not in name:
+        return store_folder(name)
+    uri = name.rstrip("/")
+    last = re.sub(r"[^\w.-]", "_", uri.rpartition("/")[2])[:40]
+    return home() / "copies" / f"{last}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}" / "store"
 
 
 def run_folder(name: str) -> Path:
@@ -69,7 +83,8 @@ def _resolve(room: str, name: str) -> Path:
         raise UserError(f"{name!r} is not a name for a folder of {room}.")
     if "://" in name:
         raise UserError(
-            f"{name!r} is elsewhere: only pretraining reads a store there. Copy it to this machine and give its path."
+            f"{name!r} is elsewhere: only pretraining reads a store there, and only build-domains and add-documents "
+            "write one. Copy it to this machine and give its path."
         )
     if "/" in name:
         return Path(name).expanduser().absolute()

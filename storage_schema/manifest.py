@@ -6,14 +6,14 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from storage_schema.aside import written_aside
 from storage_schema.errors import UserError
-from storage_schema.json_files import read_object
+from storage_schema.json_files import as_object, parse_json, read_object
 from storage_schema.versions import SCHEMA_VERSION, WRITTEN_BY, version_problem
 
 MANIFEST_NAMES = {"soup": "soup.json", "specialist": "specialist.json"}
@@ -130,8 +130,17 @@ def read_manifest(folder: str | Path, kind: str, *, name: str | None = None) -> 
     path = Path(folder) / (name or manifest_name(kind))
     if not path.exists():
         raise StoreError(f"no {kind} at {folder}: {path.name} is missing. Build it first, or check the name.")
+    return _manifest_in(lambda: read_object(path), path, folder, kind)
+
+
+def parse_manifest(content: bytes, where: str, kind: str) -> Manifest:
+    """The manifest that was read from `where`, checked as :func:`read_manifest` does."""
+    return _manifest_in(lambda: as_object(parse_json(content, where), where), where, where, kind)
+
+
+def _manifest_in(read: Callable[[], dict[str, Any]], path: object, folder: object, kind: str) -> Manifest:
     try:
-        body = read_object(path)
+        body = read()
     except ValueError as error:
         raise StoreError(f"{path} is not a manifest: {error!r}. {_WAY_OUT}") from error
     if "schema_version" in body and (problem := version_problem(path, body)):

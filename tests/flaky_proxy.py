@@ -27,8 +27,8 @@ class Proxy:
     """Method, path and range, in the order in which they came."""
     rule: Callable[[str, str, str, int], str | None] = lambda method, path, where, seen: None
     """Method, path, range, and how often just that was asked for before → what goes wrong: ``busy`` (503),
-    ``reset``, ``cut`` (half of the body), ``silent`` (no answer), ``stalled`` (half of the body, and no end), or
-    None."""
+    ``reset``, ``lost`` (it arrives, the answer does not), ``cut`` (half of the body), ``silent`` (no answer),
+    ``stalled`` (half of the body, and no end), or None."""
     failed: list[str] = field(default_factory=list)
     """What went wrong."""
     sent: int = 0
@@ -70,11 +70,10 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def fail_or_forward(self):
+        self.received = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         done = self.what_goes_wrong()
         if done == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
+            self.reset()
         elif done == "silent":
             self.wait()
         elif done == "busy":
@@ -82,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.forward(done)
 
-    do_GET = do_HEAD = fail_or_forward
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = fail_or_forward
 
     def what_goes_wrong(self) -> str | None:
         """What the rule does to this request; both are written down."""
@@ -99,10 +98,12 @@ class _Handler(BaseHTTPRequestHandler):
     def forward(self, done: str | None):
         """Give the server's answer, or half of its body."""
         behind = http.client.HTTPConnection(self.server.behind, timeout=10)
-        behind.request(self.command, self.path, headers=dict(self.headers))
+        behind.request(self.command, self.path, self.received, dict(self.headers))
         response = behind.getresponse()
         body = response.read()
         behind.close()
+        if done == "lost":
+            return self.reset()
         sent = body[: len(body) // 2] if done in ("cut", "stalled") else body
         with self.server.lock:
             self.server.proxy.sent += len(sent)
@@ -110,6 +111,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection |= done == "cut"
         if done == "stalled":
             self.wait()
+
+    def reset(self):
+        """Break the connection off."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
 
     def wait(self):
         """Until the client hangs up."""

@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "pipeline/tree": set(),
     "pipeline/domains": {"embeddings", "tasks", "tokenizer", "tree"},
     "pipeline/mixtures": set(),
-    "pipeline/remote": {"places"},
+    "pipeline/remote": {"places", "tasks"},
     "pipeline/stream": {"mixtures", "remote"},
     "pipeline/specialists": {"corpus", "embeddings", "passages", "tree"},
     "pipeline/planning": {"corpus", "embeddings", "passages"},

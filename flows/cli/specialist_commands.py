@@ -222,7 +222,7 @@ def serve(
 
 
 def _open(soup: str) -> Any:
+    from flows.specialists.soups import soup_to_read
     from soe_model.files.soup import SoupOfExperts
-    from storage_schema.layout import soup_folder
 
-    return SoupOfExperts.open(soup_folder(soup))
+    return SoupOfExperts.open(soup_to_read(soup))

@@ -16,6 +16,7 @@ from flows.cluster import session
 from flows.jobs import runner
 from flows.reporting.progress import progress
 from flows.settings import AddDocuments
+from flows.store_build.elsewhere import WrittenStore, written_store
 from flows.store_build.estimate import Ahead, look_ahead_of_addition
 from flows.store_build.stage_runner import Stages, full_disk_named
 from flows.store_build.store_builder import draw_atlas, embeddings_stage
@@ -32,7 +33,7 @@ from pipeline.reports.audit import STAGES
 from pipeline.tree.kmeans import KMeansSettings
 from storage_schema.corpus import SPLITS, part_files
 from storage_schema.domains import DomainStore
-from storage_schema.layout import additions_folder, store_and_additions, store_folder
+from storage_schema.layout import additions_folder, store_and_additions
 from storage_schema.lock import only_writer
 from storage_schema.manifest import Manifest, StoreError, read_manifest
 
@@ -41,13 +42,22 @@ def run(settings: AddDocuments) -> dict[str, Any]:
     """Add a corpus to a finished store.
 
     Returns:
-        ``store``, ``addition`` (its folder), ``atlas`` and ``stages``, as build-domains has them.
+        ``store``, ``addition`` (its folder or URI), ``atlas`` and ``stages``, as build-domains has them.
 
     Raises:
         ValueError: no such store or corpus, another embedder than the store's, nothing in the corpus that
             the store has not already, or an earlier addition that was not finished.
     """
-    folder = store_folder(settings.store)
+    with written_store(settings.store) as store:
+        if "://" in store.place and not store.published:
+            raise StoreError(
+                f"there is no finished store at {store.place}. Build it first, or check the name."
+            )
+        return _add(settings, store)
+
+
+def _add(settings: AddDocuments, store: WrittenStore) -> dict[str, Any]:
+    folder = store.folder
     base = {kind: read_manifest(folder / kind, kind) for kind in STAGES}
     with full_disk_named(folder):
         corpus = open_corpus(
@@ -67,8 +77,8 @@ def run(settings: AddDocuments) -> dict[str, Any]:
             addition.domains()
             atlas = draw_atlas(folder)
     return {
-        "store": str(folder),
-        "addition": str(addition.folder),
+        "store": store.place,
+        "addition": f"{store.place}/additions/{addition.folder.name}",
         "atlas": atlas and str(atlas),
         "stages": addition.stages.summary,
     }

@@ -14,6 +14,7 @@ from typing import Any
 from flows.cluster import session
 from flows.jobs import runner
 from flows.settings import BuildDomains
+from flows.store_build.elsewhere import written_store
 from flows.store_build.estimate import look_ahead
 from flows.store_build.stage_runner import full_disk_named
 from flows.store_build.store_builder import StoreBuilder, draw_atlas
@@ -23,7 +24,7 @@ from pipeline.embeddings.embedder import find_embedder, load_embedder
 from pipeline.tasks import is_disk_full
 from pipeline.tokenizer import check_lossless, load_tokenizer
 from storage_schema.errors import UserError
-from storage_schema.layout import store_folder
+from storage_schema.layout import store_to_write
 from storage_schema.lock import only_writer
 from storage_schema.room import bytes_below, require_room
 
@@ -32,14 +33,14 @@ def run(settings: BuildDomains) -> dict[str, Any]:
     """Build the store, on the Ray cluster this process has joined, or a local one.
 
     Returns:
-        ``store`` (its folder), ``atlas`` (the page's path, None if there are too many domains for one) and
+        ``store`` (its folder or URI), ``atlas`` (the page's path, None if there are too many domains for one) and
         ``stages``: of each stage its ``digest``, ``counts``, ``seconds`` and whether it was ``skipped``.
 
     Raises:
         ValueError: bad settings, corpus or embedder (checked first), or a store built with other settings.
-        StoreError: the disk is full; finished stages stay valid.
+        StoreError: the disk is full, or the store's place elsewhere cannot be written; finished stages stay valid.
     """
-    folder = store_folder(settings.store)
+    folder = store_to_write(settings.store)
     with full_disk_named(folder):
         _check_writable(folder)
         corpus = open_corpus(
@@ -53,16 +54,16 @@ def run(settings: BuildDomains) -> dict[str, Any]:
         _check_room(settings, folder, corpus, model)
         session.connect()
         session.require_gpus(settings.use_gpu)
-        with only_writer(folder):
+        with written_store(settings.store) as store, only_writer(folder):
             ahead = look_ahead(settings, folder, corpus, model)
             ahead.say()
-            build = StoreBuilder(settings, folder, ahead)
+            build = StoreBuilder(settings, store, ahead)
             build.passages(corpus)
             build.tokenizer()
             build.embeddings(weights, model)
             build.domains()
             atlas = draw_atlas(folder)
-    return {"store": str(folder), "atlas": atlas and str(atlas), "stages": build.stages.summary}
+    return {"store": store.place, "atlas": atlas and str(atlas), "stages": build.stages.summary}
 
 
 def _check_writable(folder: Path) -> None:

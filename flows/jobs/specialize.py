@@ -23,6 +23,7 @@ from flows.reporting.progress import progress
 from flows.settings import Specialize
 from flows.specialists.maker import SpecialistMaker
 from flows.specialists.methods import method_of
+from flows.specialists.soups import soup_to_read
 from flows.specialists.twin import check_twin, open_twin
 from pipeline.specialists.held_out import generic_evaluation, held_out_sets
 from pipeline.specialists.sets import SpecialistSet, set_of_texts
@@ -33,7 +34,7 @@ from soe_model.specialists.gain import gain_line
 from soe_model.specialists.specialist_files import check_target, write_specialist
 from storage_schema.errors import UserError
 from storage_schema.json_files import as_object, read_object
-from storage_schema.layout import MADE, soup_folder, specialist_folder, store_folder
+from storage_schema.layout import MADE, specialist_folder, store_folder
 from storage_schema.lock import only_writer
 from storage_schema.manifest import Manifest, content_digest, read_manifest, verify_files, write_atomically
 
@@ -61,7 +62,7 @@ def run_here(
     `together`: the folder holds these specialists and no others, and the report is written there.
     """
     method_of(settings)  # refuse impossible settings before anything is read
-    soup = SoupOfExperts.open(soup_folder(settings.soup))
+    soup = SoupOfExperts.open(soup_to_read(settings.soup))
     check_twin(settings, soup)
     sets = read_sets(settings)
     output = specialist_folder(settings.output)
@@ -205,7 +206,7 @@ def _generic_mixture(settings: Specialize, store: str, maker: SpecialistMaker, t
 
 def _identity(settings: Specialize, soup: SoupOfExperts, sets: list[SpecialistSet]) -> str:
     """Digest of everything that decides the specialists and their losses."""
-    twin = settings.compare_with and read_manifest(soup_folder(settings.compare_with), "soup").digest
+    twin = settings.compare_with and read_manifest(soup_to_read(settings.compare_with), "soup").digest
     decides = (
         "method",
         "rule",

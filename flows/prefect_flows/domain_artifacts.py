@@ -14,7 +14,7 @@ from flows.reporting import charts
 from flows.reporting.artifact_text import artifact_key, markdown_table, number
 from pipeline.corpus.accounts import account_lines
 from storage_schema.domains import DomainStore
-from storage_schema.layout import store_and_additions, store_folder
+from storage_schema.layout import store_and_additions, store_to_write
 from storage_schema.manifest import read_manifest
 
 LARGEST_DOMAINS = 64
@@ -25,8 +25,8 @@ LENGTHS = (128, 512, 1024, 2048)
 
 def publish_domains(name: str) -> None:
     """The sizes of the domains: a picture, a table of the largest with the commonest source of each; the atlas."""
-    store = DomainStore(store_folder(name))
-    key = artifact_key("domains", name.rpartition("/")[2])
+    store = DomainStore(store_to_write(name))
+    key = artifact_key("domains", name.rstrip("/").rpartition("/")[2])
     create_markdown_artifact(domains_card(store), key=key, description="The domains and their sizes.")
     create_table_artifact(
         domains_table(store),

@@ -16,11 +16,11 @@ from flows.serving.access import LOOPBACK, Access, default_token_file, read_toke
 from flows.serving.app import create_app
 from flows.serving.limits import Limits
 from flows.serving.specialist_cache import Specialists
+from flows.specialists.soups import soup_to_read
 from pipeline.cores import available_cores
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.blending import BLENDED
 from storage_schema.errors import UserError
-from storage_schema.layout import soup_folder
 
 STOPPING_SECONDS = 3
 """How long running answers may take when the service is stopped."""
@@ -60,7 +60,7 @@ def main(
         token = read_token(token_file)
         print(f"Opening {soup} …", flush=True)
         torch.set_num_threads(available_cores())
-        opened = SoupOfExperts.open(soup_folder(soup))
+        opened = SoupOfExperts.open(soup_to_read(soup))
         specialists = Specialists(opened, cache=cache, limits=limits, method=method)
         specialists.warm_up()
         access = Access(token, host=host, port=port)

@@ -26,7 +26,7 @@ MaxDamagedFiles = Annotated[
 class BuildDomains(Settings):
     """Corpus → passages → embeddings → tree of centroids → domains."""
 
-    store: str = Field("environment", description="Name or path of the store to build.")
+    store: str = Field("environment", description="Name, path or `s3://` URI of the store to build.")
     corpus: str = Field(
         "environment",
         description="`environment` (text files of the installed Python packages, the standard library and "
@@ -97,7 +97,7 @@ class BuildDomains(Settings):
 class AddDocuments(Settings):
     """More documents → an existing store, with its tokenizer, embedder and tree; nothing in it is rewritten."""
 
-    store: str = Field("environment", description="The store to add to.")
+    store: str = Field("environment", description="The store to add to: name, path or `s3://` URI.")
     corpus: str = Field(description="As build-domains' `corpus`. The same one again is recognised.")
     text_field: TextField = "text"
     source_field: str = Field("source", description="The field naming a document's source.")

@@ -19,12 +19,12 @@ import torch
 
 from flows.reporting.progress import progress
 from flows.specialists.losses import LossMeter
+from flows.specialists.soups import soup_to_read
 from pipeline.mixtures.ratios import RUN, RUN_ID, UNREAD, columns_of, read_table, spread
 from pipeline.specialists.domain_weights import check_domain_weights
 from pipeline.specialists.sets import set_of_texts
 from soe_model.files.soup import SoupOfExperts
 from storage_schema.errors import UserError
-from storage_schema.layout import soup_folder
 from storage_schema.manifest import StoreError, write_atomically
 
 ROWS = 64
@@ -57,7 +57,7 @@ def score_mixtures(
         raise StoreError(f"{out} exists. Choose another folder, or remove it.")
     if taken := sorted({RUN, RUN_ID, *UNREAD} & texts.keys()):
         raise UserError(f"texts are named {taken[0]!r}, a column of the tables already. Choose another name.")
-    opened = SoupOfExperts.open(soup_folder(soup))
+    opened = SoupOfExperts.open(soup_to_read(soup))
     ratios, weights_RK = _mixtures(mixtures, opened.config.num_domains)
     names = ratios[RUN].to_list()
     meter = LossMeter(opened)

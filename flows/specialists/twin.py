@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from flows.settings import Specialize
+from flows.specialists.soups import soup_to_read
 from soe_model.files.soup import SoupOfExperts
 from storage_schema.errors import UserError
-from storage_schema.layout import soup_folder
 
 
 def check_twin(settings: Specialize, soup: SoupOfExperts) -> None:
     """Raise ValueError if there is a twin that cannot be measured beside specialists of the soup."""
     if settings.compare_with is None:
         return
-    twin = SoupOfExperts.open(soup_folder(settings.compare_with), verify=False)
+    twin = SoupOfExperts.open(soup_to_read(settings.compare_with), verify=False)
     if twin.config.num_experts:
         raise UserError(
             f"compare_with is {settings.compare_with!r}, a soup of {twin.config.num_experts} experts; name a generic "
@@ -31,5 +31,5 @@ def open_twin(settings: Specialize) -> torch.nn.Module | None:
     """The model of the generic twin: a soup without experts, which every domain weight gives."""
     if settings.compare_with is None:
         return None
-    twin = SoupOfExperts.open(soup_folder(settings.compare_with))
+    twin = SoupOfExperts.open(soup_to_read(settings.compare_with))
     return twin.specialist(torch.from_numpy(twin.tree.generic_weights))

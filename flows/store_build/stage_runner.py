@@ -19,19 +19,32 @@ class Stages:
     Args:
         folder: each stage is a folder in it, named as its kind.
         rebuild: replace stages built with other settings; None: never offer it.
+        published: the URI at which these stages were published; they are then not replaced.
     """
 
-    def __init__(self, folder: Path, *, rebuild: bool | None):
-        self.folder, self.rebuild = folder, rebuild
+    def __init__(self, folder: Path, *, rebuild: bool | None, published: str | None = None):
+        self.folder, self.rebuild, self.published = folder, None if published else rebuild, published
         self.manifests: dict[str, Manifest] = {}
         self.summary: dict[str, dict] = {}
         """Of each stage: ``skipped``, ``digest``, ``counts``, ``seconds``."""
 
     def open(self, kind: str, configuration: dict, inputs: dict[str, str]) -> Stage:
         """Open a stage (see :func:`storage_schema.stage.open_stage`)."""
-        stage = open_stage(
-            self.folder / kind, kind=kind, configuration=configuration, inputs=inputs, rebuild=self.rebuild
-        )
+        try:
+            stage = open_stage(
+                self.folder / kind,
+                kind=kind,
+                configuration=configuration,
+                inputs=inputs,
+                rebuild=self.rebuild,
+            )
+        except StoreError as error:
+            if self.published:
+                raise StoreError(
+                    f"{self.published} holds a finished store, which is not replaced: use another prefix, or remove "
+                    f"it there. {error}"
+                ) from error
+            raise
         if stage.damage:
             print(f"{stage.damage} The stage {kind} is built again.", flush=True)
         if stage.finished is None and additions_folder(self.folder).exists():

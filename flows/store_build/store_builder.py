@@ -9,6 +9,7 @@ from typing import Any
 from flows.atlas.page import FILE_NAME, MOST_DOMAINS, write_atlas
 from flows.reporting.progress import progress
 from flows.settings import BuildDomains
+from flows.store_build.elsewhere import WrittenStore
 from flows.store_build.estimate import Ahead
 from flows.store_build.stage_runner import Stages
 from pipeline.corpus.decoding import source_name
@@ -32,9 +33,10 @@ from storage_schema.manifest import file_digest
 class StoreBuilder:
     """The stages in order, in the running Ray session; each reads the manifests of those before it."""
 
-    def __init__(self, settings: BuildDomains, folder: Path, ahead: Ahead):
-        self.settings, self.folder, self.ahead = settings, folder, ahead
-        self.stages = Stages(folder, rebuild=settings.rebuild)
+    def __init__(self, settings: BuildDomains, store: WrittenStore, ahead: Ahead):
+        self.settings, self.folder, self.ahead = settings, store.folder, ahead
+        published = store.place if store.published else None
+        self.stages = Stages(store.folder, rebuild=settings.rebuild, published=published)
 
     def passages(self, corpus: Corpus) -> None:
         settings = self.settings

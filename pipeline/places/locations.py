@@ -10,6 +10,7 @@ import functools
 import ipaddress
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,6 +34,20 @@ _REFUSED = re.compile(
 _ELSEWHERE = re.compile(r"HTTP status 30[17]\b|configured region|AuthorizationHeaderMalformed")
 
 
+@dataclass(frozen=True, kw_only=True)
+class S3Place:
+    """What an ``s3://`` URI names, and the server on which it lies."""
+
+    bucket: str
+    path: str
+    """Of the place in its bucket, without slashes at its ends; empty for the whole bucket."""
+    scheme: str
+    host: str | None
+    """None for AWS itself."""
+    region: str | None
+    """None if nobody knows it: then the machine's profile decides."""
+
+
 def open_filesystem(uri: str, *, what: str = "The corpus") -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it. Sends no request, except for a bucket's region on AWS.
 
@@ -46,11 +61,33 @@ def open_filesystem(uri: str, *, what: str = "The corpus") -> tuple[fs.FileSyste
     if "://" not in uri:
         return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
     if uri.startswith(S3):
-        return _open_s3(uri, what)
+        place = s3_place(uri, what=what)
+        return _s3(place.scheme, place.host, place.region), f"{place.bucket}/{place.path}".rstrip("/")
     try:
         return fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError, ImportError) as error:
         raise UserError(f"{what} {uri!r} cannot be opened: {error}") from error
+
+
+def s3_place(uri: str, *, what: str) -> S3Place:
+    """What an ``s3://`` URI names. Sends no request, except for a bucket's region on AWS.
+
+    Raises ValueError as :func:`open_filesystem` does.
+    """
+    bucket, _, path = uri.removeprefix(S3).rstrip("/").partition("/")
+    if "@" in bucket or ":" in bucket:
+        raise UserError(
+            f"{what}'s S3 URI holds credentials or a host, which would be shown in dashboards. Give "
+            "s3://bucket/prefix and set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL."
+        )
+    if not bucket:
+        raise UserError(f"{what} {uri!r} names no bucket. Give s3://bucket/prefix.")
+    if "?" in path or "?" in bucket:
+        raise UserError(
+            f"{what} {uri!r} has options. Give s3://bucket/prefix and set AWS_ENDPOINT_URL and AWS_REGION."
+        )
+    scheme, host = _endpoint()
+    return S3Place(bucket=bucket, path=path, scheme=scheme, host=host, region=_region(bucket, host))
 
 
 def files_below(filesystem: fs.FileSystem, root: str) -> dict[str, fs.FileInfo]:
@@ -99,7 +136,7 @@ def missing(uri: str, filesystem: fs.FileSystem, path: str) -> UserError:
     bucket = path.partition("/")[0]
     if uri.startswith(S3) and filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
         return UserError(
-            f"The corpus {uri!r} does not exist: {_endpoint_words()} has no bucket {bucket!r}. Check its name "
+            f"The corpus {uri!r} does not exist: {endpoint_words()} has no bucket {bucket!r}. Check its name "
             "and AWS_ENDPOINT_URL."
         )
     return UserError(
@@ -125,28 +162,10 @@ def explain(uri: str, error: Exception, *, what: str = "The corpus") -> UserErro
         )
     if "NETWORK_CONNECTION" in reason:
         return UserError(
-            f"{what} {uri!r} cannot be reached at {_endpoint_words()}: {reason}. Check AWS_ENDPOINT_URL, "
+            f"{what} {uri!r} cannot be reached at {endpoint_words()}: {reason}. Check AWS_ENDPOINT_URL, "
             "AWS_REGION and the network, on every node of the Ray cluster, and run again."
         )
     return UserError(f"{what} {uri!r} cannot be read: {reason}. Mend that and run again.")
-
-
-def _open_s3(uri: str, what: str) -> tuple[fs.FileSystem, str]:
-    path = uri.removeprefix(S3).rstrip("/")
-    bucket = path.partition("/")[0]
-    if "@" in bucket or ":" in bucket:
-        raise UserError(
-            f"{what}'s S3 URI holds credentials or a host, which would be shown in dashboards. Give "
-            "s3://bucket/prefix and set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL."
-        )
-    if not bucket:
-        raise UserError(f"{what} {uri!r} names no bucket. Give s3://bucket/prefix.")
-    if "?" in path:
-        raise UserError(
-            f"{what} {uri!r} has options. Give s3://bucket/prefix and set AWS_ENDPOINT_URL and AWS_REGION."
-        )
-    scheme, host = _endpoint()
-    return _s3(scheme, host, _region(bucket, host)), path
 
 
 def _endpoint() -> tuple[str, str | None]:
@@ -168,7 +187,8 @@ def _endpoint() -> tuple[str, str | None]:
     return "https", None
 
 
-def _endpoint_words() -> str:
+def endpoint_words() -> str:
+    """The S3 server, for an error."""
     scheme, host = _endpoint()
     return f"{scheme}://{host}" if host else "AWS"
 

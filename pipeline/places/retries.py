@@ -33,7 +33,7 @@ def with_retries(
         uri: the file's name, for the error.
         store: the name of the store or corpus that the file belongs to, for the error.
         label: the beginning of the error.
-        what: ``The store`` or ``The corpus``, for the error.
+        what: ``The store``, ``The soup`` or ``The corpus``, for the error.
         failed: called after each failed attempt.
 
     Raises:
@@ -45,7 +45,7 @@ def with_retries(
             return read()
         except FileNotFoundError as error:
             raise StoreError(
-                f"{label}{uri} is missing. Copy the whole of a finished store there, or check the name."
+                f"{label}{uri} is missing. Copy the whole of a finished {what.split()[-1]} there, or check the name."
             ) from error
         except OSError as error:
             if failed:

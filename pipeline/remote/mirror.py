@@ -21,8 +21,10 @@ from storage_schema.json_files import JSON_BYTES
 from storage_schema.layout import home
 from storage_schema.manifest import FileEntry, StoreError, read_manifest
 
-_OTHERS = ("tokenizer", "embeddings", "passages")
+OTHERS = ("tokenizer", "embeddings", "passages")
 """The stages besides the domains. All files of the tokenizer are mirrored, and only the manifests of the others."""
+CLAIM = "publishing.json"
+"""In a store while it is written there: by whom (``publish.py``)."""
 _REQUIRED = ("tokenizer", "embeddings")
 """The stages that the store itself must have; additions may lack them."""
 
@@ -38,7 +40,7 @@ def mirror_store(uri: str, filesystem: fs.FileSystem, path: str) -> Path:
     Raises:
         StoreError: a file of the store is missing, cannot be read, or differs from its manifest.
     """
-    source = _Source(uri, filesystem, path)
+    source = Source(uri, filesystem, path)
     manifests = source.manifests()
     room = home() / "cache" / hashlib.sha256(uri.encode()).hexdigest()[:20]
     version = hashlib.sha256(b"".join(hashlib.sha256(text).digest() for text in manifests.values()))
@@ -57,22 +59,47 @@ def mirror_store(uri: str, filesystem: fs.FileSystem, path: str) -> Path:
     return folder
 
 
-class _Source:
-    """A store elsewhere."""
+class Source:
+    """A store or a soup elsewhere, read as files.
 
-    def __init__(self, uri: str, filesystem: fs.FileSystem, path: str):
-        self.uri, self.filesystem, self.path = uri, filesystem, path
+    Args:
+        what: which it is, as an error says it.
+    """
+
+    def __init__(self, uri: str, filesystem: fs.FileSystem, path: str, *, what: str = "The store"):
+        self.uri, self.filesystem, self.path, self.what = uri, filesystem, path, what
 
     def manifests(self) -> dict[str, bytes]:
         """The manifest of the domains of the store and of each addition, by their path below the store's folder (``""``
         for the store itself).
         """
-        found = {"": self.read("domains/manifest.json")}
-        for name in sorted(name for name in self._names("additions") if name[:1].isdigit()):
-            # As on a disk, an addition without domains is not finished. Domains without a manifest are half a copy.
-            if "domains" in self._names(f"additions/{name}"):
-                found[f"additions/{name}/"] = self.read(f"additions/{name}/domains/manifest.json")
-        return found
+        found = {"": self._manifest("")}
+        for name in sorted(name for name in self.names("additions") if name[:1].isdigit()):
+            # As on a disk, an addition without domains is not finished. Domains without a manifest are half a copy, or
+            # are being published.
+            if "domains" in self.names(f"additions/{name}"):
+                found[f"additions/{name}/"] = self._manifest(f"additions/{name}/")
+        return {below: text for below, text in found.items() if text is not None}
+
+    def _manifest(self, below: str) -> bytes | None:
+        """The manifest of the domains of a volume; None for an addition that is being published."""
+        name = f"{below}domains/manifest.json"
+        try:
+            return self.read(name)
+        except StoreError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+        if not self.has(CLAIM):
+            return self.read(name)  # it may have come since
+        if below:
+            return None
+        raise StoreError(f"{self.uri} is not finished: it is being published, {CLAIM} there says by whom.")
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        path, uri = f"{self.path}/{name}", f"{self.uri}/{name}"
+        info = with_retries(lambda: self.filesystem.get_file_info(path), uri=uri, store=self.uri)
+        return info.type == fs.FileType.File
 
     def read(self, name: str, at_most: int = JSON_BYTES) -> bytes:
         """Read a small file. Raises :class:`StoreError` as :func:`with_retries` does, and if the file is too large."""
@@ -87,13 +114,13 @@ class _Source:
                     )
                 return require_all(file.read_at(file.size(), 0), file.size())
 
-        return with_retries(attempt, uri=uri, store=self.uri)
+        return with_retries(attempt, uri=uri, store=self.uri, what=self.what)
 
     def copy_volume(self, below: str, domains: bytes, folder: Path) -> None:
         """Copy the small files of the store or of an addition below `folder`."""
         self._copy_stage(f"{below}domains", "domains", domains, folder)
-        there = self._names(below.rstrip("/"))
-        for stage in _OTHERS:
+        there = self.names(below.rstrip("/"))
+        for stage in OTHERS:
             if stage in there or (not below and stage in _REQUIRED):
                 text = self.read(f"{below}{stage}/manifest.json")
                 self._copy_stage(f"{below}{stage}", stage, text, folder)
@@ -120,7 +147,7 @@ class _Source:
             )
         return data
 
-    def _names(self, below: str) -> set[str]:
+    def names(self, below: str) -> set[str]:
         """The names directly in a folder of the store; empty if the folder does not exist."""
         selector = fs.FileSelector(f"{self.path}/{below}".rstrip("/"), allow_not_found=True)
         infos = with_retries(

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from pipeline.places import locations, retries
+from pipeline.places import buckets, locations, retries
 from storage_schema.stage import open_stage
 from tests.flaky_proxy import proxy_to
 from tests.pipeline.planted_store import planted, planted_store  # noqa: F401  (fixtures)
@@ -37,10 +37,11 @@ def uploaded():
 
 @pytest.fixture
 def in_haste(tmp_path, monkeypatch):
-    """Mirrors are the test's own, waits are short, and the S3 client does not try again by itself."""
+    """Mirrors are the test's own, waits are short, and the S3 clients do not try again by themselves."""
     monkeypatch.setenv("SOE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(locations, "ATTEMPTS", 1)
+    monkeypatch.setattr(buckets, "RETRIES", 0)
     locations._s3.cache_clear()
 
 

@@ -1,0 +1,163 @@
+"""Writing to ``s3://bucket/prefix``. An object appears whole or not at all, and on request only if its name is free.
+
+Reading goes through ``pyarrow.fs`` (``locations.py``), which cannot write under that condition; obstore can. obstore
+takes credentials from the environment or from the machine's role, and does not read profiles. It signs the sha256 of
+what it sends, so the server refuses what was changed on the way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import obstore
+from obstore import exceptions
+from obstore.store import S3Store
+
+from pipeline.places.locations import CONNECT_SECONDS, S3, endpoint_words, s3_place
+from storage_schema.errors import UserError
+from storage_schema.json_files import JSON_BYTES
+from storage_schema.manifest import StoreError, UnavailableError
+
+PART_BYTES = 8 << 20
+"""A larger file is sent in parts of this size. A request ends within :data:`REQUEST_SECONDS`: this takes 0.6 Mbit/s."""
+MOST_PARTS = 9000
+"""S3 takes 10,000; the parts of a file of more than 70 GiB are larger."""
+PARTS_AT_ONCE = 2
+"""Of one file."""
+REQUEST_SECONDS, RETRY_SECONDS, RETRIES = 120.0, 60.0, 5
+"""A server that refuses connections or answers with errors is given up after RETRY_SECONDS, and one that accepts
+requests and does not answer after REQUEST_SECONDS."""
+DIGEST = "sha256"
+"""The metadata of an object that holds the digest of its content."""
+_REGION = re.compile(r"\b30[17]\b|AuthorizationHeaderMalformed|configured region")
+_UNREACHABLE = re.compile(r"error sending request|timed out|connection|dns", re.IGNORECASE)
+
+
+class Bucket:
+    """The objects below an ``s3://`` URI, by their names relative to it. Threads may share it.
+
+    Every method raises :class:`StoreError` if the bucket is missing or refuses the credentials, and
+    :class:`UnavailableError` if the server cannot be reached or answers with errors.
+
+    Raises:
+        ValueError: the URI is none, as :func:`~pipeline.places.locations.open_filesystem` says.
+    """
+
+    def __init__(self, uri: str):
+        if not uri.startswith(S3):
+            raise UserError(
+                f"The store {uri!r} cannot be written: of places elsewhere only {S3} is. Give a path."
+            )
+        place = s3_place(uri, what="The store")
+        self.uri, self.bucket = uri.rstrip("/"), place.bucket
+        self._objects = S3Store(
+            place.bucket,
+            prefix=place.path or None,
+            endpoint=f"{place.scheme}://{place.host}" if place.host else None,
+            region=place.region,
+            client_options={
+                "allow_http": place.scheme == "http",
+                "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+                "timeout": timedelta(seconds=REQUEST_SECONDS),
+            },
+            retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
+        )
+
+    def sizes(self, below: str = "") -> dict[str, int]:
+        """The bytes of every object below a folder, by its name."""
+        with self._errors(below):
+            listed = obstore.list(self._objects, f"{below.strip('/')}/" if below else None)
+            return {entry["path"]: entry["size"] for entries in listed for entry in entries}
+
+    def digest(self, name: str) -> str | None:
+        """The sha256 with which :meth:`upload` wrote the object; None if there is none, or another program wrote it."""
+        with self._errors(name):
+            try:
+                found = obstore.get(self._objects, name, options={"head": True}).attributes
+            except FileNotFoundError:
+                return None
+        return next((str(value) for key, value in found.items() if str(key).lower() == DIGEST), None)
+
+    def read(self, name: str) -> bytes | None:
+        """A small object's content; None if there is none."""
+        with self._errors(name):
+            try:
+                found = obstore.get(self._objects, name)
+                if found.meta["size"] > JSON_BYTES:
+                    raise StoreError(
+                        f"{self.uri}/{name} has {found.meta['size']:,} bytes: it is none of our files."
+                    )
+                return bytes(found.bytes())
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise
+                return None
+
+    def upload(self, path: Path, name: str, *, sha256: str) -> None:
+        """Send a file, a few parts at a time. An object of that name is replaced once the new one is whole."""
+        size = path.stat().st_size
+        with self._errors(name):
+            obstore.put(
+                self._objects,
+                name,
+                path,
+                attributes={DIGEST: sha256},
+                chunk_size=max(PART_BYTES, -(-size // MOST_PARTS)),
+                max_concurrency=PARTS_AT_ONCE,
+            )
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a small object if there is none of that name. False if there is, whatever it holds."""
+        with self._errors(name):
+            try:
+                obstore.put(self._objects, name, content, mode="create", use_multipart=False)
+            except exceptions.AlreadyExistsError:
+                return self.read(name) == content  # our own first attempt, answered by an error
+        return True
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small object."""
+        with self._errors(name):
+            obstore.put(self._objects, name, content, use_multipart=False)
+
+    def remove(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        with self._errors(name):
+            obstore.delete(self._objects, name)
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        """Turn obstore's errors into ours."""
+        try:
+            yield
+        except (exceptions.BaseError, FileNotFoundError) as error:
+            raise self._explained(error, f"{self.uri}/{name}".rstrip("/")) from error
+
+    def _explained(self, error: Exception, where: str) -> StoreError:
+        said = str(error).partition("\n\nDebug source")[0]
+        code = re.search(r"<Code>(\w+)</Code>(?:<Message>([^<]*))?", said)
+        reason = ": ".join(filter(None, code.groups())) if code else " ".join(said.split())[:300]
+        if "NoSuchBucket" in said:
+            return StoreError(
+                f"{where} cannot be written: {endpoint_words()} has no bucket {self.bucket!r}. Make it, or check the "
+                "name and AWS_ENDPOINT_URL."
+            )
+        if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or (
+            code and re.search("AccessDenied|InvalidAccessKeyId|Signature|Token", code[1])
+        ):
+            return StoreError(
+                f"{where} refuses the credentials: {reason}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (a "
+                "profile is not read), or give the machine a role, that may list, read, write and delete there."
+            )
+        if _REGION.search(reason):
+            return StoreError(f"{where} lies in another region: {reason}. Set AWS_REGION to the bucket's.")
+        if not code and _UNREACHABLE.search(reason):
+            return UnavailableError(
+                f"{where} cannot be reached at {endpoint_words()}: {reason}. Check AWS_ENDPOINT_URL, AWS_REGION and "
+                "the network, and run again: what was sent is kept."
+            )
+        return UnavailableError(f"{where} cannot be written: {reason}. Run again: what was sent is kept.")

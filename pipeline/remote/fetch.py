@@ -1,0 +1,157 @@
+"""A whole store from elsewhere into a folder, each file checked by its sha256.
+
+A stage is put together beside its place and renamed when it is whole. If the fetching is cut off, the next run keeps
+the files that are whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs
+
+from pipeline.places.locations import input_options, open_filesystem
+from pipeline.places.retries import with_retries
+from pipeline.remote.mirror import Source
+from pipeline.remote.publish import MB, STAGES
+from pipeline.tasks import ignore_progress
+from storage_schema.aside import written_aside
+from storage_schema.manifest import (
+    FileEntry,
+    Manifest,
+    StoreError,
+    manifest_name,
+    parse_manifest,
+    read_manifest,
+    verify_file,
+    write_atomically,
+)
+from storage_schema.room import bytes_below, require_room
+
+THREADS = 8
+PIECE_BYTES = 4 << 20
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchedStage:
+    """A stage elsewhere, and where it will be here."""
+
+    name: str
+    """Relative to the place; empty for the place itself."""
+    manifest: Manifest
+    work: Path
+    """The folder in which it is put together."""
+    target: Path
+
+
+def fetch_store(uri: str, folder: Path, *, report: Report = ignore_progress) -> bool:
+    """Copy the finished volumes of the store at `uri` that `folder` lacks, and return whether there is a store at all.
+
+    Args:
+        uri: ``s3://bucket/prefix``, or another URI that ``pyarrow.fs`` opens.
+        report: progress in megabytes.
+
+    Raises:
+        StoreError: a file of the store is missing or altered, or cannot be read; or the folder holds another store.
+        ValueError: the URI cannot be opened, or the disk is too small.
+    """
+    filesystem, path = open_filesystem(uri, what="The store")
+    source = Source(uri.rstrip("/"), filesystem, path)
+    if not source.has("domains/manifest.json"):
+        return False
+    stages = [stage for below in source.manifests() for stage in _stages(source, below, folder)]
+    fetch_stages(source, stages, report=report)
+    return True
+
+
+def fetch_stages(source: Source, stages: Sequence[FetchedStage], *, report: Report = ignore_progress) -> None:
+    """Copy stages, several files at once, and give them their names in this order. Raises as :func:`fetch_store`."""
+    files = [(stage, entry) for stage in stages for entry in stage.manifest.files]
+    total, done = sum(entry.bytes for _, entry in files), 0
+    if stages:
+        needed = total - sum(bytes_below(stage.work) for stage in stages)
+        way_out = "set SOE_HOME to a folder on a larger disk"
+        require_room(stages[0].work, needed, what=f"a copy of {source.uri}", way_out=way_out)
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") as pool:
+        fetched = {pool.submit(_fetch_file, source, stage, entry): entry.bytes for stage, entry in files}
+        try:
+            for one in as_completed(fetched):
+                one.result()
+                done += fetched[one]
+                report(-(-done // MB), -(-total // MB))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    for stage in stages:
+        os.rename(stage.work, stage.target)
+
+
+def _stages(source: Source, below: str, folder: Path) -> Iterator[FetchedStage]:
+    """The stages of a volume that the folder lacks, those of the domains last."""
+    there = source.names(below.rstrip("/"))
+    for kind in STAGES:
+        if kind not in there:
+            continue
+        name, target = f"{below}{kind}", folder / below / kind
+        content = source.read(f"{name}/manifest.json")
+        manifest = parse_manifest(content, f"{source.uri}/{name}/manifest.json", kind)
+        if not target.exists():
+            yield stage_to_fetch(name, manifest, content, target)
+        elif read_manifest(target, kind).digest != manifest.digest:
+            raise StoreError(
+                f"{source.uri}/{name} is of another store than {target}, which was to become it. Give another "
+                f"prefix; or remove {folder}, and what is at {source.uri} is copied there."
+            )
+
+
+def stage_to_fetch(name: str, manifest: Manifest, content: bytes, target: Path) -> FetchedStage:
+    """A stage that will be `target`. `content` is its manifest as it was read."""
+    work = target.with_name(f".{target.name}.fetched")
+    there = work / manifest_name(manifest.kind)
+    if there.exists() and there.read_bytes() != content:  # what was begun is there no longer
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    write_atomically(there, content)
+    return FetchedStage(name=name, manifest=manifest, work=work, target=target)
+
+
+def _fetch_file(source: Source, stage: FetchedStage, entry: FileEntry) -> None:
+    below = f"{stage.name}/{entry.path}".lstrip("/")
+    target, uri = stage.work / entry.path, f"{source.uri}/{below}"
+    if target.exists():  # of a run that was cut off
+        try:
+            return verify_file(stage.work, entry)
+        except StoreError:
+            target.unlink()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = f"{source.path}/{below}"
+    with_retries(
+        lambda: _copy(source.filesystem, path, target, entry, uri),
+        uri=uri,
+        store=source.uri,
+        what=source.what,
+    )
+
+
+def _copy(filesystem: fs.FileSystem, path: str, target: Path, entry: FileEntry, uri: str) -> None:
+    """Copy one file; it gets its name only if its content is that of its manifest."""
+    found, size = hashlib.sha256(), 0
+    with written_aside(target) as aside:
+        with (
+            filesystem.open_input_stream(path, **input_options(entry.bytes)) as stream,
+            open(aside, "wb") as file,
+        ):
+            while size <= entry.bytes and (piece := stream.read(PIECE_BYTES)):
+                found.update(piece)
+                size += file.write(piece)
+        if size < entry.bytes:
+            raise OSError(f"{size} of {entry.bytes} bytes came")
+        if size > entry.bytes or found.hexdigest() != entry.sha256:
+            raise StoreError(f"{uri} is not the file of its manifest. Copy it there again.")

@@ -1,0 +1,139 @@
+"""A store, and what was added to it, from a folder to ``s3://bucket/prefix``.
+
+A volume is the store itself or one addition. Of each, all files are sent first and the manifest of the domains last: it
+is what readers open, so nobody sees half a volume. A volume that is there is never changed. If the sending is cut off,
+the next run finds which files are whole by their size and the sha256 that was sent with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.places.buckets import Bucket
+from pipeline.tasks import ignore_progress
+from storage_schema.layout import store_and_additions
+from storage_schema.manifest import (
+    FileEntry,
+    Manifest,
+    StoreError,
+    file_digest,
+    manifest_name,
+    parse_manifest,
+    read_manifest,
+    verify_file,
+)
+
+STAGES = ("passages", "tokenizer", "embeddings", "domains")
+"""In the order in which their manifests are written."""
+BESIDE = ("atlas.html", "domain-words.json")
+"""Files beside the stages, where there are any. They are drawn anew with each addition."""
+THREADS = 8
+"""Files at once. Memory: two parts of each are under way (``buckets.py``), 128 MiB in all."""
+MB = 1_000_000
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """A file of the store."""
+
+    folder: Path
+    """Of its stage."""
+    entry: FileEntry
+    name: str
+    """Relative to the store."""
+
+
+def publish_store(folder: Path, bucket: Bucket, *, report: Report = ignore_progress) -> None:
+    """Send the finished volumes of the store in `folder` that are not there yet. Hold the claim (``claim.py``).
+
+    Args:
+        report: progress in megabytes; what was sent before counts.
+
+    Raises:
+        StoreError: another store is there, a file of the folder was altered, or the bucket cannot be written.
+    """
+    for volume in store_and_additions(folder):
+        below = "" if volume == folder else volume.relative_to(folder).as_posix() + "/"
+        if not _is_there(volume, bucket, below):
+            _publish_volume(volume, bucket, below, report)
+    for name in BESIDE:
+        if (folder / name).exists() and bucket.digest(name) != (digest := file_digest(folder / name)):
+            bucket.upload(folder / name, name, sha256=digest)
+
+
+def _is_there(volume: Path, bucket: Bucket, below: str) -> bool:
+    """Whether this very volume is there. The digest of its domains is of all its stages, whose digests it holds.
+
+    Raises :class:`StoreError` if another one is.
+    """
+    name = f"{below}domains/manifest.json"
+    there = bucket.read(name)
+    if there is None:
+        return False
+    if there != (volume / "domains" / "manifest.json").read_bytes():
+        here = read_manifest(volume / "domains", "domains").digest
+        other = parse_manifest(there, f"{bucket.uri}/{name}", "domains").digest
+        if here != other:
+            place = f"{bucket.uri}/{below}".rstrip("/")
+            raise StoreError(
+                f"{place} holds another store, of digest {other[:12]}; this one has {here[:12]}. A store "
+                "is not replaced there: use another prefix, or remove what is there."
+            )
+    return True
+
+
+def _publish_volume(volume: Path, bucket: Bucket, below: str, report: Report) -> None:
+    stages = [kind for kind in STAGES if (volume / kind).exists()]
+    manifests = {kind: read_manifest(volume / kind, kind) for kind in stages}
+    _send(list(_files(volume, manifests, below)), bucket, below, report)
+    for kind in stages[:-1]:
+        name = manifest_name(kind)
+        bucket.write(f"{below}{kind}/{name}", (volume / kind / name).read_bytes())
+    last = f"{below}domains/manifest.json"
+    if not bucket.create(last, (volume / "domains/manifest.json").read_bytes()):
+        _is_there(volume, bucket, below)
+
+
+def _send(files: list[_File], bucket: Bucket, below: str, report: Report) -> None:
+    """Send the files that are not there yet, and look whether all are."""
+    total, done = sum(file.entry.bytes for file in files), 0
+    there = bucket.sizes(below)
+
+    def send(file: _File) -> int:
+        same_size = there.get(file.name) == file.entry.bytes
+        if not (same_size and bucket.digest(file.name) == file.entry.sha256):
+            verify_file(file.folder, file.entry)
+            bucket.upload(file.folder / file.entry.path, file.name, sha256=file.entry.sha256)
+        return file.entry.bytes
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="publish") as pool:
+        sent = [pool.submit(send, file) for file in files]
+        try:
+            for one in as_completed(sent):
+                done += one.result()
+                report(-(-done // MB), -(-total // MB))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    _require_all(files, bucket, below)
+
+
+def _files(volume: Path, manifests: dict[str, Manifest], below: str) -> Iterator[_File]:
+    for kind, manifest in manifests.items():
+        for entry in manifest.files:
+            yield _File(folder=volume / kind, entry=entry, name=f"{below}{kind}/{entry.path}")
+
+
+def _require_all(files: list[_File], bucket: Bucket, below: str) -> None:
+    """Look once more before the manifest says that all files are there."""
+    there = bucket.sizes(below)
+    for file in files:
+        if there.get(file.name) != file.entry.bytes:
+            raise StoreError(
+                f"{bucket.uri}/{file.name} has {there.get(file.name)} bytes instead of {file.entry.bytes}: something "
+                "else writes there. Use another prefix, or end that and run again."
+            )
