@@ -43,8 +43,7 @@ def store_to_write(name: str) -> Path:
     if "://" not in name:
         return store_folder(name)
     uri = name.rstrip("/")
-    last = re.sub(r"[^\w.-]", "_", uri.rpartition("/")[2])[:40]
-    return home() / "copies" / f"{last}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}" / "store"
+    return home() / "copies" / f"{last_name(uri)}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}" / "store"
 
 
 def run_folder(name: str) -> Path:
@@ -76,6 +75,11 @@ def store_and_additions(store: str | Path) -> list[Path]:
     """The store's own folder, then those of its finished additions, in the order they were made."""
     added = sorted(path.parent for path in additions_folder(store).glob("[0-9]*/domains"))
     return [Path(store), *added]
+
+
+def last_name(uri: str) -> str:
+    """The last name in a URI, as a folder may be called."""
+    return re.sub(r"[^\w.-]", "_", uri.rstrip("/").rpartition("/")[2])[:40].lstrip(".") or "unnamed"
 
 
 def _resolve(room: str, name: str) -> Path:

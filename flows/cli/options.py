@@ -17,8 +17,12 @@ from flows.settings import Settings
 
 Command = Callable[..., int]
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Name or path of the store.", show_default=False)]
-Soup = Annotated[str, typer.Argument(metavar="SOUP", help="Name or path of the soup.", show_default=False)]
-OfSoup = Annotated[str, typer.Option("--soup", help="Name or path of the soup.", show_default=False)]
+Soup = Annotated[
+    str, typer.Argument(metavar="SOUP", help="Name, path or s3:// URI of the soup.", show_default=False)
+]
+OfSoup = Annotated[
+    str, typer.Option("--soup", help="Name, path or s3:// URI of the soup.", show_default=False)
+]
 Texts = Annotated[str, typer.Option(metavar="PATH", help="A file or folder of texts.", show_default=False)]
 Folder = Annotated[str, typer.Option("--out", metavar="DIR", help="The folder to write.", show_default=False)]
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

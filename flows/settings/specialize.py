@@ -14,7 +14,7 @@ SpecialistMethod = Literal["blended", "refined", "nearest-centroids", "learned-c
 class Specialize(Settings):
     """A few texts → a small stand-alone model, for one or many specialist sets."""
 
-    soup: str = Field("soup", description="Name or path of the soup.")
+    soup: str = Field("soup", description="Name, path or `s3://` URI of the soup.")
     texts: dict[str, str] = Field(
         {}, description="Specialist's name → texts: a path or URI, as build-domains' `corpus`."
     )
@@ -23,7 +23,9 @@ class Specialize(Settings):
     held_out_of: str | None = Field(
         None, description="A store: every held-out source with enough passages becomes a specialist set."
     )
-    compare_with: str | None = Field(None, description="Name of the generic twin to evaluate beside.")
+    compare_with: str | None = Field(
+        None, description="The generic twin to evaluate beside: name, path or `s3://` URI."
+    )
     output: str = Field("specialists", description="Name or path of the folder that receives the models.")
     method: SpecialistMethod = Field(
         "blended",

@@ -13,7 +13,7 @@ from pipeline.places.locations import open_filesystem
 from pipeline.remote.fetch import Report, fetch_stages, stage_to_fetch
 from pipeline.remote.mirror import Source
 from pipeline.tasks import ignore_progress
-from storage_schema.layout import home
+from storage_schema.layout import home, last_name
 from storage_schema.lock import in_turn
 from storage_schema.manifest import manifest_name, parse_manifest
 
@@ -38,7 +38,7 @@ def fetch_soup(uri: str, *, report: Report = ignore_progress) -> Path:
     name = manifest_name("soup")
     content = source.read(name)
     manifest = parse_manifest(content, f"{uri}/{name}", "soup")
-    target = home() / "cache" / "soups" / manifest.digest[:20] / (path.rpartition("/")[2] or "soup")
+    target = home() / "cache" / "soups" / manifest.digest[:20] / last_name(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
     with in_turn(target):
         if not target.exists():
