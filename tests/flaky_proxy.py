@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+CONFLICT = b"<Error><Code>ConditionalRequestConflict</Code><Message>Try again.</Message></Error>"
 OURS = {"content-length", "transfer-encoding", "connection", "date", "server"}
 """Headers that the proxy's own take the place of."""
 
@@ -27,8 +28,8 @@ class Proxy:
     """Method, path and range, in the order in which they came."""
     rule: Callable[[str, str, str, int], str | None] = lambda method, path, where, seen: None
     """Method, path, range, and how often just that was asked for before → what goes wrong: ``busy`` (503),
-    ``reset``, ``lost`` (it arrives, the answer does not), ``cut`` (half of the body), ``silent`` (no answer),
-    ``stalled`` (half of the body, and no end), or None."""
+    ``conflict`` (409), ``reset``, ``lost`` (it arrives, the answer does not), ``cut`` (half of the body), ``silent``
+    (no answer), ``stalled`` (half of the body, and no end), or None."""
     failed: list[str] = field(default_factory=list)
     """What went wrong."""
     sent: int = 0
@@ -78,6 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wait()
         elif done == "busy":
             self.answer(503, [], BUSY, BUSY)
+        elif done == "conflict":
+            self.answer(409, [], CONFLICT, CONFLICT)
         else:
             self.forward(done)
 

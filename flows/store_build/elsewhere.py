@@ -58,6 +58,7 @@ def written_store(name: str) -> Iterator[WrittenStore]:
                 with suppress(StoreError):
                     claim.drop()
             raise
+        claim.take()  # somebody may have removed it in the meantime, and another writer come
         with progress("publish the store", "MB") as report:
             publish_store(folder, bucket, report=report)
         claim.drop()

@@ -8,6 +8,7 @@ what it sends, so the server refuses what was changed on the way.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,6 +34,12 @@ REQUEST_SECONDS, RETRY_SECONDS, RETRIES = 120.0, 60.0, 5
 requests and does not answer after REQUEST_SECONDS."""
 DIGEST = "sha256"
 """The metadata of an object that holds the digest of its content."""
+CREATE_ATTEMPTS, CREATE_SECONDS = 5, 0.2
+"""How often, and how long apart, an object is created whose name is taken and which is not there: S3 answers so to a
+write that meets a removal."""
+_URL = re.compile(r"https?://\S+")
+_NO_CREDENTIALS = re.compile(r"https?://[^/\s]+/latest/(api/token|meta-data)|Missing (Secret)?AccessKey")
+"""A request for the credentials of the machine's role, or one of the two variables without the other."""
 _REGION = re.compile(r"\b30[17]\b|AuthorizationHeaderMalformed|configured region")
 _UNREACHABLE = re.compile(r"error sending request|timed out|connection|dns", re.IGNORECASE)
 
@@ -44,7 +51,8 @@ class Bucket:
     :class:`UnavailableError` if the server cannot be reached or answers with errors.
 
     Raises:
-        ValueError: the URI is none, as :func:`~pipeline.places.locations.open_filesystem` says.
+        StoreError: of the access key and its secret only one is set.
+        ValueError: the URI is none, as :func:`~pipeline.places.locations.open_filesystem` says, or has empty names.
     """
 
     def __init__(self, uri: str):
@@ -54,18 +62,23 @@ class Bucket:
             )
         place = s3_place(uri, what="The store")
         self.uri, self.bucket = uri.rstrip("/"), place.bucket
-        self._objects = S3Store(
-            place.bucket,
-            prefix=place.path or None,
-            endpoint=f"{place.scheme}://{place.host}" if place.host else None,
-            region=place.region,
-            client_options={
-                "allow_http": place.scheme == "http",
-                "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
-                "timeout": timedelta(seconds=REQUEST_SECONDS),
-            },
-            retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
-        )
+        if {"", ".", ".."} & set(place.path.split("/")) and place.path:
+            raise UserError(
+                f"The store {uri!r} cannot be written: a name in it is empty, '.' or '..'. Give s3://bucket/prefix."
+            )
+        with self._errors(""):
+            self._objects = S3Store(
+                place.bucket,
+                prefix=place.path or None,
+                endpoint=f"{place.scheme}://{place.host}" if place.host else None,
+                region=place.region,
+                client_options={
+                    "allow_http": place.scheme == "http",
+                    "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+                    "timeout": timedelta(seconds=REQUEST_SECONDS),
+                },
+                retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
+            )
 
     def sizes(self, below: str = "") -> dict[str, int]:
         """The bytes of every object below a folder, by its name."""
@@ -110,14 +123,21 @@ class Bucket:
                 max_concurrency=PARTS_AT_ONCE,
             )
 
-    def create(self, name: str, content: bytes) -> bool:
-        """Write a small object if there is none of that name. False if there is, whatever it holds."""
-        with self._errors(name):
-            try:
-                obstore.put(self._objects, name, content, mode="create", use_multipart=False)
-            except exceptions.AlreadyExistsError:
-                return self.read(name) == content  # our own first attempt, answered by an error
-        return True
+    def create(self, name: str, content: bytes) -> bytes:
+        """Write a small object if there is none of that name. Returns what is there then: `content`, or another's."""
+        for attempt in range(CREATE_ATTEMPTS):
+            time.sleep(CREATE_SECONDS if attempt else 0)
+            with self._errors(name):
+                try:
+                    obstore.put(self._objects, name, content, mode="create", use_multipart=False)
+                    return content
+                except exceptions.AlreadyExistsError:
+                    there = self.read(name)
+            if there is not None:
+                return there
+        raise UnavailableError(
+            f"{self.uri}/{name} cannot be written: something else writes and removes it. Run again when that has ended."
+        )
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small object."""
@@ -141,10 +161,16 @@ class Bucket:
         said = str(error).partition("\n\nDebug source")[0]
         code = re.search(r"<Code>(\w+)</Code>(?:<Message>([^<]*))?", said)
         reason = ": ".join(filter(None, code.groups())) if code else " ".join(said.split())[:300]
+        kind = _URL.sub("", reason)  # names in a URL are not the server's words
         if "NoSuchBucket" in said:
             return StoreError(
                 f"{where} cannot be written: {endpoint_words()} has no bucket {self.bucket!r}. Make it, or check the "
                 "name and AWS_ENDPOINT_URL."
+            )
+        if _NO_CREDENTIALS.search(said):
+            return StoreError(
+                f"{where} cannot be opened: no credentials were found ({reason}). Set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY (a profile is not read), or give the machine a role."
             )
         if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or (
             code and re.search("AccessDenied|InvalidAccessKeyId|Signature|Token", code[1])
@@ -153,9 +179,9 @@ class Bucket:
                 f"{where} refuses the credentials: {reason}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (a "
                 "profile is not read), or give the machine a role, that may list, read, write and delete there."
             )
-        if _REGION.search(reason):
+        if _REGION.search(kind):
             return StoreError(f"{where} lies in another region: {reason}. Set AWS_REGION to the bucket's.")
-        if not code and _UNREACHABLE.search(reason):
+        if not code and _UNREACHABLE.search(kind):
             return UnavailableError(
                 f"{where} cannot be reached at {endpoint_words()}: {reason}. Check AWS_ENDPOINT_URL, AWS_REGION and "
                 "the network, and run again: what was sent is kept."

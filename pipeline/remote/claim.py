@@ -45,11 +45,10 @@ class Claim:
             "process": os.getpid(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        if self.bucket.create(CLAIM, json.dumps(mine).encode()):
+        content = json.dumps(mine).encode()
+        there = self.bucket.create(CLAIM, content)
+        if there == content:
             return True
-        there = self.bucket.read(CLAIM)
-        if there is None:
-            return self.take()  # its holder has just finished
         holder = _parsed(there)
         if holder.get("writer") == self.writer:
             return False
@@ -60,8 +59,10 @@ class Claim:
         )
 
     def drop(self) -> None:
-        """Give the claim up."""
-        self.bucket.remove(CLAIM)
+        """Give the claim up. Another writer's, who took it after this one's was removed by hand, stays."""
+        there = self.bucket.read(CLAIM)
+        if there is not None and _parsed(there).get("writer") == self.writer:
+            self.bucket.remove(CLAIM)
 
 
 def _own_name(path: Path) -> str:

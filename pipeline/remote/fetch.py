@@ -20,7 +20,7 @@ from pipeline.places.locations import input_options, open_filesystem
 from pipeline.places.retries import with_retries
 from pipeline.remote.mirror import Source
 from pipeline.remote.publish import MB, STAGES
-from pipeline.tasks import ignore_progress
+from pipeline.tasks import ignore_progress, is_disk_full
 from storage_schema.aside import written_aside
 from storage_schema.manifest import (
     FileEntry,
@@ -132,12 +132,19 @@ def _fetch_file(source: Source, stage: FetchedStage, entry: FileEntry) -> None:
             target.unlink()
     target.parent.mkdir(parents=True, exist_ok=True)
     path = f"{source.path}/{below}"
-    with_retries(
-        lambda: _copy(source.filesystem, path, target, entry, uri),
-        uri=uri,
-        store=source.uri,
-        what=source.what,
-    )
+
+    def attempt() -> None:
+        try:
+            _copy(source.filesystem, path, target, entry, uri)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise StoreError(
+                f"The disk of {target.parent} is full: {error}. Free some space, or set SOE_HOME to a folder on a "
+                "larger disk, and run again."
+            ) from error
+
+    with_retries(attempt, uri=uri, store=source.uri, what=source.what)
 
 
 def _copy(filesystem: fs.FileSystem, path: str, target: Path, entry: FileEntry, uri: str) -> None:

@@ -58,44 +58,38 @@ def publish_store(folder: Path, bucket: Bucket, *, report: Report = ignore_progr
     """
     for volume in store_and_additions(folder):
         below = "" if volume == folder else volume.relative_to(folder).as_posix() + "/"
-        if not _is_there(volume, bucket, below):
-            _publish_volume(volume, bucket, below, report)
+        there = bucket.read(f"{below}domains/manifest.json")
+        if there is None:
+            there = _publish_volume(volume, bucket, below, report)
+        _require_same(volume, there, f"{bucket.uri}/{below}")
     for name in BESIDE:
         if (folder / name).exists() and bucket.digest(name) != (digest := file_digest(folder / name)):
             bucket.upload(folder / name, name, sha256=digest)
 
 
-def _is_there(volume: Path, bucket: Bucket, below: str) -> bool:
-    """Whether this very volume is there. The digest of its domains is of all its stages, whose digests it holds.
+def _require_same(volume: Path, there: bytes, place: str) -> None:
+    """Raise :class:`StoreError` unless `there`, the manifest of the domains at `place`, is of this very volume.
 
-    Raises :class:`StoreError` if another one is.
+    The digest of the domains is of all its stages, whose digests it holds.
     """
-    name = f"{below}domains/manifest.json"
-    there = bucket.read(name)
-    if there is None:
-        return False
-    if there != (volume / "domains" / "manifest.json").read_bytes():
-        here = read_manifest(volume / "domains", "domains").digest
-        other = parse_manifest(there, f"{bucket.uri}/{name}", "domains").digest
-        if here != other:
-            place = f"{bucket.uri}/{below}".rstrip("/")
-            raise StoreError(
-                f"{place} holds another store, of digest {other[:12]}; this one has {here[:12]}. A store "
-                "is not replaced there: use another prefix, or remove what is there."
-            )
-    return True
+    here = read_manifest(volume / "domains", "domains").digest
+    other = parse_manifest(there, f"{place}domains/manifest.json", "domains").digest
+    if here != other:
+        raise StoreError(
+            f"{place.rstrip('/')} holds another store, of digest {other[:12]}; this one has {here[:12]}. A store "
+            "is not replaced there: use another prefix, or remove what is there."
+        )
 
 
-def _publish_volume(volume: Path, bucket: Bucket, below: str, report: Report) -> None:
+def _publish_volume(volume: Path, bucket: Bucket, below: str, report: Report) -> bytes:
+    """Send a volume. Returns the manifest of its domains as it is there now."""
     stages = [kind for kind in STAGES if (volume / kind).exists()]
     manifests = {kind: read_manifest(volume / kind, kind) for kind in stages}
     _send(list(_files(volume, manifests, below)), bucket, below, report)
     for kind in stages[:-1]:
         name = manifest_name(kind)
         bucket.write(f"{below}{kind}/{name}", (volume / kind / name).read_bytes())
-    last = f"{below}domains/manifest.json"
-    if not bucket.create(last, (volume / "domains/manifest.json").read_bytes()):
-        _is_there(volume, bucket, below)
+    return bucket.create(f"{below}domains/manifest.json", (volume / "domains/manifest.json").read_bytes())
 
 
 def _send(files: list[_File], bucket: Bucket, below: str, report: Report) -> None:

@@ -42,6 +42,7 @@ def in_haste(tmp_path, monkeypatch):
     monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(locations, "ATTEMPTS", 1)
     monkeypatch.setattr(buckets, "RETRIES", 0)
+    monkeypatch.setattr(buckets, "CREATE_SECONDS", 0.01)
     locations._s3.cache_clear()
 
 

@@ -10,6 +10,9 @@ import pytest
 from flows.jobs import add_documents, build_domains
 from flows.settings import AddDocuments
 from flows.store_build import store_builder
+from flows.store_build.elsewhere import written_store
+from pipeline.places.buckets import Bucket
+from pipeline.remote.claim import Claim
 from pipeline.remote.mirror import CLAIM
 from pipeline.remote.store import open_store
 from storage_schema.domains import DomainStore
@@ -72,6 +75,17 @@ def test_a_build_that_fails_leaves_nothing_there(settings, uri, there, monkeypat
     with pytest.raises(ValueError, match="the power went"):
         build_domains.run(settings.model_copy(update={"store": uri}))
     assert there() == []
+
+
+def test_a_claim_that_was_lost_while_it_built_keeps_it_from_writing(uri, there, tmp_path):
+    bucket = Bucket(uri)
+    with (
+        pytest.raises(StoreError, match=f"^{uri} is being written by process"),
+        written_store(uri),
+    ):
+        bucket.remove(CLAIM)  # by hand, and another writer comes
+        assert Claim(bucket, tmp_path).take()
+    assert there() == [CLAIM]
 
 
 def test_a_place_that_cannot_be_written_is_said_before_anything_long(settings, uri, monkeypatch):
