@@ -81,7 +81,7 @@ def test_a_cut_off_upload_is_taken_up_without_what_was_sent(bucket, claim, proxy
     claim.drop()
     sent = {path.removeprefix(f"/{BUCKET}/{own.name}/") for path in puts(proxy)} - {CLAIM}
     assert sent == files(own).keys() - whole and len(whole & files(own).keys()) > 3
-    check_all(open_store(bucket.uri), own)
+    assert {name: bucket.read(name) for name in bucket.sizes()} == files(own)
 
 
 def test_a_file_of_the_same_size_and_other_content_is_sent_again(bucket, s3, own):
@@ -107,7 +107,7 @@ def test_an_addition_is_seen_once_it_is_whole(bucket, claim, proxy, own, tmp_pat
     proxy.rule = lambda *_: None
     publish_store(own, bucket)
     claim.drop()
-    check_all(open_store(bucket.uri), own)
+    assert len(open_store(bucket.uri).volumes) == 2
 
 
 def test_an_answer_that_is_lost_is_no_other_store(bucket, claim, proxy, own, tmp_path):
@@ -172,7 +172,7 @@ def test_fetching_that_was_cut_off_goes_on(bucket, proxy, own, tmp_path):
     proxy.requests.clear()
     fetch_store(bucket.uri, tmp_path / "fetched")
     assert proxy.of(f"/domains/{partition_path(4)}") == 0
-    check_all(open_store(bucket.uri), tmp_path / "fetched")
+    assert files(tmp_path / "fetched") == files(own)
 
 
 def test_a_file_altered_there_is_refused(bucket, s3, own, tmp_path):
