@@ -68,8 +68,7 @@ def write_sets(stage: Stage, settings: CompareMethods, store: DomainStore, *, le
     """
     found = _read(settings, store)
     tokenizer = load_tokenizer(store.folder.parent / "tokenizer")
-    made_with = read_manifest(store.folder.parent / "embeddings", "embeddings")
-    _, embedder = reload_embedder(made_with.configuration, made_with.inputs.get("model"))
+    embedder = _embedder(store)
     windows_K = store.windows_K(length)
     sets = []
     with progress("place the sets among the domains", "sets") as report:
@@ -109,6 +108,18 @@ def write_sets(stage: Stage, settings: CompareMethods, store: DomainStore, *, le
         )
     save_sets(stage.work, sets)
     stage.finish({"sets": len(found), "windows": sum(len(one.evaluation_nL1) for one in sets)})
+
+
+def weights_of(texts: Sequence[list[str]], store: DomainStore, length: int) -> list[torch.Tensor]:
+    """The domain weights of each of these lists of texts (Algorithm 3), float32 [K]."""
+    embedder, windows_K = _embedder(store), store.windows_K(length)
+    vectors = (embed_texts(embedder, some) for some in texts)
+    return [_weights(assign_to_domains(vectors_ND, store.tree), windows_K) for vectors_ND in vectors]
+
+
+def _embedder(store: DomainStore) -> Any:
+    made_with = read_manifest(store.folder.parent / "embeddings", "embeddings")
+    return reload_embedder(made_with.configuration, made_with.inputs.get("model"))[1]
 
 
 def _weights(assignment: Assignment, windows_K: np.ndarray) -> torch.Tensor:

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from flows.cluster import session
-from flows.comparison import plan
+from flows.comparison import multiple_choice, plan
 from flows.comparison.cells import run_cells
 from flows.comparison.contenders import Contender, contenders, step_tokens
 from flows.comparison.further import Question, follows_weights
 from flows.comparison.measuring import FINISHED
 from flows.comparison.place import Place
 from flows.comparison.pretrainings import Pretraining, pretrainings
-from flows.comparison.report import by_number, by_size, few_texts, surface
+from flows.comparison.report import by_number, by_size, choices, few_texts, surface
 from flows.comparison.report.figures import Compared, figures
 from flows.comparison.report.page import write_page
 from flows.comparison.report.results import collect
@@ -41,7 +41,7 @@ from storage_schema.stage import open_stage
 
 MAY_CHANGE = {
     "name", "store", "size", "methods", "options", "seeds", "mixtures", "cores_per_cell", "checkpoint_seconds",
-    "fine_tune_tokens",
+    "fine_tune_tokens", "multiple_choice", "multiple_choice_tasks",
 }  # fmt: skip
 """Settings that a later run in the same folder may change: methods, seeds and mixtures join those that are there, and
 other numbers of tokens are fine-tuned on without another pretraining."""
@@ -67,6 +67,7 @@ def run(settings: CompareMethods) -> dict[str, Any]:
     with only_writer(folder):
         sets, sets_digest = _sets(chosen, store, folder)
         asked = _asked(chosen, store, sets, made)
+        questions = _questions(chosen, store, made)
         place = Place(
             folder=folder,
             store_place=str(store.folder.parent),
@@ -91,7 +92,16 @@ def run(settings: CompareMethods) -> dict[str, Any]:
         _add_charts(report, chosen, cells, sets)
         if surface.SURFACE in asked:
             _add_surface(report, chosen, store, place, cells)
-        compared = Compared(settings=chosen, sets=sets, cells=cells, surface=report.get("surface"))
+        if questions is not None:
+            answers = multiple_choice.all_answers(place, questions, todo)
+            report["multiple_choice"] = choices.collect(questions.tasks, answers)
+        compared = Compared(
+            settings=chosen,
+            sets=sets,
+            cells=cells,
+            surface=report.get("surface"),
+            choices=report.get("multiple_choice"),
+        )
         report["figures"] = figures(compared)
         write_atomically(folder / COMPARISON_RESULTS, json.dumps(report, indent=1, allow_nan=False))
         write_page(folder / COMPARISON_PAGE, report)
@@ -118,6 +128,18 @@ def _asked(
         surface.SURFACE: surface.question(chosen, store, sets) if chosen.mixtures else None,
     }
     return {name: question for name, question in asked.items() if question is not None}
+
+
+def _questions(
+    chosen: CompareMethods, store: DomainStore, made: list[Contender]
+) -> multiple_choice.Asked | None:
+    """What is asked in multiple choice; says so where the harness is missing."""
+    if chosen.multiple_choice is None:
+        return None
+    if not multiple_choice.is_there():
+        print(multiple_choice.LACKING, flush=True)
+        return None
+    return multiple_choice.asked(chosen, store, made[0].method.training.sequence_length)
 
 
 def _add_charts(

@@ -111,6 +111,16 @@ class CompareMethods(Settings):
         description="After pretraining, the model of each set is fine-tuned on so many tokens of its texts, on each "
         "number anew; a set with less text gives all of it. Empty: no fine-tuning.",
     )
+    multiple_choice: str | None = Field(
+        None,
+        description="BIG-bench's folder benchmark_tasks, or its archive: questions of `multiple_choice_tasks` are "
+        "asked after training, by log-likelihood. None: none.",
+    )
+    multiple_choice_tasks: list[str] = Field(
+        ["general_knowledge", "strategyqa", "social_iqa", "logical_deduction/three_objects"],
+        min_length=1,
+        description="Of `multiple_choice`.",
+    )
     cores_per_cell: int = Field(1, ge=1, description="Cores of a method's training; others train beside it.")
     checkpoint_seconds: float = Field(60.0, gt=0, description="Between the checkpoints of a training.")
 

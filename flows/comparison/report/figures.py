@@ -13,9 +13,9 @@ from typing import Any
 
 from flows.comparison.further import FURTHER
 from flows.comparison.measuring import FINISHED
-from flows.comparison.report import by_number, by_size, few_texts, surface
+from flows.comparison.report import by_number, by_size, choices, few_texts, surface
 from flows.comparison.report.by_number import SOUP
-from flows.comparison.report.seeds import Cells, Claim, at_the_end, below
+from flows.comparison.report.seeds import Cells, Claim, at_the_end, below, within
 from flows.comparison.sets import GENERIC as GENERIC_SET
 from flows.comparison.sets import MeasuredSet, targets
 from flows.settings import CompareMethods
@@ -36,6 +36,8 @@ class Compared:
     cells: Cells
     surface: Mapping[str, Any] | None = None
     """As :func:`flows.comparison.report.surface.collect_surface`."""
+    choices: Mapping[str, Any] | None = None
+    """As :func:`flows.comparison.report.choices.collect`."""
 
     @property
     def names(self) -> list[str]:
@@ -84,16 +86,9 @@ def _curves(of: Compared) -> list[Claim] | str:
         claims.append(below("the soup's", "that of the domain experts", soup, of.ends(EXPERTS)))
     if of.has(CRISP):
         [tokens] = {cell["points"][-1]["tokens"] for cell in of.finished(SOUP)[:1]}
-        crisp = {cell["seed"]: _within(cell, tokens, of.names) for cell in of.finished(CRISP)}
+        crisp = {cell["seed"]: within(cell, tokens, of.names) for cell in of.finished(CRISP)}
         claims.append(below("the soup's", "CRISP's at as many tokens of all its trainings", soup, crisp))
     return claims
-
-
-def _within(cell: Mapping[str, Any], tokens: int, names: Sequence[str]) -> float:
-    """The loss at the last point of so many tokens, or at the first, if that has more already."""
-    points = [point for point in cell["points"] if point["tokens"] <= tokens] or cell["points"][:1]
-    losses = points[-1]["losses"]
-    return fmean(losses.get(name, float("nan")) for name in names)
 
 
 def _fine_tuning(of: Compared) -> list[Claim] | str:
@@ -226,12 +221,15 @@ def _merging(of: Compared) -> list[Claim] | str:
     ]
 
 
-def _multiple_choice(of: Compared) -> str:
-    """Figure 5."""
-    return (
-        "nothing is asked in multiple choice: ARC and MMLU, on which the paper measures it, could not be had, and "
-        "BIG-bench's files, which can be, are not read yet"
-    )
+def _multiple_choice(of: Compared) -> list[Claim] | str:
+    """Figure 5: the soup's models answer more questions than generic."""
+    soup, generic = (choices.by_seed(of.choices, label) for label in (SOUP, GENERIC))
+    if not soup or not generic:
+        return (
+            "soup and generic were asked nothing in multiple choice; ARC and MMLU, on which the paper measures it, "
+            "could not be had"
+        )
+    return [below("generic's share of right answers", "the soup's", generic, soup)]
 
 
 Claims = Callable[[Compared], "list[Claim] | str"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.atlas.page import embedded_json, hash_source
+from flows.comparison.report.choices import table as choices_table
 from flows.comparison.report.figures import NOT_HERE
 from flows.comparison.report.surface import said
 from flows.comparison.sets import KINDS
@@ -61,6 +62,7 @@ def page(report: dict[str, Any]) -> str:
         "ANSWER": "".join(f"<p>{escape(line)}</p>" for line in report["answer"]),
         "TABLE": table(report),
         "NOTES": _notes(report),
+        "CHOICES": choices_table(report.get("multiple_choice")),
         "TEXT_NOTES": _text_notes(report),
         "FIGURES": _figures(report),
         "FINE_TUNING": _fine_tuning(report),

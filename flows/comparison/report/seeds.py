@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from statistics import fmean, stdev
 from typing import Any
 
@@ -41,6 +41,13 @@ def at_the_end(cells: Cells, label: str, names: Sequence[str]) -> dict[int, floa
         for seed, end in ends.items()
         if names and all(name in end for name in names)
     }
+
+
+def within(cell: Mapping[str, Any], tokens: int, names: Sequence[str]) -> float:
+    """The mean loss of a finished cell at its last point of so many tokens, or at its first, if that has more."""
+    points = [point for point in cell["points"] if point["tokens"] <= tokens] or cell["points"][:1]
+    losses = points[-1]["losses"]
+    return fmean(losses.get(name, nan) for name in names)
 
 
 def below(first: str, second: str, of_first: BySeed, of_second: BySeed) -> Claim:

@@ -1,0 +1,134 @@
+"""Multiple choice after training (the paper's figure 5): models of the questions' domain weights answer others.
+
+Of each task one half of the questions says what it is like (Algorithm 3), and the model of these weights answers the
+other half, by log-likelihood. The soup is asked, other methods whose models follow the weights, and the generic model.
+
+<folder>/multiple-choice/<method>-seed-<seed>/result.json   right or wrong, and the margin, of each question
+
+Legend: T tasks, K domains.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from flows.comparison.big_bench import Task, read_tasks
+from flows.comparison.contenders import Contender, is_mixture
+from flows.comparison.further import follows_weights
+from flows.comparison.place import RESULT, Place
+from flows.comparison.pretrainings import Pretraining
+from flows.comparison.sets import weights_of
+from flows.comparison.training import Training
+from flows.settings import CompareMethods
+from pipeline.tasks import run_tasks
+from pipeline.tokenizer import load_tokenizer
+from soe_model.methods.generic import Generic
+from soe_model.model.backbone import build_backbone
+from storage_schema.domains import DomainStore
+from storage_schema.json_files import read_object
+from storage_schema.manifest import content_digest, write_atomically
+from storage_schema.stage import Stage, open_stage
+
+KIND, FOLDER = "comparison-choices", "multiple-choice"
+MOST = 200
+"""Questions of a task that are answered, and as many others that say what it is like."""
+LACKING = "multiple choice is left out: it needs lm-evaluation-harness, which the extra `exports` installs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The questions that are answered, and the domain weights of the others."""
+
+    tasks: list[Task]
+    weights_TK: torch.Tensor
+
+    @property
+    def digest(self) -> str:
+        return content_digest(
+            {"tasks": [asdict(one) for one in self.tasks], "weights": self.weights_TK.tolist()}
+        )
+
+
+def asked(settings: CompareMethods, store: DomainStore, length: int) -> Asked:
+    """Read the tasks of the settings, and place them among the domains. Raises ValueError as :func:`read_tasks`."""
+    tasks = read_tasks(str(settings.multiple_choice), settings.multiple_choice_tasks)
+    likes = [one.part(0, MOST).questions for one in tasks]
+    return Asked(
+        tasks=[one.part(1, MOST) for one in tasks], weights_TK=torch.stack(weights_of(likes, store, length))
+    )
+
+
+def is_there() -> bool:
+    """Whether the harness is installed."""
+    return find_spec("lm_eval") is not None
+
+
+def all_answers(place: Place, of: Asked, trained: Sequence[Pretraining]) -> list[dict[str, Any]]:
+    """Of each method with each seed whose training is finished: ``method``, ``seed`` and the answers by task, in Ray
+    tasks; what is finished is read.
+    """
+    cells = [
+        (place, of, one, contender)
+        for one in trained
+        for contender in one.contenders
+        if _answers(contender) and place.training(one).finished is not None
+    ]
+    return run_tasks(answered, cells, num_cpus=place.cores)
+
+
+def _answers(contender: Contender) -> bool:
+    return not is_mixture(contender.label) and (
+        follows_weights(contender.method) or isinstance(contender.method, Generic)
+    )
+
+
+def answered(place: Place, of: Asked, pretraining: Pretraining, contender: Contender) -> dict[str, Any]:
+    """One method with one seed."""
+    torch.set_num_threads(place.cores)
+    stage = _stage(place, of, pretraining, contender)
+    if stage.finished is None:
+        by_task = _ask(place, of, pretraining, contender)
+        write_atomically(stage.work / RESULT, json.dumps(by_task, indent=1, allow_nan=False))
+        stage.finish({"tasks": len(of.tasks)})
+    return {
+        "method": contender.label,
+        "seed": pretraining.seed,
+        "by_task": read_object(stage.folder / RESULT),
+    }
+
+
+def _ask(place: Place, of: Asked, pretraining: Pretraining, contender: Contender) -> dict[str, Any]:
+    from flows.comparison.harness import answers
+
+    store, method = place.store(), contender.method
+    training = Training(
+        pretraining=pretraining,
+        folder=place.training(pretraining).folder,
+        store=store,
+        points=place.points,
+        domain_weights_RK=of.weights_TK,
+    )
+    models = method.instantiate([training.at_the_end(run) for run in pretraining.runs], of.weights_TK)
+    backbone = build_backbone(method.soup.backbone, seed=0)
+    tokenizer = load_tokenizer(store.folder.parent / "tokenizer")
+    found = {}
+    for task, model_P in zip(of.tasks, models, strict=True):
+        backbone.params_P.copy_(model_P)
+        found[task.name] = answers(backbone.module, tokenizer, method.training.sequence_length, task)
+    return found
+
+
+def _stage(place: Place, of: Asked, pretraining: Pretraining, contender: Contender) -> Stage:
+    return open_stage(
+        place.folder / FOLDER / f"{contender.label.replace(':', '@')}-seed-{pretraining.seed}",
+        kind=KIND,
+        configuration={"method": contender.label, "options": contender.options, "asked": of.digest},
+        inputs={"training": pretraining.digest, "sets": place.sets_digest},
+        rebuild=True,
+    )
