@@ -52,7 +52,7 @@ def read_tasks(place: str | Path, names: Sequence[str]) -> list[Task]:
     """
     place = Path(place).expanduser()
     if not place.exists():
-        raise UserError(f"multiple_choice is {str(place)!r}, and nothing is there. {HOW}")
+        raise UserError(f"multiple_choice is {str(place.absolute())!r}, and nothing is there. {HOW}")
     files = _of_archive(place, set(names)) if place.is_file() else _of_folder(place, set(names))
     found = {name: _task(name, body) for name, body in files}
     if missing := [name for name in names if name not in found]:
@@ -97,12 +97,17 @@ def _of_archive(archive: Path, names: set[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _task(name: str, body: Any) -> Task:
-    """The examples with scores of two or more choices of which one is the best."""
+    """The examples with scores of two or more choices, none of them blank, of which one is the best."""
     questions, choices, right = [], [], []
     for example in as_object(body, name).get("examples", []):
         scores = example.get("target_scores")
         asked = example.get("input")
-        if isinstance(scores, dict) and len(scores) > 1 and isinstance(asked, str):
+        if (
+            isinstance(asked, str)
+            and isinstance(scores, dict)
+            and len(scores) > 1
+            and all(map(str.strip, scores))
+        ):
             best = max(scores.values())
             if list(scores.values()).count(best) == 1:
                 questions.append(asked)

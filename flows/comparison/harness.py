@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lm_eval import simple_evaluate
+from datasets import Dataset
+from lm_eval import evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
 
@@ -60,9 +61,8 @@ def answers(
     """
     asked = ConfigurableTask(config=_configuration(task))
     model = Model(module, tokenizer, length)
-    found = simple_evaluate(
-        model=model, tasks=[asked], bootstrap_iters=0, log_samples=True, verbosity="ERROR"
-    )
+    # Not `simple_evaluate`, which also lists the machine and its packages, for seconds.
+    found = evaluate(model, {task.name: asked}, bootstrap_iters=0, log_samples=True)
     samples = sorted(found["samples"][task.name], key=lambda sample: sample["doc_id"])
     margins = []
     for right, sample in zip(task.right, samples, strict=True):
@@ -72,8 +72,6 @@ def answers(
 
 
 def _configuration(task: Task) -> dict[str, Any]:
-    from datasets import Dataset
-
     rows = Dataset.from_dict(
         {
             "question": [QUESTION.format(question) for question in task.questions],

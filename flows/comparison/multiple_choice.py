@@ -11,7 +11,7 @@ Legend: T tasks, K domains.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from flows.comparison.big_bench import Task, read_tasks
 from flows.comparison.contenders import Contender, is_mixture
 from flows.comparison.further import follows_weights
+from flows.comparison.measuring import FINISHED
 from flows.comparison.place import RESULT, Place
 from flows.comparison.pretrainings import Pretraining
 from flows.comparison.sets import weights_of
@@ -31,6 +32,7 @@ from pipeline.tokenizer import load_tokenizer
 from soe_model.methods.generic import Generic
 from soe_model.model.backbone import build_backbone
 from storage_schema.domains import DomainStore
+from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
 from storage_schema.manifest import content_digest, write_atomically
 from storage_schema.stage import Stage, open_stage
@@ -56,8 +58,21 @@ class Asked:
 
 
 def asked(settings: CompareMethods, store: DomainStore, length: int) -> Asked:
-    """Read the tasks of the settings, and place them among the domains. Raises ValueError as :func:`read_tasks`."""
-    tasks = read_tasks(str(settings.multiple_choice), settings.multiple_choice_tasks)
+    """Read the tasks of the settings, and place them among the domains.
+
+    Raises ValueError as :func:`read_tasks`, and for a choice longer than a model's windows of `length` tokens.
+    """
+    names = list(dict.fromkeys(settings.multiple_choice_tasks))
+    tasks = read_tasks(str(settings.multiple_choice), names)
+    tokenizer = load_tokenizer(store.folder.parent / "tokenizer")
+    for one in tasks:
+        said = [f" {choice}" for choices in one.choices for choice in choices]
+        longest = max(len(ids) - 1 for ids in tokenizer.encode(said))
+        if longest > length:
+            raise UserError(
+                f"multiple_choice_tasks: a choice of {one.name} has {longest} tokens, and the models read {length} "
+                "(sequence_length): leave the task out."
+            )
     likes = [one.part(0, MOST).questions for one in tasks]
     return Asked(
         tasks=[one.part(1, MOST) for one in tasks], weights_TK=torch.stack(weights_of(likes, store, length))
@@ -69,17 +84,20 @@ def is_there() -> bool:
     return find_spec("lm_eval") is not None
 
 
-def all_answers(place: Place, of: Asked, trained: Sequence[Pretraining]) -> list[dict[str, Any]]:
-    """Of each method with each seed whose training is finished: ``method``, ``seed`` and the answers by task, in Ray
-    tasks; what is finished is read.
+def all_answers(
+    place: Place, of: Asked, trained: Sequence[Pretraining], cells: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of each method with each seed whose cell is finished, and has not diverged: ``method``, ``seed`` and the answers
+    by task, in Ray tasks; what is answered already is read.
     """
-    cells = [
+    finished = {(cell["method"], cell["seed"]) for cell in cells if cell["status"] == FINISHED}
+    waiting = [
         (place, of, one, contender)
         for one in trained
         for contender in one.contenders
-        if _answers(contender) and place.training(one).finished is not None
+        if _answers(contender) and (contender.label, one.seed) in finished
     ]
-    return run_tasks(answered, cells, num_cpus=place.cores)
+    return run_tasks(answered, waiting, num_cpus=place.cores)
 
 
 def _answers(contender: Contender) -> bool:

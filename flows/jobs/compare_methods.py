@@ -93,7 +93,7 @@ def run(settings: CompareMethods) -> dict[str, Any]:
         if surface.SURFACE in asked:
             _add_surface(report, chosen, store, place, cells)
         if questions is not None:
-            answers = multiple_choice.all_answers(place, questions, todo)
+            answers = multiple_choice.all_answers(place, questions, todo, cells)
             report["multiple_choice"] = choices.collect(questions.tasks, answers)
         compared = Compared(
             settings=chosen,

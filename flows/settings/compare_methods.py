@@ -114,12 +114,12 @@ class CompareMethods(Settings):
     multiple_choice: str | None = Field(
         None,
         description="BIG-bench's folder benchmark_tasks, or its archive: questions of `multiple_choice_tasks` are "
-        "asked after training, by log-likelihood. None: none.",
+        "asked after training, by log-likelihood, with the extra `exports`. ARC and MMLU could not be had. None: none.",
     )
     multiple_choice_tasks: list[str] = Field(
         ["general_knowledge", "strategyqa", "social_iqa", "logical_deduction/three_objects"],
         min_length=1,
-        description="Of `multiple_choice`.",
+        description="Folders of BIG-bench, each with a task.json of questions with `target_scores`.",
     )
     cores_per_cell: int = Field(1, ge=1, description="Cores of a method's training; others train beside it.")
     checkpoint_seconds: float = Field(60.0, gt=0, description="Between the checkpoints of a training.")

@@ -229,7 +229,11 @@ def _multiple_choice(of: Compared) -> list[Claim] | str:
             "soup and generic were asked nothing in multiple choice; ARC and MMLU, on which the paper measures it, "
             "could not be had"
         )
-    return [below("generic's share of right answers", "the soup's", generic, soup)]
+    return [
+        below(
+            "generic's share of right answers (BIG-bench's, not ARC's or MMLU's)", "the soup's", generic, soup
+        )
+    ]
 
 
 Claims = Callable[[Compared], "list[Claim] | str"]

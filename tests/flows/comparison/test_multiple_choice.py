@@ -7,23 +7,26 @@ import tarfile
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from safetensors.torch import load_file
 
 from flows.comparison import multiple_choice
 from flows.comparison.big_bench import QUESTION, Task, read_tasks
-from flows.comparison.cells import train_and_measure
-from flows.comparison.multiple_choice import Asked, all_answers, answered
+from flows.comparison.cells import DIVERGED, train_and_measure
+from flows.comparison.measuring import FINISHED
+from flows.comparison.multiple_choice import Asked, all_answers
 from flows.comparison.report import choices
 from flows.comparison.report.figures import AS_THERE, NOT_HERE, Compared, figures
-from pipeline.tokenizer import TextTokenizer
+from pipeline.tokenizer import load_tokenizer
 from soe_model.model.backbone import build_backbone, token_losses
+from storage_schema.domains import DomainStore
 from tests.extras import needs
 from tests.flows.comparison import toy
+from tests.toy_store import write_texts
 
 TASK = Task(
     name="toy",
-    questions=["w3 w4", "w5", "w6 w7"],
-    choices=[["w1", "w2 w3"], ["w4", "w5", "w6"], ["w8", "w9"]],
+    questions=["a cat?", "cats and dogs", "a dog "],
+    choices=[["yes", "no no"], ["cat", "a dog", "cats, dogs"], ["Yes", "No"]],
     right=[0, 2, 1],
 )
 
@@ -31,6 +34,16 @@ TASK = Task(
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return toy.toy_store(tmp_path_factory.mktemp("stores"))
+
+
+@pytest.fixture(scope="module")
+def texts_store(tmp_path_factory):
+    """Of texts, with a byte-level BPE: a choice's tokens begin with a space."""
+    domains = [
+        [f"a {one}, yes, no {one}s and {one} number {n}. " * 3 for n in range(30)]
+        for one in ("cat", "dog", "cow", "hen")
+    ]
+    return DomainStore(write_texts(tmp_path_factory.mktemp("texts") / "store", domains))
 
 
 def example(question, **scores):
@@ -44,6 +57,7 @@ def folder(tmp_path):
         example("a", x=1, y=0),
         example("b", x=0, y=1),
         example("even", x=1, y=1),
+        {"input": "blank", "target_scores": {" ": 0, "x": 1}},
         {"input": "free", "target": "x"},
     ]
     place = tmp_path / "bigbench-1.0.0/bigbench/benchmark_tasks"
@@ -77,51 +91,55 @@ def test_tasks_are_read_from_a_folder_and_from_the_archive(folder, tmp_path):
 
 
 def test_no_question_says_what_a_task_is_like_and_is_answered_too():
-    assert TASK.part(0, 5).questions == ["w3 w4", "w6 w7"] and TASK.part(1, 5).questions == ["w5"]
-    assert TASK.part(0, 1).right == [0] and TASK.part(1, 5).choices == [["w4", "w5", "w6"]]
+    assert TASK.part(0, 5).questions == ["a cat?", "a dog "] and TASK.part(1, 5).questions == [
+        "cats and dogs"
+    ]
+    assert TASK.part(0, 1).right == [0] and TASK.part(1, 5).choices == TASK.choices[1:2]
 
 
-def test_models_of_the_weights_answer_by_log_likelihood(ray_cluster, tmp_path, store, monkeypatch):
+def test_models_of_the_weights_answer_by_log_likelihood(tmp_path, texts_store, monkeypatch):
     needs("lm_eval", extra="exports")
-    words = {"<|endoftext|>": 0, "?": 1} | {f"w{i}": 2 + i for i in range(store.vocab_size - 2)}
-    tokenizer = TextTokenizer(Tokenizer(models.WordLevel(words, unk_token="?")), 0, store.vocab_size)
-    tokenizer.tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    monkeypatch.setattr(multiple_choice, "load_tokenizer", lambda place: tokenizer)
+    store = texts_store
+    monkeypatch.setattr(multiple_choice, "run_tasks", lambda ask, cells, **_: [ask(*cell) for cell in cells])
     chosen = toy.settings(store.folder.parent, methods=["soup", "generic", "crisp"], checkpoint_seconds=60)
     there = toy.place(tmp_path / "compared", store, chosen)
     (there.folder / "progress").mkdir(parents=True)
-    soup, generic, crisp = toy.all_pretrainings(chosen, store)
+    trained = toy.all_pretrainings(chosen, store)
+    soup, generic, _ = trained
     of = Asked(tasks=[TASK], weights_TK=torch.eye(4)[2:3])
-    train_and_measure(there, soup)
-    found = answered(there, of, soup, soup.contenders[0])
-    assert (found["method"], found["seed"]) == ("soup", 0)
+    cells = [cell for one in trained[:2] for cell in train_and_measure(there, one)]
+    # CRISP, though it is there, has no model of other weights.
+    done = [*cells, {"method": "crisp", "seed": 0, "status": FINISHED}]
+    found = all_answers(there, of, trained, done)
+    assert [(one["method"], one["seed"]) for one in found] == [("soup", 0), ("generic", 0)]
 
     learner = soup.method.begin(soup.runs[0])
-    from safetensors.torch import load_file
-
     learner.load_state_dict(load_file(there.training(soup).folder / "soup-state.safetensors"))
+    of_generic = load_file(there.training(generic).folder / "generic-3.safetensors")["models"]
+    models = learner.instantiate(of.weights_TK)[0], of_generic[0]
+    tokenizer = load_tokenizer(store.folder.parent / "tokenizer")
     backbone = build_backbone(soup.method.soup.backbone, seed=0)
-    backbone.params_P.copy_(learner.instantiate(of.weights_TK)[0])
 
     def log_likelihood(question, choice):
-        context, whole = (
-            tokenizer.encode([text])[0][:-1].tolist() for text in (question, f"{question} {choice}")
-        )
-        kept = torch.tensor([[0, *whole][-toy.LENGTH - 1 :]])
+        """Of the choice's tokens, with the space before it, after the question's."""
+        asked, said = (tokenizer.encode([text])[0][:-1].tolist() for text in (question, f" {choice}"))
+        kept = torch.tensor([[0, *asked, *said][-toy.LENGTH - 1 :]])
         with torch.no_grad():
-            return -token_losses(backbone.module, kept)[0, len(context) - len(whole) :].sum().item()
+            return -token_losses(backbone.module, kept)[0, -len(said) :].sum().item()
 
-    expected = []
-    for question, of_question, right in zip(TASK.questions, TASK.choices, TASK.right, strict=True):
-        scores = [log_likelihood(QUESTION.format(question), choice) for choice in of_question]
-        expected.append(scores.pop(right) - max(scores))
-    assert found["by_task"]["toy"]["margin"] == pytest.approx(expected, abs=1e-4)
-    assert found["by_task"]["toy"]["right"] == [float(margin > 0) for margin in expected]
+    for one, model_P in zip(found, models, strict=True):
+        backbone.params_P.copy_(model_P)
+        expected = []
+        for question, of_question, right in zip(TASK.questions, TASK.choices, TASK.right, strict=True):
+            scores = [log_likelihood(QUESTION.format(question), choice) for choice in of_question]
+            expected.append(scores.pop(right) - max(scores))
+        assert one["by_task"]["toy"]["margin"] == pytest.approx(expected, abs=1e-4)
+        assert one["by_task"]["toy"]["right"] == [float(margin > 0) for margin in expected]
 
     monkeypatch.setattr(multiple_choice, "_ask", lambda *a: pytest.fail("it was asked again"))
-    assert answered(there, of, soup, soup.contenders[0]) == found
-    # Generic is not trained yet, and CRISP has no model of other weights.
-    assert all_answers(there, of, [soup, generic, crisp]) == [found]
+    assert all_answers(there, of, trained, done) == found
+    # One whose losses diverged has a training, and no answers.
+    assert all_answers(there, of, trained, [done[0], done[1] | {"status": DIVERGED}]) == found[:1]
 
 
 def answers(*shares):
@@ -144,9 +162,9 @@ def of_ten(right):
             (3, 4, 3),
             (6, 7, 6),
             AS_THERE,
-            "generic's share of right answers lies 0.300 ± 0.000 below the soup's",
+            "share of right answers (BIG-bench's, not ARC's or MMLU's) lies 0.300 ± 0.000 below the soup's",
         ),
-        ((6, 7, 6), (3, 4, 3), NOT_HERE, "because generic's share of right answers lies 0.300 ± 0.000 above"),
+        ((6, 7, 6), (3, 4, 3), NOT_HERE, "MMLU's) lies 0.300 ± 0.000 above"),
         ((3,), (6,), NOT_HERE, "because 1 seed is too few to tell"),
     ],
 )
