@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
-from lm_eval import evaluate
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.task import ConfigurableTask
+from datasets import Dataset  # deptry: ignore[DEP004]
+from lm_eval import evaluate  # deptry: ignore[DEP004]
+from lm_eval.api.model import TemplateLM  # deptry: ignore[DEP004]
+from lm_eval.api.task import ConfigurableTask  # deptry: ignore[DEP004]
 
 from flows.comparison.big_bench import QUESTION, Task
 from pipeline.tokenizer import TextTokenizer

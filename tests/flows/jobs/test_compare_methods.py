@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main as cli
-from flows.comparison import sets
+from flows.comparison import multiple_choice, sets
 from flows.jobs import compare_methods as job
 from flows.prefect_flows import comparison_artifacts
 from flows.settings import CompareMethods
@@ -84,6 +84,46 @@ def test_the_same_again_trains_nothing_and_one_more_method_only_itself(compared,
     assert "4 of 4 trainings are finished" in capfd.readouterr().out
     more = job.run(chosen.model_copy(update={"methods": ["soup", "generic", "crisp"]}))
     assert "4 of 6 trainings are finished" in capfd.readouterr().out and more["finished"] == 6
+
+
+def test_questions_are_asked_after_training_and_nothing_is_trained_on_them(
+    compared, chosen, tmp_path, monkeypatch, capfd
+):
+    examples = [
+        {"input": f"question {n}", "target_scores": {"yes": n % 2, "no": 1 - n % 2}} for n in range(5)
+    ]
+    (tmp_path / "benchmark_tasks/one").mkdir(parents=True)
+    (tmp_path / "benchmark_tasks/one/task.json").write_text(json.dumps({"examples": examples}))
+    asking = chosen.model_copy(
+        update={"multiple_choice": str(tmp_path / "benchmark_tasks"), "multiple_choice_tasks": ["one", "one"]}
+    )
+    monkeypatch.setattr(multiple_choice, "is_there", lambda: False)
+    assert job.run(asking)["answer"] == compared["answer"]
+    said = capfd.readouterr().out
+    assert "4 of 4 trainings are finished" in said and "the extra `exports` installs" in said
+    given = []
+
+    def all_answers(place, of, trained, cells):
+        given.append(of)
+        of_task = {"one": {"right": [1.0, 0.0], "margin": [0.2, -0.1]}}
+        return [{"method": cell["method"], "seed": cell["seed"], "by_task": of_task} for cell in cells]
+
+    monkeypatch.setattr(multiple_choice, "is_there", lambda: True)
+    monkeypatch.setattr(multiple_choice, "all_answers", all_answers)
+    assert job.run(asking)["answer"] == compared["answer"]
+    assert "4 of 4 trainings are finished" in capfd.readouterr().out
+    [of] = given
+    [task] = of.tasks
+    assert task.questions == ["question 1", "question 3"] and task.right == [0, 0]
+    assert of.weights_TK.shape[0] == 1 and of.weights_TK.sum().item() == pytest.approx(1)
+    report = json.loads(Path(compared["folder"], "results.json").read_text())
+    assert report["multiple_choice"]["rows"][0]["by_task"]["one"]["right"]["mean"] == 0.5
+    assert "ARC and MMLU" in Path(compared["page"]).read_text("utf-8")
+    (tmp_path / "benchmark_tasks/one/task.json").write_text(
+        json.dumps({"examples": [one | {"target_scores": {"y " * 40: 1, "n": 0}} for one in examples]})
+    )
+    with pytest.raises(ValueError, match=r"a choice of one has \d+ tokens, and the models read 16"):
+        job.run(asking)
 
 
 def test_mixtures_are_trained_beside_what_is_there_and_ranked(compared, chosen, capfd):
