@@ -16,6 +16,8 @@ from storage_schema.arrow_files import check_schema, read_arrow
 from storage_schema.manifest import StoreError
 
 _NAME = "a tree of centroids"
+SEARCHED = b"searched_nodes"
+"""The name of :attr:`Tree.searched_nodes` in the file's metadata."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,9 @@ class Tree:
     """int64; passages assigned to each leaf."""
     mean_distance_K: np.ndarray
     """float32; mean distance of a leaf's passages to its centroid, 0 for an empty leaf."""
+    searched_nodes: int = 1
+    """Passages fall into the nearest leaf of so many nearest coarse nodes; 1, as in files that say nothing: of the
+    nearest one."""
 
     @property
     def num_domains(self) -> int:
@@ -65,6 +70,7 @@ class Tree:
                 "mean_distance": pa.array([0.0] * c + self.mean_distance_K.tolist(), pa.float32()),
             }
         )
+        table = table.replace_schema_metadata({SEARCHED: str(self.searched_nodes)})
         with pa.ipc.new_file(str(path), table.schema) as writer:
             writer.write_table(table)
 
@@ -83,11 +89,15 @@ class Tree:
         counts_K = np.array(table["count"])[c:]
         if (counts_K < 0).any() or np.isinf(centroids).any():
             raise StoreError(f"{path} is not {_NAME}: a count is negative, or a centroid infinite.")
+        searched = (table.schema.metadata or {}).get(SEARCHED, b"1")
+        if not searched.isdigit() or not 1 <= len(searched) <= 4 or int(searched) < 1:
+            raise StoreError(f"{path} is not {_NAME}: it says that {searched!r} nodes are searched.")
         return cls(
             coarse_CD=centroids[:c],
             leaves_KD=centroids[c:],
             counts_K=counts_K,
             mean_distance_K=np.array(table["mean_distance"])[c:],
+            searched_nodes=int(searched),
         )
 
 

@@ -23,7 +23,7 @@ from flows.store_build.store_builder import draw_atlas, embeddings_stage
 from pipeline.corpus.documents import Corpus
 from pipeline.corpus.listing import open_corpus
 from pipeline.domains.build import build_domains
-from pipeline.domains.leaves import TreeSettings
+from pipeline.domains.fitting import TreeSettings
 from pipeline.domains.scatter import Folders
 from pipeline.embeddings.embedder import EmbedderWeights, reload_embedder
 from pipeline.passages.build import build_passages

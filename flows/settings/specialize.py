@@ -36,7 +36,8 @@ class Specialize(Settings):
         "parameters (3.2).",
     )
     rule: Literal["flat", "tree"] = Field(
-        "flat", description="Nearest of all leaves (Algorithm 3), or greedy descent."
+        "flat",
+        description="Nearest of all leaves (Algorithm 3), or the descent by which the store's passages fell.",
     )
     max_texts: int = Field(
         200, ge=1, description="Texts per set that decide its domain weights (and are learned from)."

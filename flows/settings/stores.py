@@ -89,6 +89,12 @@ class BuildDomains(Settings):
     kmeans_sample: int = Field(
         128_000, ge=100, description="Passages each node of the tree is fitted on, at most."
     )
+    searched_nodes: int = Field(
+        4,
+        ge=1,
+        le=1024,
+        description="A passage falls into the nearest leaf of so many nearest coarse clusters; 1: of the nearest one.",
+    )
     use_gpu: bool = Field(False, description="Embed and cluster on GPUs; an error at once if there are none.")
     seed: int = Field(0, ge=0, lt=1 << 63)
     rebuild: bool = Field(False, description="Replace stages built with other settings.")

@@ -14,8 +14,8 @@ from flows.store_build.estimate import Ahead
 from flows.store_build.stage_runner import Stages
 from pipeline.corpus.decoding import source_name
 from pipeline.corpus.documents import ENVIRONMENT, Corpus
-from pipeline.domains.build import build_domains, check_enough_passages
-from pipeline.domains.leaves import TreeSettings
+from pipeline.domains.build import build_domains
+from pipeline.domains.fitting import TreeSettings, check_enough_passages
 from pipeline.domains.scatter import Folders
 from pipeline.embeddings.build import build_embeddings
 from pipeline.embeddings.embedder import EmbedderWeights, weights_digest
@@ -151,6 +151,7 @@ class StoreBuilder:
             ),
             sample=self.settings.kmeans_sample,
             seed=self.settings.seed,
+            searched_nodes=self.settings.searched_nodes,
             use_gpu=self.settings.use_gpu,
         )
 

@@ -1,18 +1,15 @@
-"""The second step of partitioning: a coarse node's scattered rows → its leaves and their domain partitions.
+"""A coarse node's scattered rows → its leaves' domain partitions.
 
-Memory holds first the sample that the leaves are fitted on, then one part's rows at a time, then one leaf at a time,
-however large the node is.
+Memory holds one part's rows at a time, then one leaf at a time, however large the node is.
 
-Legend: N rows, k leaves of the node, D embedding size.
+Legend: N rows, k leaves of the node.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,106 +17,56 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.domains.scatter import Folders, read_arrays, read_node, write_arrays, write_batch
-from pipeline.embeddings.build import embeddings_of
-from pipeline.tree.kmeans import KMeansSettings, NodeFit, fit_node
-from pipeline.tree.nearest import assign, node_seed, sample_rows, without_unreached
 from storage_schema.domains import partition_path, partition_schema
 
 
-@dataclass(frozen=True, kw_only=True)
-class TreeSettings:
-    """The tree's shape and how it is fitted."""
-
-    coarse_clusters: int
-    leaf_clusters: int
-    kmeans: KMeansSettings
-    sample: int
-    """Each node is fitted on at most this many passages."""
-    seed: int
-    use_gpu: bool = False
-
-    @property
-    def num_domains(self) -> int:
-        return self.coarse_clusters * self.leaf_clusters
-
-
 def write_node(
-    folders: Folders,
-    node: int,
-    scattered: tuple[list[str], np.ndarray],
-    settings: TreeSettings,
-    leaves_kD: np.ndarray | None = None,
+    folders: Folders, node: int, scattered: tuple[list[str], np.ndarray], k: int
 ) -> dict[str, np.ndarray]:
-    """Fit one coarse node's leaves, or take those given, and write its domains.
+    """Write the domains of one coarse node, which has `k` leaves.
 
     Args:
         scattered: the names of the parts in order, and how many rows each part has of each node, ``[parts, C]``.
 
     Returns:
-        ``leaves_kD``, ``counts_k``, ``distance_k`` and ``squared_k`` (sums over a leaf's rows), ``tokens_k`` and
-        ``splits``; only ``counts_k`` if the node has no rows. They are also kept on disk for a resume.
+        ``counts_k``, ``distance_k`` and ``squared_k`` (sums over a leaf's rows) and ``tokens_k``; only ``counts_k`` if
+        the node has no rows. They are also kept on disk for a resume.
     """
     kept = folders.scratch / f"node-{node:05d}.npz"
     if kept.exists():
         return read_arrays(kept)
-    k, splits = settings.leaf_clusters, 0
     rows = scattered[1][:, node]
     if not rows.any():
         return {"counts_k": np.zeros(k, np.int64)}
     # Parts are mapped one at a time: a process may have 65,530 mappings, and a corpus may have more parts.
     parts = (folders.scattered(name) for name, number in zip(scattered[0], rows, strict=True) if number)
     tables = [partial(read_node, part, node) for part in parts]
-    rows = rows[rows > 0]
-    if leaves_kD is None:
-        fit = _fit_leaves(tables, rows, node, settings)
-        leaves_kD, splits = fit.centroids_kD, fit.splits
     # A name of its own: a task that Ray repeats may find its first attempt still at work.
     by_leaf = folders.scratch / f"node-{node:05d}-{uuid4().hex}.arrow"
-    sums, leaf_of_batch = _split(tables, leaves_kD, by_leaf)
+    sums, leaf_of_batch = _split(tables, node * k, k, by_leaf)
     with pa.memory_map(str(by_leaf)) as source, pa.ipc.open_file(source) as file:
         for leaf in np.flatnonzero(sums["counts_k"]):
             path = Path(folders.work) / partition_path(node * k + int(leaf))
             path.parent.mkdir(exist_ok=True)
             _write_partition([file.get_batch(batch) for batch in np.flatnonzero(leaf_of_batch == leaf)], path)
-    result = {
-        **sums,
-        "leaves_kD": without_unreached(leaves_kD, sums["counts_k"]),
-        "splits": np.array(splits),
-    }
-    write_arrays(kept, **result)
+    write_arrays(kept, **sums)
     by_leaf.unlink()
-    return result
-
-
-def _fit_leaves(
-    tables: Sequence[Callable[[], pa.Table]], rows: np.ndarray, node: int, settings: TreeSettings
-) -> NodeFit:
-    """Fit on a sample of the node's rows."""
-    edges = np.cumsum([0, *rows])
-    seed = node_seed(settings.seed, node)
-    wanted = sample_rows(int(edges[-1]), settings.sample, seed)
-    cuts = pairwise(np.searchsorted(wanted, edges).tolist())
-    sample = [
-        embeddings_of(table())[wanted[begin:end] - first]
-        for table, first, (begin, end) in zip(tables, edges, cuts, strict=False)
-        if begin < end
-    ]
-    return fit_node(
-        np.concatenate(sample), settings.leaf_clusters, settings.kmeans, seed=seed, use_gpu=settings.use_gpu
-    )
+    return sums
 
 
 def _split(
-    tables: Sequence[Callable[[], pa.Table]], leaves_kD: np.ndarray, path: Path
+    tables: Sequence[Callable[[], pa.Table]], first: int, k: int, path: Path
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Write every row to the Arrow file at `path`, in batches of one leaf each.
 
     One file, however many leaves there are: a process may have only a limited number of files open.
 
+    Args:
+        first: the domain of the first of the `k` leaves.
+
     Returns:
         The leaves' sums, and the leaf of each batch in the file.
     """
-    k = len(leaves_kD)
     sums = {name: np.zeros(k) for name in ("distance_k", "squared_k")}
     sums |= {name: np.zeros(k, np.int64) for name in ("counts_k", "tokens_k")}
     leaf_of_batch: list[int] = []
@@ -127,9 +74,8 @@ def _split(
         writer = None
         for read in tables:
             table = read()
-            leaf_N, distance_N = assign(embeddings_of(table), leaves_kD)
-            column = table.schema.get_field_index("embedding")
-            table = table.set_column(column, "distance", pa.array(distance_N))
+            leaf_N, distance_N = table["domain"].to_numpy() - first, table["distance"].to_numpy()
+            table = table.drop_columns("domain")
             lengths_N = np.diff(table["tokens"].combine_chunks().offsets.to_numpy())
             counts_k = np.bincount(leaf_N, minlength=k)
             sums["counts_k"] += counts_k

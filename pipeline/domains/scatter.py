@@ -1,6 +1,6 @@
-"""The first step of partitioning: a part of passages → its rows, tokenized and sorted by coarse node.
+"""A part of passages → its rows, tokenized, each with its domain, and sorted by coarse node.
 
-Legend: N passages of the part, C coarse nodes, D embedding size.
+Legend: N passages of the part, C coarse nodes, K domains.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import pyarrow as pa
 
 from pipeline.embeddings.build import read_embeddings
 from pipeline.tokenizer import load_tokenizer
-from pipeline.tree.nearest import assign
+from pipeline.tree.descent import descend
 from storage_schema.arrow_files import read_parquet
 from storage_schema.aside import written_aside
 from storage_schema.domains import partition_schema
 from storage_schema.manifest import StoreError
 from storage_schema.stage import SCRATCH
+from storage_schema.tree import Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +38,25 @@ class Folders:
         """The folder of files that only later steps need; it is not part of the stage."""
         return Path(self.work) / SCRATCH
 
+    def sampled(self, part: str) -> Path:
+        """The file with a sample of a part's embeddings: one record batch per coarse node, in order."""
+        return self.scratch / f"sampled-{part}.arrow"
+
     def scattered(self, part: str) -> Path:
         """The file with the rows of a part: one record batch per coarse node, in order."""
-        return self.scratch / f"{part}.arrow"
+        return self.scratch / f"scattered-{part}.arrow"
 
 
-def scatter_part(folders: Folders, source: Path, coarse_CD: np.ndarray) -> dict[str, np.ndarray]:
-    """Tokenize one part of passages and write its rows, with their embeddings, in the order of their coarse nodes.
+def scatter_part(folders: Folders, source: Path, tree: Tree) -> dict[str, np.ndarray]:
+    """Tokenize one part of passages and write its rows, with their domains, in the order of their coarse nodes.
 
     There is one file per part, not one per part and node: those would be millions of files to open, map and flush.
 
     Returns:
-        ``rows_C``, how many rows each node has, and ``squared``, the sum of the squared distances to the coarse
+        ``rows_C``, how many rows each node has, and ``squared``, the sum of the squared distances to the nearest coarse
         centroids. They are also kept on disk for a resume.
     """
-    kept = folders.scratch / f"{source.stem}.npz"
+    kept = folders.scattered(source.stem).with_suffix(".npz")
     if kept.exists():
         return read_arrays(kept)
     table = read_parquet(source, ["passage_id", "document_id", "source", "text"])
@@ -60,29 +65,29 @@ def scatter_part(folders: Folders, source: Path, coarse_CD: np.ndarray) -> dict[
         raise StoreError(f"The embeddings of {source} are of other passages. Rebuild {folders.embeddings}.")
     tokenizer = load_tokenizer(folders.tokenizer)
     tokens = tokenizer.encode(table["text"].to_pylist())
-    schema = scatter_schema(tokenizer.vocab_size, vectors_ND.shape[1])
-    coarse_N, distance_N = assign(vectors_ND, coarse_CD)
+    found = descend(vectors_ND, tree)
+    coarse_N = found.domains_N // (tree.num_domains // len(tree.coarse_CD))
     order = np.argsort(coarse_N, kind="stable")
-    rows_C = np.bincount(coarse_N, minlength=len(coarse_CD))
+    rows_C = np.bincount(coarse_N, minlength=len(tree.coarse_CD))
     offsets = np.concatenate([[0], np.cumsum([len(tokens[row]) for row in order])])
-    columns = [
-        *(table[name].take(order).combine_chunks() for name in ("passage_id", "document_id", "source")),
-        pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND[order].reshape(-1)), vectors_ND.shape[1]),
-        pa.LargeListArray.from_arrays(
-            pa.array(offsets), pa.array(np.concatenate([tokens[row] for row in order]))
-        ),
-    ]
-    write_batch(folders.scattered(source.stem), pa.record_batch(columns, schema=schema), rows_C.tolist())
-    result = {"rows_C": rows_C, "squared": np.square(distance_N, dtype=np.float64).sum()}
+    columns = {
+        name: table[name].take(order).combine_chunks() for name in ("passage_id", "document_id", "source")
+    }
+    columns["distance"] = pa.array(found.distances_N[order])
+    columns["tokens"] = pa.LargeListArray.from_arrays(
+        pa.array(offsets), pa.array(np.concatenate([tokens[row] for row in order]))
+    )
+    columns["domain"] = pa.array(found.domains_N[order])
+    batch = pa.record_batch(columns, schema=scatter_schema(tokenizer.vocab_size))
+    write_batch(folders.scattered(source.stem), batch, rows_C.tolist())
+    result = {"rows_C": rows_C, "squared": found.coarse_squared_N.sum(dtype=np.float64)}
     write_arrays(kept, **result)
     return result
 
 
-def scatter_schema(vocab_size: int, size: int) -> pa.Schema:
-    """The schema of a partition, with the embedding in place of the distance."""
-    partition = partition_schema(vocab_size)
-    embedding = pa.field("embedding", pa.list_(pa.float16(), size), nullable=False)
-    return partition.set(partition.get_field_index("distance"), embedding)
+def scatter_schema(vocab_size: int) -> pa.Schema:
+    """The schema of a partition, and the domain."""
+    return partition_schema(vocab_size).append(pa.field("domain", pa.int64(), nullable=False))
 
 
 def write_batch(path: Path, batch: pa.RecordBatch, rows: Sequence[int] = ()) -> None:

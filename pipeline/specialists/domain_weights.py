@@ -1,7 +1,7 @@
 """Domain weights of a set of texts (Algorithm 3), and what a vector of domain weights must be.
 
 The rule belongs to the weights and is stored with them: the nearest of all leaves (``flat``, Algorithm 3)
-and the leaf of the greedy descent (``tree``, which made the domains) are not always the same.
+and the leaf of the descent (``tree``, which made the domains) are not always the same.
 
 Legend: N texts, K domains, D embedding size.
 """
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.embeddings.build import embed_texts
+from pipeline.tree.descent import descend
 from pipeline.tree.nearest import Blocks, assign
 from storage_schema.errors import UserError
 from storage_schema.tree import Tree
@@ -146,8 +147,8 @@ def nearest_domains(vectors_ND: np.ndarray, tree: Tree, *, rule: Rule = "flat") 
     if rule == "flat":
         return assign(vectors_ND, tree.leaves_KD)[0]
     if rule == "tree":
-        return _descend(vectors_ND, tree)
-    raise UserError(f"rule is {rule!r}; it must be 'flat' (Algorithm 3) or 'tree' (greedy descent).")
+        return descend(vectors_ND, tree).domains_N
+    raise UserError(f"rule is {rule!r}; it must be 'flat' (Algorithm 3) or 'tree' (the store's descent).")
 
 
 def check_domain_weights(domain_weights_K: np.ndarray, num_domains: int) -> np.ndarray:
@@ -171,13 +172,3 @@ def check_domain_weights(domain_weights_K: np.ndarray, num_domains: int) -> np.n
             "Divide them by their sum."
         )
     return weights
-
-
-def _descend(vectors_ND: np.ndarray, tree: Tree) -> np.ndarray:
-    branching = tree.num_domains // len(tree.coarse_CD)
-    coarse_N = assign(vectors_ND, tree.coarse_CD)[0]
-    domains_N = np.empty_like(coarse_N)
-    for node in np.unique(coarse_N):
-        rows, first = coarse_N == node, node * branching
-        domains_N[rows] = first + assign(vectors_ND[rows], tree.leaves_KD[first : first + branching])[0]
-    return domains_N

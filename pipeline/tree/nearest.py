@@ -47,20 +47,25 @@ class Blocks:
 
         All centroids must be finite. Raises ValueError if a vector is not finite.
         """
-        nearest_N = np.empty(len(self.vectors_ND), np.int64)
-        squared_N = np.empty(len(self.vectors_ND), np.float32)
+        nearest_N1, squared_N1 = self.nearest_few(centroids_kD, 1)
+        return nearest_N1[:, 0], squared_N1[:, 0]
+
+    def nearest_few(self, centroids_kD: np.ndarray, few: int) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`nearest`, of the `few` nearest centroids: ``[N, few]`` each, the nearest first."""
+        nearest_Nf = np.empty((len(self.vectors_ND), few), np.int64)
+        squared_Nf = np.empty((len(self.vectors_ND), few), np.float32)
         centroids_kD = np.ascontiguousarray(centroids_kD, np.float32)
 
         def compare(start: int, block: np.ndarray) -> None:
-            squared, nearest = self._search(block, centroids_kD)
-            nearest_N[start : start + len(block)] = nearest[:, 0]
-            squared_N[start : start + len(block)] = squared[:, 0]
+            squared, nearest = self._search(block, centroids_kD, few)
+            nearest_Nf[start : start + len(block)] = nearest
+            squared_Nf[start : start + len(block)] = squared
 
         self._walk(compare)
-        if len(nearest_N) and (nearest_N.min() < 0 or not np.isfinite(squared_N).all()):
-            row = int(np.argmax((nearest_N < 0) | ~np.isfinite(squared_N)))
-            raise UserError(f"Vector {row} is not finite: it has no nearest centroid.")
-        return nearest_N, squared_N
+        broken_N = (nearest_Nf < 0).any(1) | ~np.isfinite(squared_Nf).all(1)
+        if broken_N.any():
+            raise UserError(f"Vector {int(np.argmax(broken_N))} is not finite: it has no nearest centroid.")
+        return nearest_Nf, squared_Nf
 
     def means(self, nearest_N: np.ndarray, clusters: int) -> np.ndarray:
         """The mean of each cluster's vectors, float32 ``[k, D]``; NaN for an empty cluster."""
@@ -187,14 +192,14 @@ def single_threaded(workers: int = 1) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, initializer=faiss.omp_set_num_threads, initargs=(1,))
 
 
-def _search(block: np.ndarray, centroids_kD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _search(block: np.ndarray, centroids_kD: np.ndarray, few: int) -> tuple[np.ndarray, np.ndarray]:
     import faiss
 
-    return faiss.knn(block, centroids_kD, 1)
+    return faiss.knn(block, centroids_kD, few)
 
 
-def _gpu_search() -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _gpu_search() -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
     import faiss
 
     resources = faiss.StandardGpuResources()
-    return lambda block, centroids_kD: faiss.knn_gpu(resources, block, centroids_kD, 1)
+    return lambda block, centroids_kD, few: faiss.knn_gpu(resources, block, centroids_kD, few)

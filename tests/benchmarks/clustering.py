@@ -18,10 +18,12 @@ import argparse
 import json
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from flows.settings import BuildDomains
 from pipeline.corpus.documents import BadDocument
 from pipeline.corpus.listing import open_corpus
 from pipeline.corpus.readers import read_documents
@@ -31,11 +33,16 @@ from pipeline.embeddings.word_pieces import tokenize, tokenizer_of
 from pipeline.passages.cutting import cut_passages, text_hash
 from pipeline.tasks import available_cores
 from pipeline.tree.kmeans import KMeansSettings, fit_node
+from pipeline.tree.descent import descend
 from pipeline.tree.nearest import Blocks, node_seed, sample_rows
 from storage_schema.layout import home, store_folder
+from storage_schema.tree import Tree
 
 C = 64
 SAMPLE = 128_000
+SEARCHED = (1, 2, 4, 8)
+"""Coarse nodes whose leaves are compared with a vector; OURS is what build-domains does by itself."""
+OURS = BuildDomains.model_fields["searched_nodes"].default
 CHUNK = 20_000
 
 
@@ -88,29 +95,31 @@ def _chunks_of_text():
     yield texts
 
 
-def tree(vectors_ND: np.ndarray, settings: KMeansSettings, threads: int) -> dict:
-    """Fit and assign as the pipeline does."""
+def tree(vectors_ND: np.ndarray, settings: KMeansSettings, threads: int) -> dict[int, dict]:
+    """Fit as the pipeline does, then assign with each of SEARCHED; a row for each."""
     begun = time.perf_counter()
     rows = sample_rows(len(vectors_ND), SAMPLE, node_seed(0, -1))
     root = fit_node(vectors_ND[rows], C, settings, seed=node_seed(0, -1), threads=threads)
-    fitting, assigning = time.perf_counter() - begun, 0.0
-    begun = time.perf_counter()
     coarse_N, _ = Blocks(vectors_ND, threads=threads).nearest(root.centroids_kD)
-    assigning += time.perf_counter() - begun
-    squared, counts = 0.0, []
+    leaves = []
     for node in range(C):
         inside = vectors_ND[coarse_N == node]
-        begun = time.perf_counter()
         sample = inside[sample_rows(len(inside), SAMPLE, node_seed(0, node))]
         fit = fit_node(sample, C, settings, seed=node_seed(0, node), threads=threads)
-        fitting += time.perf_counter() - begun
-        centroids_kD = fit.centroids_kD[np.isfinite(fit.centroids_kD).all(1)]
+        leaves.append(fit.centroids_kD)
+    fitting = time.perf_counter() - begun
+    none = np.zeros(C * C)
+    fitted = Tree(
+        coarse_CD=root.centroids_kD, leaves_KD=np.concatenate(leaves), counts_K=none, mean_distance_K=none
+    )
+    found = {}
+    for searched in SEARCHED:
         begun = time.perf_counter()
-        leaf_N, squared_N = Blocks(inside, threads=threads).nearest(centroids_kD)
-        assigning += time.perf_counter() - begun
-        squared += squared_N.sum(dtype=np.float64)
-        counts.append(np.bincount(leaf_N, minlength=C))
-    return _row(squared / len(vectors_ND), fitting, assigning, np.concatenate(counts))
+        fallen = descend(vectors_ND, replace(fitted, searched_nodes=searched), threads=threads)
+        assigning = time.perf_counter() - begun
+        inertia = np.square(fallen.distances_N, dtype=np.float64).mean()
+        found[searched] = _row(inertia, fitting, assigning, np.bincount(fallen.domains_N, minlength=C * C))
+    return found
 
 
 def flat_faiss(vectors_ND: np.ndarray) -> dict:
@@ -145,9 +154,11 @@ def mini_batch(vectors_ND: np.ndarray) -> dict:
 
 
 def limits(vectors_ND: np.ndarray, folder: Path) -> dict:
-    """Rows a second of the bare matrix product (2 x 64 x 384 multiply-adds a row) and of reading the vectors."""
+    """Rows per second of the bare matrix product (with the coarse centroids and the leaves that are searched) and of
+    reading the vectors.
+    """
     wide_ND = vectors_ND[:100_000].astype(np.float32)
-    centroids_kD = np.ascontiguousarray(wide_ND[: 2 * C])
+    centroids_kD = np.ascontiguousarray(wide_ND[: (1 + OURS) * C])
     product = min(_seconds(lambda: wide_ND @ centroids_kD.T) for _ in range(5)) / len(wide_ND)
     path = folder / "read-rate.bin"
     vectors_ND.tofile(path)
@@ -198,23 +209,24 @@ def main() -> None:
         embeddings_of_store(options.embeddings) if options.embeddings else vectors_of_text(options.vectors)
     )
     threads = available_cores()
-    methods = {
-        "tree": lambda: tree(vectors_ND, KMeansSettings(), threads),
-        "tree, no bound": lambda: tree(vectors_ND, KMeansSettings(size_limit=None), threads),
-        "tree, random start": lambda: tree(vectors_ND, KMeansSettings(init="random"), threads),
-    }
-    if not options.only_tree:
-        methods |= {"flat FAISS": lambda: flat_faiss(vectors_ND)}
-        methods |= {"MiniBatchKMeans": lambda: mini_batch(vectors_ND)}
     result = {}
-    print(f"{len(vectors_ND)} vectors, {threads} cores\n{'':20} inertia    fit s  assign s  imbalance  empty")
-    for name, run in methods.items():
-        row = result[name] = run()
+    print(f"{len(vectors_ND)} vectors, {threads} cores\n{'':24} inertia    fit s  assign s  imbalance  empty")
+
+    def say(name: str, row: dict) -> None:
+        result[name] = row
         print(
-            f"{name:20} {row['inertia']:7.4f} {row['fit_seconds']:8.1f} {row['assign_seconds']:9.2f} "
+            f"{name:24} {row['inertia']:7.4f} {row['fit_seconds']:8.1f} {row['assign_seconds']:9.2f} "
             f"{row['imbalance']:10.2f} {row['empty']:6}",
             flush=True,
         )
+
+    trees = {"tree": {}, "tree, no bound": {"size_limit": None}, "tree, random start": {"init": "random"}}
+    for name, options_of_tree in trees.items():
+        for searched, row in tree(vectors_ND, KMeansSettings(**options_of_tree), threads).items():
+            say(name if searched == OURS else f"{name}, {searched} searched", row)
+    if not options.only_tree:
+        say("flat FAISS", flat_faiss(vectors_ND))
+        say("MiniBatchKMeans", mini_batch(vectors_ND))
     rates = limits(vectors_ND, home() / "benchmarks")
     assigned = len(vectors_ND) / result["tree"]["assign_seconds"]
     limit = min(rates.values())

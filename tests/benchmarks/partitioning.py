@@ -24,7 +24,7 @@ import numpy as np
 from flows.cluster import session
 from pipeline.corpus.listing import open_corpus
 from pipeline.domains.build import build_domains
-from pipeline.domains.leaves import TreeSettings
+from pipeline.domains.fitting import TreeSettings
 from pipeline.domains.scatter import Folders
 from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
@@ -73,7 +73,14 @@ def job(folder: Path) -> None:
     sample = dict(vocab_size=VOCAB["vocab_size"], sample_characters=5_000_000)
     stage("tokenizer", lambda opened: build_tokenizer(opened, passages, run=run_tasks, **sample))
     stage("embeddings", embeddings)
-    tree = TreeSettings(coarse_clusters=64, leaf_clusters=64, kmeans=KMeansSettings(), sample=128_000, seed=0)
+    tree = TreeSettings(
+        coarse_clusters=64,
+        leaf_clusters=64,
+        kmeans=KMeansSettings(),
+        sample=128_000,
+        seed=0,
+        searched_nodes=4,
+    )
     names = ("passages", "embeddings", "tokenizer")
     paths = {name: str(folder / "store" / name) for name in names}
     stage("domains", lambda opened: build_domains(opened, Folders(**paths, work=str(opened.work)), tree))

@@ -11,7 +11,7 @@ import pytest
 
 from flows.jobs import build_domains as job
 from flows.settings import BuildDomains
-from pipeline.domains import build as partitioning
+from pipeline.domains import fitting as partitioning
 from pipeline.domains import scatter
 from pipeline.embeddings import build as embedding
 from storage_schema.manifest import StoreError

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.corpus.listing import open_corpus
 from pipeline.domains.build import build_domains
-from pipeline.domains.leaves import TreeSettings
+from pipeline.domains.fitting import TreeSettings
 from pipeline.domains.scatter import Folders
 from pipeline.embeddings.build import write_embeddings
 from pipeline.passages.build import build_passages
@@ -25,7 +25,12 @@ from tests.planted import planted_languages, write_planted_corpus
 
 LANGUAGES = 4
 TREE = TreeSettings(
-    coarse_clusters=LANGUAGES, leaf_clusters=3, kmeans=KMeansSettings(iterations=10), sample=10_000, seed=1
+    coarse_clusters=LANGUAGES,
+    leaf_clusters=3,
+    kmeans=KMeansSettings(iterations=10),
+    sample=10_000,
+    seed=1,
+    searched_nodes=2,
 )
 
 

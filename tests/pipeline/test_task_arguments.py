@@ -13,7 +13,7 @@ from pipeline.corpus import large_files
 from pipeline.corpus.accounts import Tally
 from pipeline.corpus.documents import Corpus, CorpusFile
 from pipeline.domains import build as domains
-from pipeline.domains.leaves import TreeSettings
+from pipeline.domains.fitting import TreeSettings
 from pipeline.domains.scatter import Folders
 from pipeline.passages import build as passages
 from pipeline.passages.parts import parts_of_split

@@ -15,7 +15,7 @@ from flows.cluster import session
 from pipeline.corpus.documents import Corpus
 from pipeline.corpus.listing import open_corpus
 from pipeline.domains.build import build_domains
-from pipeline.domains.leaves import TreeSettings
+from pipeline.domains.fitting import TreeSettings
 from pipeline.domains.scatter import Folders
 from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
@@ -51,6 +51,8 @@ STAGE_OF_TASKS = {
     "texts_of_documents": SAMPLE,
     "embed_part": EMBED,
     "fit_root": TREE,
+    "sample_part": TREE,
+    "fit_leaves": TREE,
     "scatter_part": SCATTER,
     "write_node": LEAVES,
 }
@@ -158,6 +160,7 @@ class Builder:
             kmeans=KMeansSettings(),
             sample=self.cell.sample,
             seed=0,
+            searched_nodes=4,
         )
         folders = Folders(
             passages=str(volume / "passages"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -18,9 +17,8 @@ from pipeline.domains.leaves import _split, _write_partition, write_node
 from pipeline.domains.scatter import Folders, scatter_schema, write_batch
 from storage_schema.arrow_files import read_batch
 from storage_schema.domains import partition_schema
-from tests.pipeline.planted_store import TREE
 
-LEAVES, SIZE = 100, 8
+LEAVES, FIRST = 100, 700
 
 
 @contextmanager
@@ -36,29 +34,29 @@ def few_more_files(number):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def rows_of(leaves_kD, leaf_N, first_id):
-    """Rows at their leaves' centroids, of 1 to 9 tokens each."""
+def rows_of(leaf_N, first_id):
+    """Rows of 1 to 9 tokens each."""
     lengths = 1 + np.arange(len(leaf_N)) % 9
     edges = np.concatenate([[0], np.cumsum(lengths)])
-    vectors = pa.array(leaves_kD[leaf_N].astype(np.float16).reshape(-1))
     columns = [
         pa.array(first_id + np.arange(len(leaf_N))[::-1]),
         pa.array([f"d{number}" for number in range(len(leaf_N))]),
         pa.array(["s"] * len(leaf_N)),
-        pa.FixedSizeListArray.from_arrays(vectors, SIZE),
+        pa.array(np.linspace(0, 1, len(leaf_N), dtype=np.float32)),
         pa.LargeListArray.from_arrays(pa.array(edges), pa.array(np.arange(edges[-1]).astype(np.uint16))),
+        pa.array(FIRST + leaf_N),
     ]
-    return pa.table(columns, schema=scatter_schema(1000, SIZE))
+    return pa.table(columns, schema=scatter_schema(1000))
 
 
 def test_a_node_of_many_leaves_needs_few_open_files(tmp_path):
     generator = np.random.Generator(np.random.PCG64(0))
-    leaves_kD = np.eye(LEAVES)[:, :SIZE] + np.arange(LEAVES)[:, None]
     leaf_PN = [generator.integers(0, LEAVES - 1, 300) for _ in range(3)]  # nothing falls into the last leaf
-    tables = [rows_of(leaves_kD, leaf_N, 1000 * part) for part, leaf_N in enumerate(leaf_PN)]
+    tables = [rows_of(leaf_N, 1000 * part) for part, leaf_N in enumerate(leaf_PN)]
     path = tmp_path / "by-leaf.arrow"
     with few_more_files(12):
-        sums, leaf_of_batch = _split([lambda table=table: table for table in tables], leaves_kD, path)
+        readers = [lambda table=table: table for table in tables]
+        sums, leaf_of_batch = _split(readers, FIRST, LEAVES, path)
     rows = pa.concat_tables(tables)
     leaf_N = np.concatenate(leaf_PN)
     assert np.array_equal(sums["counts_k"], np.bincount(leaf_N, minlength=LEAVES))
@@ -80,13 +78,20 @@ def test_a_node_of_many_parts_has_one_mapped_at_a_time(tmp_path, monkeypatch):
     """A process may have 65,530 mappings; a corpus of 10^9 passages has more parts."""
     folders = Folders(passages="", embeddings="", tokenizer="", work=str(tmp_path))
     folders.scratch.mkdir()
-    schema, rows_PC = scatter_schema(300, 8), np.array([[2, 0, 3], [0, 0, 0], *[[1, 4, 0]] * 60], np.int64)
-    random, number = np.random.Generator(np.random.PCG64(0)), 0
+    schema, rows_PC = scatter_schema(300), np.array([[2, 0, 3], [0, 0, 0], *[[1, 4, 0]] * 60], np.int64)
+    number = 0
     names = [f"part-{part:05d}" for part in range(len(rows_PC))]
     for name, rows_C in zip(names, rows_PC.tolist(), strict=True):
         ids = range(number, number := number + sum(rows_C))
-        columns = [list(ids), ["d"] * len(ids), ["s"] * len(ids), random.normal(size=(len(ids), 8)).tolist()]
-        batch = pa.record_batch(dict(zip(schema.names, [*columns, [[n % 300, 0] for n in ids]], strict=True)))
+        columns = [
+            list(ids),
+            ["d"] * len(ids),
+            ["s"] * len(ids),
+            [0.5] * len(ids),
+            [[n % 300, 0] for n in ids],
+        ]
+        columns.append((2 * np.repeat(np.arange(3), rows_C) + np.array(ids, np.int64) % 2).tolist())
+        batch = pa.record_batch(dict(zip(schema.names, columns, strict=True)))
         write_batch(folders.scattered(name), batch.cast(schema), rows_C)
     mapped = []
 
@@ -94,10 +99,8 @@ def test_a_node_of_many_parts_has_one_mapped_at_a_time(tmp_path, monkeypatch):
         mapped.append(sum(str(tmp_path) in line for line in Path("/proc/self/maps").open()))
         return real(*arguments, **options)
 
-    for name in ("fit_node", "assign"):
-        monkeypatch.setattr(leaves, name, partial(look, getattr(leaves, name)))
-    settings = replace(TREE, coarse_clusters=3, leaf_clusters=2)
-    found = [write_node(folders, node, (names, rows_PC), settings) for node in range(3)]
+    monkeypatch.setattr(leaves.np, "square", partial(look, np.square))  # with a part's rows at hand
+    found = [write_node(folders, node, (names, rows_PC), 2) for node in range(3)]
     assert len(mapped) > 100 and max(mapped) <= 2
     assert [int(node["counts_k"].sum()) for node in found] == rows_PC.sum(0).tolist()
     ids = [
@@ -105,5 +108,5 @@ def test_a_node_of_many_parts_has_one_mapped_at_a_time(tmp_path, monkeypatch):
         for path in tmp_path.glob("domain=*/*")
     ]
     assert sorted(sum(ids, [])) == list(range(number))
-    again = write_node(folders, 0, ([], np.zeros((0, 3))), settings)  # it is done
+    again = write_node(folders, 0, ([], np.zeros((0, 3))), 2)  # it is done
     assert again["counts_k"].tolist() == found[0]["counts_k"].tolist()

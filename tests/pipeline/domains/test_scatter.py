@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.domains.scatter import Folders, scatter_part
 from storage_schema.corpus import part_files
+from storage_schema.tree import Tree
 from tests.pipeline.planted_store import LANGUAGES, linked
 
 
@@ -20,10 +21,11 @@ def test_no_part_lists_a_folder(planted, tmp_path, monkeypatch):
     folders = Folders(**paths, work=str(tmp_path))
     folders.scratch.mkdir()
     [part, *_] = part_files(folder / "passages", "train")
-    coarse_CD = np.eye(LANGUAGES, 64, dtype=np.float32)
+    centroids_KD, none = np.eye(LANGUAGES, 64, dtype=np.float32), np.zeros(LANGUAGES)
+    tree = Tree(coarse_CD=centroids_KD, leaves_KD=centroids_KD, counts_K=none, mean_distance_K=none)
     for name in ("listdir", "scandir"):
         monkeypatch.setattr(os, name, lambda *_: pytest.fail("it lists a folder"))
-    rows_C = scatter_part(folders, part, coarse_CD)["rows_C"]
-    assert scatter_part(folders, part, coarse_CD)["rows_C"].tolist() == rows_C.tolist()  # it is done
+    rows_C = scatter_part(folders, part, tree)["rows_C"]
+    assert scatter_part(folders, part, tree)["rows_C"].tolist() == rows_C.tolist()  # it is done
     monkeypatch.undo()
     assert rows_C.sum() == len(pl.read_parquet(part))
