@@ -20,6 +20,7 @@ import platform
 import time
 from dataclasses import replace
 from pathlib import Path
+from timeit import repeat
 
 import numpy as np
 
@@ -32,8 +33,8 @@ from pipeline.embeddings.embedder import DEFAULT, find_embedder, load_embedder
 from pipeline.embeddings.word_pieces import tokenize, tokenizer_of
 from pipeline.passages.cutting import cut_passages, text_hash
 from pipeline.tasks import available_cores
-from pipeline.tree.kmeans import KMeansSettings, fit_node
 from pipeline.tree.descent import descend
+from pipeline.tree.kmeans import KMeansSettings, fit_node
 from pipeline.tree.nearest import Blocks, node_seed, sample_rows
 from storage_schema.layout import home, store_folder
 from storage_schema.tree import Tree
@@ -159,7 +160,7 @@ def limits(vectors_ND: np.ndarray, folder: Path) -> dict:
     """
     wide_ND = vectors_ND[:100_000].astype(np.float32)
     centroids_kD = np.ascontiguousarray(wide_ND[: (1 + OURS) * C])
-    product = min(_seconds(lambda: wide_ND @ centroids_kD.T) for _ in range(5)) / len(wide_ND)
+    product = min(repeat(lambda: wide_ND @ centroids_kD.T, number=1)) / len(wide_ND)
     path = folder / "read-rate.bin"
     vectors_ND.tofile(path)
     buffer = np.empty(1 << 24, np.uint8)
@@ -169,15 +170,9 @@ def limits(vectors_ND: np.ndarray, folder: Path) -> dict:
             while file.readinto(buffer):
                 pass
 
-    reading = min(_seconds(read) for _ in range(3)) / len(vectors_ND)
+    reading = min(repeat(read, number=1, repeat=3)) / len(vectors_ND)
     path.unlink()
     return {"product_rows_per_second": 1 / product, "read_rows_per_second": 1 / reading}
-
-
-def _seconds(function) -> float:
-    begun = time.perf_counter()
-    function()
-    return time.perf_counter() - begun
 
 
 def _row(inertia: float, fitting: float, assigning: float, counts: np.ndarray) -> dict:
@@ -193,9 +188,8 @@ def _row(inertia: float, fitting: float, assigning: float, counts: np.ndarray) -
 
 def main() -> None:
     global C
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape)
     parser.add_argument("--vectors", type=int, default=500_000)
     parser.add_argument("--embeddings", metavar="STORE", help="those of this store instead")
     parser.add_argument("--clusters", type=int, default=C, help="of each level")
@@ -239,18 +233,16 @@ def main() -> None:
     if not options.only_tree:
         ours, flat = result["tree"], result["flat FAISS"]
         both = [row["fit_seconds"] + row["assign_seconds"] for row in (ours, flat)]
-        ratios |= {
-            "inertia_over_flat": ours["inertia"] / flat["inertia"],
-            "flat_over_tree_seconds": both[1] / both[0],
-        }
+        ratios["inertia_over_flat"] = ours["inertia"] / flat["inertia"]
+        ratios["flat_over_tree_seconds"] = both[1] / both[0]
         print(
             f"inertia {ratios['inertia_over_flat']:.4f} x flat FAISS, "
             f"{ratios['flat_over_tree_seconds']:.1f} times as fast"
         )
     if options.json:
-        body = {"vectors": len(vectors_ND), "methods": result, "limits": rates, "ratios": ratios}
-        body |= {"clusters": C * C, "embeddings": bool(options.embeddings)}
-        body["machine"] = f"{platform.machine()}, {threads} cores"
+        body = {"vectors": len(vectors_ND), "clusters": C * C, "embeddings": bool(options.embeddings)}
+        body |= {"methods": result, "limits": rates, "ratios": ratios}
+        body |= {"machine": f"{platform.machine()}, {threads} cores"}
         Path(options.json).write_text(json.dumps(body, indent=1))
 
 
