@@ -64,12 +64,13 @@ def build_domains(
     folders.scratch.mkdir(exist_ok=True)
 
     def share_of(begin: float, end: float) -> Report:
-        return lambda done, of: report(int(total * (begin + (end - begin) * done / of)), total)
+        return lambda done, of: report(int(total * (begin + (end - begin) * done / max(of, 1))), total)
 
-    fitted, splits = (
-        (tree, 0) if tree is not None else fit_tree(folders, parts, settings, share_of(0, FITTED))
-    )
-    begin = FITTED if tree is None else 0.0
+    if tree is None:
+        begin = FITTED
+        fitted, splits = fit_tree(folders, parts, settings, share_of(0, begin))
+    else:
+        begin, fitted, splits = 0.0, tree, 0
     middle = (1 + begin) / 2
     shared = share(fitted)
     scattered = run_tasks(

@@ -1,0 +1,71 @@
+"""The tree that is fitted on a sample of the embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.domains import fitting
+from pipeline.domains.fitting import fit_tree
+from pipeline.domains.scatter import Folders, read_node
+from pipeline.tasks import ignore_progress
+from storage_schema.corpus import part_files
+from tests.pipeline.planted_store import TREE, linked
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Tasks run in this process."""
+    monkeypatch.setattr(fitting, "run_tasks", lambda task, arguments, **_: [task(*one) for one in arguments])
+    monkeypatch.setattr(fitting, "share", lambda value: value)
+
+
+def folders_of(planted, folder):
+    folder.mkdir()
+    linked(planted, folder)
+    paths = {name: str(folder / name) for name in ("passages", "embeddings", "tokenizer")}
+    folders = Folders(**paths, work=str(folder))
+    folders.scratch.mkdir()
+    return folders, part_files(folder / "passages", "train")
+
+
+def test_what_was_sampled_and_fitted_before_a_crash_is_kept(planted, tmp_path, here, monkeypatch):
+    folders, parts = folders_of(planted, tmp_path / "undisturbed")
+    undisturbed, splits = fit_tree(folders, parts, TREE, ignore_progress)
+    folders, parts = folders_of(planted, tmp_path / "killed")
+
+    def crash(*_, **__):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(fitting.np, "full", crash)
+        fit_tree(folders, parts, TREE, ignore_progress)
+    (folders.scratch / "leaves-00002.npz").unlink()
+    left = {path: path.stat().st_mtime_ns for path in folders.scratch.iterdir()}
+    assert len(left) == 1 + len(parts) + TREE.coarse_clusters - 1
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(fitting, "read_arrays", crash)  # at the root, the first that is read
+        fit_tree(folders, parts, TREE, ignore_progress)
+    assert {path: path.stat().st_mtime_ns for path in left} == left
+    tree, splits_then = fit_tree(folders, parts, TREE, ignore_progress)
+    assert {path.stat().st_mtime_ns for path in left if path.exists()} <= set(left.values())
+    assert np.array_equal(tree.leaves_KD, undisturbed.leaves_KD) and splits_then == splits
+    assert not [*folders.scratch.glob("sampled-*")]
+
+
+def test_each_part_gives_its_share_of_the_sample(planted, tmp_path, here, monkeypatch):
+    folders, parts = folders_of(planted, tmp_path / "few")
+    settings = replace(TREE, sample=30)
+    monkeypatch.setattr(fitting, "fit_leaves", lambda *_: pytest.fail("enough"))
+    with pytest.raises(pytest.fail.Exception, match="enough"):
+        fit_tree(folders, parts, settings, ignore_progress)
+    rows = np.array([pq.read_metadata(part).num_rows for part in parts])
+    drawn = [
+        sum(len(read_node(folders.sampled(part.stem), node)) for node in range(settings.coarse_clusters))
+        for part in parts
+    ]
+    assert len(parts) > 0 and sum(drawn) == 4 * 30 < rows.sum()
+    assert np.abs(np.array(drawn) - 4 * 30 * rows / rows.sum()).max() < 1
