@@ -36,24 +36,28 @@ def test_what_was_sampled_and_fitted_before_a_crash_is_kept(planted, tmp_path, h
     folders, parts = folders_of(planted, tmp_path / "undisturbed")
     undisturbed, splits = fit_tree(folders, parts, TREE, ignore_progress)
     folders, parts = folders_of(planted, tmp_path / "killed")
+    written, real = [], fitting.write_arrays
 
-    def crash(*_, **__):
-        raise RuntimeError("killed")
+    def crash(path, **arrays):
+        written.append(path.name)
+        if path.name == "leaves-00002.npz":
+            raise RuntimeError("killed")
+        real(path, **arrays)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(fitting.np, "full", crash)
+        patch.setattr(fitting, "write_arrays", crash)
         fit_tree(folders, parts, TREE, ignore_progress)
-    (folders.scratch / "leaves-00002.npz").unlink()
-    left = {path: path.stat().st_mtime_ns for path in folders.scratch.iterdir()}
-    assert len(left) == 1 + len(parts) + TREE.coarse_clusters - 1
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(fitting, "read_arrays", crash)  # at the root, the first that is read
-        fit_tree(folders, parts, TREE, ignore_progress)
-    assert {path: path.stat().st_mtime_ns for path in left} == left
+    assert written == ["root.npz", *(f"leaves-{node:05d}.npz" for node in range(3))]
+    monkeypatch.setattr(
+        fitting, "write_arrays", lambda path, **arrays: [written.append(path.name), real(path, **arrays)]
+    )
+    monkeypatch.setattr(fitting, "write_batch", lambda *_: pytest.fail("a part was sampled again"))
     tree, splits_then = fit_tree(folders, parts, TREE, ignore_progress)
-    assert {path.stat().st_mtime_ns for path in left if path.exists()} <= set(left.values())
+    assert written[4:] == ["leaves-00002.npz", "leaves-00003.npz", "tree.npz"]
     assert np.array_equal(tree.leaves_KD, undisturbed.leaves_KD) and splits_then == splits
-    assert not [*folders.scratch.glob("sampled-*")]
+    assert not [*folders.scratch.glob("sampled-*")]  # they are needed no more
+    monkeypatch.setattr(fitting, "run_tasks", lambda *_, **__: pytest.fail("it was fitted again"))
+    assert np.array_equal(fit_tree(folders, parts, TREE, ignore_progress)[0].leaves_KD, tree.leaves_KD)
 
 
 def test_each_part_gives_its_share_of_the_sample(planted, tmp_path, here, monkeypatch):
