@@ -55,6 +55,24 @@ class Question:
         return content_digest({"at": at.tolist(), "weights": weights.tolist(), "rows": rows})
 
 
+def stage_of(
+    folder: Path,
+    kind: str,
+    pretraining: Pretraining,
+    contender: Contender,
+    sets_digest: str,
+    configuration: Mapping[str, Any],
+) -> Stage:
+    """Where the folder keeps what was found of a method with one seed; another method, training or sets replace it."""
+    return open_stage(
+        folder / f"{contender.label.replace(':', '@')}-seed-{pretraining.seed}",
+        kind=kind,
+        configuration={"method": contender.label, "options": contender.options, **configuration},
+        inputs={"training": pretraining.digest, "sets": sets_digest},
+        rebuild=True,
+    )
+
+
 def follows_weights(method: FlatMethod) -> bool:
     """Whether the method makes a model of domain weights alone, and another one of others."""
     merge = isinstance(method, LinearMerge) and method.num_candidates == 1
@@ -104,16 +122,8 @@ class Further:
         if not follows_weights(contender.method):
             return {}
         return {
-            name: open_stage(
-                self.folder / name / f"{contender.label.replace(':', '@')}-seed-{pretraining.seed}",
-                kind=KIND,
-                configuration={
-                    "method": contender.label,
-                    "options": contender.options,
-                    "asked": one.digest,
-                },
-                inputs={"training": pretraining.digest, "sets": self.sets_digest},
-                rebuild=True,
+            name: stage_of(
+                self.folder / name, KIND, pretraining, contender, self.sets_digest, {"asked": one.digest}
             )
             for name, one in self.questions.items()
         }

@@ -20,7 +20,7 @@ import torch
 
 from flows.comparison.big_bench import Task, read_tasks
 from flows.comparison.contenders import Contender, is_mixture
-from flows.comparison.further import follows_weights
+from flows.comparison.further import follows_weights, stage_of
 from flows.comparison.measuring import FINISHED
 from flows.comparison.place import RESULT, Place
 from flows.comparison.pretrainings import Pretraining
@@ -35,7 +35,6 @@ from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
 from storage_schema.manifest import content_digest, write_atomically
-from storage_schema.stage import Stage, open_stage
 
 KIND, FOLDER = "comparison-choices", "multiple-choice"
 MOST = 200
@@ -109,7 +108,8 @@ def _answers(contender: Contender) -> bool:
 def answered(place: Place, of: Asked, pretraining: Pretraining, contender: Contender) -> dict[str, Any]:
     """One method with one seed."""
     torch.set_num_threads(place.cores)
-    stage = _stage(place, of, pretraining, contender)
+    folder, asked_now = place.folder / FOLDER, {"asked": of.digest}
+    stage = stage_of(folder, KIND, pretraining, contender, place.sets_digest, asked_now)
     if stage.finished is None:
         by_task = _ask(place, of, pretraining, contender)
         write_atomically(stage.work / RESULT, json.dumps(by_task, indent=1, allow_nan=False))
@@ -140,13 +140,3 @@ def _ask(place: Place, of: Asked, pretraining: Pretraining, contender: Contender
         backbone.params_P.copy_(model_P)
         found[task.name] = answers(backbone.module, tokenizer, method.training.sequence_length, task)
     return found
-
-
-def _stage(place: Place, of: Asked, pretraining: Pretraining, contender: Contender) -> Stage:
-    return open_stage(
-        place.folder / FOLDER / f"{contender.label.replace(':', '@')}-seed-{pretraining.seed}",
-        kind=KIND,
-        configuration={"method": contender.label, "options": contender.options, "asked": of.digest},
-        inputs={"training": pretraining.digest, "sets": place.sets_digest},
-        rebuild=True,
-    )

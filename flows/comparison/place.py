@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.comparison import checkpoint
 from flows.comparison.contenders import Contender, is_mixture
-from flows.comparison.further import Further, Question
+from flows.comparison.further import Further, Question, stage_of
 from flows.comparison.measuring import FINISHED
 from flows.comparison.pretrainings import Pretraining
 from flows.comparison.sets import MeasuredSet
@@ -57,14 +57,8 @@ class Place:
     def cell(self, pretraining: Pretraining, contender: Contender) -> Stage:
         tokens = self.tuned_on(contender)
         tuned = {"fine_tune_tokens": list(tokens)} if tokens else {}
-        return open_stage(
-            self.folder / "cells" / f"{contender.label.replace(':', '@')}-seed-{pretraining.seed}",
-            kind=KIND,
-            configuration={"method": contender.label, "options": contender.options, "points": self.points}
-            | tuned,
-            inputs={"training": pretraining.digest, "sets": self.sets_digest},
-            rebuild=True,
-        )
+        chosen = {"points": self.points} | tuned
+        return stage_of(self.folder / "cells", KIND, pretraining, contender, self.sets_digest, chosen)
 
     def training(self, pretraining: Pretraining) -> Stage:
         return open_stage(

@@ -68,7 +68,7 @@ def build_domains(
 
     if tree is None:
         begin = FITTED
-        fitted, splits = fit_tree(folders, parts, settings, share_of(0, begin))
+        fitted, splits = fit_tree(folders, parts, rows, settings, share_of(0, begin))
     else:
         begin, fitted, splits = 0.0, tree, 0
     middle = (1 + begin) / 2

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.domains.scatter import Folders, read_arrays, read_node, write_arrays, write_batch
 from pipeline.embeddings.build import embeddings_of, read_embeddings
@@ -61,12 +60,13 @@ def check_enough_passages(
 
 
 def fit_tree(
-    folders: Folders, parts: Sequence[Path], settings: TreeSettings, report: Report
+    folders: Folders, parts: Sequence[Path], rows: list[int], settings: TreeSettings, report: Report
 ) -> tuple[Tree, int]:
     """Fit all centroids, in tasks; also returns how many clusters were split. Kept on disk for a resume.
 
     Args:
         parts: the parts of passages, in order.
+        rows: how many passages each has.
         report: progress in nodes.
 
     Returns:
@@ -78,7 +78,7 @@ def fit_tree(
     """
     kept = folders.scratch / "tree.npz"
     if not kept.exists():
-        write_arrays(kept, **_fit(folders, parts, settings, report))
+        write_arrays(kept, **_fit(folders, parts, rows, settings, report))
     for part in parts:
         folders.sampled(part.stem).unlink(missing_ok=True)
     arrays = read_arrays(kept)
@@ -93,9 +93,8 @@ def fit_tree(
 
 
 def _fit(
-    folders: Folders, parts: Sequence[Path], settings: TreeSettings, report: Report
+    folders: Folders, parts: Sequence[Path], rows: list[int], settings: TreeSettings, report: Report
 ) -> dict[str, np.ndarray]:
-    rows = [pq.read_metadata(part).num_rows for part in parts]
     check_enough_passages(sum(rows), settings)
     gpus = 1 if settings.use_gpu else 0
     threads = free_cores()
@@ -154,7 +153,9 @@ def sample_part(folders: Folders, part: Path, number: int, seed: int, coarse_CD:
         column = pa.FixedSizeListArray.from_arrays(ordered, vectors_ND.shape[1])
         rows_C = np.bincount(coarse_N, minlength=len(coarse_CD))
         write_batch(kept, pa.record_batch([column], names=["embedding"]), rows_C.tolist())
-    return np.array([len(read_node(kept, node)) for node in range(len(coarse_CD))])
+    with pa.memory_map(str(kept)) as source:
+        file = pa.ipc.open_file(source)
+        return np.array([file.get_batch(node).num_rows for node in range(len(coarse_CD))])
 
 
 def fit_leaves(

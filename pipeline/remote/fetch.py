@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from pyarrow import fs
 from pipeline.places.locations import input_options, open_filesystem
 from pipeline.places.retries import with_retries
 from pipeline.remote.mirror import Source
-from pipeline.remote.publish import MB, STAGES
-from pipeline.tasks import ignore_progress, is_disk_full
+from pipeline.remote.publish import STAGES
+from pipeline.remote.transfer import transfer
+from pipeline.tasks import Report, ignore_progress, is_disk_full
 from storage_schema.aside import written_aside
 from storage_schema.manifest import (
     FileEntry,
@@ -34,9 +34,7 @@ from storage_schema.manifest import (
 )
 from storage_schema.room import bytes_below, require_room
 
-THREADS = 8
 PIECE_BYTES = 4 << 20
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,22 +71,12 @@ def fetch_store(uri: str, folder: Path, *, report: Report = ignore_progress) -> 
 
 def fetch_stages(source: Source, stages: Sequence[FetchedStage], *, report: Report = ignore_progress) -> None:
     """Copy stages, several files at once, and give them their names in this order. Raises as :func:`fetch_store`."""
-    files = [(stage, entry) for stage in stages for entry in stage.manifest.files]
-    total, done = sum(entry.bytes for _, entry in files), 0
+    files = [((stage, entry), entry.bytes) for stage in stages for entry in stage.manifest.files]
     if stages:
-        needed = total - sum(bytes_below(stage.work) for stage in stages)
+        needed = sum(size for _, size in files) - sum(bytes_below(stage.work) for stage in stages)
         way_out = "set SOE_HOME to a folder on a larger disk"
         require_room(stages[0].work, needed, what=f"a copy of {source.uri}", way_out=way_out)
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") as pool:
-        fetched = {pool.submit(_fetch_file, source, stage, entry): entry.bytes for stage, entry in files}
-        try:
-            for one in as_completed(fetched):
-                one.result()
-                done += fetched[one]
-                report(-(-done // MB), -(-total // MB))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    transfer(lambda file: _fetch_file(source, *file), files, report)
     for stage in stages:
         os.rename(stage.work, stage.target)
 

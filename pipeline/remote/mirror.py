@@ -21,10 +21,10 @@ from storage_schema.json_files import JSON_BYTES
 from storage_schema.layout import home
 from storage_schema.manifest import FileEntry, StoreError, read_manifest
 
-OTHERS = ("tokenizer", "embeddings", "passages")
+_OTHERS = ("tokenizer", "embeddings", "passages")
 """The stages besides the domains. All files of the tokenizer are mirrored, and only the manifests of the others."""
 CLAIM = "publishing.json"
-"""In a store while it is written there: by whom (``publish.py``)."""
+"""In a store while it is written there: by whom (``claim.py``)."""
 _REQUIRED = ("tokenizer", "embeddings")
 """The stages that the store itself must have; additions may lack them."""
 
@@ -120,7 +120,7 @@ class Source:
         """Copy the small files of the store or of an addition below `folder`."""
         self._copy_stage(f"{below}domains", "domains", domains, folder)
         there = self.names(below.rstrip("/"))
-        for stage in OTHERS:
+        for stage in _OTHERS:
             if stage in there or (not below and stage in _REQUIRED):
                 text = self.read(f"{below}{stage}/manifest.json")
                 self._copy_stage(f"{below}{stage}", stage, text, folder)

@@ -7,13 +7,13 @@ the next run finds which files are whole by their size and the sha256 that was s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.places.buckets import Bucket
-from pipeline.tasks import ignore_progress
+from pipeline.remote.transfer import transfer
+from pipeline.tasks import Report, ignore_progress
 from storage_schema.layout import store_and_additions
 from storage_schema.manifest import (
     FileEntry,
@@ -30,10 +30,6 @@ STAGES = ("passages", "tokenizer", "embeddings", "domains")
 """In the order in which their manifests are written."""
 BESIDE = ("atlas.html", "domain-words.json")
 """Files beside the stages, where there are any. They are drawn anew with each addition."""
-THREADS = 8
-"""Files at once. Memory: two parts of each are under way (``buckets.py``), 128 MiB in all."""
-MB = 1_000_000
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,25 +90,15 @@ def _publish_volume(volume: Path, bucket: Bucket, below: str, report: Report) ->
 
 def _send(files: list[_File], bucket: Bucket, below: str, report: Report) -> None:
     """Send the files that are not there yet, and look whether all are."""
-    total, done = sum(file.entry.bytes for file in files), 0
     there = bucket.sizes(below)
 
-    def send(file: _File) -> int:
+    def send(file: _File) -> None:
         same_size = there.get(file.name) == file.entry.bytes
         if not (same_size and bucket.digest(file.name) == file.entry.sha256):
             verify_file(file.folder, file.entry)
             bucket.upload(file.folder / file.entry.path, file.name, sha256=file.entry.sha256)
-        return file.entry.bytes
 
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="publish") as pool:
-        sent = [pool.submit(send, file) for file in files]
-        try:
-            for one in as_completed(sent):
-                done += one.result()
-                report(-(-done // MB), -(-total // MB))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    transfer(send, [(file, file.entry.bytes) for file in files], report)
     _require_all(files, bucket, below)
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.places.locations import open_filesystem
-from pipeline.remote.fetch import Report, fetch_stages, stage_to_fetch
+from pipeline.remote.fetch import fetch_stages, stage_to_fetch
 from pipeline.remote.mirror import Source
-from pipeline.tasks import ignore_progress
+from pipeline.tasks import Report, ignore_progress
 from storage_schema.layout import home, last_name
 from storage_schema.lock import in_turn
 from storage_schema.manifest import manifest_name, parse_manifest

@@ -164,7 +164,9 @@ def sample_rows(total: int, limit: int, seed: int) -> np.ndarray:
 
 
 def node_seed(seed: int, node: int) -> int:
-    """The seed of one node (-1 is the root). Each node has its own, so nodes can be fitted in any order."""
+    """The seed of one node (-1 is the root, lower numbers are the parts of a sample). Each has its own, so that they
+    can be done in any order.
+    """
     return int.from_bytes(hashlib.blake2b(f"{seed} {node}".encode(), digest_size=8).digest(), "little") >> 1
 
 

@@ -29,13 +29,14 @@ def folders_of(planted, folder):
     paths = {name: str(folder / name) for name in ("passages", "embeddings", "tokenizer")}
     folders = Folders(**paths, work=str(folder))
     folders.scratch.mkdir()
-    return folders, part_files(folder / "passages", "train")
+    parts = part_files(folder / "passages", "train")
+    return folders, parts, [pq.read_metadata(part).num_rows for part in parts]
 
 
 def test_what_was_sampled_and_fitted_before_a_crash_is_kept(planted, tmp_path, here, monkeypatch):
-    folders, parts = folders_of(planted, tmp_path / "undisturbed")
-    undisturbed, splits = fit_tree(folders, parts, TREE, ignore_progress)
-    folders, parts = folders_of(planted, tmp_path / "killed")
+    folders, parts, rows = folders_of(planted, tmp_path / "undisturbed")
+    undisturbed, splits = fit_tree(folders, parts, rows, TREE, ignore_progress)
+    folders, parts, rows = folders_of(planted, tmp_path / "killed")
     written, real = [], fitting.write_arrays
 
     def crash(path, **arrays):
@@ -46,27 +47,27 @@ def test_what_was_sampled_and_fitted_before_a_crash_is_kept(planted, tmp_path, h
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         patch.setattr(fitting, "write_arrays", crash)
-        fit_tree(folders, parts, TREE, ignore_progress)
+        fit_tree(folders, parts, rows, TREE, ignore_progress)
     assert written == ["root.npz", *(f"leaves-{node:05d}.npz" for node in range(3))]
     monkeypatch.setattr(
         fitting, "write_arrays", lambda path, **arrays: [written.append(path.name), real(path, **arrays)]
     )
     monkeypatch.setattr(fitting, "write_batch", lambda *_: pytest.fail("a part was sampled again"))
-    tree, splits_then = fit_tree(folders, parts, TREE, ignore_progress)
+    tree, splits_then = fit_tree(folders, parts, rows, TREE, ignore_progress)
     assert written[4:] == ["leaves-00002.npz", "leaves-00003.npz", "tree.npz"]
     assert np.array_equal(tree.leaves_KD, undisturbed.leaves_KD) and splits_then == splits
     assert not [*folders.scratch.glob("sampled-*")]  # they are needed no more
     monkeypatch.setattr(fitting, "run_tasks", lambda *_, **__: pytest.fail("it was fitted again"))
-    assert np.array_equal(fit_tree(folders, parts, TREE, ignore_progress)[0].leaves_KD, tree.leaves_KD)
+    assert np.array_equal(fit_tree(folders, parts, rows, TREE, ignore_progress)[0].leaves_KD, tree.leaves_KD)
 
 
 def test_each_part_gives_its_share_of_the_sample(planted, tmp_path, here, monkeypatch):
-    folders, parts = folders_of(planted, tmp_path / "few")
+    folders, parts, rows = folders_of(planted, tmp_path / "few")
     settings = replace(TREE, sample=30)
     monkeypatch.setattr(fitting, "fit_leaves", lambda *_: pytest.fail("enough"))
     with pytest.raises(pytest.fail.Exception, match="enough"):
-        fit_tree(folders, parts, settings, ignore_progress)
-    rows = np.array([pq.read_metadata(part).num_rows for part in parts])
+        fit_tree(folders, parts, rows, settings, ignore_progress)
+    rows = np.array(rows)
     drawn = [
         sum(len(read_node(folders.sampled(part.stem), node)) for node in range(settings.coarse_clusters))
         for part in parts
