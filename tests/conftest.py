@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:9"  # no dashboard: who asks it hears so at once
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # as session.connect for its own cluster
 os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 starves its workers beside other tests
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests at once as there are cores: threads would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -13,6 +13,7 @@ import pytest
 
 from tests import test_architecture, test_subrooms
 
+pytestmark = pytest.mark.xdist_group("contributing")  # the changes are made and run once
 REPOSITORY = Path(__file__).parents[1]
 TEXT = (REPOSITORY / "ADDING.md").read_text("utf-8")
 RULES = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")

@@ -14,6 +14,9 @@ DASHBOARD = "RAY_API_SERVER_ADDRESS"
 """Where Ray's workers ask for the state of an actor. Without it they ask the head for the address first and, with Ray
 2.60, wait for ever: Ray Train then loses 12 seconds at the end of a run, and never sees that its controller died."""
 
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""An actor of Ray Train that sees nodes go. A cluster of one machine has none to lose but itself."""
+
 
 def connect() -> None:
     """Join the running Ray cluster, or start one in this process for a job run by hand.
@@ -31,6 +34,7 @@ def connect() -> None:
     else:
         port = _free_port()
         os.environ[DASHBOARD] = f"http://127.0.0.1:{port}"
+        os.environ.setdefault(PREEMPTION_WATCHER, "0")
         cpus = max(4, available_cores())
         ray.init(address="local", num_cpus=cpus, _node_ip_address="127.0.0.1", dashboard_port=port)
 

@@ -108,9 +108,10 @@ def _fit(settings: Pretrain, resolved: ResolvedRun, stream: MixtureStream, *, so
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
+    from flows.training.mixture_data import MixtureDataConfig
     from flows.training.ray_internals.checkpoint_registry import mend
     from flows.training.ray_internals.even_scaling import EvenTorchTrainer
-    from flows.training.training_loop import MixtureDataConfig, train_loop
+    from flows.training.training_loop import train_loop
 
     # On a small, busy machine a worker's first import of torch takes longer than the 60 s that Ray Train waits. And
     # each of a worker's lines should be in the log once.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import ray.train
 import torch
-from ray.train import CheckpointUploadMode, DataConfig
+from ray.train import CheckpointUploadMode
 
 from flows.training import fatal_errors
 from flows.training.checkpoints import Checkpoints
@@ -31,18 +31,6 @@ MEASURE_EVERY = 5 * LOG_EVERY
 """Steps between two looks at whether the bank specialises."""
 PROBES = 64
 """Mixtures that are looked at: the run's own first ones, always the same."""
-
-
-class MixtureDataConfig(DataConfig):
-    """Gives each rank its own ordered stream instead of splitting one.
-
-    The stream is an object, not a started dataset. It begins at the step that the worker restored, so the global
-    batches stay the same after a restart and with another number of workers.
-    """
-
-    def configure(self, datasets: dict[str, MixtureStream], world_size: int, **_: Any) -> list[dict]:
-        stream = datasets["train"]
-        return [{"train": stream.for_rank(rank, world_size)} for rank in range(world_size)]
 
 
 class Diverged(RuntimeError):

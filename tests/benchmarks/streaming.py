@@ -168,7 +168,7 @@ def through_ray(stream: MixtureStream, workers: int, *, start: int = 0, steps: i
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from flows.training.training_loop import MixtureDataConfig
+    from flows.training.mixture_data import MixtureDataConfig
 
     out = home() / "benchmarks" / "through-ray.json"
     TorchTrainer(

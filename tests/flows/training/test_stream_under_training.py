@@ -7,7 +7,7 @@ import pytest
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from flows.training.training_loop import MixtureDataConfig
+from flows.training.mixture_data import MixtureDataConfig
 from tests.mortal_consumer import consume, of_slot
 from tests.pipeline.stream.toy_stream import make_stream
 from tests.toy_store import make_store

@@ -73,7 +73,13 @@ def test_a_late_step_is_read_like_the_first(store):
 
 @pytest.mark.parametrize(
     ("world_size", "window_steps", "task_windows"),
-    [(1, None, 64), (2, None, 64), (4, 7, 64), (8, 7, 64), (1, 5, 3), (1, 5, 1)],
+    [
+        (1, None, 64),
+        (4, 7, 64),
+        (1, 5, 3),
+        (1, 5, 1),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in [(2, None, 64), (8, 7, 64)]),
+    ],
 )
 def test_ray_gives_the_same_batches(
     store, expected, ray_cluster, monkeypatch, world_size, window_steps, task_windows

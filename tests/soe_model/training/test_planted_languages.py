@@ -29,6 +29,7 @@ from storage_schema.tree import Tree
 from tests.planted import planted_languages
 from tests.toy_store import write_store
 
+pytestmark = pytest.mark.xdist_group("planted")  # the soup is trained once
 LANGUAGES, WORDS, L, STEPS = 8, 40, 32, 400
 
 
