@@ -2,10 +2,12 @@
 
     python -m tests.benchmarks.first_light --store demo --seeds 0 1 2 --json result.json
     python -m tests.benchmarks.first_light --methods generic --seeds 0 --config '{"learning_rate": 2e-3}'
+    python -m tests.benchmarks.first_light --far /data/texts --json result.json
 
-Needs a store with held-out sources (``soe demo`` leaves one). Trains in process, on the batches Ray would give;
-prints the losses at equal tokens as they fall, and at the end the mean and spread over the seeds.
-Losses are in nats per token on text that neither trained a model nor chose a specialist's domain weights.
+Needs a store with held-out sources (``soe demo`` leaves one); each file of the folder `--far` is a set as well. Trains
+in process, on the batches Ray would give, and measures at the end: the default specialist (`blended`), that of Algorithm
+3 and the soup's generic instance, on text that neither trained a model nor chose domain weights. Losses are in nats per
+token. Runs that the JSON file has already are not made again.
 """
 
 from __future__ import annotations
@@ -14,99 +16,82 @@ import argparse
 import json
 import platform
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from flows.settings import Pretrain
 from flows.training import resolve_run as run_plan
-from pipeline.embeddings.embedder import find_embedder, load_embedder
-from pipeline.specialists.domain_weights import estimate_domain_weights
-from pipeline.specialists.held_out import generic_evaluation, held_out_sets
-from pipeline.tokenizer import load_tokenizer
-from soe_model.specialists.evaluation import mean_loss
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.layout import store_folder
-from storage_schema.manifest import read_manifest
+from storage_schema.manifest import write_atomically
+from tests.benchmarks.worth.sets import METHODS, Sets, load_sets, losses
 
-METHODS = ("generic", "soup")
-
-
-class Evaluation:
-    """Specialist sets of a store: their domain weights and token windows, and the generic mixture's."""
-
-    def __init__(self, store: DomainStore, folder, sequence_length: int, passages: int):
-        sets = held_out_sets(folder, max_texts=200, evaluation_passages=passages, max_sets=14)
-        embedder = read_manifest(folder / "embeddings", "embeddings").configuration
-        weights = find_embedder(embedder["embedder"], embedder["revision"])
-        model = load_embedder(weights, max_seq_length=embedder["max_seq_length"])
-        rows = [estimate_domain_weights(made.texts, store.tree, model) for made in sets]
-        self.weights_WK = torch.from_numpy(np.stack([*rows, store.tree.generic_weights])).float()
-        tokenizer = load_tokenizer(folder / "tokenizer" / "tokenizer.json")
-        texts = [*(made.evaluation for made in sets), generic_evaluation(folder, passages=4 * passages)]
-        self.windows = [torch.from_numpy(tokenizer.encode_windows(some, sequence_length)) for some in texts]
-        self.names = [made.name for made in sets]
-
-    def losses(self, trainer: SoupTrainer) -> list[float]:
-        """Of every specialist set under its instance, then of the generic mixture."""
-        with torch.no_grad():
-            instances_WP = trainer.bank.instances(trainer.router.module(self.weights_WK))
-        found = []
-        for instance_P, windows in zip(instances_WP, self.windows, strict=True):
-            trainer.backbone.params_P.copy_(instance_P)
-            found.append(mean_loss(trainer.backbone.module, windows))
-        return found
+MOST_SETS = 14
+"""As the demonstration has."""
 
 
-def train(settings: Pretrain, store: DomainStore, evaluation: Evaluation, points: int) -> dict:
-    """One run, evaluated `points` times."""
+def train(settings: Pretrain, store: DomainStore, sets: Sets) -> dict[str, Any]:
+    """One run, measured at its end."""
     run = run_plan.resolve(settings, store)
-    soup, training = run.soup, run.training
+    training = run.training
     stream = run_plan.make_stream(settings, store, training)
-    trainer = SoupTrainer(soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
-    curve, seconds = [], 0.0
+    trainer = SoupTrainer(run.soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
+    begun = time.monotonic()
     for batch in stream.in_process(0, training.steps):
-        begun = time.monotonic()
-        trainer.train_step(
+        result = trainer.train_step(
             torch.from_numpy(batch.tokens_BL1.astype(np.int64)),
             torch.from_numpy(batch.mixture_B),
             torch.from_numpy(batch.domain_weights_WK),
         )
-        seconds += time.monotonic() - begun
-        if trainer.step % -(-training.steps // points) == 0 or trainer.step == training.steps:
-            losses = evaluation.losses(trainer)
-            curve.append({"step": trainer.step, "seconds": seconds, "losses": losses})
+        if trainer.step % 100 == 0:
             print(
-                f"{settings.method:8} seed {settings.seed} step {trainer.step:6}: specialists "
-                f"{np.mean(losses[:-1]):.4f}, generic mixture {losses[-1]:.4f}, {seconds:.0f} s",
+                f"{settings.method} seed {settings.seed}: step {trainer.step}, loss {result.loss:.3f}",
                 flush=True,
             )
+    seconds = time.monotonic() - begun
+    found = {
+        name: {method: float(np.mean(row[method])) for method in METHODS} | {"share": row.get("share")}
+        for name, row in losses(trainer, sets).items()
+    }
     tokens = training.steps * training.batch_size * training.sequence_length
-    return {"method": settings.method, "seed": settings.seed, "tokens": tokens, "curve": curve}
+    key = {"method": settings.method, "seed": settings.seed}
+    return key | {"tokens": tokens, "seconds": seconds, "losses": found}
 
 
-def summarise(runs: list[dict]) -> dict:
-    """Mean and spread over the seeds of the last losses and of the soup's gain; printed too."""
-    summary = {}
-    for method in METHODS:
-        losses = np.array([run["curve"][-1]["losses"] for run in runs if run["method"] == method])
-        if not len(losses):
-            continue
-        means = losses[:, :-1].mean(1)
-        summary[method] = {"specialists": means.tolist(), "generic_mixture": losses[:, -1].tolist()}
-        print(
-            f"{method:8} specialists {means.mean():.4f} ± {means.std():.4f}, generic mixture "
-            f"{losses[:, -1].mean():.4f} ± {losses[:, -1].std():.4f} over {len(means)} seeds"
-        )
-    if len(summary) == len(METHODS):
-        gain = np.subtract(*(summary[method]["specialists"] for method in METHODS))
-        summary["gain"] = gain.tolist()
-        print(
-            f"the soup is better by {gain.mean():.4f} ± {gain.std():.4f} nats per token "
-            f"(per seed: {gain.round(4)})"
-        )
-    return summary
+def say(runs: list[dict[str, Any]], parts: dict[str, str]) -> None:
+    """Each seed's soup minus its twin, by kind of set; their mean and spread; and what a specialist gains at least."""
+    by = {(run["method"], run["seed"]): run["losses"] for run in runs}
+    seeds = sorted({seed for _, seed in by if all((method, seed) in by for method in ("soup", "generic"))})
+    for part in dict.fromkeys(parts.values()):
+        names = [name for name, its in parts.items() if its == part]
+
+        def mean(which: str, method: str, names: list[str] = names) -> np.ndarray:
+            return np.array([np.mean([by[which, seed][name][method] for name in names]) for seed in seeds])
+
+        twin = mean("generic", "generic")
+        print(f"{len(names)} {part}: twin {_spread(twin)}")
+        for method in METHODS:
+            difference = mean("soup", method) - twin
+            print(
+                f"  {method}: {_spread(mean('soup', method))}, minus twin {_spread(difference)}: {difference.round(3)}"
+            )
+        over = [
+            by["soup", seed][name]["blended"] - by["soup", seed][name]["generic"]
+            for seed in seeds
+            for name in names
+        ]
+        if over:
+            print(
+                f"  blended minus its own generic instance: mean {np.mean(over):+.4f}, worst {max(over):+.4f}"
+            )
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{values.mean():.4f} ± {values.std(ddof=1) if len(values) > 1 else 0:.4f}"
 
 
 def main() -> None:
@@ -116,33 +101,39 @@ def main() -> None:
     parser.add_argument("--store", default="demo")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=["generic", "soup"], default=["generic", "soup"])
     parser.add_argument("--config", type=json.loads, default={}, help="further settings of both, as JSON")
-    parser.add_argument("--passages", type=int, default=100)
-    parser.add_argument("--points", type=int, default=5)
-    parser.add_argument("--json", help="write the result there")
+    parser.add_argument("--far", help="a folder; each of its files is one more set")
+    parser.add_argument("--json", default="first-light.json", help="the result, after each run")
     options = parser.parse_args()
-    folder = store_folder(options.store)
-    store = DomainStore(folder)
+    store = DomainStore(store_folder(options.store))
     shared = dict(store=options.store, preset=options.preset, **options.config)
-    training = run_plan.resolve(Pretrain(**shared), store).training
-    evaluation = Evaluation(store, folder, training.sequence_length, options.passages)
-    runs = [
-        train(Pretrain(method=method, seed=seed, **shared), store, evaluation, options.points)
-        for seed in options.seeds
-        for method in options.methods
-    ]
+    far = {
+        path.name.partition(".")[0]: str(path) for path in sorted(Path(options.far or "/nowhere").glob("*"))
+    }
+    length = run_plan.resolve(Pretrain(**shared), store).training.sequence_length
+    sets = load_sets(options.store, length, most=MOST_SETS, texts=far)
     result = {
-        "sets": evaluation.names,
         "preset": options.preset,
         "config": options.config,
-        "runs": runs,
-        "summary": summarise(runs),
+        "store": store.digest,
+        "parts": sets.parts,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "runs": [],
     }
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+    path = Path(options.json)
+    if path.exists():
+        before = json.loads(path.read_text("utf-8"))
+        if any(before[name] != result[name] for name in ("preset", "config", "store", "parts")):
+            raise SystemExit(f"{path} holds runs of other settings: give another file.")
+        result["runs"] = before["runs"]
+    for seed in options.seeds:
+        for method in options.methods:
+            if any((run["method"], run["seed"]) == (method, seed) for run in result["runs"]):
+                continue
+            result["runs"].append(train(Pretrain(method=method, seed=seed, **shared), store, sets))
+            write_atomically(path, json.dumps(result, indent=1).encode())
+    say(result["runs"], sets.parts)
 
 
 if __name__ == "__main__":

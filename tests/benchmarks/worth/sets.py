@@ -5,6 +5,7 @@ Legend: W instances, K domains, N experts, P parameters of an instance, n window
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import find_embedder, load_embedder
 from pipeline.specialists.domain_weights import Assignment, assign_to_domains
 from pipeline.specialists.held_out import generic_evaluation, held_out_sets
-from pipeline.specialists.sets import SpecialistSet
+from pipeline.specialists.sets import SpecialistSet, set_of_texts
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from soe_model.specialists.evaluation import window_losses
 from soe_model.training.trainer import SoupTrainer
@@ -48,18 +49,29 @@ class Sets:
     tokenizer: TextTokenizer
     embedder: Any
     tree: Tree
+    given: frozenset[str] = frozenset()
+    """Those of texts of one's own."""
 
     @property
     def parts(self) -> dict[str, str]:
-        """Set → near, far, seen (documents kept out of a source that is trained on) or generic."""
-        return {one.name: _part(one.name) for one in self.sets} | {GENERIC: GENERIC}
+        """Set → seen (documents kept out of a source that is trained on), near, far, unseen (any other) or generic."""
+        return {one.name: self._part(one) for one in self.sets} | {GENERIC: GENERIC}
+
+    def _part(self, one: SpecialistSet) -> str:
+        if one.name in NEAR:
+            return "near"
+        if one.name in FAR or one.name in self.given:
+            return "far"
+        return "unseen" if one.unseen_source else "seen"
 
     def assign(self, texts: Any) -> Assignment:
         return assign_to_domains(embed_texts(self.embedder, texts), self.tree)
 
 
-def load_sets(store: str, sequence_length: int) -> Sets:
-    """The held-out sources of a store and its generic mixture."""
+def load_sets(
+    store: str, sequence_length: int, *, most: int = MOST_SETS, texts: Mapping[str, str] | None = None
+) -> Sets:
+    """The held-out sources of a store and its generic mixture, and the sets of `texts`: name → file or folder."""
     folder = store_folder(store)
     tree = DomainStore(folder).tree
     made_with = read_manifest(folder / "embeddings", "embeddings").configuration
@@ -73,12 +85,18 @@ def load_sets(store: str, sequence_length: int) -> Sets:
         rows = torch.from_numpy(tokenizer.encode_windows(texts, sequence_length))
         return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]
 
-    found = held_out_sets(folder, max_texts=TEXTS, evaluation_passages=PASSAGES, max_sets=MOST_SETS)
+    found = held_out_sets(folder, max_texts=TEXTS, evaluation_passages=PASSAGES, max_sets=most)
+    texts = texts or {}
+    found += [
+        set_of_texts(name, path, max_texts=TEXTS, evaluation_passages=PASSAGES)
+        for name, path in texts.items()
+    ]
     evaluation = {one.name: windows(one.evaluation, WINDOWS) for one in found}
     evaluation[GENERIC] = windows(generic_evaluation(folder, passages=8 * WINDOWS), 8 * WINDOWS)
     assignments = [assign_to_domains(embed_texts(embedder, one.texts), tree) for one in found]
     sets = [replace(one, evaluation=[]) for one in found]
-    return Sets(sets, assignments, evaluation, tree.generic_weights, tokenizer, embedder, tree)
+    given = frozenset(texts)
+    return Sets(sets, assignments, evaluation, tree.generic_weights, tokenizer, embedder, tree, given)
 
 
 def losses(trainer: SoupTrainer, sets: Sets) -> dict[str, dict[str, Any]]:
@@ -98,10 +116,6 @@ def losses(trainer: SoupTrainer, sets: Sets) -> dict[str, dict[str, Any]]:
         measured = _of(trainer, rows_WK, 3 * [sets.evaluation[one.name]])
         found[one.name] = dict(zip(METHODS, measured, strict=True)) | {"share": how["blend"]["share"]}
     return found
-
-
-def _part(name: str) -> str:
-    return "near" if name in NEAR else "far" if name in FAR else "seen"
 
 
 def _of(
