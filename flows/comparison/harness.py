@@ -7,6 +7,8 @@ tokens are those of the store's tokenizer, and begin with end-of-text, as a text
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
@@ -62,8 +64,10 @@ def answers(
     """
     asked = ConfigurableTask(config=_configuration(task))
     model = Model(module, tokenizer, length)
-    # Not `simple_evaluate`, which also lists the machine and its packages, for seconds.
-    found = evaluate(model, {task.name: asked}, bootstrap_iters=0, log_samples=True)
+    # Not `simple_evaluate`, which also lists the machine and its packages, for seconds. Its bars and hints would drown
+    # the comparison's own progress, and its errors are raised.
+    with redirect_stderr(StringIO()):
+        found = evaluate(model, {task.name: asked}, bootstrap_iters=0, log_samples=True)
     samples = sorted(found["samples"][task.name], key=lambda sample: sample["doc_id"])
     margins = []
     for right, sample in zip(task.right, samples, strict=True):
@@ -88,5 +92,5 @@ def _configuration(task: Task) -> dict[str, Any]:
         "doc_to_text": "question",
         "doc_to_choice": "choices",
         "doc_to_target": "right",
-        "metric_list": [{"metric": "acc"}],
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }

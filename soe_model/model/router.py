@@ -5,6 +5,8 @@ Legend: W mixtures, K domains, H hidden units, N experts, D embedding size.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -37,7 +39,11 @@ class Router(nn.Module):
     ):
         super().__init__()
         self.hidden = nn.Linear(num_domains, hidden)
-        self.output = nn.Linear(hidden, num_experts)
+        with (
+            warnings.catch_warnings()
+        ):  # a generic twin has no experts: torch says that it initializes nothing
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            self.output = nn.Linear(hidden, num_experts)
         nn.init.normal_(self.hidden.weight, std=input_scale)
         if centroids_KD is not None:
             self.hidden.weight.data.copy_(input_scale * _projected(centroids_KD, hidden).T)

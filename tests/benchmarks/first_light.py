@@ -5,8 +5,8 @@
     python -m tests.benchmarks.first_light --far /data/texts --json result.json
 
 Needs a store with held-out sources (``soe demo`` leaves one); each file of the folder `--far` is a set as well. Trains
-in process, on the batches Ray would give, and measures at the end: the default specialist (`blended`), that of Algorithm
-3 and the soup's generic instance, on text that neither trained a model nor chose domain weights. Losses are in nats per
+in process, on the batches Ray would give, and measures at the end: the default specialist (`blended`), that of
+Algorithm 3 and the soup's generic instance, on text that neither trained a model nor chose domain weights. In nats per
 token. Runs that the JSON file has already are not made again.
 """
 

@@ -97,7 +97,7 @@ def test_no_question_says_what_a_task_is_like_and_is_answered_too():
     assert TASK.part(0, 1).right == [0] and TASK.part(1, 5).choices == TASK.choices[1:2]
 
 
-def test_models_of_the_weights_answer_by_log_likelihood(tmp_path, texts_store, monkeypatch):
+def test_models_of_the_weights_answer_by_log_likelihood(tmp_path, texts_store, monkeypatch, capfd):
     needs("lm_eval", extra="exports")
     store = texts_store
     monkeypatch.setattr(multiple_choice, "run_tasks", lambda ask, cells, **_: [ask(*cell) for cell in cells])
@@ -111,6 +111,7 @@ def test_models_of_the_weights_answer_by_log_likelihood(tmp_path, texts_store, m
     # CRISP, though it is there, has no model of other weights.
     done = [*cells, {"method": "crisp", "seed": 0, "status": FINISHED}]
     found = all_answers(there, of, trained, done)
+    assert "it/s" not in (said := capfd.readouterr().err) and "lm_eval" not in said and "[Task" not in said
     assert [(one["method"], one["seed"]) for one in found] == [("soup", 0), ("generic", 0)]
 
     learner = soup.method.begin(soup.runs[0])

@@ -51,8 +51,9 @@ def test_steps_are_those_of_the_reference(mixtures):
     assert_same_parameters(trainer, reference)
 
 
-def test_the_generic_twin_is_the_reference_without_experts():
+def test_the_generic_twin_is_the_reference_without_experts(recwarn):
     twin = make_trainer(num_experts=0)
+    assert not [one for one in recwarn if "zero-element" in str(one.message)]
     reference = reference_of(twin)
     take_the_same_steps(twin, reference, [make_batch(number) for number in range(3)])
     assert_same_parameters(twin, reference)
