@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ray
 
+from flows.cluster import session
 from flows.settings import Pretrain
 from tests.soe_model.training.test_trainer import ADAM
 
@@ -40,6 +41,8 @@ class Job:
         self.settings = Pretrain(name=name, **SETTINGS | changes)
         self.log = Path(os.environ["SOE_HOME"]) / f"{name}.log"
         environment = os.environ | (variables or {})
+        if address:  # of several nodes
+            environment.pop(session.PREEMPTION_WATCHER, None)
         if not own_cluster:
             environment["RAY_ADDRESS"] = address or ray.get_runtime_context().gcs_address
         main = f"{code}\nfrom flows.jobs import pretrain_soe as p, runner\nrunner.main(p.Pretrain, p.run)"
