@@ -36,24 +36,23 @@ def store_place(name: str) -> str:
 
 
 def store_to_write(name: str) -> Path:
-    """The folder in which a store is written: its own, or for a URI the working copy of what is published there.
-
-    A copy lies in a folder of its own, ``SOE_HOME/copies/<last name>-<hash of the URI>/store``.
-    """
-    if "://" not in name:
-        return store_folder(name)
-    uri = name.rstrip("/")
-    return home() / "copies" / f"{last_name(uri)}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}" / "store"
+    """The folder in which a store is written: its own, or for a URI the working copy of what is published there."""
+    return _working_copy(name) / "store" if "://" in name else store_folder(name)
 
 
 def run_folder(name: str) -> Path:
-    """A pretraining run's folder (checkpoints and log)."""
-    return _resolve("runs", name)
+    """A pretraining run's folder (checkpoints and log); for a URI the working copy."""
+    return _working_copy(name) / "runs" / last_name(name) if "://" in name else _resolve("runs", name)
 
 
 def soup_folder(name: str) -> Path:
     """A finished soup's folder."""
     return _resolve("soups", name)
+
+
+def soup_to_write(name: str) -> Path:
+    """The folder in which a run writes its soup: the soup's own, or for a URI the working copy."""
+    return _working_copy(name) / "soup" if "://" in name else soup_folder(name)
 
 
 def specialist_folder(name: str) -> Path:
@@ -82,13 +81,18 @@ def last_name(uri: str) -> str:
     return re.sub(r"[^\w.-]", "_", uri.rstrip("/").rpartition("/")[2])[:40].lstrip(".") or "unnamed"
 
 
+def _working_copy(uri: str) -> Path:
+    """The folder of what is written at a URI: ``SOE_HOME/copies/<last name>-<hash of the URI>``."""
+    digest = hashlib.sha256(uri.rstrip("/").encode()).hexdigest()
+    return home() / "copies" / f"{last_name(uri)}-{digest[:12]}"
+
+
 def _resolve(room: str, name: str) -> Path:
     if not name or name in (".", ".."):
         raise UserError(f"{name!r} is not a name for a folder of {room}.")
     if "://" in name:
         raise UserError(
-            f"{name!r} is elsewhere: only pretraining reads a store there, and only build-domains and add-documents "
-            "write one. Copy it to this machine and give its path."
+            f"{name!r} is elsewhere, where {room} are not taken from here. Copy it to this machine and give its path."
         )
     if "/" in name:
         return Path(name).expanduser().absolute()

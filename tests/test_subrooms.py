@@ -57,7 +57,7 @@ ARROWS: dict[str, set[str]] = {
     "flows/specialists": {"reporting", "settings"},
     "flows/store_build": {"atlas", "reporting", "settings"},
     "flows/training/ray_internals": {"cluster"},
-    "flows/training": {"errors", "machine_memory", "reporting", "settings"},
+    "flows/training": {"errors", "machine_memory", "reporting", "settings", "training/ray_internals"},
     "flows/comparison": {"errors", "reporting", "settings", "training"},
     "flows/comparison/report": {"atlas", "comparison", "settings"},
     "flows/jobs": {"cluster", "comparison", "comparison/report", "errors", "reporting", "settings", "specialists",

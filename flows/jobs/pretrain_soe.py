@@ -3,7 +3,8 @@
     python -m flows.jobs.pretrain_soe --config '{"store": "environment", "preset": "tiny"}'
 
 The run's folder (SOE_HOME/runs/<name>) holds its settings, checkpoints, log.jsonl and summary.json; the
-finished soup goes to SOE_HOME/soups/<name>. The same command resumes a run that was cut off.
+finished soup goes to SOE_HOME/soups/<name>. If the name is an s3:// URI, both go there
+(flows/training/elsewhere.py). The same command resumes a run that was cut off.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from flows.jobs import runner
 from flows.reporting.progress import progress
 from flows.settings import Pretrain
 from flows.training import fatal_errors
+from flows.training.elsewhere import written_run
 from flows.training.fit_check import check_disk, check_fits
 from flows.training.resolve_run import SETTINGS, ResolvedRun, make_stream, resolve
 from flows.training.run_record import claim_run, claimed
@@ -27,7 +29,7 @@ from soe_model.presets import TrainingConfig
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
-from storage_schema.layout import run_folder, soup_folder, store_place
+from storage_schema.layout import run_folder, soup_to_write, store_place
 from storage_schema.lock import only_writer
 from storage_schema.manifest import read_manifest, write_atomically
 from storage_schema.stage import open_stage
@@ -41,7 +43,14 @@ def run(settings: Pretrain) -> dict[str, Any]:
 
     Raises:
         ValueError: for settings, stores or checkpoints that do not fit, and workers the cluster lacks.
+        StoreError: the run's place elsewhere cannot be read or written, or holds another soup.
     """
+    with written_run(settings.name):
+        summary = _pretrain(settings)
+    return summary | ({"soup": settings.name.rstrip("/")} if "://" in settings.name else {})
+
+
+def _pretrain(settings: Pretrain) -> dict[str, Any]:
     session.require_workers(settings.least_workers, settings.use_gpu, with_data=True)
     folder = run_folder(settings.name)
     # A run reads only what the store held when the run began, not what was added later.
@@ -55,10 +64,10 @@ def run(settings: Pretrain) -> dict[str, Any]:
     _require_cuda(settings.use_gpu)
     for workers in {resolved.world_sizes[0], resolved.world_sizes[-1]}:
         check_fits(resolved, num_workers=workers, use_gpu=settings.use_gpu)
-    if not soup_folder(settings.name).exists():
+    if not soup_to_write(settings.name).exists():
         check_disk(resolved, folder=folder, checkpoints_kept=settings.checkpoints_kept)
     stage = open_stage(
-        soup_folder(settings.name),
+        soup_to_write(settings.name),
         kind="soup",
         configuration={
             "method": settings.method,

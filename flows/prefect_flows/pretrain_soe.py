@@ -35,5 +35,5 @@ def pretrain_soe(config: Pretrain = Pretrain()) -> dict | State:  # noqa: B008
         gpus=workers * config.use_gpu,
         publish=publish,
         card=card,
-        card_key=artifact_key(config.method, config.name.rpartition("/")[2]),
+        card_key=artifact_key(config.method, config.name.rstrip("/").rpartition("/")[2]),
     )

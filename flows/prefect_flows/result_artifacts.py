@@ -15,7 +15,7 @@ from storage_schema.json_files import read_object
 from storage_schema.layout import (
     MADE,
     run_folder,
-    soup_folder,
+    soup_to_write,
     specialist_folder,
 )
 from storage_schema.manifest import read_manifest
@@ -25,7 +25,7 @@ def publish_soup(config: Pretrain) -> None:
     """The run's card: what was trained, on what, its loss curve, and the command that resumes it."""
     create_markdown_artifact(
         soup_card(config),
-        key=artifact_key(config.method, config.name.rpartition("/")[2]),
+        key=artifact_key(config.method, config.name.rstrip("/").rpartition("/")[2]),
         description="The run.",
     )
 
@@ -64,7 +64,7 @@ def publish_specialists(config: Specialize) -> None:
 
 def soup_card(config: Pretrain) -> str:
     """Markdown: the run's settings, numbers, digests, loss curve, and the command that makes it again."""
-    manifest = read_manifest(soup_folder(config.name), "soup")
+    manifest = read_manifest(soup_to_write(config.name), "soup")
     summary = read_object(run_folder(config.name) / "summary.json")
     log = {row["step"]: row for row in read_log(run_folder(config.name))}
     inputs = [[f"{name} digest", f"`{digest}`"] for name, digest in manifest.inputs.items()]
@@ -75,7 +75,7 @@ def soup_card(config: Pretrain) -> str:
         f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}",
         *charts.of_log([log[step] for step in sorted(log)]),
         markdown_table(["", ""], [*rows, ["digest", f"`{manifest.digest}`"], *inputs]),
-        f"In `{soup_folder(config.name)}`; checkpoints and log in `{run_folder(config.name)}`.",
+        f"In `{soup_to_write(config.name)}`; checkpoints and log in `{run_folder(config.name)}`.",
         "The same command resumes the run where it was cut off, and finds it finished when it is:",
         f"```\n{shlex.join(command)}\n```",
     ]

@@ -27,7 +27,7 @@ class MixtureLaw(Settings):
 class Pretrain(Settings):
     """A store → a soup (or its generic twin). Unset fields take the preset's value (soe_model/presets.py)."""
 
-    name: str = Field("soup", description="Name of the run and of the soup it makes.")
+    name: str = Field("soup", description="Name, or `s3://` URI, of the run and of the soup it makes.")
     store: str = Field(
         "environment", description="The store whose domains to train on: name, path or `s3://` URI."
     )

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storage_schema.json_files import read_object
+from storage_schema.json_files import as_object, parse_json
 from storage_schema.manifest import StoreError, canonical_json, shortened, write_atomically
 from storage_schema.versions import version_problem, written_with
 
@@ -19,9 +19,14 @@ def claimed(folder: Path) -> dict[str, Any]:
     record = folder / "run.json"
     if not record.exists():
         return {}
-    begun = read_object(record)
+    return settings_in(record.read_bytes(), record)
+
+
+def settings_in(content: bytes, where: object) -> dict[str, Any]:
+    """The settings in the record `where`, whose content this is. Raises as :func:`claimed`."""
+    begun = as_object(parse_json(content, where), where)
     # The first records have no version; they are of version 1.
-    if "schema_version" in begun and (problem := version_problem(record, begun)):
+    if "schema_version" in begun and (problem := version_problem(where, begun)):
         raise StoreError(problem)
     return {key: value for key, value in begun.items() if key not in written_with()}
 

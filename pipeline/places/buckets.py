@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -19,9 +19,10 @@ from obstore import exceptions
 from obstore.store import S3Store
 
 from pipeline.places.locations import CONNECT_SECONDS, S3, endpoint_words, s3_place
+from storage_schema.aside import written_aside
 from storage_schema.errors import UserError
 from storage_schema.json_files import JSON_BYTES
-from storage_schema.manifest import StoreError, UnavailableError
+from storage_schema.manifest import StoreError, UnavailableError, file_digest
 
 PART_BYTES = 8 << 20
 """A larger file is sent in parts of this size. A request ends within :data:`REQUEST_SECONDS`: this takes 0.6 Mbit/s."""
@@ -57,14 +58,12 @@ class Bucket:
 
     def __init__(self, uri: str):
         if not uri.startswith(S3):
-            raise UserError(
-                f"The store {uri!r} cannot be written: of places elsewhere only {S3} is. Give a path."
-            )
-        place = s3_place(uri, what="The store")
+            raise UserError(f"{uri!r} cannot be written: of places elsewhere only {S3} is. Give a path.")
+        place = s3_place(uri, what="The place")
         self.uri, self.bucket = uri.rstrip("/"), place.bucket
         if {"", ".", ".."} & set(place.path.split("/")) and place.path:
             raise UserError(
-                f"The store {uri!r} cannot be written: a name in it is empty, '.' or '..'. Give s3://bucket/prefix."
+                f"{uri!r} cannot be written: a name in it is empty, '.' or '..'. Give s3://bucket/prefix."
             )
         with self._errors(""):
             self._objects = S3Store(
@@ -93,7 +92,7 @@ class Bucket:
                 found = obstore.get(self._objects, name, options={"head": True}).attributes
             except FileNotFoundError:
                 return None
-        return next((str(value) for key, value in found.items() if str(key).lower() == DIGEST), None)
+        return _sha256_in(found)
 
     def read(self, name: str) -> bytes | None:
         """A small object's content; None if there is none."""
@@ -109,6 +108,18 @@ class Bucket:
                 if "NoSuchBucket" in str(error):
                     raise
                 return None
+
+    def download(self, name: str, path: Path) -> None:
+        """Write an object's content to a file, whose folder is made. The sha256 is checked if it was sent with it."""
+        with self._errors(name):
+            found = obstore.get(self._objects, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_aside(path) as aside:
+                with open(aside, "wb") as file:
+                    for piece in found.stream(min_chunk_size=PART_BYTES):
+                        file.write(piece)
+                if _sha256_in(found.attributes) not in (None, file_digest(aside)):
+                    raise StoreError(f"{self.uri}/{name} is not what was sent there. Remove it, and run again.")
 
     def upload(self, path: Path, name: str, *, sha256: str) -> None:
         """Send a file, a few parts at a time. An object of that name is replaced once the new one is whole."""
@@ -187,3 +198,7 @@ class Bucket:
                 "the network, and run again: what was sent is kept."
             )
         return UnavailableError(f"{where} cannot be written: {reason}. Run again: what was sent is kept.")
+
+
+def _sha256_in(attributes: Mapping[str, str]) -> str | None:
+    return next((str(value) for key, value in attributes.items() if str(key).lower() == DIGEST), None)

@@ -1,4 +1,4 @@
-"""The one writer of a store on S3: an object that only one of several writers can create.
+"""The one writer of a store or a run on S3: an object that only one of several writers can create.
 
 The claim ``publishing.json`` is there before anything else of the store or of an addition, and goes after their last
 manifest. So readers that find domains without a manifest know what they see (``mirror.py``). A killed writer leaves its
@@ -23,8 +23,12 @@ from storage_schema.manifest import StoreError, write_atomically
 _WRITER = "writer"
 
 
+class ClaimedError(StoreError):
+    """Another writer has the claim."""
+
+
 class Claim:
-    """The right to write a store.
+    """The right to write a store or a run.
 
     Args:
         room: a folder of this machine's, which remembers the writer's name.
@@ -36,7 +40,7 @@ class Claim:
     def take(self) -> bool:
         """Take the claim. False if this writer has it already, from a run that was killed.
 
-        Raises :class:`StoreError` if another writer has it; the message says who.
+        Raises :class:`ClaimedError` if another writer has it; the message says who.
         """
         mine = {
             "writer": self.writer,
@@ -52,7 +56,7 @@ class Claim:
         holder = _parsed(there)
         if holder.get("writer") == self.writer:
             return False
-        raise StoreError(
+        raise ClaimedError(
             f"{self.bucket.uri} is being written by process {holder.get('process')!r:.20} on "
             f"{holder.get('host')!r:.80} since {holder.get('since')!r:.40}. Wait for it, or use another prefix. If "
             f"nothing writes there any more, remove {self.bucket.uri}/{CLAIM} and run again."

@@ -1,4 +1,4 @@
-"""A store, and what was added to it, from a folder to ``s3://bucket/prefix``.
+"""A store with what was added to it, or a soup, from a folder to ``s3://bucket/prefix``.
 
 A volume is the store itself or one addition. Of each, all files are sent first and the manifest of the domains last: it
 is what readers open, so nobody sees half a volume. A volume that is there is never changed. If the sending is cut off,
@@ -57,23 +57,34 @@ def publish_store(folder: Path, bucket: Bucket, *, report: Report = ignore_progr
         there = bucket.read(f"{below}domains/manifest.json")
         if there is None:
             there = _publish_volume(volume, bucket, below, report)
-        _require_same(volume, there, f"{bucket.uri}/{below}")
+        _require_same(volume / "domains", "domains", there, f"{bucket.uri}/{below}".rstrip("/"))
     for name in BESIDE:
         if (folder / name).exists() and bucket.digest(name) != (digest := file_digest(folder / name)):
             bucket.upload(folder / name, name, sha256=digest)
 
 
-def _require_same(volume: Path, there: bytes, place: str) -> None:
-    """Raise :class:`StoreError` unless `there`, the manifest of the domains at `place`, is of this very volume.
+def publish_soup(folder: Path, bucket: Bucket, *, report: Report = ignore_progress) -> None:
+    """Send the finished soup in `folder`, unless it is there. Arguments and errors as of :func:`publish_store`."""
+    manifest, name = read_manifest(folder, "soup"), manifest_name("soup")
+    there = bucket.read(name)
+    if there is None:
+        _send([_File(folder=folder, entry=entry, name=entry.path) for entry in manifest.files], bucket, "", report)
+        there = bucket.create(name, (folder / name).read_bytes())
+    _require_same(folder, "soup", there, bucket.uri)
 
-    The digest of the domains is of all its stages, whose digests it holds.
+
+def _require_same(folder: Path, kind: str, there: bytes, place: str) -> None:
+    """Raise :class:`StoreError` unless `there`, the manifest of `kind` at `place`, is of what is in `folder`.
+
+    The digest of a volume's domains is of all its stages, whose digests it holds.
     """
-    here = read_manifest(volume / "domains", "domains").digest
-    other = parse_manifest(there, f"{place}domains/manifest.json", "domains").digest
+    what = "soup" if kind == "soup" else "store"
+    here = read_manifest(folder, kind).digest
+    other = parse_manifest(there, f"{place}, {manifest_name(kind)}", kind).digest
     if here != other:
         raise StoreError(
-            f"{place.rstrip('/')} holds another store, of digest {other[:12]}; this one has {here[:12]}. A store "
-            "is not replaced there: use another prefix, or remove what is there."
+            f"{place} holds another {what}, of digest {other[:12]}; this one has {here[:12]}. A {what} is not replaced "
+            "there: use another prefix, or remove what is there."
         )
 
 

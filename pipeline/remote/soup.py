@@ -18,7 +18,7 @@ from storage_schema.lock import in_turn
 from storage_schema.manifest import manifest_name, parse_manifest
 
 
-def fetch_soup(uri: str, *, report: Report = ignore_progress) -> Path:
+def fetch_soup(uri: str, *, to: Path | None = None, report: Report = ignore_progress) -> Path:
     """Copy the soup at `uri` here, unless this machine has it, and return its folder.
 
     Any number of processes may call this at once: one copies and the others wait. The manifest is read each time, so a
@@ -26,6 +26,7 @@ def fetch_soup(uri: str, *, report: Report = ignore_progress) -> Path:
 
     Args:
         uri: ``s3://bucket/prefix``, or another URI that ``pyarrow.fs`` opens.
+        to: the folder to copy it to, unless that is there; None: the cache.
         report: progress in megabytes.
 
     Raises:
@@ -38,7 +39,7 @@ def fetch_soup(uri: str, *, report: Report = ignore_progress) -> Path:
     name = manifest_name("soup")
     content = source.read(name)
     manifest = parse_manifest(content, f"{uri}/{name}", "soup")
-    target = home() / "cache" / "soups" / manifest.digest[:20] / last_name(uri)
+    target = to or home() / "cache" / "soups" / manifest.digest[:20] / last_name(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
     with in_turn(target):
         if not target.exists():

@@ -7,7 +7,6 @@ Each checkpoint says itself whether it is whole, so we make the list anew from t
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import ray
@@ -16,12 +15,10 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
     _TrainingResultState,
 )
 
+from flows.training.ray_internals.registered import SNAPSHOT, STEP, step_and_attempt
 from soe_model.training.checkpoint_files import is_whole
 from storage_schema.json_files import read_object
 from storage_schema.manifest import write_atomically
-
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-_STEP = re.compile(r"step-(\d{9})(?:-(\d+))?")
 
 
 def mend(run: Path) -> str | None:
@@ -34,7 +31,7 @@ def mend(run: Path) -> str | None:
         return None
     whole = [name for name in _folders(run) if is_whole(run / name)]
     results = [
-        _TrainingResultState(checkpoint_dir_name=name, metrics={"step": _step_and_attempt(name)[0]})
+        _TrainingResultState(checkpoint_dir_name=name, metrics={"step": step_and_attempt(name)[0]})
         for name in whole
     ]
     state = _CheckpointManagerState(
@@ -61,7 +58,7 @@ def _problem(run: Path) -> str | None:
         return None  # a run that has no checkpoint yet
     except (ValueError, KeyError, TypeError) as error:
         return f"was cut off while it was written ({type(error).__name__})"
-    foreign = [name for name in names if not _STEP.fullmatch(name)]
+    foreign = [name for name in names if not STEP.fullmatch(name)]
     if foreign:
         return f"names what is no checkpoint of this run ({foreign[0][:80]!r})"
     gone = [name for name in names if not (run / name).exists()]
@@ -72,11 +69,5 @@ def _problem(run: Path) -> str | None:
 
 def _folders(run: Path) -> list[str]:
     """Names of the checkpoints' folders, the oldest first."""
-    names = [path.name for path in run.iterdir() if path.is_dir() and _STEP.fullmatch(path.name)]
-    return sorted(names, key=_step_and_attempt)
-
-
-def _step_and_attempt(name: str) -> tuple[int, int]:
-    found = _STEP.fullmatch(name)
-    assert found, name
-    return int(found[1]), int(found[2] or 1)
+    names = [path.name for path in run.iterdir() if path.is_dir() and STEP.fullmatch(path.name)]
+    return sorted(names, key=step_and_attempt)

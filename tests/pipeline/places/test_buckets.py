@@ -49,7 +49,7 @@ def test_places_that_cannot_be_written(s3, monkeypatch):
         Bucket("gs://texts/x")
     with pytest.raises(ValueError, match="names no bucket"):
         Bucket("s3://")
-    with pytest.raises(UserError, match="^The store 's3://texts/a//b' cannot be written: .*empty"):
+    with pytest.raises(UserError, match="^'s3://texts/a//b' cannot be written: .*empty"):
         Bucket("s3://texts/a//b")
     monkeypatch.setattr(moto.settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)
     with pytest.raises(StoreError, match="^s3://texts/x/a refuses the credentials: .*Set AWS_ACCESS_KEY_ID"):
