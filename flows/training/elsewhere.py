@@ -86,6 +86,7 @@ class RunSender:
         self._sent: dict[str, str] = {}
         """The sha256 of what was sent, by its name there."""
         self._fails = False
+        self._lost: ClaimedError | None = None
 
     def fetch(self, report: Report, *, checkpoints: bool = True) -> None:
         """Copy the run that is there, if it is further than the folder's.
@@ -99,7 +100,11 @@ class RunSender:
         self._require_same_run()
         content = self.bucket.read(f"run/{SNAPSHOT}") or b""
         names = registered(content) if checkpoints else []
-        if _newest(names) <= _newest(registered(self._list())) and (self.folder / "run.json").exists() and checkpoints:
+        if (
+            _newest(names) <= _newest(registered(self._list()))
+            and (self.folder / "run.json").exists()
+            and checkpoints
+        ):
             return
         wanted = {}
         for there, size in self.bucket.sizes("run").items():
@@ -163,7 +168,9 @@ class RunSender:
         try:
             self.send()
         except ClaimedError as error:
-            print(f"The run is trained on, and NOT sent any more: {error}", flush=True)
+            if self._lost is None:
+                print(f"The run is trained on, and NOT sent any more: {error}", flush=True)
+            self._lost = error
             return False
         except (UserError, OSError) as error:
             if not self._fails:
@@ -184,6 +191,8 @@ class RunSender:
             ClaimedError: another writer has come; nothing was sent.
             StoreError: the bucket cannot be written.
         """
+        if self._lost is not None:  # for good: the other writer may have ended since, and be further
+            raise self._lost
         content = self._list()
         names = registered(content)
         if not names or self._sent.get(f"run/{SNAPSHOT}") == hashlib.sha256(content).hexdigest():
@@ -213,7 +222,7 @@ class RunSender:
         except FileNotFoundError:
             return []
         except StoreError:
-            if (self.folder / name).exists():
+            if is_whole(self.folder / name):
                 raise
             return []
 

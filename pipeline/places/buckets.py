@@ -119,7 +119,9 @@ class Bucket:
                     for piece in found.stream(min_chunk_size=PART_BYTES):
                         file.write(piece)
                 if _sha256_in(found.attributes) not in (None, file_digest(aside)):
-                    raise StoreError(f"{self.uri}/{name} is not what was sent there. Remove it, and run again.")
+                    raise StoreError(
+                        f"{self.uri}/{name} is not what was sent there. Remove it, and run again."
+                    )
 
     def upload(self, path: Path, name: str, *, sha256: str) -> None:
         """Send a file, a few parts at a time. An object of that name is replaced once the new one is whole."""

@@ -68,7 +68,12 @@ def publish_soup(folder: Path, bucket: Bucket, *, report: Report = ignore_progre
     manifest, name = read_manifest(folder, "soup"), manifest_name("soup")
     there = bucket.read(name)
     if there is None:
-        _send([_File(folder=folder, entry=entry, name=entry.path) for entry in manifest.files], bucket, "", report)
+        _send(
+            [_File(folder=folder, entry=entry, name=entry.path) for entry in manifest.files],
+            bucket,
+            "",
+            report,
+        )
         there = bucket.create(name, (folder / name).read_bytes())
     _require_same(folder, "soup", there, bucket.uri)
 
