@@ -12,8 +12,9 @@ from flows.jobs import pretrain_soe
 from flows.settings import Pretrain
 from flows.specialists.soups import soup_to_read
 from flows.training import elsewhere
-from flows.training.elsewhere import RunSender, written_run
+from flows.training.elsewhere import written_run
 from flows.training.ray_internals.registered import SNAPSHOT, registered
+from flows.training.run_sender import RunSender
 from pipeline.places.buckets import Bucket
 from pipeline.remote.claim import Claim, ClaimedError
 from pipeline.remote.mirror import CLAIM
