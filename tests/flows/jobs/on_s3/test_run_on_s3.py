@@ -38,6 +38,7 @@ def test_two_machines_at_once_are_refused(uri, tmp_path, monkeypatch):
     assert CLAIM in Bucket(uri).sizes()
 
 
+@pytest.mark.faults
 def test_a_run_goes_on_elsewhere_and_its_soup_is_read_from_there(
     home, one_worker, uri, tmp_path, monkeypatch, capsys
 ):
