@@ -68,6 +68,7 @@ def soup_card(config: Pretrain) -> str:
     summary = read_object(run_folder(config.name) / "summary.json")
     log = {row["step"]: row for row in read_log(run_folder(config.name))}
     inputs = [[f"{name} digest", f"`{digest}`"] for name, digest in manifest.inputs.items()]
+    place = config.name if "://" in config.name else soup_to_write(config.name)
     rows = [[name.replace("_", " "), number(value)] for name, value in summary.items()]
     chosen = f'{{"config": {config.model_dump_json(exclude_defaults=True)}}}'
     command = ["prefect", "deployment", "run", "pretrain-soe", "--params", chosen]
@@ -75,7 +76,7 @@ def soup_card(config: Pretrain) -> str:
         f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}",
         *charts.of_log([log[step] for step in sorted(log)]),
         markdown_table(["", ""], [*rows, ["digest", f"`{manifest.digest}`"], *inputs]),
-        f"In `{soup_to_write(config.name)}`; checkpoints and log in `{run_folder(config.name)}`.",
+        f"In `{place}`; checkpoints and log in `{run_folder(config.name)}`.",
         "The same command resumes the run where it was cut off, and finds it finished when it is:",
         f"```\n{shlex.join(command)}\n```",
     ]

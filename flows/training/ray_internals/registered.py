@@ -9,7 +9,7 @@ from storage_schema.json_files import as_object, parse_json
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 STEP = re.compile(r"step-(\d{9})(?:-(\d+))?")
-"""The name of a checkpoint's folder: its step, and the how manieth checkpoint of that step it is."""
+"""The name of a checkpoint's folder: its step, and which of several checkpoints of that step it is."""
 
 
 def registered(content: bytes) -> list[str]:
