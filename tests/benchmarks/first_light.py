@@ -1,7 +1,7 @@
 """Is the soup worth it? The demonstration's soup and its generic twin, over several seeds.
 
     python -m tests.benchmarks.first_light --store demo --seeds 0 1 2 --json result.json
-    python -m tests.benchmarks.first_light --methods generic --seeds 0 --config '{"learning_rate": 2e-3}'
+    python -m tests.benchmarks.first_light --methods generic --config '{"learning_rate": 2e-3}' --json b.json
     python -m tests.benchmarks.first_light --far /data/texts --json result.json
 
 Needs a store with held-out sources (``soe demo`` leaves one); each file of the folder `--far` is a set as well. Trains
@@ -63,9 +63,11 @@ def train(settings: Pretrain, store: DomainStore, sets: Sets) -> dict[str, Any]:
 
 
 def say(runs: list[dict[str, Any]], parts: dict[str, str]) -> None:
-    """Each seed's soup minus its twin, by kind of set; their mean and spread; and what a specialist gains at least."""
+    """Each seed's soup minus its twin, by kind of set; their mean and spread; and specialists beside generic."""
     by = {(run["method"], run["seed"]): run["losses"] for run in runs}
     seeds = sorted({seed for _, seed in by if all((method, seed) in by for method in ("soup", "generic"))})
+    if not seeds:
+        return
     for part in dict.fromkeys(parts.values()):
         names = [name for name, its in parts.items() if its == part]
 
@@ -84,10 +86,7 @@ def say(runs: list[dict[str, Any]], parts: dict[str, str]) -> None:
             for seed in seeds
             for name in names
         ]
-        if over:
-            print(
-                f"  blended minus its own generic instance: mean {np.mean(over):+.4f}, worst {max(over):+.4f}"
-            )
+        print(f"  blended minus its own generic instance: mean {np.mean(over):+.4f}, worst {max(over):+.4f}")
 
 
 def _spread(values: np.ndarray) -> str:
@@ -104,13 +103,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=["generic", "soup"], default=["generic", "soup"])
     parser.add_argument("--config", type=json.loads, default={}, help="further settings of both, as JSON")
     parser.add_argument("--far", help="a folder; each of its files is one more set")
-    parser.add_argument("--json", default="first-light.json", help="the result, after each run")
+    parser.add_argument("--json", required=True, help="the result, written after each run")
     options = parser.parse_args()
     store = DomainStore(store_folder(options.store))
     shared = dict(store=options.store, preset=options.preset, **options.config)
-    far = {
-        path.name.partition(".")[0]: str(path) for path in sorted(Path(options.far or "/nowhere").glob("*"))
-    }
+    files = sorted(Path(options.far).iterdir()) if options.far else []
+    far = {path.name.partition(".")[0]: str(path) for path in files}
     length = run_plan.resolve(Pretrain(**shared), store).training.sequence_length
     sets = load_sets(options.store, length, most=MOST_SETS, texts=far)
     result = {
