@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.reporting.progress import Report
 from flows.training.ray_internals.registered import SNAPSHOT, registered, step_and_attempt
 from flows.training.run_record import settings_in
 from pipeline.places.buckets import Bucket
 from pipeline.remote.claim import Claim, ClaimedError
 from pipeline.remote.transfer import transfer
+from pipeline.tasks import Report
 from soe_model.training.checkpoint_files import is_whole
 from storage_schema.errors import UserError
 from storage_schema.manifest import StoreError, file_digest
