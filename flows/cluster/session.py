@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 
 from pipeline.cores import available_cores
 from storage_schema.errors import UserError
@@ -29,6 +31,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
     else:
@@ -37,6 +40,8 @@ def connect() -> None:
         os.environ.setdefault(PREEMPTION_WATCHER, "0")
         cpus = max(4, available_cores())
         ray.init(address="local", num_cpus=cpus, _node_ip_address="127.0.0.1", dashboard_port=port)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack trace of C++, and aborts
 
 
 def _free_port() -> int:

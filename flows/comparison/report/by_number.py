@@ -160,30 +160,21 @@ def collect_options(
 
 
 def by_option(settings: CompareMethods) -> dict[tuple[str, str], dict[float, str]]:
-    """Method and option → value → entry, ascending, where all of a method's entries with options differ in it alone."""
-    found = {}
-    for base in dict.fromkeys(label.partition(":")[0] for label in settings.options):
-        options = {
-            label: of for label, of in settings.options.items() if label.partition(":")[0] == base and of
-        }
-        if (option := _one_number(list(options.values()))) is not None:
-            entries = {of[option]: label for label, of in options.items()}
-            found[base, option] = dict(sorted(entries.items()))
-    return found
+    """Method and option → value → entry, ascending: LEAST_VALUES entries or more that differ in this number alone.
 
-
-def _one_number(options: Sequence[Mapping[str, Any]]) -> str | None:
-    """The option in which all of these differ, if it is a number and the only one."""
-    differing = [
-        name
-        for name in dict.fromkeys(name for one in options for name in one)
-        if len({repr(one.get(name)) for one in options}) > 1
-    ]
-    if len(options) < LEAST_VALUES or len(differing) != 1:
-        return None
-    values = [one.get(differing[0]) for one in options]
-    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-    return differing[0] if numbers and len(set(values)) == len(values) else None
+    Where a method has several such groups for one option, the largest.
+    """
+    groups: dict[tuple[str, str], dict[str, dict[float, str]]] = {}
+    for label, options in settings.options.items():
+        for option, value in options.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                others = repr(sorted((name, repr(other)) for name, other in options.items() if name != option))
+                of_option = groups.setdefault((label.partition(":")[0], option), {})
+                of_option.setdefault(others, {})[value] = label
+    largest = {key: max(of_option.values(), key=len) for key, of_option in groups.items()}
+    return {
+        key: dict(sorted(entries.items())) for key, entries in largest.items() if len(entries) >= LEAST_VALUES
+    }
 
 
 def answer_options(found: Mapping[str, Any]) -> str:

@@ -94,12 +94,23 @@ def test_entries_that_differ_in_one_number_have_a_curve(store):
     )
 
 
+def test_entries_for_several_charts_may_stand_in_one_comparison(store):
+    options = {f"soup:s{s}": {"support_size": s} for s in (1, 2, 4)}
+    options |= {f"soup:d{n}": {"num_experts": n} for n in (1, 2, 3)}
+    options |= {f"soup:2x{r}": {"num_experts": 2, "expert_rank": r} for r in (2, 3)}
+    options |= {"soup:fast": {"learning_rate": 1e-2, "support_size": 8}, "soup:half": {"backbone": {}}}
+    found = collected(store, options)
+    assert {name: chart["curves"]["specialist sets"][-1]["at"] for name, chart in found.items()} == {
+        "soup-support_size": 4, "soup-num_experts": 3
+    }  # fmt: skip
+
+
 def test_the_guides_configurations_are_what_they_say(store):
     blocks = re.findall(r"^```json\n(.*?)^```", GUIDE.read_text("utf-8"), flags=re.S | re.M)
     merging, support, low_rank = (CompareMethods(**json.loads(block)).of_size() for block in blocks)
     assert {"soup", "merged-linear"} <= set(merging.methods)
     assert set(support.options) <= set(support.methods)
-    assert by_number._one_number(list(support.options.values())) == "support_size"
+    assert [*by_number.by_option(support)[by_number.SOUP, "support_size"]] == [1, 2, 4, 8, 16]
     made = contenders(low_rank, store, seed=0, steps=24)
     size = {one.label.removeprefix("soup:"): one.method.cost().pretrained_size for one in made}
     for dense, low in (("d1", "16x6"), ("d2", "32x6"), ("d4", "64x6"), ("d2", "16x12")):
