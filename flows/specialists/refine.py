@@ -1,6 +1,7 @@
 """The method `refined`: coefficients learned from the start that `blended` gives, for as many steps as surely help.
 
-The texts are dealt as `blended` deals them. Coefficients are learned from each fold and measured on the other, then
+The texts are dealt as `blended` deals them, if they are of enough documents: what is learned from one document helps on
+its other passages, whatever it does elsewhere. Coefficients are learned from each fold and measured on the other, then
 learned from all of the texts in as many steps as were best. A set takes three descents of at most twenty steps.
 
 Legend: K domains, N experts, U units of a set, S looks, n windows, L tokens in a window.
@@ -39,7 +40,7 @@ def refined_coefficients(
         share: of the texts' domains in these, which is the same in either fold.
     """
     folds = deal(one.texts, one.documents, seed=SEED)
-    if folds is None or len(folds.fold_U) < LEAST_UNITS:
+    if folds is None or folds.of != "documents" or len(folds.fold_U) < LEAST_UNITS:
         return start_N, {"refined": Refinement().describe()}
     windows = windows_of_units(meter, one.texts, folds, 0)
     whole = [_whole(windows, meter.length, fold) for fold in range(FOLDS)]

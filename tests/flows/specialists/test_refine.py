@@ -69,8 +69,8 @@ def test_where_nothing_surely_helps_the_start_is_kept(learned):
     assert said["refined"]["steps"] == 0 and said["refined"]["units"] == 5
 
 
-@pytest.mark.parametrize("documents", [[0], [0, 1, 2]])
-def test_of_few_texts_nothing_is_learned(learned, documents):
+@pytest.mark.parametrize("documents", [[0], [0, 1, 2], [0] * 10])
+def test_of_few_documents_nothing_is_learned(learned, documents):
     found_N, said = refined(LongMeter(), documents)
     assert torch.equal(found_N, START) and not learned and said["refined"]["steps"] == 0
 
