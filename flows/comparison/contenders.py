@@ -49,6 +49,8 @@ class Contender:
     options: dict[str, Any]
     law: dict[str, Any] = field(default_factory=dict)
     """Settings of pretrain-soe of its mixtures, where they are not sparse ones of support_size domains."""
+    variant: bool = False
+    """Whether it stands beside the same method without options, to see what these do."""
 
     @property
     def anew(self) -> bool:
@@ -82,7 +84,9 @@ def contenders(settings: CompareMethods, store: DomainStore, *, seed: int, steps
     made = []
     for label in labels:
         try:
-            made.append(_contender(settings, store, label, seed=seed, steps=steps))
+            variant = ":" in label and label.partition(":")[0] in labels
+            one = _contender(settings, store, label, seed=seed, steps=steps)
+            made.append(replace(one, variant=variant))
         except UserError as error:
             others = "Leave it out of methods, or change the sizes." if len(labels) > 1 else ""
             raise UserError(f"{label}: {error} {others}".strip()) from error

@@ -97,7 +97,7 @@ class Further:
         return _joined({name: read_object(stage.folder / RESULT) for name, stage in stages.items()})
 
     def measured(self, training: Training, contender: Contender) -> dict[str, Any]:
-        """Question → :data:`Losses` under the key FURTHER; empty for a method whose models do not follow the weights.
+        """Question → :data:`Losses` under the key FURTHER; empty for a variant, and for models that follow no weights.
 
         What is finished is read.
         """
@@ -119,7 +119,7 @@ class Further:
         )
 
     def _stages(self, pretraining: Pretraining, contender: Contender) -> dict[str, Stage]:
-        if not follows_weights(contender.method):
+        if contender.variant or not follows_weights(contender.method):
             return {}
         return {
             name: stage_of(

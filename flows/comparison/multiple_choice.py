@@ -100,7 +100,7 @@ def all_answers(
 
 
 def _answers(contender: Contender) -> bool:
-    return not is_mixture(contender.label) and (
+    return not (contender.variant or is_mixture(contender.label)) and (
         follows_weights(contender.method) or isinstance(contender.method, Generic)
     )
 

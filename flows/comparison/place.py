@@ -51,8 +51,8 @@ class Place:
         return open_store(self.store_place, num_volumes=self.store_parts)
 
     def tuned_on(self, contender: Contender) -> tuple[int, ...]:
-        """The numbers of tokens for fine-tuning; none for models of random mixtures, which rank them as they are."""
-        return () if is_mixture(contender.label) else self.fine_tune_tokens
+        """The numbers of tokens for fine-tuning; none for variants, and for models of random mixtures."""
+        return () if contender.variant or is_mixture(contender.label) else self.fine_tune_tokens
 
     def cell(self, pretraining: Pretraining, contender: Contender) -> Stage:
         tokens = self.tuned_on(contender)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from statistics import median
 
 import numpy as np
 import torch
@@ -26,8 +27,9 @@ from soe_model.presets import preset
 from storage_schema.errors import UserError
 
 LEAST_STEPS = 10
-TIMED_STEPS = 4
-"""Of each kind of run; the first is not counted."""
+TIMED_STEPS, TIMED_SECONDS = (4, 16), 2.0
+"""Of each kind of run, fewest and most, and after how long no more than the fewest. The median is taken: the first
+steps of a process are several times as slow as the rest."""
 OF_HOURS = 0.85
 """Share of the hours that is planned: reading, measuring and the page come beside it."""
 
@@ -155,8 +157,9 @@ def _windows(contender: Contender, sets: list[MeasuredSet]) -> float:
 
 
 def _step_seconds(learner: Learner, stream: object, steps: int) -> float:
-    times = []
-    for batch in stream.in_process(0, min(TIMED_STEPS, steps)):  # type: ignore[attr-defined]
+    fewest, most = TIMED_STEPS
+    times: list[float] = []
+    for batch in stream.in_process(0, min(most, steps)):  # type: ignore[attr-defined]
         begun = time.perf_counter()
         learner.train_step(
             torch.from_numpy(batch.tokens_BL1.astype(np.int64)),
@@ -164,8 +167,9 @@ def _step_seconds(learner: Learner, stream: object, steps: int) -> float:
             torch.from_numpy(batch.domain_weights_WK),
         )
         times.append(time.perf_counter() - begun)
-    counted = times[1:] or times
-    return sum(counted) / len(counted)
+        if len(times) >= fewest and sum(times) > TIMED_SECONDS:
+            break
+    return median(times)
 
 
 def steps_in_hours(settings: CompareMethods, rates: Sequence[Rate], steps: int, slots: int) -> int:

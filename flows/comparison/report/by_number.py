@@ -168,7 +168,9 @@ def by_option(settings: CompareMethods) -> dict[tuple[str, str], dict[float, str
     for label, options in settings.options.items():
         for option, value in options.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                others = repr(sorted((name, repr(other)) for name, other in options.items() if name != option))
+                others = repr(
+                    sorted((name, repr(other)) for name, other in options.items() if name != option)
+                )
                 of_option = groups.setdefault((label.partition(":")[0], option), {})
                 of_option.setdefault(others, {})[value] = label
     largest = {key: max(of_option.values(), key=len) for key, of_option in groups.items()}

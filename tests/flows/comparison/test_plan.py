@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
+from flows.comparison import plan
 from flows.comparison.cells import train_and_measure
 from flows.comparison.contenders import contenders
 from flows.comparison.further import Question
 from flows.comparison.measuring import FINISHED
 from flows.comparison.plan import Pace, Rate, left_of, makespan, measure, steps_in_hours, steps_of_tokens
+from flows.comparison.training import stream_of
 from flows.settings import CompareMethods
 from tests.flows.comparison import toy
 
@@ -58,6 +61,19 @@ def test_every_kind_of_run_is_timed(store):
     [one] = toy.all_pretrainings(chosen, store)
     pace = measure(one, str(store.folder.parent), 1, 1)
     assert pace.training > 0 and pace.window > 0
+
+
+def test_the_slow_first_steps_of_a_process_are_not_its_rate(store):
+    [one] = toy.all_pretrainings(toy.settings(store.folder.parent, methods=["generic"]), store)
+    stream = stream_of(one.runs[0], store, 0, one.law)
+    done = []
+
+    class Warming:
+        def train_step(self, *batch):
+            done.append(batch)
+            time.sleep(0.1 if len(done) < 4 else 0.001)
+
+    assert plan._step_seconds(Warming(), stream, 24) < 0.05 and len(done) == plan.TIMED_STEPS[1]
 
 
 def test_what_is_finished_takes_no_time(tmp_path, store):
@@ -113,8 +129,6 @@ def test_what_is_finished_takes_no_time(tmp_path, store):
     ],
 )
 def test_what_cannot_be_is_refused_by_name(store, given, said):
-    from flows.comparison.training import stream_of
-
     steps = given.pop("steps", 24)
     with pytest.raises(ValueError, match=said):
         for one in toy.all_pretrainings(toy.settings(store.folder.parent, **given), store, steps=steps):
@@ -127,6 +141,16 @@ def test_domain_experts_share_the_tokens_and_take_the_plain_rate(store):
     assert [run.training.steps for run in experts.method.runs()] == [12, 12]
     rates = [one.method.training.learning_rate for one in (soup, experts)]
     assert rates == [5e-3, 1e-2]
+
+
+def test_variants_are_not_fine_tuned(tmp_path, store):
+    options = {"soup:few": {"num_experts": 1}, "generic:wide": {"backbone": dict(LLAMA)}}
+    chosen = toy.settings(
+        store.folder.parent, methods=["soup", *options], options=options, fine_tune_tokens=[8]
+    )
+    there = toy.place(tmp_path, store, chosen)
+    tuned = {one.label: there.tuned_on(one) for one in contenders(chosen, store, seed=0, steps=24)}
+    assert tuned == {"soup": (8,), "soup:few": (), "generic:wide": (8,)}
 
 
 def test_a_larger_backbone_for_one_entry_has_the_same_tokens_and_its_own_cost(store):
