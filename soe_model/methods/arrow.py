@@ -10,14 +10,13 @@ Legend: W mixtures, K domains, E experts (one LoRA for each group), L tokens, O 
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from soe_model.methods.lora_pool import LoraPool
+from soe_model.methods.lora_pool import LoraPool, quiet_peft
 from soe_model.methods.method import Cost, Trained
 from soe_model.model.router import check_domain_weights
 
@@ -58,10 +57,7 @@ def arrow_model(base: nn.Module, loras: Sequence[nn.Module]) -> nn.Module:
     """PEFT's model of the base with all LoRAs and Arrow's router. PEFT takes LoRAs only from disk."""
     from peft.tuners.lora import ArrowConfig, create_arrow_model  # deptry: ignore[DEP004]
 
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="fan_in_fan_out is set to False"
-        )  # of the router, then corrected
+    with tempfile.TemporaryDirectory() as folder, quiet_peft():
         paths = [str(Path(folder) / str(number)) for number in range(len(loras))]
         for path, lora in zip(paths, loras, strict=True):
             lora.save_pretrained(path, save_embedding_layers=False)

@@ -9,7 +9,9 @@ I inputs and O outputs of a linear layer.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -185,9 +187,20 @@ def lora_model(base: nn.Module, *, rank: int, seed: int) -> nn.Module:
         fan_in_fan_out=not any(isinstance(linear, nn.Linear) for linear in layers.values()),
         target_modules=sorted(layers),
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed)
         return get_peft_model(base, config)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warnings that are of no use to a user of ours: of names that PEFT will change, and of Arrow's router,
+    whose configuration PEFT corrects.
+    """
+    with warnings.catch_warnings():
+        for of_peft in ("`is_gradient_checkpointing` is deprecated", "fan_in_fan_out is set to False"):
+            warnings.filterwarnings("ignore", message=of_peft)
+        yield
 
 
 def loras_of(module: nn.Module) -> dict[str, nn.Module]:

@@ -58,6 +58,11 @@ def merged(learners, weights):
     return base
 
 
+def test_peft_warns_nobody(learners, recwarn):
+    lora_pool.lora_model(fresh_base(learners), rank=R, seed=0)
+    assert not recwarn.list
+
+
 def test_a_lora_learns_its_group_and_leaves_the_generic_model_as_it_is(learners):
     generic = pool().plain_model(learners["generic"])
     for number, (module, run) in enumerate(zip(modules(learners, "lora"), pool().runs()[1:], strict=False)):
