@@ -95,7 +95,7 @@ def test_entries_that_differ_in_one_number_have_a_curve(store):
 
 
 def test_entries_for_several_charts_may_stand_in_one_comparison(store):
-    options = {f"soup:s{s}": {"support_size": s} for s in (1, 2, 4)}
+    options: dict[str, dict] = {f"soup:s{s}": {"support_size": s} for s in (1, 2, 4)}
     options |= {f"soup:d{n}": {"num_experts": n} for n in (1, 2, 3)}
     options |= {f"soup:2x{r}": {"num_experts": 2, "expert_rank": r} for r in (2, 3)}
     options |= {"soup:fast": {"learning_rate": 1e-2, "support_size": 8}, "soup:half": {"backbone": {}}}
