@@ -17,7 +17,7 @@ from flows.settings import CompareMethods
 
 SOUP, CRISP = "soup", "crisp"
 LARGER = 1.1
-"""From so many times the parameters of the smallest model served on, the answer says that one is larger."""
+"""So many times as large as the smallest model that is served, variants aside, or as small: then the answer says so."""
 
 
 def collect(
@@ -138,13 +138,14 @@ def answer(rows: list[dict[str, Any]], sets: list[MeasuredSet]) -> list[str]:
 
 
 def _ranking(kind: str, number: int, ranked: list[dict[str, Any]]) -> str:
-    least = min(row["served"] for row in ranked)
+    plain = [row for row in ranked if ":" not in row["method"]] or ranked
+    least = min(row["served"] for row in plain)
 
     def said(row: dict[str, Any]) -> str:
         loss = row["losses"][kind]
         around = "" if loss["sd"] is None else f" ± {loss['sd']:.3f}"
         larger = row["served"] / least
-        size = f", {larger:.1f} times the parameters" if larger >= LARGER else ""
+        size = f", {larger:.1f} times the parameters" if not 1 / LARGER < larger < LARGER else ""
         return f"{row['method']} ({loss['mean']:.3f}{around}{size})"
 
     first = ranked[0]

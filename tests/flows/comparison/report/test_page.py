@@ -85,6 +85,9 @@ def test_the_answer_says_that_a_model_is_larger():
     ]
     [said] = answer(rows, [MeasuredSet(name="a", kind="seen", **dict.fromkeys(TENSORS))])
     assert "generic:larger (2.000, 3.2 times the parameters), then soup (2.500); generic (3.000)." in said
+    rows[0] |= {"method": "generic:half", "served": 50}
+    [said] = answer(rows, [MeasuredSet(name="a", kind="seen", **dict.fromkeys(TENSORS))])
+    assert "generic:half (2.000, 0.5 times the parameters), then soup (2.500); generic (3.000)." in said
 
 
 def test_a_spread_is_that_of_the_seeds(report):
