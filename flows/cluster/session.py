@@ -21,7 +21,7 @@ PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 
 def connect() -> None:
-    """Join the running Ray cluster, or start one in this process for a job run by hand.
+    """Join the running Ray cluster, or start one in this process for a job run by hand. SIGTERM then is as Ctrl-C.
 
     A local cluster has more logical CPUs than a small machine has cores: training workers that held every
     one of them would starve their own data.
@@ -41,7 +41,9 @@ def connect() -> None:
         cpus = max(4, available_cores())
         ray.init(address="local", num_cpus=cpus, _node_ip_address="127.0.0.1", dashboard_port=port)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack trace of C++, and aborts
+        # Ray's own prints a stack trace of C++, and aborts.
+        usual = on_sigterm in (signal.SIG_DFL, None)
+        signal.signal(signal.SIGTERM, signal.default_int_handler if usual else on_sigterm)
 
 
 def _free_port() -> int:

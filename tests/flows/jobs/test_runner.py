@@ -55,7 +55,8 @@ def test_a_fault_keeps_its_traceback(monkeypatch, capsys):
 
 
 STUB = """
-import time, ray
+import signal, time, ray
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it, and so its processes
 from flows.cluster import session
 from flows.jobs import runner
 from flows.settings import Settings
