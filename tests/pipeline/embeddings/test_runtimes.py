@@ -78,20 +78,22 @@ def test_without_a_measurement(model, tmp_path, monkeypatch, asked, passages, us
 
 
 @pytest.mark.parametrize(
-    ("flags", "openvino", "chosen"),
+    ("cpu", "openvino", "chosen"),
     [
-        ({"avx512f", "amx_bf16", "amx_tile"}, True, "torch-bfloat16"),
-        ({"avx512f", "avx512_bf16"}, True, "torch-bfloat16"),
+        ({"GenuineIntel", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile"}, True, "torch-bfloat16"),
+        ({"AuthenticAMD", "avx512f", "avx512_bf16"}, True, "torch-bfloat16"),
+        ({"GenuineIntel", "avx512f", "avx512_bf16"}, True, "openvino"),
+        ({"GenuineIntel", "avx512f", "avx512_bf16"}, False, "torch-float32"),
         ({"avx512f", "avx512_vnni"}, True, "openvino"),
         ({"avx2"}, False, "torch-float32"),
         (set(), False, "torch-float32"),
     ],
 )
 def test_the_default_goes_by_what_the_machine_has_and_not_by_its_load(
-    model, tmp_path, monkeypatch, flags, openvino, chosen
+    model, tmp_path, monkeypatch, cpu, openvino, chosen
 ):
     monkeypatch.delattr(runtimes, "_seconds")
-    monkeypatch.setattr(runtimes, "_cpu_flags", lambda: flags, raising=False)
+    monkeypatch.setattr(runtimes, "_cpu", lambda: cpu)
     monkeypatch.setattr(runtimes, "_has_openvino", lambda model: openvino)
     assert runtime_of_stage(tmp_path, "auto", model, passages=10**9, use_gpu=False) == chosen
 
