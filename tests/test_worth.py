@@ -16,7 +16,7 @@ from pipeline.tokenizer import load_tokenizer
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
 from storage_schema.layout import store_folder
-from tests.benchmarks.worth import corpus, kinds, packaged_training, packages, report, sets, training
+from tests.benchmarks.worth import corpus, crisp, kinds, packaged_training, packages, report, sets, training
 from tests.benchmarks.worth import package as packaging
 from tests.benchmarks.worth.plain_text import of_html
 from tests.toy_store import write_texts
@@ -177,6 +177,27 @@ def test_the_report_compares_at_equal_tokens_and_at_equal_time(tmp_path):
     assert found["tokens_to_reach_the_twin"]["far"] == pytest.approx([4000 / np.e, 1000])
     assert (tmp_path / "report.json").exists() and (tmp_path / "report.png").stat().st_size > 5000
     assert "| far " in (tmp_path / "report.md").read_text()
+
+
+def test_a_crisp_run_is_of_its_set_and_no_twin(settings, tmp_path):
+    fixed = crisp.crisp_settings("databases", training.load_sets("worth", 16), tmp_path / "mixtures")
+    shape = settings.model_dump(include={"store", "steps", "batch_size", "sequence_length", "warmup_steps"})
+    own = Pretrain(**shape, **fixed, name="own-0")
+    runs = [training.train(own, tmp_path / "runs/own-0", points=1, until=time.time() + 600)]
+    assert len(runs[0]["curve"][-1]["losses"]["databases"]["blended"]) == 4
+    with pytest.raises(UserError, match="no set 'perl'; there are databases"):
+        crisp.crisp_settings("perl", training.load_sets("worth", 16), tmp_path / "mixtures")
+    for name, gain in (("twin", 0), ("soup", 0.1), ("own", 0.4)):
+        run = curve(name, 0, gain, 1.0)
+        if name == "own":
+            run["settings"] |= fixed
+        place = tmp_path / "runs" / f"{name}-0" / training.CURVE
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(run))
+    [row] = report.report(tmp_path)["soup"]["crisp"]
+    assert row["set"] == "databases" and row["twin"] - row["crisp"] == pytest.approx(0.4)
+    assert "| databases | near | 0 |" in (tmp_path / "report.md").read_text()
+    assert "25%" in (tmp_path / "report.md").read_text()
 
 
 @pytest.fixture

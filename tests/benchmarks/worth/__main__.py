@@ -4,6 +4,7 @@
     python -m tests.benchmarks.worth build --folder FOLDER        # corpus → domains; an hour or two on two cores
     python -m tests.benchmarks.worth train --folder FOLDER --name twin-0 --config '{"method": "generic"}' --minutes 120
     python -m tests.benchmarks.worth train --folder FOLDER --name soup-0 --minutes 120
+    python -m tests.benchmarks.worth train --folder FOLDER --name perl-0 --crisp perl --minutes 120
     python -m tests.benchmarks.worth report --folder FOLDER       # table and chart of the runs that are there
     python -m tests.benchmarks.worth package --folder FOLDER      # for a GPU: see packaged_training.py
 
@@ -23,9 +24,11 @@ from pathlib import Path
 
 from flows.settings import BuildDomains, Pretrain
 from tests.benchmarks.worth.corpus import prepare
+from tests.benchmarks.worth.crisp import crisp_settings
 from tests.benchmarks.worth.kinds import FAR, NEAR
 from tests.benchmarks.worth.package import write_package
 from tests.benchmarks.worth.report import report
+from tests.benchmarks.worth.sets import load_sets
 from tests.benchmarks.worth.training import train
 
 TRAINING = {"store": "worth", "preset": "small", "batch_size": 32, "sequence_length": 256, "steps": 2000}
@@ -59,6 +62,7 @@ def main() -> None:
     parser.add_argument(
         "--config", type=json.loads, default={}, help="train: settings of pretrain-soe, as JSON"
     )
+    parser.add_argument("--crisp", metavar="SET", help="train: on this set's own mixture alone")
     parser.add_argument("--points", type=int, default=6, help="train: how often losses are measured")
     parser.add_argument(
         "--minutes", type=float, default=120, help="train: stop after so long, to go on later"
@@ -77,11 +81,15 @@ def main() -> None:
         print(json.dumps(write_package("worth", folder / "package", PACKAGED_LENGTH), indent=1))
         return
     if options.step == "train":
-        settings = Pretrain(**(TRAINING | {"name": options.name or "soup"} | options.config))
+        asked = TRAINING | {"name": options.name or "soup"} | options.config
+        if options.crisp:
+            sets = load_sets("worth", Pretrain(**asked).sequence_length)
+            asked |= crisp_settings(options.crisp, sets, folder / "mixtures")
+        settings = Pretrain(**asked)
         train(settings, folder / "runs" / settings.name, options.points, time.time() + 60 * options.minutes)
         return
-    asked = build_settings(folder).model_dump_json(exclude_defaults=True)
-    command = [sys.executable, "-m", "flows.jobs.build_domains", "--config", asked]
+    domains = build_settings(folder).model_dump_json(exclude_defaults=True)
+    command = [sys.executable, "-m", "flows.jobs.build_domains", "--config", domains]
     sys.exit(subprocess.run(command).returncode)
 
 

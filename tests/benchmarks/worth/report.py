@@ -2,6 +2,7 @@
 
 Runs are one group if their names differ only in the seed at the end, as ``soup-0`` and ``soup-1``. Losses between two
 points are taken on the line through them over the logarithm of tokens or seconds; beyond the points nothing is said.
+CRISP's runs stand beside the soup and the twin of their seed, on their own set.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from matplotlib.figure import Figure
 
 from storage_schema.errors import UserError
 from storage_schema.manifest import write_atomically
+from tests.benchmarks.worth.crisp import Run, beside_crisp, crisp_table, seed_of, set_of
 from tests.benchmarks.worth.sets import METHODS
 from tests.benchmarks.worth.training import CURVE
 
 PARTS = "seen", "near", "far", "generic"
 COLOURS = dict(zip(METHODS, ("#1f6f8b", "#7aa6b8", "#999999"), strict=True))
 TWIN = "#c8823a"
-Run = dict[str, Any]
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -30,16 +31,21 @@ def report(folder: Path) -> dict[str, Any]:
     Raises UserError if there is no soup with a twin of its seed.
     """
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"runs/*/{CURVE}"))]
-    twins = {_seed(run): run for run in runs if run["settings"].get("method") == "generic"}
+    generic = [run for run in runs if run["settings"].get("method") == "generic" and run["curve"]]
+    twins = {seed_of(run): run for run in generic if set_of(run) is None}
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if run["settings"].get("method") != "generic" and _seed(run) in twins and run["curve"]:
-            groups.setdefault(run["settings"]["name"].removesuffix(f"-{_seed(run)}"), []).append(run)
+        if run["settings"].get("method") != "generic" and seed_of(run) in twins and run["curve"]:
+            groups.setdefault(run["settings"]["name"].removesuffix(f"-{seed_of(run)}"), []).append(run)
     if not groups:
         raise UserError(f"{folder / 'runs'} has no soup beside a generic twin of its seed: train both.")
-    found = {name: compare(group, [twins[_seed(run)] for run in group]) for name, group in groups.items()}
+    found = {name: compare(group, [twins[seed_of(run)] for run in group]) for name, group in groups.items()}
     write_atomically(folder / "report.json", json.dumps({"groups": found, "runs": runs}))
-    write_atomically(folder / "report.md", "\n\n".join(_table(name, row) for name, row in found.items()))
+    tables = []
+    for name, row in found.items():
+        row["crisp"] = beside_crisp(generic, groups[name], twins)
+        tables += [_table(name, row)] + ([crisp_table(row["crisp"])] if row["crisp"] else [])
+    write_atomically(folder / "report.md", "\n\n".join(tables))
     _picture(groups, twins).savefig(folder / "report.png", dpi=110)
     return found
 
@@ -72,7 +78,7 @@ def compare(soups: list[Run], twins: list[Run]) -> dict[str, Any]:
         ]
         over[part] = {"mean": _mean(gaps), "worst": max(gaps)} if gaps else {}
     return {
-        "seeds": [_seed(run) for run in soups],
+        "seeds": [seed_of(run) for run in soups],
         "parameters": soups[0]["parameters"],
         "tokens": [int(_tokens(run)[-1]) for run in soups],
         "seconds": [float(_seconds(run)[-1]) for run in soups],
@@ -166,7 +172,7 @@ def _picture(groups: dict[str, list[Run]], twins: dict[int, Run]) -> Figure:
     for (name, soups), row in zip(groups.items(), rows, strict=True):
         for part, axes in zip(PARTS, row, strict=True):
             for number, soup in enumerate(soups):
-                twin = twins[_seed(soup)]
+                twin = twins[seed_of(soup)]
                 for method, colour in COLOURS.items():
                     losses = losses_of(soup, method, part)
                     axes.plot(_tokens(soup), losses, "o-", ms=3, color=colour, label="" if number else method)
@@ -181,10 +187,6 @@ def _picture(groups: dict[str, list[Run]], twins: dict[int, Run]) -> Figure:
 
 def _mean(values: Any) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
-
-
-def _seed(run: Run) -> int:
-    return run["settings"].get("seed", 0)
 
 
 def _tokens(run: Run) -> np.ndarray:
