@@ -137,7 +137,7 @@ def _contender(
     if runs > 1:
         if steps < runs:
             raise UserError(f"its {runs} runs have less than a step each of {steps} steps. Give more tokens.")
-        made = kind(**arguments | {"training": _shortened(training, steps // runs)})
+        made = kind(**arguments | {"training": training.over(steps // runs)})
         assert isinstance(made, FlatMethod)
     if law:
         law |= {key: of_run[key] for key in ("support_size",) if key in of_run}
@@ -169,17 +169,13 @@ def _configs(
         "batch_size": settings.batch_size or same.batch_size,
         "sequence_length": settings.sequence_length or same.sequence_length,
     }
-    warmup_steps = common.pop("warmup_steps", min(chosen.training.warmup_steps, steps // 10))
+    warmup_steps = common.pop("warmup_steps", chosen.training.over(steps).warmup_steps)
     pretrain = Pretrain(**common, **sizes, seed=seed, steps=steps, warmup_steps=warmup_steps)
     resolved = resolve(pretrain, store)
     training = resolved.training
     if name not in SOUP_RATES and "learning_rate" not in of_run:
         training = replace(training, learning_rate=chosen.generic_learning_rate)
     return resolved.soup, training
-
-
-def _shortened(training: TrainingConfig, steps: int) -> TrainingConfig:
-    return replace(training, steps=steps, warmup_steps=training.warmup_steps * steps // training.steps)
 
 
 def _groups(settings: CompareMethods, store: DomainStore) -> int:

@@ -1,10 +1,10 @@
 """Which runtime computes the embedder's forward pass, in which precision: named, chosen by hardware, or measured.
 
-bfloat16 is three times as fast as float32 on some CPUs with instructions for it, slower on others, and many times slower
-on those without. OpenVINO is 1.2 to 1.7 times as fast as torch on two idle cores, and twice as fast on busy ones.
-``auto`` chooses by the hardware alone, so the choice is the same however busy the machine is; ``measured`` times all
-runtimes on this machine. The last bits of the vectors depend on the precision, so the manifest records the choice. An
-interrupted stage continues with it, and so do documents added to a store.
+bfloat16 is three times as fast as float32 on some CPUs with instructions for it, slower on others, and many times
+slower on those without. OpenVINO is 1.2 to 1.7 times as fast as torch on two idle cores, and twice as fast on busy
+ones. ``auto`` chooses by the hardware alone, so the choice is the same however busy the machine is; ``measured`` times
+all runtimes on this machine. The last bits of the vectors depend on the precision, so the manifest records the choice.
+An interrupted stage continues with it, and so do documents added to a store.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ RUNTIME_RECORD = "runtime.txt"
 WORTHWHILE = 2000
 """With fewer passages, compiling or measuring takes more time than the fastest runtime can save."""
 FAST_IN_BFLOAT16 = ({"amx_bf16"}, {"AuthenticAMD", "avx512_bf16"})
-"""CPUs, by Linux's names, on which bfloat16 is the fastest. With AVX-512's instructions for it and no AMX it was 3.0 times
-as fast as float32 on an AMD EPYC, and 0.73 times as fast on an Intel Xeon, where OpenVINO was 1.15 times."""
+"""CPUs, by Linux's names, on which bfloat16 is the fastest. With AVX-512's instructions for it and no AMX it was 3.0
+times as fast as float32 on an AMD EPYC, and 0.73 times on an Intel Xeon, where OpenVINO was 1.15 times as fast."""
 CLEARLY = 1.3
 """A runtime is chosen only if it is this many times as fast as torch's float32; a smaller gain may be noise."""
 TRIALS = ((2, 16), (32, 64))

@@ -75,12 +75,11 @@ class FlatMethod(Method):
         """A run of one ordinary model on one mixture.
 
         Args:
-            steps: another number of steps than the training's; the warm-up is then shortened with it.
+            steps: another number of steps than the training's.
         """
         training = replace(self.training, mixtures_per_step=1)
         if steps is not None:
-            warmup_steps = training.warmup_steps * steps // training.steps
-            training = replace(training, steps=steps, warmup_steps=warmup_steps)
+            training = training.over(steps)
         return Run(
             name=name,
             soup=replace(self.soup, num_experts=0, expert_rank=None),

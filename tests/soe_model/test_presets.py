@@ -34,7 +34,7 @@ def test_the_papers_presets_are_the_papers():
 def test_a_warm_up_longer_than_the_run_is_refused_with_the_way_out():
     training = preset("paper-110m").training
     with pytest.raises(
-        ValueError, match="warmup_steps is 2000 and the run has 1000 steps.*Give warmup_steps=100"
+        ValueError, match="warmup_steps is 2000 and the run has 1000 steps.*Give warmup_steps=333"
     ):
         replace(training, steps=1000)
     replace(training, steps=2000)  # as long as the run

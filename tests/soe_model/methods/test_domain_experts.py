@@ -119,7 +119,7 @@ def test_branches_share_the_budget_with_the_generic_run_they_begin_from():
     one = make("branched-experts", steps=103, generic_share=0.7, group_K=GROUPS)
     generic, *branches = one.runs()
     assert [run.training.steps for run in one.runs()] == [73, 15, 15]
-    assert [run.training.warmup_steps for run in one.runs()] == [3, 0, 0]  # of 5 in 103
+    assert [run.training.warmup_steps for run in one.runs()] == [5, 5, 5]
     assert generic.begins_from is None and torch.equal(generic.domain_weights_K, GENERIC_K)
     assert {run.begins_from for run in branches} == {generic.name}
     cost, twin = one.cost(), make("generic", steps=103).cost()
