@@ -1,0 +1,70 @@
+"""CRISP beside the soup: a model trained on one set's own mixture, and how much of its gain a soup has without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.mixtures.ratios import write_fixed
+from storage_schema.errors import UserError
+from tests.benchmarks.worth.sets import Sets
+
+Run = dict[str, Any]
+
+
+def crisp_settings(name: str, sets: Sets, folder: Path) -> dict[str, Any]:
+    """Settings of pretrain-soe that train on the mixture of the set `name`, written below `folder`.
+
+    Raises UserError if there is no such set.
+    """
+    known = {one.name: assignment for one, assignment in zip(sets.sets, sets.assignments, strict=True)}
+    if name not in known:
+        raise UserError(f"no set {name!r}; there are {', '.join(sorted(known))}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.csv"
+    write_fixed(known[name].domain_weights, path, run=name)
+    return {"method": "generic", "meta_distribution": "fixed", "ratios": str(path)}
+
+
+def set_of(run: Run) -> str | None:
+    """The set that a run is CRISP for; None: it is none."""
+    fixed = run["settings"].get("meta_distribution") == "fixed"
+    return Path(run["settings"]["ratios"]).stem if fixed else None
+
+
+def beside_crisp(runs: list[Run], soups: list[Run], twins: Mapping[int, Run]) -> list[dict[str, Any]]:
+    """For each set and seed with a CRISP run, a soup and a twin: the last losses of the three."""
+    of_seed = {seed_of(run): run for run in soups}
+    found = []
+    for run in runs:
+        name, seed = set_of(run), seed_of(run)
+        if name is None or not run["curve"] or seed not in of_seed or seed not in twins:
+            continue
+        three = {"twin": twins[seed], "soup": of_seed[seed], "crisp": run}
+        last = {who: one["curve"][-1]["losses"][name]["blended"] for who, one in three.items()}
+        found.append(
+            {"set": name, "part": run["parts"][name], "seed": seed}
+            | {who: float(np.mean(losses)) for who, losses in last.items()}
+        )
+    return sorted(found, key=lambda row: (row["part"], row["set"], row["seed"]))
+
+
+def crisp_table(rows: list[dict[str, Any]]) -> str:
+    """The losses as a table, with the share of CRISP's gain over the twin that the soup has."""
+    lines = [
+        "| set | part | seed | twin | soup, blended | CRISP | share of CRISP's gain |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        gain = row["twin"] - row["crisp"]
+        share = f"{(row['twin'] - row['soup']) / gain:.0%}" if gain > 0 else "CRISP gains nothing"
+        losses = " | ".join(f"{row[who]:.3f}" for who in ("twin", "soup", "crisp"))
+        lines.append(f"| {row['set']} | {row['part']} | {row['seed']} | {losses} | {share} |")
+    return "\n".join(lines) + "\n"
+
+
+def seed_of(run: Run) -> int:
+    return run["settings"].get("seed", 0)
