@@ -22,8 +22,10 @@ from soe_model.presets import SoupConfig, TrainingConfig, preset
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
 
-SOUP_RATES = "soup", "pareto"
-"""Methods that add up experts take the preset's rates of a soup; the others' backbones take the generic twin's."""
+SOUP_RATES = ("soup",)
+"""A soup adds up experts, so a model moves further than its rates say. The others take the generic twin's rate."""
+MEANS = "pareto", "smear", "smear-frozen"
+"""Methods that take a mean of experts: these and the routers have the generic twin's rate too."""
 COMMON = "preset", "num_experts", "mixtures_per_step", "support_size"
 """Settings of pretrain-soe that the comparison gives all methods, and their options may change."""
 OF_THE_COMPARISON = {
@@ -128,6 +130,8 @@ def _contender(
         "generic_K": torch.from_numpy(window_shares(windows_K)).float(),
         "centroids_KD": torch.from_numpy(store.tree.leaves_KD),
     } | {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    if "seed" in mine:  # of what a method draws after its training
+        arguments.setdefault("seed", seed)
     if issubclass(kind, GroupedMethod):  # type: ignore[arg-type]
         arguments["group_K"] = coarse_groups(arguments["generic_K"], _groups(settings, store))
     made = kind(**arguments)
@@ -173,8 +177,10 @@ def _configs(
     pretrain = Pretrain(**common, **sizes, seed=seed, steps=steps, warmup_steps=warmup_steps)
     resolved = resolve(pretrain, store)
     training = resolved.training
-    if name not in SOUP_RATES and "learning_rate" not in of_run:
-        training = replace(training, learning_rate=chosen.generic_learning_rate)
+    if name not in SOUP_RATES:
+        rates = ["learning_rate"] + ["expert_learning_rate", "router_learning_rate"] * (name in MEANS)
+        twins = dict.fromkeys(rates, of_run.get("learning_rate", chosen.generic_learning_rate))
+        training = replace(training, **{rate: value for rate, value in twins.items() if rate not in of_run})
     return resolved.soup, training
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from soe_model.bounds import require, whole
+from soe_model.bounds import finite_positive, require, whole
 from soe_model.methods.groups import GroupedMethod
 from soe_model.methods.method import Cost, Run, Trained
 from soe_model.model.router import check_domain_weights
@@ -87,15 +87,18 @@ class DomainExperts(GroupedMethod):
 class BranchedExperts(DomainExperts):
     """A generic run, then a model for each group that begins from it; all of them together take `training.steps`.
 
-    The generic model is one of those that are chosen among. Each run has the whole schedule, shortened.
+    The generic model is one of those that are chosen among. Each run has a whole schedule of its own.
     """
 
     generic_share: float = 0.5
     """The share of all steps that the generic run has; the groups share the rest evenly."""
+    branch_rate: float = 0.3
+    """Peak learning rate of a branch over the generic run's: it begins from a trained model, with a new optimizer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, ("generic_share",), lambda share: 0 < share < 1, "above 0 and below 1")
+        require(self, ("branch_rate",), finite_positive, "positive and finite")
 
     def runs(self, targets_WK: torch.Tensor | None = None) -> list[Run]:
         steps, groups = self.training.steps, self.num_groups
@@ -108,7 +111,9 @@ class BranchedExperts(DomainExperts):
             )
         generic = self.plain_run("generic", self.generic_K, steps=of_generic)
         return [generic] + [
-            self.plain_run(f"group-{g:03d}", weights_K, steps=of_branch, begins_from=generic.name)
+            self.plain_run(
+                f"group-{g:03d}", weights_K, steps=of_branch, rate=self.branch_rate, begins_from=generic.name
+            )
             for g, weights_K in enumerate(self.mixtures_GK)
         ]
 

@@ -70,14 +70,17 @@ class FlatMethod(Method):
         domain_weights_K: torch.Tensor,
         *,
         steps: int | None = None,
+        rate: float = 1.0,
         begins_from: str | None = None,
     ) -> Run:
         """A run of one ordinary model on one mixture.
 
         Args:
             steps: another number of steps than the training's.
+            rate: its learning rate over the training's.
         """
-        training = replace(self.training, mixtures_per_step=1)
+        learning_rate = rate * self.training.learning_rate
+        training = replace(self.training, mixtures_per_step=1, learning_rate=learning_rate)
         if steps is not None:
             training = training.over(steps)
         return Run(

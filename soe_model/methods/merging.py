@@ -23,7 +23,8 @@ from soe_model.methods.method import Cost, Trained
 from soe_model.model.router import check_domain_weights
 from storage_schema.errors import UserError
 
-SCALINGS = (0.5, 1.0, 1.5, 2.0)
+SCALINGS = (0.0, 0.5, 1.0, 1.5, 2.0)
+"""With 0, the generic model, which the branched experts have among them too."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,8 +130,9 @@ class Ties(PrunedMerge):
     """TIES (Yadav et al. 2023): the largest changes of each expert; of each parameter only those of the sign that
     prevails.
 
-    PEFT divides their weighted sum by the number of experts that agree. So each is given its weight times the number
-    of all: where all agree, that is the linear merge.
+    The vote is weighted, and the weighted sum is divided by the weights of those that agree, as mergekit does it: so
+    with equal weights it is the paper's mean, and where all agree the linear merge. PEFT divides by their number, which
+    with uneven weights takes a parameter that one heavy expert keeps several times as far as that expert did.
     """
 
     densities: tuple[float, ...] = (0.2, 0.5)
@@ -139,14 +141,14 @@ class Ties(PrunedMerge):
         return self.prune_by_tensor(deltas_GP, density, method="magnitude")
 
     def merge(self, deltas_GP: torch.Tensor, masses_G: torch.Tensor) -> torch.Tensor:
-        from peft.utils.merge_utils import (  # deptry: ignore[DEP004]
-            calculate_majority_sign_mask,
-            disjoint_merge,
-        )
+        from peft.utils.merge_utils import calculate_majority_sign_mask  # deptry: ignore[DEP004]
 
-        of_weight = masses_G > 0  # others would take part in the vote
-        deltas_gP, weights_g = deltas_GP[of_weight], masses_G[of_weight] * of_weight.sum()
-        return disjoint_merge(weights_g[:, None] * deltas_gP, calculate_majority_sign_mask(deltas_gP))
+        masses_G1 = masses_G[:, None]
+        agree_GP = calculate_majority_sign_mask(masses_G1 * deltas_GP)
+        agreeing_P = (masses_G1 * agree_GP).sum(0)
+        return (masses_G1 * deltas_GP * agree_GP).sum(0) / agreeing_P.clamp(
+            min=torch.finfo(agreeing_P.dtype).tiny
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -23,10 +23,10 @@ from soe_model.training.trainer import SoupTrainer
 
 
 class Pareto(GroupedMethod):
-    """Members are trained with the experts' learning rate. There are G of them in memory: give groups for many domains.
+    """Members are trained with the experts' learning rate: give a generic model's, as the weights sum to 1.
 
-    Its cost in FLOPs is what the trainer computes, as for a soup of G experts; the gradients of coefficients, which are
-    not needed here, are among them.
+    There are G of them in memory: give groups for many domains. The cost in FLOPs is what the trainer computes, as for
+    a soup of G experts; the gradients of coefficients, which are not needed here, are among them.
     """
 
     def runs(self, targets_WK: torch.Tensor | None = None) -> list[Run]:

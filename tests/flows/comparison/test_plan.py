@@ -16,6 +16,7 @@ from flows.comparison.measuring import FINISHED
 from flows.comparison.plan import Pace, Rate, left_of, makespan, measure, steps_in_hours, steps_of_tokens
 from flows.comparison.training import stream_of
 from flows.settings import CompareMethods
+from tests.extras import needs
 from tests.flows.comparison import toy
 
 RECORDED = {"law": "recorded", "share": 1.0, "ratios": "ratios.csv"}
@@ -150,6 +151,21 @@ def test_every_run_has_the_presets_warm_up_or_a_third_of_itself(store, steps, of
     soup, generic, experts = contenders(chosen, store, seed=0, steps=steps)
     warm_ups = [one.method.runs()[0].training.warmup_steps for one in (soup, generic, experts)]
     assert warm_ups == [of_one_run, of_one_run, of_two]
+
+
+def test_methods_that_take_a_mean_of_experts_have_one_rate_for_all(store):
+    """With the low rate that suits a soup's sums, Pareto's members lay 1.1 nats above a generic model."""
+    options = {"pareto:slow": {"learning_rate": 2e-3}, "smear:apart": {"expert_learning_rate": 1e-3}}
+    chosen = toy.settings(store.folder.parent, methods=["soup", "pareto", "smear", *options], options=options)
+    trainings = [one.method.training for one in contenders(chosen, store, seed=0, steps=24)]
+    rates = [(one.learning_rate, one.expert_learning_rate, one.router_learning_rate) for one in trainings]
+    assert rates == [(5e-3, 7e-4, 1e-3), (1e-2,) * 3, (1e-2,) * 3, (2e-3,) * 3, (1e-2, 1e-3, 1e-2)]
+
+
+def test_each_seed_draws_what_is_dropped_anew(store):
+    needs("peft", extra="exports")
+    chosen = toy.settings(store.folder.parent, methods=["merged-dare"])
+    assert [contenders(chosen, store, seed=seed, steps=24)[0].method.seed for seed in (0, 3)] == [0, 3]
 
 
 def test_variants_are_not_fine_tuned(tmp_path, store):

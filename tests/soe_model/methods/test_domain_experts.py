@@ -120,6 +120,8 @@ def test_branches_share_the_budget_with_the_generic_run_they_begin_from():
     generic, *branches = one.runs()
     assert [run.training.steps for run in one.runs()] == [73, 15, 15]
     assert [run.training.warmup_steps for run in one.runs()] == [5, 5, 5]
+    rate = one.training.learning_rate
+    assert [run.training.learning_rate for run in one.runs()] == [rate, 0.3 * rate, 0.3 * rate]
     assert generic.begins_from is None and torch.equal(generic.domain_weights_K, GENERIC_K)
     assert {run.begins_from for run in branches} == {generic.name}
     cost, twin = one.cost(), make("generic", steps=103).cost()
