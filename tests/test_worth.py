@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 import time
@@ -191,13 +192,11 @@ def test_a_crisp_run_is_of_its_set_and_no_twin(settings, tmp_path):
         run = curve(name, 0, gain, 1.0)
         if name == "own":
             run["settings"] |= fixed
-        place = tmp_path / "runs" / f"{name}-0" / training.CURVE
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(json.dumps(run))
+        (tmp_path / "runs" / f"{name}-0").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / f"{name}-0" / training.CURVE).write_text(json.dumps(run))
     [row] = report.report(tmp_path)["soup"]["crisp"]
     assert row["set"] == "databases" and row["twin"] - row["crisp"] == pytest.approx(0.4)
-    assert "| databases | near | 0 |" in (tmp_path / "report.md").read_text()
-    assert "25%" in (tmp_path / "report.md").read_text()
+    assert re.search(r"\| databases \| near \| 0 \|.*\| 25% \|", (tmp_path / "report.md").read_text())
 
 
 @pytest.fixture

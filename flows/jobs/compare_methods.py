@@ -23,7 +23,8 @@ from flows.comparison.measuring import FINISHED
 from flows.comparison.place import Place
 from flows.comparison.pretrainings import Pretraining, pretrainings
 from flows.comparison.report import by_number, by_size, choices, few_texts, surface
-from flows.comparison.report.figures import Compared, figures
+from flows.comparison.report.compared import Compared
+from flows.comparison.report.figures import figures
 from flows.comparison.report.page import write_page
 from flows.comparison.report.results import collect
 from flows.comparison.sets import KIND as SETS

@@ -11,6 +11,7 @@ from typing import Any
 from flows.comparison import fine_tuning
 from flows.comparison.contenders import is_mixture
 from flows.comparison.measuring import FINISHED
+from flows.comparison.report.seeds import below
 from flows.comparison.sets import KINDS, MeasuredSet, targets
 from flows.comparison.spread import spread
 from flows.settings import CompareMethods
@@ -74,10 +75,9 @@ def _row(label: str, cells: list[dict[str, Any]], sets: list[MeasuredSet]) -> di
         return row
     cost = done[0]["cost"]
     row["losses"] = {
-        kind: spread(found)
+        kind: (spread(list(found.values())) or {}) | {"by_seed": found}
         for kind in KINDS
-        if (found := [_mean_of(cell, [one for one in sets if one.kind == kind]) for cell in done])
-        != [None] * len(done)
+        if (found := _by_seed(done, [one for one in sets if one.kind == kind]))
     }
     row["by_set"] = {
         one.name: spread([_mean_of(cell, [one]) for cell in done])
@@ -108,6 +108,11 @@ def _row(label: str, cells: list[dict[str, Any]], sets: list[MeasuredSet]) -> di
     }
 
 
+def _by_seed(done: list[dict[str, Any]], sets: list[MeasuredSet]) -> dict[int, float]:
+    means = {cell["seed"]: _mean_of(cell, sets) for cell in done}
+    return {seed: mean for seed, mean in means.items() if mean is not None}
+
+
 def _mean_of(cell: dict[str, Any], sets: Iterable[MeasuredSet], point: int = -1) -> float | None:
     """The mean of the losses of some sets; None unless all were measured."""
     losses = cell["points"][point]["losses"]
@@ -130,7 +135,7 @@ def answer(rows: list[dict[str, Any]], sets: list[MeasuredSet]) -> list[str]:
             lines.append(_ranking(kind, number, ranked))
     by_label = {row["method"]: row for row in measured}
     if SOUP in by_label and CRISP in by_label:
-        lines += _from_how_many(by_label[SOUP], by_label[CRISP])
+        lines.append(_from_how_many(by_label[SOUP], by_label[CRISP]))
     seeds = min(row["seeds"] for row in measured)
     if seeds < 3:
         lines.append(f"With {seeds} seed{'s' * (seeds > 1)} for a method, small differences say nothing.")
@@ -140,22 +145,22 @@ def answer(rows: list[dict[str, Any]], sets: list[MeasuredSet]) -> list[str]:
 def _ranking(kind: str, number: int, ranked: list[dict[str, Any]]) -> str:
     plain = [row for row in ranked if ":" not in row["method"]] or ranked
     least = min(row["served"] for row in plain)
+    most_seeds = max(row["seeds"] for row in ranked)
 
     def said(row: dict[str, Any]) -> str:
         loss = row["losses"][kind]
         around = "" if loss["sd"] is None else f" ± {loss['sd']:.3f}"
         larger = row["served"] / least
         size = f", {larger:.1f} times the parameters" if not 1 / LARGER < larger < LARGER else ""
-        return f"{row['method']} ({loss['mean']:.3f}{around}{size})"
+        seeds = f", of {row['seeds']} seeds only" if row["seeds"] < most_seeds else ""
+        return f"{row['method']} ({loss['mean']:.3f}{around}{size}{seeds})"
 
     first = ranked[0]
     words = f"On {number} {kind} set{'s' * (number > 1)} the lowest mean loss is that of {said(first)}"
     if len(ranked) > 1:
         second = ranked[1]
-        apart = second["losses"][kind]["mean"] - first["losses"][kind]["mean"]
-        both = math.hypot(*(row["losses"][kind]["sd"] or 0.0 for row in (first, second)))
         words += f", then {said(second)}"
-        if apart <= both:
+        if not below("", "", *(row["losses"][kind]["by_seed"] for row in (first, second))).holds:
             words += ", which the seeds do not tell apart"
     others = [row for row in ranked[2:] if row["method"] in (SOUP, "generic")]
     if others:
@@ -163,33 +168,21 @@ def _ranking(kind: str, number: int, ranked: list[dict[str, Any]]) -> str:
     return words + "."
 
 
-def _from_how_many(soup: dict[str, Any], crisp: dict[str, Any]) -> list[str]:
-    """From how many specialists on a soup costs less than CRISP, at equal tokens and at an equal loss."""
-    by_tokens = _break_even(soup, crisp["specialist_flops"])
-    lines = [
-        f"With more than {by_tokens:,} specialist{'s' * (by_tokens > 1)} a soup costs less than CRISP at the same "
-        f"tokens: it is pretrained once ({soup['once_flops']:.2g} FLOPs), CRISP for each "
-        f"({crisp['specialist_flops']:.2g})."
-        if by_tokens is not None
-        else "At the same tokens a soup never costs less than CRISP."
-    ]
-    at_the_end = soup["curve"][-1]["loss"]
-    reached = [
-        point
-        for point in crisp["curve"]
-        if point["loss"] and at_the_end and point["loss"]["mean"] <= at_the_end["mean"]
-    ]
-    if not reached:
-        lines.append("CRISP did not reach the soup's mean loss at all with as many tokens for each set.")
-        return lines
-    share = reached[0]["tokens"] / crisp["tokens"]
-    by_loss = _break_even(soup, share * crisp["specialist_flops"])
-    if by_loss is not None:
-        lines.append(
-            f"CRISP reached the soup's mean loss with {share:.0%} of its tokens (or less: losses are measured at a few "
-            f"points). By that the soup costs less with more than {by_loss:,} specialist{'s' * (by_loss > 1)}."
-        )
-    return lines
+def _from_how_many(soup: dict[str, Any], crisp: dict[str, Any]) -> str:
+    """From how many specialists on a soup costs less than CRISP, and what its models are worth beside those."""
+    number = _break_even(soup, crisp["specialist_flops"])
+    ends = [row["curve"][-1]["loss"] for row in (soup, crisp)]
+    then = ""
+    if all(ends):
+        apart = ends[0]["mean"] - ends[1]["mean"]
+        worse = "higher" if apart > 0 else "lower"
+        then = f" The mean loss of its models is {abs(apart):.3f} {worse} than that of CRISP's."
+    if number is None:
+        return "With as many tokens for each of its trainings as a soup has, CRISP never costs more." + then
+    return (
+        f"With more than {number:,} specialist{'s' * (number > 1)} a soup costs less than CRISP: it is pretrained once "
+        f"({soup['once_flops']:.2g} FLOPs), CRISP for each ({crisp['specialist_flops']:.2g})." + then
+    )
 
 
 def _break_even(soup: dict[str, Any], flops_each: float) -> int | None:

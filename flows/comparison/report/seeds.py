@@ -1,14 +1,14 @@
 """Losses by seed, and whether two of them differ by more than the seeds do.
 
-Methods with the same seed draw the same batches, so differences are taken seed by seed. Their mean is surely below 0
-where its whole 90% interval is.
+Methods with the same seed draw by the same random numbers, so differences are taken seed by seed. Their mean is surely
+below 0 where its whole 90% interval is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, nan
+from math import inf, isfinite
 from statistics import fmean, stdev
 from typing import Any
 
@@ -41,13 +41,6 @@ def at_the_end(cells: Cells, label: str, names: Sequence[str]) -> dict[int, floa
         for seed, end in ends.items()
         if names and all(name in end for name in names)
     }
-
-
-def within(cell: Mapping[str, Any], tokens: int, names: Sequence[str]) -> float:
-    """The mean loss of a finished cell at its last point of so many tokens, or at its first, if that has more."""
-    points = [point for point in cell["points"] if point["tokens"] <= tokens] or cell["points"][:1]
-    losses = points[-1]["losses"]
-    return fmean(losses.get(name, nan) for name in names)
 
 
 def below(first: str, second: str, of_first: BySeed, of_second: BySeed) -> Claim:

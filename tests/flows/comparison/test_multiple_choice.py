@@ -15,7 +15,8 @@ from flows.comparison.cells import DIVERGED, train_and_measure
 from flows.comparison.measuring import FINISHED
 from flows.comparison.multiple_choice import Asked, all_answers
 from flows.comparison.report import choices
-from flows.comparison.report.figures import AS_THERE, NOT_HERE, Compared, figures
+from flows.comparison.report.compared import Compared
+from flows.comparison.report.figures import AS_THERE, NOT_HERE, figures
 from pipeline.tokenizer import load_tokenizer
 from soe_model.model.backbone import build_backbone, token_losses
 from storage_schema.domains import DomainStore

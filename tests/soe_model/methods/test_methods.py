@@ -53,6 +53,16 @@ def test_the_twin_is_plain_training_of_the_shared_parameters_on_the_generic_mixt
     assert torch.equal(models, learner.bank.shared_p[: twin.size.num_params].expand(K, -1))
 
 
+def test_targets_may_share_the_tokens_of_crisp():
+    one = make("crisp", steps=9, shared_by=4)
+    assert [run.training.steps for run in one.runs(torch.eye(K))] == [2] * K
+    alone = make("crisp", steps=2).cost()
+    assert one.cost().specialist_tokens == alone.specialist_tokens
+    assert one.cost().specialist_flops == alone.specialist_flops
+    with pytest.raises(ValueError, match="shared_by is 10: of 9 steps none has one"):
+        make("crisp", steps=9, shared_by=10)
+
+
 @pytest.mark.parametrize("rank", [None, 2])
 def test_the_soups_models_are_those_of_equation_2(rank):
     one = make("soup", rank=rank)

@@ -68,19 +68,24 @@ def report(tmp_path_factory):
 
 
 def test_the_answer_says_which_is_best_and_from_how_many_on_a_soup_pays(report):
-    seen, unseen, by_tokens, by_loss, seeds = report["answer"]
+    seen, unseen, from_how_many, seeds = report["answer"]
     assert seen.startswith(
         "On 1 seen set the lowest mean loss is that of crisp (2.410 ± 0.014), then soup (3.050"
     )
     assert "generic (3.610" in unseen
-    assert by_tokens.startswith("With more than 4 specialists a soup costs less than CRISP")  # 9e9 / 2e9
-    assert "with 50% of its tokens" in by_loss and "with more than 9 specialists" in by_loss
+    assert from_how_many.startswith("With more than 4 specialists a soup costs less than CRISP")  # 9e9 / 2e9
+    assert from_how_many.endswith("The mean loss of its models is 0.640 higher than that of CRISP's.")
     assert seeds.startswith("With 2 seeds")
 
 
 def test_the_answer_says_that_a_model_is_larger():
     rows = [
-        {"method": method, "losses": {"seen": {"mean": loss, "sd": None}}, "served": served, "seeds": 3}
+        {
+            "method": method,
+            "losses": {"seen": {"mean": loss, "sd": None, "by_seed": dict.fromkeys(range(3), loss)}},
+            "served": served,
+            "seeds": 3,
+        }
         for method, loss, served in (("generic:larger", 2.0, 320), ("soup", 2.5, 100), ("generic", 3.0, 100))
     ]
     [said] = answer(rows, [MeasuredSet(name="a", kind="seen", **dict.fromkeys(TENSORS))])
