@@ -134,8 +134,9 @@ class TrainingConfig:
             )
 
     def over(self, steps: int) -> TrainingConfig:
-        """The same training over fewer steps: its warm-up is as long as before, and a third of the steps at most."""
-        return replace(self, steps=steps, warmup_steps=min(self.warmup_steps, steps // 3))
+        """The same training over other steps; over fewer, the warm-up is a third of them at most."""
+        shorter = min(self.warmup_steps, steps // 3)
+        return replace(self, steps=steps, warmup_steps=shorter if steps < self.steps else self.warmup_steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,3 +77,10 @@ def test_a_value_out_of_bounds_is_named_with_its_bound(config, name, value, boun
 def test_a_soup_that_could_not_begin_to_learn_is_refused():
     with pytest.raises(ValueError, match="router_output_scale and expert_std are both 0"):
         replace(SOUP, router_output_scale=0.0, expert_std=0.0)
+
+
+def test_over_fewer_steps_the_warm_up_is_a_third_of_them_at_most():
+    training = preset("tiny").training
+    assert [training.over(steps).warmup_steps for steps in (90, 360, 5000)] == [30, 100, 100]
+    asked = replace(training, steps=90, warmup_steps=80)
+    assert asked.over(90) == asked
