@@ -171,12 +171,12 @@ def _ranking(kind: str, number: int, ranked: list[dict[str, Any]]) -> str:
 def _from_how_many(soup: dict[str, Any], crisp: dict[str, Any]) -> str:
     """From how many specialists on a soup costs less than CRISP, and what its models are worth beside those."""
     number = _break_even(soup, crisp["specialist_flops"])
-    ends = [row["curve"][-1]["loss"] for row in (soup, crisp)]
-    then = ""
-    if all(ends):
-        apart = ends[0]["mean"] - ends[1]["mean"]
-        worse = "higher" if apart > 0 else "lower"
-        then = f" The mean loss of its models is {abs(apart):.3f} {worse} than that of CRISP's."
+    apart = [
+        f"{soup['losses'][kind]['mean'] - crisp['losses'][kind]['mean']:+.3f} on {kind} sets"
+        for kind in KINDS
+        if kind in soup["losses"] and kind in crisp["losses"]
+    ]
+    then = f" The loss of its models minus that of CRISP's: {', '.join(apart)}." if apart else ""
     if number is None:
         return "With as many tokens for each of its trainings as a soup has, CRISP never costs more." + then
     return (
