@@ -24,8 +24,8 @@ from storage_schema.errors import UserError
 
 SOUP_RATES = ("soup",)
 """A soup adds up experts, so a model moves further than its rates say. The others take the generic twin's rate."""
-MEANS = "pareto", "smear", "smear-frozen"
-"""Methods that take a mean of experts: these and the routers have the generic twin's rate too."""
+MEANS = ("pareto",)
+"""Methods that are a mean of experts alone, which so have the generic twin's rate."""
 COMMON = "preset", "num_experts", "mixtures_per_step", "support_size"
 """Settings of pretrain-soe that the comparison gives all methods, and their options may change."""
 OF_THE_COMPARISON = {
@@ -178,7 +178,7 @@ def _configs(
     resolved = resolve(pretrain, store)
     training = resolved.training
     if name not in SOUP_RATES:
-        rates = ["learning_rate"] + ["expert_learning_rate", "router_learning_rate"] * (name in MEANS)
+        rates = ["learning_rate"] + ["expert_learning_rate"] * (name in MEANS)
         twins = dict.fromkeys(rates, of_run.get("learning_rate", chosen.generic_learning_rate))
         training = replace(training, **{rate: value for rate, value in twins.items() if rate not in of_run})
     return resolved.soup, training

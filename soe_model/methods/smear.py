@@ -36,8 +36,8 @@ from storage_schema.errors import UserError
 class Smear(FlatMethod):
     """One model for all targets, whose routers choose inside for each sequence.
 
-    The soup's three learning rates are those of the backbone, the experts and the routers. Shares of experts sum to 1,
-    so give all of them a generic model's.
+    The soup's three learning rates are those of the backbone, the experts and the routers. Without a soup's sums of
+    experts in each parameter, the backbone bears a generic model's rate; experts and routers do not.
     """
 
     width: int | None = None

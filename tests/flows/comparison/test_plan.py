@@ -153,13 +153,16 @@ def test_every_run_has_the_presets_warm_up_or_a_third_of_itself(store, steps, of
     assert warm_ups == [of_one_run, of_one_run, of_two]
 
 
-def test_methods_that_take_a_mean_of_experts_have_one_rate_for_all(store):
-    """With the low rate that suits a soup's sums, Pareto's members lay 1.1 nats above a generic model."""
+def test_the_members_of_pareto_have_the_plain_rate_and_smears_experts_do_not(store):
+    """With the rate that suits a soup's sums, Pareto's members lay 1.1 nats above a generic model; SMEAR's experts lost
+    0.3 nats with the plain one."""
     options = {"pareto:slow": {"learning_rate": 2e-3}, "smear:apart": {"expert_learning_rate": 1e-3}}
     chosen = toy.settings(store.folder.parent, methods=["soup", "pareto", "smear", *options], options=options)
     trainings = [one.method.training for one in contenders(chosen, store, seed=0, steps=24)]
     rates = [(one.learning_rate, one.expert_learning_rate, one.router_learning_rate) for one in trainings]
-    assert rates == [(5e-3, 7e-4, 1e-3), (1e-2,) * 3, (1e-2,) * 3, (2e-3,) * 3, (1e-2, 1e-3, 1e-2)]
+    assert rates == [
+        (5e-3, 7e-4, 1e-3), (1e-2, 1e-2, 1e-3), (1e-2, 7e-4, 1e-3), (2e-3, 2e-3, 1e-3), (1e-2, 1e-3, 1e-3),
+    ]  # fmt: skip
 
 
 def test_each_seed_draws_what_is_dropped_anew(store):
