@@ -22,10 +22,9 @@ from soe_model.presets import SoupConfig, TrainingConfig, preset
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
 
-SOUP_RATES = ("soup",)
-"""A soup adds up experts, so a model moves further than its rates say. The others take the generic twin's rate."""
-MEANS = ("pareto",)
-"""Methods that are a mean of experts alone, which so have the generic twin's rate."""
+SOUP, PARETO = "soup", "pareto"
+"""A soup adds up experts, so a model moves further than the preset's rates say. The other methods take the generic
+twin's rate, and the Pareto manifold, which is a mean of experts and nothing else, takes it for these."""
 COMMON = "preset", "num_experts", "mixtures_per_step", "support_size"
 """Settings of pretrain-soe that the comparison gives all methods, and their options may change."""
 OF_THE_COMPARISON = {
@@ -177,8 +176,8 @@ def _configs(
     pretrain = Pretrain(**common, **sizes, seed=seed, steps=steps, warmup_steps=warmup_steps)
     resolved = resolve(pretrain, store)
     training = resolved.training
-    if name not in SOUP_RATES:
-        rates = ["learning_rate"] + ["expert_learning_rate"] * (name in MEANS)
+    if name != SOUP:
+        rates = ["learning_rate"] + ["expert_learning_rate"] * (name == PARETO)
         twins = dict.fromkeys(rates, of_run.get("learning_rate", chosen.generic_learning_rate))
         training = replace(training, **{rate: value for rate, value in twins.items() if rate not in of_run})
     return resolved.soup, training
