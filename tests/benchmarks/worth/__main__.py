@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument(
         "--config", type=json.loads, default={}, help="train: settings of pretrain-soe, as JSON"
     )
-    parser.add_argument("--crisp", metavar="SET", help="train: on this set's own mixture alone")
+    parser.add_argument("--crisp", metavar="SET", help="train: on this set's own mixture alone, or `uniform`")
     parser.add_argument("--points", type=int, default=6, help="train: how often losses are measured")
     parser.add_argument(
         "--minutes", type=float, default=120, help="train: stop after so long, to go on later"

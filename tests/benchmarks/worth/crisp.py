@@ -1,4 +1,8 @@
-"""CRISP beside the soup: a model trained on one set's own mixture, and how much of its gain a soup has without it."""
+"""Models trained on one fixed mixture, beside the soup: CRISP, on a set's own mixture, and the uniform twin.
+
+A soup's `sparse` law draws all domains alike often, and its twin reads each by its size. The uniform twin reads as the
+soup does, and so says how much of a difference comes from that alone.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +17,27 @@ from storage_schema.errors import UserError
 from tests.benchmarks.worth.sets import Sets
 
 Run = dict[str, Any]
+UNIFORM = "uniform"
+"""Stands for a set, and means the mixture of all domains alike."""
 
 
 def crisp_settings(name: str, sets: Sets, folder: Path) -> dict[str, Any]:
-    """Settings of pretrain-soe that train on the mixture of the set `name`, written below `folder`.
+    """Settings of pretrain-soe that train on the mixture of the set `name`, or `UNIFORM`; written below `folder`.
 
     Raises UserError if there is no such set.
     """
-    known = {one.name: assignment for one, assignment in zip(sets.sets, sets.assignments, strict=True)}
+    known = {one.name: at.domain_weights for one, at in zip(sets.sets, sets.assignments, strict=True)}
+    known[UNIFORM] = np.full_like(sets.generic_K, 1 / len(sets.generic_K))
     if name not in known:
         raise UserError(f"no set {name!r}; there are {', '.join(sorted(known))}.")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.csv"
-    write_fixed(known[name].domain_weights, path, run=name)
+    write_fixed(known[name], path, run=name)
     return {"method": "generic", "meta_distribution": "fixed", "ratios": str(path)}
 
 
 def set_of(run: Run) -> str | None:
-    """The set that a run is CRISP for; None: it is none."""
+    """The set that a run is CRISP for, or `UNIFORM`; None: it is a soup or a twin."""
     fixed = run["settings"].get("meta_distribution") == "fixed"
     return Path(run["settings"]["ratios"]).stem if fixed else None
 
@@ -44,7 +51,7 @@ def beside_crisp(runs: list[Run], soups: list[Run], twins: Mapping[int, Run]) ->
     found = []
     for run in runs:
         name, seed = set_of(run), seed_of(run)
-        if name is None or not run["curve"] or seed not in of_seed or seed not in twins:
+        if name in (None, UNIFORM) or not run["curve"] or seed not in of_seed or seed not in twins:
             continue
         asked = {
             "twin": (twins[seed], "blended"),

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from storage_schema.errors import UserError
 from storage_schema.manifest import write_atomically
-from tests.benchmarks.worth.crisp import Run, beside_crisp, crisp_table, seed_of, set_of
+from tests.benchmarks.worth.crisp import UNIFORM, Run, beside_crisp, crisp_table, seed_of, set_of
 from tests.benchmarks.worth.sets import METHODS
 from tests.benchmarks.worth.training import CURVE
 
@@ -45,6 +45,8 @@ def report(folder: Path) -> dict[str, Any]:
     for name, row in found.items():
         row["crisp"] = beside_crisp(generic, groups[name], twins)
         tables += [_table(name, row)] + ([crisp_table(row["crisp"])] if row["crisp"] else [])
+    if uniform := [run for run in generic if set_of(run) == UNIFORM and seed_of(run) in twins]:
+        tables.append(_uniform_table(uniform, [twins[seed_of(run)] for run in uniform]))
     write_atomically(folder / "report.md", "\n\n".join(tables))
     _picture(groups, twins).savefig(folder / "report.png", dpi=110)
     return found
@@ -156,6 +158,23 @@ def _table(name: str, row: dict[str, Any]) -> str:
             f"{over['mean']:+.3f}, {over['worst']:+.3f}" if over else "",
         ]
         lines.append(f"| {part} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _uniform_table(runs: list[Run], twins: list[Run]) -> str:
+    """Last losses of uniform twins minus those of the twins of their seeds."""
+    lines = [
+        f"Uniform twin, seeds {', '.join(str(seed_of(run)) for run in runs)}: below (-) or above the twin.",
+        "",
+    ]
+    lines += ["| sets | loss |", "|---|---|"]
+    for part in PARTS:
+        pairs = zip(runs, twins, strict=True)
+        last = [
+            {"gap": losses_of(a, "generic", part)[-1] - losses_of(b, "generic", part)[-1], "x": 0}
+            for a, b in pairs
+        ]
+        lines.append(f"| {part} | {_said(_summary(tuple(last)))} |")
     return "\n".join(lines) + "\n"
 
 
