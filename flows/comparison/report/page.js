@@ -30,10 +30,15 @@ function layout(x, y, lines, entries = DATA.rows.length) {
   };
 }
 
+// More lines than colours cannot be told apart. Variants, as soup:d1, then wait for a click on their name.
+function shownAtFirst(row) {
+  return DATA.rows.length > COLOURS.length && row.method.includes(":") ? "legendonly" : true;
+}
+
 function curve(row, number, by) {
   const points = row.curve.filter(point => point.loss);
   return {
-    type: "scatter", mode: "lines+markers", name: row.method, ...style(number),
+    type: "scatter", mode: "lines+markers", name: row.method, ...style(number), visible: shownAtFirst(row),
     x: points.map(point => point[by]), y: points.map(point => point.loss.mean),
     error_y: { type: "data", array: points.map(point => point.loss.sd || 0), visible: points.some(point => point.loss.sd), thickness: 1 },
   };
@@ -46,7 +51,7 @@ function labelOf(set) {
 function lossPerSet(row, number) {
   const sets = DATA.sets.filter(set => row.by_set[set.name]);
   return {
-    type: "scatter", mode: "markers", name: row.method, marker: style(number).marker,
+    type: "scatter", mode: "markers", name: row.method, marker: style(number).marker, visible: shownAtFirst(row),
     x: sets.map(set => row.by_set[set.name].mean),
     y: sets.map(labelOf),
     error_x: { type: "data", array: sets.map(set => row.by_set[set.name].sd || 0), visible: sets.some(set => row.by_set[set.name].sd), thickness: 1 },
@@ -114,6 +119,15 @@ function drawByNumber(name, found, settings) {
   Plotly.react(`by-${name}`, curves, axes, settings);
 }
 
+// A logarithmic axis: CRISP's points are those of a training for each set, far from the others'.
+function drawCurves(by, title, settings) {
+  const curves = DATA.rows.map((row, number) => curve(row, number, by)), axes = layout(title, "loss (nats per token)", 8);
+  axes.xaxis.type = "log";
+  // 1, 2 and 5 of each power of ten.
+  axes.xaxis.dtick = "D2";
+  Plotly.react(by, curves, axes, settings);
+}
+
 function draw() {
   const settings = { displayModeBar: false, responsive: true };
   const perSetLayout = layout("loss (nats per token)", "", DATA.sets.length);
@@ -124,8 +138,8 @@ function draw() {
   }
   for (const [name, found] of Object.entries(DATA.by_number)) drawByNumber(name, found, settings);
   if (DATA.surface) Plotly.react("surface", mixtures(DATA.surface), layout(`loss of the ${DATA.surface.ranked[0].method}'s model, above its mean (nats per token)`, "of the trained model", 8, DATA.surface.sets.length), settings);
-  Plotly.react("tokens", DATA.rows.map((row, number) => curve(row, number, "tokens")), layout("tokens", "loss (nats per token)", 8), settings);
-  Plotly.react("seconds", DATA.rows.map((row, number) => curve(row, number, "seconds")), layout("seconds of training", "loss (nats per token)", 8), settings);
+  drawCurves("tokens", "tokens", settings);
+  drawCurves("seconds", "seconds of training", settings);
   drawFineTuning(settings);
   Plotly.react("sets", DATA.rows.map(lossPerSet), perSetLayout, settings).then(() => { document.body.dataset.ready = "yes"; });
 }

@@ -172,3 +172,17 @@ def test_it_is_readable_on_a_laptop_and_on_a_phone(report, tmp_path):
             assert opened.locator("tbody tr").count() == 4
             assert opened.locator("#surface .scatterlayer .point").count() == 5
             assert opened.locator("#by-few-texts .scatterlayer .point").count() == 3
+
+
+def test_of_many_methods_variants_wait_for_a_click(report, tmp_path):
+    """13 methods have more lines than there are colours."""
+    soup = report["rows"][0]
+    many = [soup | {"method": f"soup:{number}"} for number in range(12)]
+    write_page(tmp_path / "many.html", report | {"rows": [soup, *many]})
+    with chromium() as browser:
+        opened = browser.new_page(viewport={"width": 1440, "height": 900})
+        opened.goto((tmp_path / "many.html").as_uri())
+        opened.wait_for_selector("body[data-ready]", timeout=60_000)
+        assert opened.locator("#tokens .legendtext").count() == 13
+        assert opened.locator("#tokens .scatterlayer .trace").count() == 1
+        assert opened.evaluate("document.getElementById('tokens').layout.xaxis.type") == "log"
