@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 
 import pytest
 
-from tests.benchmarks.scale import extrapolation, report, sizes
+from tests.benchmarks.scale import extrapolation, inputs, nodes, report, sizes
 from tests.benchmarks.scale.fits import Point, StageModel, exponent, fit_stage
 from tests.benchmarks.scale.job import CUT, DUPLICATES, EMBED, LEAVES, TRAIN, TREE
 
@@ -88,3 +90,38 @@ def test_the_tables_of_cells_that_follow_a_law(tmp_path):
         if line.startswith(f"| {DUPLICATES} | 2.00 (8")
     ]
     assert row.endswith("| 1.50 ! | x 16.00 ! |")
+
+
+def test_a_corpus_is_the_same_for_the_same_numbers(tmp_path):
+    """Its files' times too: a store's passages are of files that are known by them."""
+    known = []
+    for name in "first", "second":
+        inputs.write_corpus(tmp_path / name, 30, 2)
+        files = sorted((tmp_path / name).rglob("*.jsonl"))
+        known.append([(path.name, path.stat().st_mtime_ns, path.read_text()) for path in files])
+    assert known[0] == known[1] and len(known[0]) == 2
+
+
+def test_stages_on_more_nodes_stand_beside_those_on_one():
+    runs = [
+        {"nodes": nodes, "stages": {CUT: {"seconds": seconds}, TREE: {"seconds": 0.2}}}
+        for nodes, seconds in ((1, 9.0), (2, 6.0))
+    ]
+    assert nodes.table(runs).splitlines()[2:] == ["| cut | 9.0 (1.00) | 6.0 (1.50) |", "| tree | 0.2 | 0.2 |"]
+
+
+def test_only_workers_in_a_task_are_killed(tmp_path):
+    """Ray's own processes have names of the same kind: without its agent, a node ends."""
+    started = [
+        subprocess.Popen(["bash", "-c", f"exec -a {name} sleep 60"])
+        for name in ("ray::extract_group", "ray::DashboardAgent", "ray::IDLE")
+    ]
+    try:
+        until = time.time() + 30
+        while not (found := {one.pid for one in nodes.working()} & {one.pid for one in started}):
+            assert time.time() < until
+        assert found == {started[0].pid}
+    finally:
+        for one in started:
+            one.kill()
+            one.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ def write_corpus(folder: Path, passages: int, files: int, *, first: int = 0) -> 
     for number in range(files):
         place = folder / f"source-{number % 100:02d}"
         place.mkdir(parents=True, exist_ok=True)
-        with open(place / f"text-{first:09d}-{number:06d}.jsonl", "w", encoding="utf-8") as file:
+        path = place / f"text-{first:09d}-{number:06d}.jsonl"
+        with open(path, "w", encoding="utf-8") as file:
             for begin in range(edges[number], edges[number + 1], _PER_WRITE):
                 end = min(begin + _PER_WRITE, edges[number + 1])
                 random = np.random.Generator(np.random.Philox(first + begin))
@@ -41,6 +43,7 @@ def write_corpus(folder: Path, passages: int, files: int, *, first: int = 0) -> 
                 )  # few words are frequent, as in text
                 for row in words[drawn.astype(np.int64)]:
                     written += file.write(json.dumps({"text": " ".join(row)}) + "\n")
+        os.utime(path, (1, 1))  # a corpus is known by its files' times, too
     return written
 
 

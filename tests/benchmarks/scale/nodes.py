@@ -1,0 +1,202 @@
+"""One store on clusters of one, two and three Ray nodes: the same digests, and how much sooner each stage is over.
+
+    python -m tests.benchmarks.scale.nodes --folder FOLDER --nodes 1 2 3 --json result.json
+    python -m tests.benchmarks.scale.nodes --folder FOLDER --nodes 3 --disturb 20 --json result.json
+
+Nodes are processes of this machine, each bound to one core, the first node's to the first core. The driver is bound to
+none. More nodes than cores share them, so that nothing is sooner; their digests count. `--disturb` kills a worker
+in its task every so many seconds, and every third time a whole node, for which another one comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from storage_schema.manifest import read_manifest, write_atomically
+from tests.benchmarks.scale import job
+from tests.benchmarks.scale.sizes import STORE_FILE, Cell
+
+STAGES = "passages", "tokenizer", "embeddings", "domains"
+WORKING = {f"ray::{task}" for task in job.STAGE_OF_TASKS}
+"""What a worker's command is while it has one of the tasks."""
+
+
+def cell_of(passages: int, clusters: int) -> Cell:
+    files = -(-passages // STORE_FILE)
+    return Cell(
+        name=f"nodes-{passages}",
+        kind="store",
+        passages=passages,
+        files=files,
+        clusters=clusters,
+        sample=passages,
+    )
+
+
+@contextmanager
+def cluster(nodes: int) -> Iterator[Any]:
+    """A Ray cluster of `nodes` nodes of one core each, which this process joins as its driver."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cores = sorted(os.sched_getaffinity(0))
+    head = {"num_cpus": 1, "include_dashboard": False}
+    with bound_to(cores[0]):
+        found = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for number in range(1, nodes):
+            with bound_to(cores[number % len(cores)]):
+                found.add_node(num_cpus=1)
+        ray.init(address=found.address)
+        yield found
+    finally:
+        ray.shutdown()
+        found.shutdown()
+
+
+@contextmanager
+def bound_to(core: int) -> Iterator[None]:
+    """What is started in the block has one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Disturber(threading.Thread):
+    """Kills a worker that has a task every so many seconds, and each third time a node but the head's."""
+
+    def __init__(self, of: Any, seconds: float, seed: int = 0):
+        super().__init__(daemon=True)
+        self._cluster, self._seconds, self._random = of, seconds, random.Random(seed)
+        self._ended = threading.Event()
+        self.killed = {"workers": 0, "nodes": 0}
+
+    def run(self) -> None:
+        while not self._ended.wait(self._seconds):
+            if sum(self.killed.values()) % 3 == 2 and len(self._cluster.worker_nodes) > 0:
+                self._cluster.remove_node(
+                    self._random.choice([*self._cluster.worker_nodes]), allow_graceful=False
+                )
+                self._cluster.add_node(num_cpus=1)
+                self.killed["nodes"] += 1
+            elif busy := working():
+                self._random.choice(busy).kill()
+                self.killed["workers"] += 1
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+def working() -> list[psutil.Process]:
+    """Ray's workers on this machine that are in a task, by the commands that they show."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[:1] and process.cmdline()[0].strip() in WORKING:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, IndexError):
+            continue
+    return found
+
+
+def run(cell: Cell, nodes: int, disturb: float, folder: Path) -> dict[str, Any]:
+    """Build the cell's store on a cluster of so many nodes; returns its figures and digests."""
+    with cluster(nodes) as found:
+        disturber = Disturber(found, disturb) if disturb else None
+        if disturber:
+            disturber.start()
+        begun = time.monotonic()
+        try:
+            figures = job.run(cell, folder)
+        finally:
+            if disturber:
+                disturber.end()
+        seconds = time.monotonic() - begun
+    digests = {kind: read_manifest(folder / "store" / kind, kind).digest for kind in STAGES}
+    killed = disturber.killed if disturber else None
+    return {
+        "nodes": nodes,
+        "seconds": seconds,
+        "digests": digests,
+        "killed": killed,
+        "stages": figures["stages"],
+    }
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Seconds of each stage on each number of nodes, and how many times sooner than on the first."""
+    lines = [
+        "| stage | " + " | ".join(f"{one['nodes']} nodes" for one in found) + " |",
+        "|---|" + "---|" * len(found),
+    ]
+    for stage in found[0]["stages"]:
+        first = found[0]["stages"][stage]["seconds"]
+        cells = [
+            f"{seconds:.1f} ({first / seconds:.2f})" if seconds > 1 else f"{seconds:.1f}"
+            for seconds in (one["stages"].get(stage, {"seconds": 0.0})["seconds"] for one in found)
+        ]
+        lines.append(f"| {stage} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="where the stores are built, one at a time"
+    )
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--passages", type=int, default=16_000)
+    parser.add_argument("--clusters", type=int, default=16)
+    parser.add_argument(
+        "--disturb", type=float, default=0, metavar="SECONDS", help="between two kills; 0: none"
+    )
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    cell = cell_of(options.passages, options.clusters)
+    if options.one:
+        figures = run(cell, options.nodes[0], options.disturb, options.folder)
+        write_atomically(options.json, json.dumps(figures))
+        return
+    found = []
+    for nodes in options.nodes:  # each in a process of its own: a driver joins one cluster
+        work, result = options.folder / "work", options.folder / f"nodes-{nodes}.json"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        more = ["--passages", options.passages, "--clusters", options.clusters, "--disturb", options.disturb]
+        asked = ["--folder", work, "--nodes", nodes, *more, "--json", result, "--one"]
+        subprocess.run([sys.executable, "-m", "tests.benchmarks.scale.nodes", *map(str, asked)], check=True)
+        found.append(json.loads(result.read_text()))
+        shutil.rmtree(work)
+    print(table(found))
+    same = all(one["digests"] == found[0]["digests"] for one in found)
+    print("digests:", "the same" if same else "THEY DIFFER", json.dumps(found[0]["digests"]))
+    print("killed:", [one["killed"] for one in found])
+    write_atomically(
+        options.json, json.dumps({"cell": cell.record(), "same_digests": same, "runs": found}, indent=1)
+    )
+    sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main()
