@@ -53,6 +53,17 @@ def test_the_twin_is_plain_training_of_the_shared_parameters_on_the_generic_mixt
     assert torch.equal(models, learner.bank.shared_p[: twin.size.num_params].expand(K, -1))
 
 
+def test_a_twin_may_read_all_domains_alike():
+    """As a soup does on the average. An empty domain has nothing to read."""
+    shares_K = torch.tensor([0.5, 0.0] + [0.5 / (K - 2)] * (K - 2))
+    [run] = make("generic", generic_K=shares_K, mixture="uniform").runs()
+    assert run.domain_weights_K.tolist() == pytest.approx([1 / (K - 1), 0] + [1 / (K - 1)] * (K - 2))
+    [run] = make("generic", generic_K=shares_K, mixture="size").runs()
+    assert torch.equal(run.domain_weights_K, shares_K)
+    with pytest.raises(ValueError, match="mixture is even; it must be one of size, uniform"):
+        make("generic", mixture="even")
+
+
 def test_targets_may_share_the_tokens_of_crisp():
     one = make("crisp", steps=9, shared_by=4)
     assert [run.training.steps for run in one.runs(torch.eye(K))] == [2] * K
