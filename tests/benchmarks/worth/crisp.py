@@ -18,7 +18,7 @@ from tests.benchmarks.worth.sets import Sets
 
 Run = dict[str, Any]
 UNIFORM = "uniform"
-"""Stands for a set, and means the mixture of all domains alike."""
+"""Stands for a set, and means the mixture of all domains that hold text alike."""
 
 
 def crisp_settings(name: str, sets: Sets, folder: Path) -> dict[str, Any]:
@@ -27,7 +27,8 @@ def crisp_settings(name: str, sets: Sets, folder: Path) -> dict[str, Any]:
     Raises UserError if there is no such set.
     """
     known = {one.name: at.domain_weights for one, at in zip(sets.sets, sets.assignments, strict=True)}
-    known[UNIFORM] = np.full_like(sets.generic_K, 1 / len(sets.generic_K))
+    with_text_K = sets.generic_K > 0
+    known[UNIFORM] = with_text_K / with_text_K.sum()
     if name not in known:
         raise UserError(f"no set {name!r}; there are {', '.join(sorted(known))}.")
     folder.mkdir(parents=True, exist_ok=True)
