@@ -90,7 +90,7 @@ class Disturber(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(self._seconds):
-            if sum(self.killed.values()) % 3 == 2 and len(self._cluster.worker_nodes) > 0:
+            if sum(self.killed.values()) % 3 == 2 and self._cluster.worker_nodes:
                 self._cluster.remove_node(
                     self._random.choice([*self._cluster.worker_nodes]), allow_graceful=False
                 )
@@ -110,10 +110,11 @@ def working() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[:1] and process.cmdline()[0].strip() in WORKING:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, IndexError):
+            command = process.cmdline()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
+        if command and command[0].strip() in WORKING:
+            found.append(process)
     return found
 
 

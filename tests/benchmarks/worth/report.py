@@ -163,18 +163,10 @@ def _table(name: str, row: dict[str, Any]) -> str:
 
 def _uniform_table(runs: list[Run], twins: list[Run]) -> str:
     """Last losses of uniform twins minus those of the twins of their seeds."""
-    lines = [
-        f"Uniform twin, seeds {', '.join(str(seed_of(run)) for run in runs)}: below (-) or above the twin.",
-        "",
-    ]
-    lines += ["| sets | loss |", "|---|---|"]
-    for part in PARTS:
-        pairs = zip(runs, twins, strict=True)
-        last = [
-            {"gap": losses_of(a, "generic", part)[-1] - losses_of(b, "generic", part)[-1], "x": 0}
-            for a, b in pairs
-        ]
-        lines.append(f"| {part} | {_said(_summary(tuple(last)))} |")
+    differences = compare(runs, twins)["differences"]["generic"]
+    seeds = ", ".join(str(seed_of(run)) for run in runs)
+    lines = [f"Uniform twin, seeds {seeds}: below (-) or above the twin.", "", "| sets | loss |", "|---|---|"]
+    lines += [f"| {part} | {_said(differences[part]['equal_tokens'][-1])} |" for part in PARTS]
     return "\n".join(lines) + "\n"
 
 
