@@ -69,10 +69,12 @@ def require_gpus(use_gpu: bool) -> None:
     run_tasks(check_gpu, [()], num_gpus=1)
 
 
-def require_workers(num_workers: int, use_gpu: bool, *, with_data: bool = False) -> None:
+def require_workers(num_workers: int, use_gpu: bool, *, with_data: bool = False, cores: int = 1) -> None:
     """Connect, and raise ValueError at once if the cluster can never hold so many workers.
 
-    `with_data`: the workers read a stream, which needs one CPU more than theirs.
+    Args:
+        with_data: the workers read a stream, which needs one CPU more than theirs.
+        cores: CPUs of a worker without a GPU.
     """
     import ray
 
@@ -80,9 +82,11 @@ def require_workers(num_workers: int, use_gpu: bool, *, with_data: bool = False)
     kind = "GPU" if use_gpu else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
     beside = DATA_CPUS if with_data and not use_gpu else 0
-    if there < num_workers + beside:
-        way_out = "set use_gpu=false or add GPU nodes" if use_gpu else "lower num_workers or add nodes"
+    needed = num_workers * (1 if use_gpu else cores)
+    if there < needed + beside:
+        lower = "num_workers" if cores == 1 else "num_workers or cores_per_worker"
+        way_out = "set use_gpu=false or add GPU nodes" if use_gpu else f"lower {lower}, or add nodes"
         data = " and one for their data" if beside else ""
         raise UserError(
-            f"{num_workers} workers need {num_workers} {kind}s{data}; the Ray cluster has {there}: {way_out}."
+            f"{num_workers} workers need {needed} {kind}s{data}; the Ray cluster has {there}: {way_out}."
         )

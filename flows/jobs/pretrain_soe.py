@@ -51,7 +51,8 @@ def run(settings: Pretrain) -> dict[str, Any]:
 
 
 def _pretrain(settings: Pretrain) -> dict[str, Any]:
-    session.require_workers(settings.least_workers, settings.use_gpu, with_data=True)
+    cores = settings.cores_per_worker or 1
+    session.require_workers(settings.least_workers, settings.use_gpu, with_data=True, cores=cores)
     folder = run_folder(settings.name)
     # A run reads only what the store held when the run began, not what was added later.
     store = open_store(store_place(settings.store), num_volumes=claimed(folder).get("store_parts"))
@@ -137,6 +138,7 @@ def _fit(settings: Pretrain, resolved: ResolvedRun, stream: MixtureStream, *, so
         "checkpoint_every": settings.checkpoint_every,
         "report_every": settings.report_every,
         "asked": asked,
+        "cores_per_worker": settings.cores_per_worker,
     }
     trainer = EvenTorchTrainer(
         train_loop,
@@ -146,6 +148,7 @@ def _fit(settings: Pretrain, resolved: ResolvedRun, stream: MixtureStream, *, so
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=settings.use_gpu,
+            resources_per_worker=None if settings.use_gpu else {"CPU": settings.cores_per_worker or 1},
             elastic_resize_monitor_interval_s=settings.resize_check_seconds,
         ),
         run_config=RunConfig(

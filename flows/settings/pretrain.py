@@ -126,6 +126,12 @@ class Pretrain(Settings):
         False, description="Only bitwise reproducible kernels; an error where there is none."
     )
     num_workers: int = Field(1, ge=1, le=4096)
+    cores_per_worker: int | None = Field(
+        None,
+        ge=1,
+        description="None: the workers of a machine share its cores. Where several runs share a machine give each its "
+        "own: two runs of one small model with all cores each are ten times slower.",
+    )
     min_workers: int | None = Field(
         None,
         ge=1,

@@ -55,7 +55,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
 def _train(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
-    torch.set_num_threads(max(1, available_cores() // context.get_local_world_size()))
+    torch.set_num_threads(_threads(config["cores_per_worker"], workers_here=context.get_local_world_size()))
     device = ray.train.torch.get_device()
     stream: MixtureStream = ray.train.get_dataset_shard("train")
     store = stream.open_store()
@@ -75,6 +75,12 @@ def _train(config: dict[str, Any]) -> None:
         domain_words=words,
     )
     run.write_summary()
+
+
+def _threads(cores_per_worker: int | None, *, workers_here: int) -> int:
+    """How many cores a worker uses: those that it was given, or its share of the machine's."""
+    cores = available_cores()
+    return min(cores_per_worker, cores) if cores_per_worker else max(1, cores // workers_here)
 
 
 def _domain_words(path: Path) -> list[list[str]] | None:

@@ -27,7 +27,9 @@ class EvenScalingPolicy(ElasticScalingPolicy):
         possible = super()._count_possible_workers(reserved_resources)
         if not self.scaling_config.use_gpu:
             # If workers took every CPU, none would be left to read their data.
-            possible = min(possible, int(ray.cluster_resources().get("CPU", 0)) - DATA_CPUS)
+            cores = (self.scaling_config.resources_per_worker or {}).get("CPU", 1)
+            for_workers = ray.cluster_resources().get("CPU", 0) - DATA_CPUS
+            possible = min(possible, int(for_workers // cores))
         return max((size for size in self.allowed if size <= possible), default=0)
 
 

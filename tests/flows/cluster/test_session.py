@@ -21,6 +21,11 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(ray_cluster):
         ValueError, match="4 workers need 4 CPUs and one for their data; the Ray cluster has 4"
     ):
         session.require_workers(4, use_gpu=False, with_data=True)
+    session.require_workers(1, use_gpu=False, with_data=True, cores=3)
+    with pytest.raises(
+        ValueError, match="2 workers need 6 CPUs.*has 4: lower num_workers or cores_per_worker"
+    ):
+        session.require_workers(2, use_gpu=False, cores=3)
     with pytest.raises(ValueError, match="1 workers need 1 GPUs; the Ray cluster has 0: set use_gpu=false"):
         session.require_workers(1, use_gpu=True)
 

@@ -54,6 +54,13 @@ def test_only_what_would_fail_again_ends_the_run(tmp_path, monkeypatch, error, e
     assert (endings.stopped(tmp_path) is not None) == ends
 
 
+@pytest.mark.parametrize(("asked", "here", "threads"), [(None, 1, 8), (None, 3, 2), (2, 1, 2), (64, 1, 8)])
+def test_a_worker_has_the_cores_that_it_was_given_or_its_share(monkeypatch, asked, here, threads):
+    """Two runs of a small model on one machine, each with all of its cores, took ten times as long a step."""
+    monkeypatch.setattr(training_loop, "available_cores", lambda: 8)
+    assert training_loop._threads(asked, workers_here=here) == threads
+
+
 def test_only_a_missing_file_means_that_a_store_has_no_words(tmp_path, monkeypatch):
     file = tmp_path / "words.json"
     assert training_loop._domain_words(file) is None
