@@ -161,26 +161,30 @@ class Preset:
 
 
 def tiny() -> Preset:
-    """Trains in minutes on two CPU cores: the preset of ``make demo``."""
+    """Trains in minutes on two CPU cores: the preset of ``make demo``.
+
+    A soup gains where its model is small for its text. With a vocabulary of 2048 tokens this one has 95,104 parameters
+    and reads 103 tokens for each; at width 64 with 14 it gained next to nothing.
+    """
     return Preset(
         # GPT-2's 0.02 suits widths of about 1000. At width 64 a model that starts so stays on its first plateau
         # (unigram frequencies) for hundreds of steps; how many depends on the seed.
-        shape=dict(embedding_size=64, num_layers=2, num_heads=2, initializer_range=0.08),
+        shape=dict(embedding_size=32, num_layers=2, num_heads=2, initializer_range=0.1),
         num_experts=16,
-        generic_learning_rate=1e-2,
+        generic_learning_rate=1.5e-2,
         # Adam moves an instance (1 + sum |coefficient|) times as far as the rates say. So the coefficients start
         # small, and the experts have a low rate.
         router_output_scale=0.3,
         training=TrainingConfig(
-            steps=1600,
+            steps=4800,
             batch_size=16,
             sequence_length=128,
             mixtures_per_step=8,
             support_size=8,
-            learning_rate=5e-3,
-            expert_learning_rate=7e-4,
+            learning_rate=7e-3,
+            expert_learning_rate=1.5e-3,
             router_learning_rate=1e-3,
-            warmup_steps=100,
+            warmup_steps=300,
             final_learning_rate_fraction=0.05,
             gradient_clip=1.0,
         ),

@@ -16,6 +16,7 @@ from storage_schema.manifest import read_manifest, write_atomically
 
 OF_GAIN = "soup_generic_instance_loss", "gain_low", "share"
 """What a specialist is worth beside its own soup's generic instance."""
+LOSSES = "generic_loss", "soup_loss"
 STAGES = ("passages", "tokenizer", "embeddings", "domains")
 
 
@@ -29,9 +30,10 @@ def collect(*, store: str, soup: str, generic: str, specialists: str) -> dict[st
         specialists: name of the folder of specialists.
 
     Returns:
-        ``specialist_sets`` (``name, generic_loss, soup_loss, unseen_source``, and ``OF_GAIN``), their ``mean``,
-        ``generic_mixture`` (both models on the mixture of all domains), ``tokens`` seen by each,
-        ``train_seconds`` of each and ``stage_seconds`` of the store. Losses are in nats per token.
+        ``specialist_sets`` (``name, generic_loss, soup_loss, unseen_source``, and ``OF_GAIN``), their ``mean``, that of
+        the ``seen`` and of the ``unseen`` sources, ``generic_mixture`` (both models on the mixture of all domains),
+        ``tokens`` seen by each, ``train_seconds`` of each and ``stage_seconds`` of the store. Losses are in nats per
+        token.
 
     Raises:
         ValueError: the two runs saw different numbers of tokens, so their losses do not compare.
@@ -51,11 +53,12 @@ def collect(*, store: str, soup: str, generic: str, specialists: str) -> dict[st
         {key: row[key] for key in keys} | {key: row[key] for key in OF_GAIN if key in row}
         for row in evaluation["specialist_sets"]
     ]
-    losses = ("generic_loss", "soup_loss")
     return {
         "specialist_sets": sets,
-        "mean": {key: sum(row[key] for row in sets) / len(sets) for key in losses},
-        "generic_mixture": {key: evaluation["generic_mixture"][key] for key in losses},
+        "mean": _mean(sets),
+        "seen": _mean([row for row in sets if not row["unseen_source"]]),
+        "unseen": _mean([row for row in sets if row["unseen_source"]]),
+        "generic_mixture": {key: evaluation["generic_mixture"][key] for key in LOSSES},
         "tokens": runs["soup"]["tokens"],
         "train_seconds": {name: run["train_seconds"] for name, run in runs.items()},
         "stage_seconds": {kind: read_manifest(store_folder(store) / kind, kind).seconds for kind in STAGES},
@@ -83,6 +86,9 @@ def show(result: dict[str, Any], console: Console) -> None:
     for row in sorted(result["specialist_sets"], key=lambda row: row["soup_loss"] - row["generic_loss"]):
         table.add_row(row["name"], "unseen" if row["unseen_source"] else "seen", *_losses(row))
     table.add_section()
+    for kind in ("seen", "unseen"):
+        if result[kind]:
+            table.add_row(f"mean of {kind} sources", kind, *_losses(result[kind]))
     table.add_row("mean of the sets", "", *_losses(result["mean"]))
     table.add_row("all domains together", "", *_losses(result["generic_mixture"]))
     console.print(table)
@@ -120,6 +126,10 @@ def gained(result: dict[str, Any]) -> str | None:
         f"Over the soup's own generic instance they gain {mean:+.3f} on the mean, surely on {surely} of {len(sets)} "
         f"sets; the rest have no sure gain: use the generic model there ({itself} were made as it)."
     )
+
+
+def _mean(sets: list[dict[str, Any]]) -> dict[str, float] | None:
+    return {key: sum(row[key] for row in sets) / len(sets) for key in LOSSES} if sets else None
 
 
 def _losses(row: dict[str, Any]) -> list[str]:

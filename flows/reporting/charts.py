@@ -79,10 +79,13 @@ def of_log(rows: Sequence[dict[str, float]]) -> list[str]:
 
 
 def specialist_losses(sets: Sequence[dict[str, Any]]) -> Figure:
-    """The loss of the generic twin and of the specialist on each set; the best specialists on top."""
+    """The loss of the generic twin and of the specialist on each set; the best specialists on top.
+
+    The names of sources that the corpus does not hold are bold.
+    """
     ordered = sorted(sets, key=lambda s: s["generic_loss"] - s["soup_loss"])
     rows = range(len(ordered))
-    figure, axes = _axes(7.0, 1.1 + 0.32 * len(ordered))
+    figure, axes = _axes(7.0, 1.1 + (0.32 if len(ordered) <= 16 else 0.2) * len(ordered))
     for row, one in zip(rows, ordered, strict=True):
         axes.plot([one["generic_loss"], one["soup_loss"]], [row, row], color=_GREY, linewidth=1, zorder=1)
     axes.scatter([s["generic_loss"] for s in ordered], rows, color=_GENERIC, label="generic twin", zorder=2)
@@ -90,7 +93,12 @@ def specialist_losses(sets: Sequence[dict[str, Any]]) -> Figure:
         [s["soup_loss"] for s in ordered], rows, color=_SOUP, label="specialist of the soup", zorder=3
     )
     axes.set_yticks(rows, [s["name"] for s in ordered])
-    axes.set(xlabel="loss on held-out text (nats per token; less is better)")
+    axes.margins(y=0.6 / len(ordered))
+    bold = [one.get("unseen_source", False) for one in ordered]
+    for label, unseen in zip(axes.get_yticklabels(), bold, strict=True):
+        label.set(weight="bold" if unseen else "normal", size=9)
+    which = "\nbold: sources that the corpus does not hold" if any(bold) else ""
+    axes.set(xlabel=f"loss on held-out text (nats per token; less is better){which}")
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.6 / figure.get_figheight()), ncols=2, frameon=False
     )

@@ -81,6 +81,6 @@ def test_a_soup_that_could_not_begin_to_learn_is_refused():
 
 def test_over_fewer_steps_the_warm_up_is_a_third_of_them_at_most():
     training = preset("tiny").training
-    assert [training.over(steps).warmup_steps for steps in (90, 360, 5000)] == [30, 100, 100]
+    assert [training.over(steps).warmup_steps for steps in (90, 360, 6000)] == [30, 120, 300]
     asked = replace(training, steps=90, warmup_steps=80)
     assert asked.over(90) == asked

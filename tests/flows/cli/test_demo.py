@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -93,6 +94,8 @@ def test_the_summary_has_these_keys_and_no_others(monkeypatch, tmp_path):
             {"name": "set1", "generic_loss": 4.6, "soup_loss": 5.0, "unseen_source": False},
         ],
         "mean": {"generic_loss": 4.6, "soup_loss": 4.5},
+        "seen": {"generic_loss": 4.6, "soup_loss": 5.0},
+        "unseen": {"generic_loss": 4.6, "soup_loss": 4.0},
         "generic_mixture": {"generic_loss": 4.2, "soup_loss": 4.3},
         "tokens": 1000,
         "train_seconds": {"generic": 7.0, "soup": 9.0},
@@ -130,8 +133,6 @@ def test_unequal_tokens_do_not_compare(monkeypatch, tmp_path):
     ],
 )
 def test_the_verdict_is_plain(monkeypatch, tmp_path, losses, words):
-    import re
-
     monkeypatch.setenv("SOE_HOME", str(tmp_path))
     measured(soup_losses=losses)
     assert re.search(words, comparison.verdict(collect()))
@@ -143,4 +144,6 @@ def test_the_table_shows_every_set_and_the_mean(monkeypatch, tmp_path, capsys):
     comparison.show(collect(), Console(width=120, highlight=False))
     said = capsys.readouterr().out
     assert "set0" in said and "-0.600" in said and "+0.400" in said and "mean of the sets" in said
+    assert re.search(r"mean of seen sources +seen +4.600 +5.000 +\+0.400", said)
+    assert re.search(r"mean of unseen sources +unseen +4.600 +4.000 +-0.600", said)
     assert "1,000 tokens" in said and "LOWER" in said
