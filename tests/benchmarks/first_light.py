@@ -1,6 +1,6 @@
 """Is the soup worth it? The demonstration's soup and its generic twin, over several seeds.
 
-    python -m tests.benchmarks.first_light --store demo --seeds 0 1 2 --json result.json
+    python -m tests.benchmarks.first_light --store demo --soup '{"by_size": true}' --seeds 0 1 2 --json result.json
     python -m tests.benchmarks.first_light --methods generic --config '{"learning_rate": 2e-3}' --json b.json
     python -m tests.benchmarks.first_light --far /data/texts --json result.json
 
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=["generic", "soup"], default=["generic", "soup"])
     parser.add_argument("--config", type=json.loads, default={}, help="further settings of both, as JSON")
+    parser.add_argument("--soup", type=json.loads, default={}, help="further settings of the soup, as JSON")
     parser.add_argument("--far", help="a folder; each of its files is one more set")
     parser.add_argument("--json", required=True, help="the result, written after each run")
     options = parser.parse_args()
@@ -114,6 +115,7 @@ def main() -> None:
     result = {
         "preset": options.preset,
         "config": options.config,
+        "soup": options.soup,
         "store": store.digest,
         "parts": sets.parts,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
@@ -122,14 +124,16 @@ def main() -> None:
     path = Path(options.json)
     if path.exists():
         before = json.loads(path.read_text("utf-8"))
-        if any(before[name] != result[name] for name in ("preset", "config", "store", "parts")):
+        if any(before.get(name) != result[name] for name in ("preset", "config", "soup", "store", "parts")):
             raise SystemExit(f"{path} holds runs of other settings: give another file.")
         result["runs"] = before["runs"]
     for seed in options.seeds:
         for method in options.methods:
             if any((run["method"], run["seed"]) == (method, seed) for run in result["runs"]):
                 continue
-            result["runs"].append(train(Pretrain(method=method, seed=seed, **shared), store, sets))
+            more = options.soup if method == "soup" else {}
+            settings = Pretrain(method=method, seed=seed, **shared, **more)
+            result["runs"].append(train(settings, store, sets))
             write_atomically(path, json.dumps(result, indent=1).encode())
     say(result["runs"], sets.parts)
 
