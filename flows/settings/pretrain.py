@@ -129,8 +129,8 @@ class Pretrain(Settings):
     cores_per_worker: int | None = Field(
         None,
         ge=1,
-        description="None: the workers of a machine share its cores. Where several runs share a machine give each its "
-        "own: two runs of one small model with all cores each are ten times slower.",
+        description="None: the workers of a machine share its cores. Where several runs share a machine, give each its "
+        "own: a step of two small runs that both used two cores took 4 to 8 times as long as one alone.",
     )
     min_workers: int | None = Field(
         None,

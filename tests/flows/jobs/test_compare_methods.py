@@ -164,7 +164,7 @@ def test_hours_are_measured_out_in_steps_and_kept(compared, chosen, tmp_path, ca
     timed = chosen.model_copy(update=update)
     job.run(timed)
     steps = json.loads((tmp_path / "timed/run.json").read_text())["steps"]
-    assert 10 <= steps <= 4800 and f"{steps:,} steps and" in capfd.readouterr().out
+    assert 10 <= steps <= 3600 and f"{steps:,} steps and" in capfd.readouterr().out
     job.run(timed)
     assert json.loads((tmp_path / "timed/run.json").read_text())["steps"] == steps
 

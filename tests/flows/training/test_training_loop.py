@@ -56,7 +56,7 @@ def test_only_what_would_fail_again_ends_the_run(tmp_path, monkeypatch, error, e
 
 @pytest.mark.parametrize(("asked", "here", "threads"), [(None, 1, 8), (None, 3, 2), (2, 1, 2), (64, 1, 8)])
 def test_a_worker_has_the_cores_that_it_was_given_or_its_share(monkeypatch, asked, here, threads):
-    """Two runs of a small model on one machine, each with all of its cores, took ten times as long a step."""
+    """Two runs of a small model on two cores, each with both, took four to eight times as long a step."""
     monkeypatch.setattr(training_loop, "available_cores", lambda: 8)
     assert training_loop._threads(asked, workers_here=here) == threads
 
