@@ -119,7 +119,7 @@ def test_only_workers_in_a_task_are_killed():
     ]
     try:
         until = time.time() + 30
-        while not all(psutil.Process(one.pid).cmdline()[0].startswith("ray::") for one in started):
+        while not all("".join(psutil.Process(one.pid).cmdline()).startswith("ray::") for one in started):
             assert time.time() < until
         assert {one.pid for one in nodes.working()} & {one.pid for one in started} == {started[0].pid}
     finally:

@@ -46,7 +46,7 @@ from tests.flows.jobs.pretraining import SETTINGS
             "/no/x.csv is no table of mixtures",
         ),
         ({"mixtures_per_step": 3}, "batch_size 8 is not a multiple of mixtures_per_step 3"),
-        ({"warmup_steps": None}, "warmup_steps is 100 and the run has 60 steps.*Give warmup_steps=20"),
+        ({"warmup_steps": None}, "warmup_steps is 300 and the run has 60 steps.*Give warmup_steps=20"),
         ({"num_workers": 4, "use_gpu": True}, "4 workers need 4 GPUs; the Ray cluster has 0"),
     ],
 )
