@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.states import State
 
 from flows.prefect_flows.run_ray_job import run_ray_job, stop_on_cancellation
-from flows.reporting.artifact_text import artifact_key
+from flows.reporting.artifact_text import run_key
 from flows.settings import Pretrain
 
 
@@ -35,5 +35,5 @@ def pretrain_soe(config: Pretrain = Pretrain()) -> dict | State:  # noqa: B008
         gpus=workers * config.use_gpu,
         publish=publish,
         card=card,
-        card_key=artifact_key(config.method, config.name.rstrip("/").rpartition("/")[2]),
+        card_key=run_key(config.method, config.name),
     )

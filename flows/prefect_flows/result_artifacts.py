@@ -8,7 +8,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.reporting import charts
-from flows.reporting.artifact_text import artifact_key, markdown_table, number
+from flows.reporting.artifact_text import artifact_key, markdown_table, number, run_key
 from flows.settings import Pretrain, Specialize
 from flows.training.run_log import read_log
 from storage_schema.json_files import read_object
@@ -25,7 +25,7 @@ def publish_soup(config: Pretrain) -> None:
     """The run's card: what was trained, on what, its loss curve, and the command that resumes it."""
     create_markdown_artifact(
         soup_card(config),
-        key=artifact_key(config.method, config.name.rstrip("/").rpartition("/")[2]),
+        key=run_key(config.method, config.name),
         description="The run.",
     )
 

@@ -11,6 +11,11 @@ def artifact_key(*words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
 
 
+def run_key(method: str, name: str) -> str:
+    """The key of a run's card, while it trains and at its end; `name` may be a folder."""
+    return artifact_key(method, name.rstrip("/").rpartition("/")[2])
+
+
 def percent_of(progress: dict) -> float:
     """Percent done, 0 while the total is unknown."""
     return round(100 * min(progress["done"] / progress["total"], 1), 1) if progress["total"] else 0.0
