@@ -39,10 +39,11 @@ def smallest_gpu() -> tuple[str, int] | None:
     return smallest and (smallest.name, smallest.total_memory)
 
 
-def memory_of_nodes(use_gpu: bool) -> list[tuple[int, int]] | None:
+def memory_of_nodes(use_gpu: bool, cores: int = 1) -> list[tuple[int, int]] | None:
     """For each node of the Ray cluster that workers may start on: bytes, and how many workers may start there.
 
-    With `use_gpu` these are the bytes of the node's smallest GPU, else its available memory. Empty if workers can start
+    With `use_gpu` these are the bytes of the node's smallest GPU, else its available memory; a worker has `cores` CPUs
+    then. Empty if workers can start
     on this machine only; None if a node does not answer.
     """
     import ray
@@ -51,10 +52,11 @@ def memory_of_nodes(use_gpu: bool) -> list[tuple[int, int]] | None:
     if not ray.is_initialized():
         return []
     kind = "GPU" if use_gpu else "CPU"
+    of_one = 1 if use_gpu else cores
     places = {
-        node["NodeID"]: int(node["Resources"].get(kind, 0))
+        node["NodeID"]: int(node["Resources"].get(kind, 0)) // of_one
         for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get(kind, 0) >= 1
+        if node["Alive"] and node["Resources"].get(kind, 0) >= of_one
     }
     if places.keys() <= {ray.get_runtime_context().get_node_id()}:
         return []

@@ -26,12 +26,14 @@ def run_tasks(
     weights: Sequence[int] | None = None,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    limit: int | None = None,
 ) -> list[Any]:
     """Call `function` on each tuple of arguments in Ray tasks and return the results in the same order.
 
     Args:
         report: called whenever a task finishes, with the sum of the `weights` of all finished ones (default: their
             number).
+        limit: how many may be in Ray's hands at once; None: twice as many as it has CPUs.
 
     Raises:
         Exception: the first task's own error (see :func:`unwrap`). Any error, and an interrupt too, cancels the tasks
@@ -40,7 +42,7 @@ def run_tasks(
     weights = weights or [1] * len(arguments)
     total = sum(weights)
     task = ray.remote(function).options(num_cpus=num_cpus, num_gpus=num_gpus)
-    limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    limit = limit or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     results: list[Any] = [None] * len(arguments)
     running: dict[ray.ObjectRef, int] = {}
     done, following = 0, 0

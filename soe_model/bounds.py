@@ -13,7 +13,11 @@ def require(config: object, names: Sequence[str], holds: Callable[[Any], bool], 
     """Raise UserError for the first of these fields whose value breaks the bound."""
     for name in names:
         value = getattr(config, name)
-        if not holds(value):
+        try:
+            within = holds(value)
+        except TypeError:  # of another type: no number, or none that can be compared
+            within = False
+        if not within:
             raise UserError(f"{name} is {value}; it must be {bound}.")
 
 

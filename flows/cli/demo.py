@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from flows.cli.follow_run import follow, outcome
 from flows.local_stack import health as stack_health
 from flows.local_stack import state as stack_state
 from flows.prefect_client.api import PrefectApi
+from storage_schema.json_files import read_object
 from storage_schema.layout import home
 
 STORE, SOUP, GENERIC, SPECIALISTS = "demo", "demo-soup", "demo-generic", "demo"
+PRESET, ASKED = "tiny", "asked"
 _UUID = re.compile(r"UUID: ([0-9a-f-]{36})")
 
 
@@ -52,7 +54,7 @@ def steps() -> list[Step]:
     build |= {"max_passages": 10_000, "vocab_size": 2048, "max_seq_length": 64}
     build |= {"coarse_clusters": 8, "leaf_clusters": 8}
     # On two cores so small a model trains faster on one of them: reading its data needs the other.
-    train = {"store": STORE, "preset": "tiny", "cores_per_worker": 1}
+    train = {"store": STORE, "preset": PRESET, "cores_per_worker": 1}
     special: dict[str, Any] = {
         "soup": SOUP,
         "held_out_of": STORE,
@@ -82,8 +84,9 @@ def main() -> int:
         known = stack_state.load()
     assert known is not None
     try:
+        _refuse_another()
         _run_all(steps(), known.api, console)
-        result = _collect()
+        result = _collect() | {ASKED: _asked()}
     except StepError as error:
         print(error, file=sys.stderr)
         print("Finished steps are kept: mend this and run `soe demo` again.", file=sys.stderr)
@@ -113,6 +116,26 @@ def _run_all(chosen: list[Step], api: PrefectApi, console: Console) -> None:
         return
     for step in chosen:
         _follow(step, _type(step, console), api, console)
+
+
+def _asked() -> dict[str, Any]:
+    """What this demonstration asks for, as JSON keeps it; a preset is named, so its numbers stand beside the name."""
+    from soe_model.presets import preset
+
+    found = {"configurations": [step.config for step in steps()], "preset": asdict(preset(PRESET))}
+    return dict(json.loads(json.dumps(found)))
+
+
+def _refuse_another() -> None:
+    """Raise :class:`StepError` where an earlier demonstration with other settings lies, in which ours would not fit."""
+    there = home() / "demo" / "summary.json"
+    if not there.exists() or read_object(there).get(ASKED) == _asked():
+        return
+    folders = f"stores/{STORE}", f"runs/{SOUP}", f"runs/{GENERIC}", f"soups/{SOUP}", f"soups/{GENERIC}"
+    raise StepError(
+        f"error: {there} is of a demonstration with other settings. To keep it, set SOE_HOME to a new folder. Else "
+        f"remove, in {home()}: {', '.join(folders)}, specialists/{SPECIALISTS} and demo."
+    )
 
 
 def _finished_before() -> bool:

@@ -69,24 +69,34 @@ def require_gpus(use_gpu: bool) -> None:
     run_tasks(check_gpu, [()], num_gpus=1)
 
 
-def require_workers(num_workers: int, use_gpu: bool, *, with_data: bool = False, cores: int = 1) -> None:
+def require_workers(
+    num_workers: int,
+    use_gpu: bool,
+    *,
+    with_data: bool = False,
+    cores: int = 1,
+    lower: str | None = None,
+) -> None:
     """Connect, and raise ValueError at once if the cluster can never hold so many workers.
 
     Args:
         with_data: the workers read a stream, which needs one CPU more than theirs.
-        cores: CPUs of a worker without a GPU.
+        cores: CPUs of a worker without a GPU, all on one node.
+        lower: the settings that ask for so much, if they are not those of pretrain-soe.
     """
     import ray
 
     connect()
     kind = "GPU" if use_gpu else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
+    nodes = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
+    there = sum(nodes)
     beside = DATA_CPUS if with_data and not use_gpu else 0
-    needed = num_workers * (1 if use_gpu else cores)
-    if there < needed + beside:
-        lower = "num_workers" if cores == 1 else "num_workers or cores_per_worker"
+    of_one = 1 if use_gpu else cores
+    needed = num_workers * of_one
+    if there < needed + beside or sum(node // of_one for node in nodes) < num_workers:
+        lower = lower or ("num_workers" if cores == 1 else "num_workers or cores_per_worker")
         way_out = "set use_gpu=false or add GPU nodes" if use_gpu else f"lower {lower}, or add nodes"
         data = " and one for their data" if beside else ""
-        raise UserError(
-            f"{num_workers} workers need {needed} {kind}s{data}; the Ray cluster has {there}: {way_out}."
-        )
+        who = f"{num_workers} workers need" if num_workers > 1 else "1 worker needs"
+        on = f", but not {of_one} on one node for each" if there >= needed + beside else ""
+        raise UserError(f"{who} {needed} {kind}s{data}; the Ray cluster has {there}{on}: {way_out}.")

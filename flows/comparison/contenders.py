@@ -28,7 +28,9 @@ twin's rate, and the Pareto manifold, which is a mean of experts and nothing els
 COMMON = "preset", "num_experts", "mixtures_per_step", "support_size"
 """Settings of pretrain-soe that the comparison gives all methods, and their options may change."""
 OF_THE_COMPARISON = {
-    "name", "store", "method", "seed", "steps", "batch_size", "sequence_length", "ratios",
+    "name", "store", "method", "seed", "steps", "batch_size", "sequence_length", "ratios", "num_workers", "min_workers",
+    "cores_per_worker", "use_gpu", "window_steps", "verify_store", "resize_check_seconds", "checkpoint_every",
+    "checkpoints_kept", "report_every",
 }  # fmt: skip
 """Settings of pretrain-soe that are the same for all methods, or have no place here."""
 OF_THE_LAW = {
@@ -112,10 +114,12 @@ def _contender(
 ) -> Contender:
     name, options = label.partition(":")[0], settings.options.get(label, {})
     kind = method_named(name)
-    of_run = {key: value for key, value in options.items() if key in Pretrain.model_fields}
-    own = {key: value for key, value in options.items() if key not in of_run}
-    law = {key: of_run.pop(key) for key in OF_THE_LAW & of_run.keys()}
     mine = {field.name for field in fields(kind)} - {field.name for field in fields(FlatMethod)} - {"group_K"}  # type: ignore[arg-type]
+    settings_of_run = Pretrain.model_fields.keys() - (mine - OF_THE_COMPARISON)
+    own = {key: value for key, value in options.items() if key not in settings_of_run}
+    # None is "as without it".
+    of_run = {key: value for key, value in options.items() if key in settings_of_run and value is not None}
+    law = {key: of_run.pop(key) for key in OF_THE_LAW & of_run.keys()}
     if wrong := sorted((own.keys() - mine) | (of_run.keys() & OF_THE_COMPARISON)):
         raise UserError(
             f"{wrong[0]} is no option of it; there are {', '.join(sorted(mine)) or 'none of its own'}, and those "

@@ -89,33 +89,41 @@ def planned(
     paces = _paces(place, left)
     slots = side_by_side(place.cores)
     if begun_steps is None and settings.hours is not None:
-        rates = [left_of(place, one, paces[_alike(one)]) for one in left]
+        rates = [left_of(place, one, paces[_labels(one)[0]]) for one in left]
         chosen = steps_in_hours(settings, rates, steps, slots)
         todo = left = todo_of(chosen)
         paces = {
-            alike: Pace(training=pace.training * chosen / steps, window=pace.window)
-            for alike, pace in paces.items()
+            label: Pace(training=pace.training * chosen / steps, window=pace.window)
+            for label, pace in paces.items()
         }
-    rates = [left_of(place, one, paces[_alike(one)]) for one in left]
+    rates = [left_of(place, one, paces[_labels(one)[0]]) for one in left]
     if left:
         _say(settings, place, left, rates, chosen, slots)
     return chosen, todo, {one.name: rate.training for one, rate in zip(left, rates, strict=True)}
 
 
 def _paces(place: Place, left: list[Pretraining]) -> dict[str, Pace]:
-    """How long each takes, by :func:`_alike`. It is measured with one seed, and side by side, as they will run."""
+    """By label (not all share a shorter training too): how long each takes; of one seed, side by side as they will."""
     of_labels = {_alike(one): one for one in left}
     measured = run_tasks(
         measure,
         [(one, place.store_place, place.store_parts, place.cores) for one in of_labels.values()],
         num_cpus=place.cores,
+        limit=side_by_side(place.cores),
     )
-    return dict(zip(of_labels, measured, strict=True))
+    paces: dict[str, Pace] = {}
+    for one, pace in zip(of_labels.values(), measured, strict=True):
+        paces |= dict.fromkeys(_labels(one), pace)
+    return paces
 
 
 def _alike(one: Pretraining) -> str:
     """What pretrainings that take equally long have in common, in words."""
-    return "a model of a mixture" if is_mixture(one.labels[0]) else ", ".join(one.labels)
+    return ", ".join(_labels(one))
+
+
+def _labels(one: Pretraining) -> list[str]:
+    return ["a model of a mixture"] if is_mixture(one.labels[0]) else list(one.labels)
 
 
 def measure(pretraining: Pretraining, store_place: str, store_parts: int, cores: int) -> Pace:

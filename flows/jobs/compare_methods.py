@@ -9,6 +9,7 @@ seed), results.json and comparison.html. The same command goes on where an earli
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ MAY_CHANGE = {
 }  # fmt: skip
 """Settings that a later run in the same folder may change: methods, seeds and mixtures join those that are there, and
 other numbers of tokens are fine-tuned on without another pretraining."""
+OF_PRESET = "preset."
 
 
 def run(settings: CompareMethods) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def run(settings: CompareMethods) -> dict[str, Any]:
     # Refuse what cannot be before anything is read.
     made = contenders(chosen, store, seed=0, steps=begun.get("steps", steps))
     surface.check(settings.mixtures or 0, made)
-    session.require_workers(chosen.cores_per_cell, use_gpu=False)
+    session.require_workers(1, use_gpu=False, cores=chosen.cores_per_cell, lower="cores_per_cell")
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer(folder):
         sets, sets_digest = _sets(chosen, store, folder)
@@ -81,13 +83,14 @@ def run(settings: CompareMethods) -> dict[str, Any]:
             questions=asked,
             fine_tune_tokens=tuple(sorted(set(chosen.fine_tune_tokens or ()))),
         )
+        facts = _facts(chosen, store)
+        if begun:  # before anything looks at the trainings: to look for others removes unfinished ones
+            claim_run(folder, _known(facts, begun))
         steps, todo, seconds = plan.planned(
             chosen, place, lambda steps: _todo(chosen, store, place, steps), begun.get("steps"), steps
         )
-        facts = chosen.model_dump(mode="json", exclude=MAY_CHANGE)
-        claim_run(
-            folder, facts | {"steps": steps, "store_parts": len(store.volumes), "store_digest": store.digest}
-        )
+        if not begun:
+            claim_run(folder, facts | {"steps": steps})
         cells = run_cells(place, todo, seconds)
         report = collect(chosen, sets, cells, tokens=steps * step_tokens(chosen), digest=store.digest)
         _add_charts(report, chosen, cells, sets)
@@ -115,6 +118,23 @@ def run(settings: CompareMethods) -> dict[str, Any]:
         "cells": len(cells),
         "finished": sum(cell["status"] == FINISHED for cell in cells),
     }
+
+
+def _facts(chosen: CompareMethods, store: DomainStore) -> dict[str, Any]:
+    """What all runs of a comparison share. A preset is named, so its numbers stand beside the name."""
+    numbers = asdict(preset(str(chosen.preset)))
+    of_training = {f"training.{name}": value for name, value in numbers.pop("training").items()}
+    return (
+        chosen.model_dump(mode="json", exclude=MAY_CHANGE)
+        | {"store_parts": len(store.volumes), "store_digest": store.digest}
+        | {f"{OF_PRESET}{name}": value for name, value in (numbers | of_training).items()}
+    )
+
+
+def _known(facts: dict[str, Any], begun: dict[str, Any]) -> dict[str, Any]:
+    """Without the preset's numbers for a comparison that was begun before they were kept."""
+    kept = any(name.startswith(OF_PRESET) for name in begun)
+    return {name: value for name, value in facts.items() if kept or not name.startswith(OF_PRESET)}
 
 
 def _asked(

@@ -64,7 +64,7 @@ def _pretrain(settings: Pretrain) -> dict[str, Any]:
         _verify(store)
     _require_cuda(settings.use_gpu)
     for workers in {resolved.world_sizes[0], resolved.world_sizes[-1]}:
-        check_fits(resolved, num_workers=workers, use_gpu=settings.use_gpu)
+        check_fits(resolved, num_workers=workers, use_gpu=settings.use_gpu, cores=cores)
     if not soup_to_write(settings.name).exists():
         check_disk(resolved, folder=folder, checkpoints_kept=settings.checkpoints_kept)
     stage = open_stage(

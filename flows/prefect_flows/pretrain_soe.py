@@ -31,7 +31,7 @@ def pretrain_soe(config: Pretrain = Pretrain()) -> dict | State:  # noqa: B008
         "pretrain-soe",
         config,
         module="flows.jobs.pretrain_soe",
-        cpus=workers,
+        cpus=workers * (1 if config.use_gpu else config.cores_per_worker or 1),
         gpus=workers * config.use_gpu,
         publish=publish,
         card=card,

@@ -68,7 +68,10 @@ def check_resources(client: JobSubmissionClient, *, cpus: int = 0, gpus: int = 0
         )
     nodes = [node["raylet"] for node in found["data"]["summary"]]
     alive = [node["resourcesTotal"] for node in nodes if node.get("state") == "ALIVE"]
-    for resource, wanted, setting in (("GPU", gpus, "use_gpu=false"), ("CPU", cpus, "fewer workers")):
+    for resource, wanted, setting in (
+        ("GPU", gpus, "use_gpu=false"),
+        ("CPU", cpus, "fewer workers or cores"),
+    ):
         there = int(sum(node.get(resource, 0) for node in alive))
         if there < wanted:
             raise JobError(

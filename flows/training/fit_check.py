@@ -13,7 +13,7 @@ from storage_schema.room import bytes_below, require_room
 CPU = "cpu"
 
 
-def check_fits(run: ResolvedRun, *, num_workers: int, use_gpu: bool) -> None:
+def check_fits(run: ResolvedRun, *, num_workers: int, use_gpu: bool, cores: int = 1) -> None:
     """Raise ValueError, naming the nearest settings that fit, for a run that the cluster's machines cannot hold.
 
     On CPUs the workers of a machine share the memory that is available there. With `use_gpu` a worker has a GPU of its
@@ -21,7 +21,7 @@ def check_fits(run: ResolvedRun, *, num_workers: int, use_gpu: bool) -> None:
     does not answer.
     """
     setup = run.setup(num_workers, "cuda" if use_gpu else CPU)
-    machines = memory_of_nodes(use_gpu)
+    machines = memory_of_nodes(use_gpu, cores)
     if machines is None:
         print("Not every node says how much memory it has: whether the run fits is not checked.", flush=True)
     elif machines:

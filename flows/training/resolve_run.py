@@ -166,4 +166,4 @@ def stream_of_run(name: str) -> tuple[MixtureStream, int]:
     changed = [key for key, value in stream.plan.facts.items() if begun[key] != value]
     if changed:
         raise StoreError(f"the plan of run {name!r} can no longer be made: {', '.join(changed)} differ.")
-    return stream, training.steps
+    return stream, begun["steps"]

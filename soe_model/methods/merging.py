@@ -39,8 +39,10 @@ class MergedExperts(BranchedExperts):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("scalings", "densities"):
-            if not getattr(self, name):
-                raise UserError(f"{name} is empty; give at least one value.")
+            values = getattr(self, name)
+            numbers = isinstance(values, tuple) and all(isinstance(one, int | float) for one in values)
+            if not numbers or not values:
+                raise UserError(f"{name} is {values!r:.40}; it must be a list of at least one number.")
 
     def prune(self, deltas_GP: torch.Tensor, density: float) -> torch.Tensor:
         """What is kept of the experts' changes, once for all targets, [G, P]."""

@@ -63,3 +63,14 @@ def test_a_task_reserves_no_more_than_is_free(ray_cluster):
         time.sleep(0.01)
     assert free_cores() == 1
     ray.get(everything)
+
+
+def test_no_more_than_the_limit_run_at_once(ray_cluster, tmp_path):
+    def work(number):
+        (tmp_path / f"{number}").touch()
+        together = len(list(tmp_path.iterdir()))
+        time.sleep(0.2)
+        (tmp_path / f"{number}").unlink()
+        return together
+
+    assert max(run_tasks(work, [(number,) for number in range(4)], limit=1)) == 1

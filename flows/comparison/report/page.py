@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.atlas.page import embedded_json, hash_source
+from flows.comparison.fine_tuning import LEARNING
 from flows.comparison.report.choices import table as choices_table
 from flows.comparison.report.figures import NOT_HERE
 from flows.comparison.report.surface import said
@@ -215,6 +216,6 @@ def _fine_tuning(report: dict[str, Any]) -> str:
         "<h2>Loss after fine-tuning</h2>"
         + "".join(f"<p>{escape(line)}</p>" for line in report["fine_tuning"])
         + '<p class="dim">Mean over the sets. Each model learns from so many tokens of its set, by the number anew and '
-        "at most 100 steps, stops early by a fifth of them, and is measured on other texts.</p>"
+        f"at most {LEARNING.steps} steps, stops early by a fifth of them, and is measured on other texts.</p>"
         '<div id="fine-tuning" class="chart" role="img" aria-label="Mean loss by tokens of fine-tuning"></div>'
     )

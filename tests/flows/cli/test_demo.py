@@ -85,6 +85,18 @@ def test_each_step_waits_for_the_one_before_unless_all_were_finished(monkeypatch
     assert Order(monkeypatch).seen == ["type", "follow"] * 4
 
 
+def test_a_demonstration_with_other_settings_is_not_gone_on_with(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    demo._refuse_another()  # there is none
+    measured()
+    comparison.write(collect() | {demo.ASKED: demo._asked()})
+    demo._refuse_another()
+    for earlier in ({}, {demo.ASKED: demo._asked() | {"preset": {"steps": 1600}}}):
+        comparison.write(collect() | earlier)
+        with pytest.raises(demo.StepError, match="other settings.*SOE_HOME.*soups/demo-soup.* and demo"):
+            demo._refuse_another()
+
+
 def test_the_summary_has_these_keys_and_no_others(monkeypatch, tmp_path):
     monkeypatch.setenv("SOE_HOME", str(tmp_path))
     measured()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import ray
 
 from flows.cluster import session
 from flows.local_stack import processes
@@ -26,7 +27,7 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(ray_cluster):
         ValueError, match="2 workers need 6 CPUs.*has 4: lower num_workers or cores_per_worker"
     ):
         session.require_workers(2, use_gpu=False, cores=3)
-    with pytest.raises(ValueError, match="1 workers need 1 GPUs; the Ray cluster has 0: set use_gpu=false"):
+    with pytest.raises(ValueError, match="1 worker needs 1 GPUs; the Ray cluster has 0: set use_gpu=false"):
         session.require_workers(1, use_gpu=True)
 
 
@@ -62,3 +63,14 @@ def test_a_cluster_of_ones_own_listens_on_loopback_only_and_its_workers_can_ask_
         assert addresses and addresses <= LOOPBACK
     finally:
         job.communicate("\n", timeout=60)
+
+
+def test_a_worker_needs_its_cores_on_one_node(ray_cluster, monkeypatch):
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}] * 2)
+    session.require_workers(2, use_gpu=False, cores=3, with_data=True)
+    with pytest.raises(
+        ValueError, match="1 worker needs 6 CPUs; the Ray cluster has 8, but not 6 on one node"
+    ):
+        session.require_workers(1, use_gpu=False, cores=6)
+    with pytest.raises(ValueError, match="has 8: lower cores_per_cell, or add nodes"):
+        session.require_workers(1, use_gpu=False, cores=9, lower="cores_per_cell")

@@ -106,6 +106,16 @@ def test_what_is_finished_takes_no_time(tmp_path, store):
         ({"options": {"crisp": {}}}, "options are of 'crisp', which is not in methods: soup, generic"),
         ({"options": {"soup": {"colour": 1}}}, "soup: colour is no option of it"),
         ({"options": {"soup": {"steps": 5}}}, "soup: steps is no option of it"),
+        ({"options": {"soup": {"cores_per_worker": 2}}}, "soup: cores_per_worker is no option of it"),
+        ({"options": {"generic": {"use_gpu": True}}}, "generic: use_gpu is no option of it"),
+        (
+            {"methods": ["merged-linear"], "options": {"merged-linear": {"densities": 0.3}}},
+            "merged-linear: densities is 0.3; it must be a list of at least one number",
+        ),
+        (
+            {"methods": ["branched-experts"], "options": {"branched-experts": {"branch_rate": "0.3"}}},
+            "branched-experts: branch_rate is 0.3; it must be",
+        ),
         ({"support_size": 5}, "support_size|5"),
         (
             {"options": {"generic": {"meta_distribution": "uniform"}}},
@@ -141,7 +151,7 @@ def test_domain_experts_share_the_tokens_and_take_the_plain_rate(store):
     soup, experts = contenders(chosen, store, seed=0, steps=24)
     assert [run.training.steps for run in experts.method.runs()] == [12, 12]
     rates = [one.method.training.learning_rate for one in (soup, experts)]
-    assert rates == [7e-3, 1.5e-2]
+    assert rates == [1e-2, 1.5e-2]
 
 
 @pytest.mark.parametrize(("steps", "of_one_run", "of_two"), [(24, 8, 4), (360, 120, 60), (2400, 300, 300)])
@@ -161,7 +171,7 @@ def test_the_members_of_pareto_have_the_plain_rate_and_smears_experts_do_not(sto
     trainings = [one.method.training for one in contenders(chosen, store, seed=0, steps=24)]
     rates = [(one.learning_rate, one.expert_learning_rate, one.router_learning_rate) for one in trainings]
     assert rates == [
-        (7e-3, 1.5e-3, 1e-3), (1.5e-2, 1.5e-2, 1e-3), (1.5e-2, 1.5e-3, 1e-3), (2e-3, 2e-3, 1e-3), (1.5e-2, 1e-3, 1e-3),
+        (1e-2, 4e-3, 1e-3), (1.5e-2, 1.5e-2, 1e-3), (1.5e-2, 4e-3, 1e-3), (2e-3, 2e-3, 1e-3), (1.5e-2, 1e-3, 1e-3),
     ]  # fmt: skip
 
 
@@ -205,3 +215,55 @@ def test_a_size_gives_what_is_not_given():
     assert (chosen.seeds, chosen.preset, chosen.hours) == ([5], "tiny", None)
     assert CompareMethods().of_size().hours == 0.35
     assert CompareMethods(size="full").of_size().methods is None
+
+
+def test_an_option_is_the_methods_own_where_it_has_one_of_that_name_and_nothing_is_the_presets(store):
+    options = {"branched-experts": {"generic_share": 0.25}, "generic": {"learning_rate": None}}
+    chosen = toy.settings(store.folder.parent, methods=[*options], options=options)
+    branched, generic = contenders(chosen, store, seed=0, steps=24)
+    assert branched.method.generic_share == 0.25 and not branched.law
+    assert generic.method.training.learning_rate == 1.5e-2
+
+
+def test_trainings_that_are_one_at_many_steps_may_be_two_at_few(tmp_path, store, monkeypatch):
+    """A warm-up that is the preset's over a long run, and is not over a short one."""
+    chosen = toy.settings(
+        store.folder.parent,
+        methods=["soup", "soup:w"],
+        options={"soup:w": {"warmup_steps": 8}},
+        tokens=None,
+        hours=1.0,
+    )
+    there = toy.place(tmp_path, store, chosen)
+    monkeypatch.setattr(
+        plan, "run_tasks", lambda function, asked, **how: [Pace(training=24.0, window=1.0)] * len(asked)
+    )
+    monkeypatch.setattr(plan, "steps_in_hours", lambda *asked: 12)
+    monkeypatch.setattr(plan, "side_by_side", lambda cores: 2)
+
+    def todo_of(steps):
+        return toy.all_pretrainings(chosen, store, steps=steps)
+
+    assert [len(todo_of(steps)) for steps in (24, 12)] == [1, 2]
+    steps, todo, seconds = plan.planned(chosen, there, todo_of, None, 24)
+    assert steps == 12 and len(todo) == 2 and set(seconds.values()) == {12.0}
+
+
+def test_as_many_are_timed_at_once_as_will_train(tmp_path, store, monkeypatch):
+    chosen = toy.settings(store.folder.parent)
+    asked_for = {}
+
+    def run_tasks(function, asked, **how):
+        asked_for.update(how)
+        return [Pace(training=1.0, window=1.0)] * len(asked)
+
+    monkeypatch.setattr(plan, "run_tasks", run_tasks)
+    monkeypatch.setattr(plan, "side_by_side", lambda cores: 3)
+    plan.planned(
+        chosen,
+        toy.place(tmp_path, store, chosen),
+        lambda steps: toy.all_pretrainings(chosen, store),
+        None,
+        24,
+    )
+    assert asked_for["limit"] == 3

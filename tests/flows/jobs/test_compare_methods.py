@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,19 @@ def test_a_store_without_held_out_sets_is_refused(built, chosen, tmp_path):
         job.run(chosen.model_copy(update=update))
     with pytest.raises(ValueError, match="there is no set to measure on"):
         job.run(chosen.model_copy(update=update | {"held_out": False}))
+
+
+def test_what_is_refused_leaves_unfinished_trainings_as_they_are(compared, chosen, monkeypatch):
+    """Looking for trainings of other points removed those that were cut off, before the run was refused."""
+    looked = []
+    monkeypatch.setattr(job.plan, "planned", lambda *asked: looked.append(asked))
+    with pytest.raises(StoreError, match="points was 2, now 3"):
+        job.run(chosen.model_copy(update={"points": 3}))
+    assert not looked
+
+
+def test_a_preset_that_is_another_one_by_now_is_refused(compared, chosen, monkeypatch):
+    real = job.preset
+    monkeypatch.setattr(job, "preset", lambda name: replace(real(name), num_experts=5))
+    with pytest.raises(StoreError, match="preset.num_experts was 16, now 5"):
+        job.run(chosen)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -103,7 +103,17 @@ def test_a_store_on_s3_gives_the_same_soup(home, one_worker, s3):
     assert json.loads(done.stdout.split("soe-summary ")[1])["digest"] == one_worker["digest"]
 
 
-def test_the_mixtures_of_a_run_are_a_table_that_another_run_can_follow(home, one_worker, tmp_path, capsys):
+def of_fewer_steps(configs):
+    def found(*asked):
+        soup, training = configs(*asked)[:2]
+        return soup, replace(training, steps=7)
+
+    return found
+
+
+def test_the_mixtures_of_a_run_are_a_table_that_another_run_can_follow(
+    home, one_worker, tmp_path, capsys, monkeypatch
+):
     assert main(["ratios", "one", "--out", str(tmp_path / "r.csv")]) == 0
     recorded = SETTINGS | dict(
         support_size=None, meta_distribution="recorded", ratios=str(tmp_path / "r.csv")
@@ -113,6 +123,9 @@ def test_the_mixtures_of_a_run_are_a_table_that_another_run_can_follow(home, one
     again = run_plan.make_stream(settings, store, run_plan.resolve(settings, store).training).plan
     stream, steps = run_plan.stream_of_run("one")
     assert steps == 60
+    monkeypatch.setattr(run_plan, "_configs", of_fewer_steps(run_plan._configs))
+    assert run_plan.stream_of_run("one")[1] == 60  # the run's own, whatever a preset has become since
+    monkeypatch.undo()
     first, second = stream.plan.steps(0, 60), again.steps(0, 60)
     assert np.array_equal(first.domain_TB, second.domain_TB) and np.array_equal(first.row_TB, second.row_TB)
     assert main(["ratios", "one", "--steps", "5:8", "--out", str(tmp_path / "some.csv")]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from flows.comparison.fine_tuning import LEARNING
 from flows.comparison.report.page import page, seconds, short, write_page
 from flows.comparison.report.results import answer, collect
 from flows.comparison.sets import MeasuredSet
@@ -127,6 +128,7 @@ def test_the_section_of_fine_tuning_is_there_where_something_was(report):
         "generic does not reach the loss of the soup before its fine-tuning (3.150) with 96 tokens"
         in page(report)
     )
+    assert f"at most {LEARNING.steps} steps" in page(report)
     assert 'id="fine-tuning"' not in page(report | {"fine_tuning": []})
 
 
