@@ -40,9 +40,10 @@ class MergedExperts(BranchedExperts):
         super().__post_init__()
         for name in ("scalings", "densities"):
             values = getattr(self, name)
-            numbers = isinstance(values, tuple) and all(isinstance(one, int | float) for one in values)
-            if not numbers or not values:
-                raise UserError(f"{name} is {values!r:.40}; it must be a list of at least one number.")
+            if not isinstance(values, tuple) or not all(isinstance(one, int | float) for one in values):
+                raise UserError(f"{name} is {values!r:.40}; it must be a list of numbers.")
+            if not values:
+                raise UserError(f"{name} is empty; give at least one value.")
 
     def prune(self, deltas_GP: torch.Tensor, density: float) -> torch.Tensor:
         """What is kept of the experts' changes, once for all targets, [G, P]."""
