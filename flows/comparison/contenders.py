@@ -143,7 +143,9 @@ def _contender(
     runs = -(-made.cost().pretraining_tokens // (steps * step_tokens(settings)))
     if runs > 1:
         if steps < runs:
-            raise UserError(f"its {runs} runs have less than a step each of {steps} steps. Give more tokens, or hours.")
+            raise UserError(
+                f"its {runs} runs have less than a step each of {steps} steps. Give more tokens, or hours."
+            )
         made = kind(**arguments | {"training": training.over(steps // runs)})
         assert isinstance(made, FlatMethod)
     if law:
