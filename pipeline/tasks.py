@@ -33,7 +33,7 @@ def run_tasks(
     Args:
         report: called whenever a task finishes, with the sum of the `weights` of all finished ones (default: their
             number).
-        limit: how many may be in Ray's hands at once; None: twice as many as it has CPUs.
+        limit: how many are submitted at once; None: twice as many as Ray has CPUs.
 
     Raises:
         Exception: the first task's own error (see :func:`unwrap`). Any error, and an interrupt too, cancels the tasks

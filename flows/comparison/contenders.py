@@ -117,7 +117,7 @@ def _contender(
     mine = {field.name for field in fields(kind)} - {field.name for field in fields(FlatMethod)} - {"group_K"}  # type: ignore[arg-type]
     settings_of_run = Pretrain.model_fields.keys() - (mine - OF_THE_COMPARISON)
     own = {key: value for key, value in options.items() if key not in settings_of_run}
-    # None is "as without it".
+    # None: as if it were not given.
     of_run = {key: value for key, value in options.items() if key in settings_of_run and value is not None}
     law = {key: of_run.pop(key) for key in OF_THE_LAW & of_run.keys()}
     if wrong := sorted((own.keys() - mine) | (of_run.keys() & OF_THE_COMPARISON)):

@@ -103,7 +103,7 @@ def planned(
 
 
 def _paces(place: Place, left: list[Pretraining]) -> dict[str, Pace]:
-    """By label (not all share a shorter training too): how long each takes; of one seed, side by side as they will."""
+    """How long each takes, by label: timed with one seed, as many at once as will train."""
     of_labels = {_alike(one): one for one in left}
     measured = run_tasks(
         measure,

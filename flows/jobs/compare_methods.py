@@ -84,7 +84,7 @@ def run(settings: CompareMethods) -> dict[str, Any]:
             fine_tune_tokens=tuple(sorted(set(chosen.fine_tune_tokens or ()))),
         )
         facts = _facts(chosen, store)
-        if begun:  # before anything looks at the trainings: to look for others removes unfinished ones
+        if begun:  # first: planning opens the trainings, and with other settings that removes unfinished ones
             claim_run(folder, _known(facts, begun))
         steps, todo, seconds = plan.planned(
             chosen, place, lambda steps: _todo(chosen, store, place, steps), begun.get("steps"), steps
