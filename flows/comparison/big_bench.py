@@ -3,7 +3,8 @@
 The source archive of PyPI's package bigbench has them; nothing of it is installed or run. They carry a canary: they are
 for measuring, never for training.
 
-    pip download --no-deps --no-binary bigbench bigbench==1.0.0
+    pip install setuptools wheel
+    pip download --no-deps --no-build-isolation --no-binary bigbench bigbench==1.0.0
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def read_tasks(place: str | Path, names: Sequence[str]) -> list[Task]:
 
 HOW = (
     "Name BIG-bench's folder benchmark_tasks, or its archive: "
-    "pip download --no-deps --no-binary bigbench bigbench==1.0.0."
+    "pip install setuptools wheel; pip download --no-deps --no-build-isolation --no-binary bigbench bigbench==1.0.0."
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 from flows.prefect_flows import ray_job_client as ray_job
 from flows.prefect_flows import ray_job_log
 from flows.prefect_flows import run_ray_job as carry_out
+from flows.prefect_flows.pretrain_soe import pretrain_soe
 from flows.settings import BuildDomains, Pretrain
 
 
@@ -59,6 +60,23 @@ def test_what_the_form_gives_by_default_is_not_taken_for_chosen(played, monkeypa
     assert form.model_fields_set == set(Pretrain.model_fields)
     carry_out.run_ray_job("pretrain-soe", form, module="m", publish=lambda: None)
     assert json.loads(sent["config_json"]) == {"name": "mine", "steps": 7}
+
+
+@pytest.mark.parametrize(
+    "chosen, cpus, gpus",
+    [
+        ({"num_workers": 2}, 2, 0),
+        ({"num_workers": 2, "cores_per_worker": 3}, 6, 0),
+        ({"num_workers": 4, "min_workers": 2, "cores_per_worker": 3}, 6, 0),
+        ({"num_workers": 2, "cores_per_worker": 3, "use_gpu": True}, 2, 2),
+    ],
+)
+def test_the_cluster_must_have_the_cores_of_the_fewest_workers(played, monkeypatch, chosen, cpus, gpus):
+    asked = {}
+    monkeypatch.setattr(ray_job, "check_resources", lambda client, **k: asked.update(k))
+    monkeypatch.setattr("flows.prefect_flows.result_artifacts.publish_soup", lambda config: None)
+    pretrain_soe.fn(Pretrain(**chosen))
+    assert asked == {"cpus": cpus, "gpus": gpus}
 
 
 def test_no_job_is_submitted_that_nobody_could_follow(played, monkeypatch):
