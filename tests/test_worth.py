@@ -14,6 +14,7 @@ import torch
 from flows.settings import Pretrain
 from pipeline.specialists.sets import SpecialistSet
 from pipeline.tokenizer import load_tokenizer
+from soe_model.specialists.refining import LOOKS
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
 from storage_schema.layout import store_folder
@@ -69,6 +70,8 @@ def test_an_unfinished_soup_is_measured_as_the_product_would(settings, tmp_path)
     row = soup["curve"][-1]["losses"]["databases"]
     assert len(row["blended"]) == 4 and row["share"] in (0, 0.25, 0.5, 0.75, 1)
     assert row["nearest-centroids"] != row["generic"]
+    assert len(row["refined"]) == 4 and row["steps"] in (0, *LOOKS)
+    assert (row["refined"] == row["blended"]) == (row["steps"] == 0)
     if row["share"] in (0, 1):
         assert row["blended"] == row["nearest-centroids" if row["share"] else "generic"]
     twin = settings.model_copy(update={"method": "generic", "name": "twin"})

@@ -5,9 +5,9 @@
     python -m tests.benchmarks.first_light --far /data/texts --json result.json
 
 Needs a store with held-out sources (``soe demo`` leaves one); each file of the folder `--far` is a set as well. Trains
-in process, on the batches Ray would give, and measures at the end: the default specialist (`blended`), that of
-Algorithm 3 and the soup's generic instance, on text that neither trained a model nor chose domain weights. In nats per
-token. Runs that the JSON file has already are not made again.
+in process, on the batches Ray would give, and measures at the end: specialists by `refined` (the default), `blended`
+and Algorithm 3, and the soup's generic instance, on text that neither trained a model nor chose domain weights. In nats
+per token. Runs that the JSON file has already are not made again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ import torch
 
 from flows.settings import Pretrain
 from flows.training import resolve_run as run_plan
+from soe_model.specialists.refining import REFINED
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.layout import store_folder
 from storage_schema.manifest import write_atomically
 from tests.benchmarks.worth.sets import METHODS, Sets, load_sets, losses
 
+MEASURED = (REFINED, *METHODS)
 MOST_SETS = 60
 """As the demonstration: all sources that have enough text."""
 
@@ -54,8 +56,9 @@ def train(settings: Pretrain, store: DomainStore, sets: Sets) -> dict[str, Any]:
             )
     seconds = time.monotonic() - begun
     found = {
-        name: {method: float(np.mean(row[method])) for method in METHODS} | {"share": row.get("share")}
-        for name, row in losses(trainer, sets).items()
+        name: {method: float(np.mean(row[method])) for method in MEASURED}
+        | {key: row.get(key) for key in ("share", "steps")}
+        for name, row in losses(trainer, sets, refined=True).items()
     }
     tokens = training.steps * training.batch_size * training.sequence_length
     key = {"method": settings.method, "seed": settings.seed}
@@ -76,17 +79,19 @@ def say(runs: list[dict[str, Any]], parts: dict[str, str]) -> None:
 
         twin = mean("generic", "generic")
         print(f"{len(names)} {part}: twin {_spread(twin)}")
-        for method in METHODS:
+        for method in MEASURED:
             difference = mean("soup", method) - twin
             print(
                 f"  {method}: {_spread(mean('soup', method))}, minus twin {_spread(difference)}: {difference.round(3)}"
             )
         over = [
-            by["soup", seed][name]["blended"] - by["soup", seed][name]["generic"]
+            by["soup", seed][name][REFINED] - by["soup", seed][name]["generic"]
             for seed in seeds
             for name in names
         ]
-        print(f"  blended minus its own generic instance: mean {np.mean(over):+.4f}, worst {max(over):+.4f}")
+        print(
+            f"  {REFINED} minus its own generic instance: mean {np.mean(over):+.4f}, worst {max(over):+.4f}"
+        )
 
 
 def _spread(values: np.ndarray) -> str:
@@ -118,13 +123,15 @@ def main() -> None:
         "soup": options.soup,
         "store": store.digest,
         "parts": sets.parts,
+        "methods": list(MEASURED),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "runs": [],
     }
     path = Path(options.json)
     if path.exists():
         before = json.loads(path.read_text("utf-8"))
-        if any(before.get(name) != result[name] for name in ("preset", "config", "soup", "store", "parts")):
+        same = "preset", "config", "soup", "store", "parts", "methods"
+        if any(before.get(name) != result[name] for name in same):
             raise SystemExit(f"{path} holds runs of other settings: give another file.")
         result["runs"] = before["runs"]
     for seed in options.seeds:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from soe_model.specialists.refining import REFINED
 from storage_schema.errors import UserError
 from storage_schema.manifest import write_atomically
 from tests.benchmarks.worth.crisp import UNIFORM, Run, beside_crisp, crisp_table, seed_of, set_of
@@ -70,10 +71,11 @@ def compare(soups: list[Run], twins: list[Run]) -> dict[str, Any]:
         for method in METHODS
     }
     last = [run["curve"][-1]["losses"] for run in soups]
+    default = REFINED if all(REFINED in row["generic"] for row in last) else "blended"
     over: dict[str, dict[str, float]] = {}
     for part in PARTS[:-1]:
         gaps = [
-            _mean(row[name]["blended"]) - _mean(row[name]["generic"])
+            _mean(row[name][default]) - _mean(row[name]["generic"])
             for row in last
             for name, its in soups[0]["parts"].items()
             if its == part
@@ -86,6 +88,16 @@ def compare(soups: list[Run], twins: list[Run]) -> dict[str, Any]:
         "seconds": [float(_seconds(run)[-1]) for run in soups],
         "twin_seconds": [float(_seconds(run)[-1]) for run in twins],
         "differences": differences,
+        "default": default,
+        "default_at_the_end": {
+            part: _summary(
+                tuple(
+                    {"x": _tokens(soup)[-1], "gap": _last(soup, default, part) - _last(twin, "generic", part)}
+                    for soup, twin in pairs
+                )
+            )
+            for part in PARTS
+        },
         "specialists_over_generic": over,
         "tokens_to_reach_the_twin": {
             part: [_reached(soup, twin, part) for soup, twin in pairs] for part in PARTS
@@ -124,8 +136,13 @@ def losses_of(run: Run, method: str, part: str) -> np.ndarray:
     return np.array([_mean([_mean(row["losses"][name][method]) for name in names]) for row in run["curve"]])
 
 
+def _last(run: Run, method: str, part: str) -> float:
+    names = [name for name, its in run["parts"].items() if its == part]
+    return _mean([_mean(run["curve"][-1]["losses"][name][method]) for name in names])
+
+
 def _reached(soup: Run, twin: Run, part: str) -> float | None:
-    """Tokens at which the default specialist first has the twin's last loss; None: it never has."""
+    """Tokens at which the specialist by `blended` first has the twin's last loss; None: it never has."""
     goal, losses, tokens = (
         losses_of(twin, "generic", part)[-1],
         losses_of(soup, "blended", part),
@@ -146,11 +163,13 @@ def _table(name: str, row: dict[str, Any]) -> str:
         f"{name}: {row['parameters']:,} parameters, seeds {', '.join(map(str, row['seeds']))}; last point, nats per "
         "token below (-) or above the twin, mean and spread over seeds",
         "",
-        f"| sets | {' | '.join(METHODS)} | blended at equal time | over its generic instance: mean, worst |",
-        "|---|" + "---|" * (len(METHODS) + 2),
+        f"| sets | {row['default']} | {' | '.join(METHODS)} | blended at equal time "
+        f"| {row['default']} over its generic instance: mean, worst |",
+        "|---|" + "---|" * (len(METHODS) + 3),
     ]
     for part in PARTS:
-        cells = [_said(row["differences"][method][part]["equal_tokens"][-1]) for method in METHODS]
+        cells = [_said(row["default_at_the_end"][part])]
+        cells += [_said(row["differences"][method][part]["equal_tokens"][-1]) for method in METHODS]
         timed = [one for one in row["differences"]["blended"][part]["equal_time"] if one]
         over = row["specialists_over_generic"].get(part)
         cells += [

@@ -5,8 +5,10 @@ Legend: W instances, K domains, N experts, P parameters of an instance, n window
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,23 +16,28 @@ import torch
 
 from flows.specialists.blend import blended_weights
 from flows.specialists.losses import LossMeter
+from flows.specialists.refine import refined_coefficients
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import find_embedder, load_embedder
 from pipeline.specialists.domain_weights import Assignment, assign_to_domains
 from pipeline.specialists.held_out import generic_evaluation, held_out_sets
 from pipeline.specialists.sets import SpecialistSet, set_of_texts
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
+from soe_model.files.soup import SoupOfExperts
+from soe_model.files.write_soup import write_soup
 from soe_model.specialists.evaluation import window_losses
+from soe_model.specialists.refining import REFINED
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.layout import store_folder
 from storage_schema.manifest import read_manifest
+from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.benchmarks.worth.kinds import FAR, NEAR
 
 GENERIC = "generic"
 METHODS = "blended", "nearest-centroids", "generic"
-"""The default specialist, Algorithm 3's, and the instance of the generic mixture."""
+"""Specialists that only choose domain weights, and the instance of the generic mixture."""
 WINDOWS = 32
 """Of each set that are measured; eight times as many of the generic mixture."""
 TEXTS, PASSAGES, MOST_SETS = 100, 50, 60
@@ -99,73 +106,54 @@ def load_sets(
     return Sets(sets, assignments, evaluation, tree.generic_weights, tokenizer, embedder, tree, given)
 
 
-def losses(trainer: SoupTrainer, sets: Sets) -> dict[str, dict[str, Any]]:
+def losses(trainer: SoupTrainer, sets: Sets, *, refined: bool = False) -> dict[str, dict[str, Any]]:
     """Set → each of METHODS → the loss on each of its windows, nats per token; and ``share``, which `blended` chose.
 
-    A twin has one instance, so all three are its.
+    A twin has one instance, so all are its.
+
+    Args:
+        refined: REFINED is measured too (and ``steps`` are those that it took); it takes seconds for each set.
     """
-    generic_1K = torch.from_numpy(sets.generic_K).float()[None]
+    methods = (*METHODS, REFINED) if refined else METHODS
     if not trainer.soup.num_experts:
-        own = _of(trainer, generic_1K, [*sets.evaluation.values()], shared=True)
-        return {name: dict.fromkeys(METHODS, row) for name, row in zip(sets.evaluation, own, strict=True)}
-    blended_WK, said = blended_weights(_Meter(trainer, sets), sets.sets, sets.assignments, sets.assign)
-    found = {GENERIC: dict.fromkeys(METHODS, _of(trainer, generic_1K, [sets.evaluation[GENERIC]])[0])}
+        [instance_P] = trainer.instantiate(torch.from_numpy(sets.generic_K).float()[None])
+        trainer.backbone.params_P.copy_(instance_P)
+        rows = {
+            name: window_losses(trainer.backbone.module, windows) for name, windows in sets.evaluation.items()
+        }
+        return {name: dict.fromkeys(methods, _rounded(row_n)) for name, row_n in rows.items()}
+    with TemporaryDirectory() as folder:
+        return _of_soup(_written(trainer, sets, Path(folder)), sets, methods)
+
+
+def _written(trainer: SoupTrainer, sets: Sets, folder: Path) -> SoupOfExperts:
+    """The soup as a run would write it at its end."""
+    sets.tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
+    of_training = {"sequence_length": trainer.training.sequence_length}
+    described = {"soup": asdict(trainer.soup), "training": of_training}
+    stage = open_stage(folder / "soup", kind="soup", configuration=described, inputs={})
+    write_soup(stage.work, trainer, tree=sets.tree, tokenizer=folder / "tokenizer.json")
+    stage.finish({})
+    return SoupOfExperts.open(stage.folder)
+
+
+def _of_soup(soup: SoupOfExperts, sets: Sets, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    meter = LossMeter(soup)
+    blended_WK, said = blended_weights(meter, sets.sets, sets.assignments, sets.assign)
+    [generic_n] = meter.losses(meter.generic_N[None], sets.evaluation[GENERIC])
+    found = {GENERIC: dict.fromkeys(methods, _rounded(generic_n))}
     for one, assignment, blended_K, how in zip(sets.sets, sets.assignments, blended_WK, said, strict=True):
-        rows = torch.from_numpy(np.stack([blended_K, assignment.domain_weights])).float()
-        rows_WK = torch.cat([rows, generic_1K])
-        measured = _of(trainer, rows_WK, 3 * [sets.evaluation[one.name]])
-        found[one.name] = dict(zip(METHODS, measured, strict=True)) | {"share": how["blend"]["share"]}
+        rows_WK = torch.from_numpy(np.stack([blended_K, assignment.domain_weights])).float()
+        rows_WN = torch.cat([soup.coefficients(rows_WK), meter.generic_N[None]])
+        measured: dict[str, Any] = {"share": how["blend"]["share"]}
+        if REFINED in methods:
+            refined_N, steps = refined_coefficients(meter, one, assignment, rows_WN[0], measured["share"])
+            rows_WN = torch.cat([rows_WN, refined_N[None]])
+            measured["steps"] = steps["refined"]["steps"]
+        rows_Wn = meter.losses(rows_WN, sets.evaluation[one.name])
+        found[one.name] = dict(zip(methods, map(_rounded, rows_Wn), strict=True)) | measured
     return found
 
 
-def _of(
-    trainer: SoupTrainer, rows_WK: torch.Tensor, windows: list[torch.Tensor], *, shared: bool = False
-) -> list[list[float]]:
-    """The losses on each window of each set under its instance, or under the one that all share."""
-    instances = [*trainer.instantiate(rows_WK)]
-    found = []
-    for at, windows_nL1 in enumerate(windows):
-        trainer.backbone.params_P.copy_(instances[0 if shared else at])
-        found.append(
-            [round(loss, 5) for loss in window_losses(trainer.backbone.module, windows_nL1).tolist()]
-        )
-    return found
-
-
-class _Meter(LossMeter):
-    """The product's meter over a trainer that has not written its soup yet."""
-
-    def __init__(self, trainer: SoupTrainer, sets: Sets):
-        super().__init__(_Unwritten(trainer, sets.generic_K))
-        self.tokenizer, self._length = sets.tokenizer, trainer.training.sequence_length
-
-    @property
-    def length(self) -> int:
-        return self._length
-
-
-@dataclass(frozen=True)
-class _Unwritten:
-    """What of a soup its meter asks for (soe_model/files/soup.py)."""
-
-    trainer: SoupTrainer
-    generic_weights: np.ndarray
-
-    @property
-    def bank(self) -> Any:
-        return self.trainer.sharding
-
-    @torch.no_grad()
-    def coefficients(self, weights_WK: torch.Tensor) -> torch.Tensor:
-        return self.trainer.router.module(weights_WK.float())
-
-    @torch.no_grad()
-    def instances(self, coefficients_WN: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        return out.copy_(self.trainer.bank.instances(coefficients_WN))
-
-    def model(self, instance_P: torch.Tensor) -> torch.nn.Module:
-        return self.attach(self.trainer.backbone.module, instance_P)
-
-    def attach(self, model: torch.nn.Module, instance_P: torch.Tensor) -> torch.nn.Module:
-        self.trainer.backbone.params_P.copy_(instance_P)
-        return model
+def _rounded(losses_n: torch.Tensor) -> list[float]:
+    return [round(loss, 5) for loss in losses_n.tolist()]

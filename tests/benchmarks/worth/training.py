@@ -16,12 +16,13 @@ import torch
 
 from flows.settings import Pretrain
 from flows.training.resolve_run import make_stream, resolve
+from soe_model.specialists.refining import REFINED
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.layout import store_folder
 from storage_schema.manifest import write_atomically
 from tests.benchmarks.worth.resuming import CURVE, keep, restore
-from tests.benchmarks.worth.sets import METHODS, load_sets, losses
+from tests.benchmarks.worth.sets import GENERIC, METHODS, load_sets, losses
 
 CHECKPOINT_SECONDS = 300.0
 TRIED = 20
@@ -55,7 +56,8 @@ def train(settings: Pretrain, folder: Path, points: int, until: float) -> dict[s
         notes["seconds"] += seconds
         at_point = trainer.step % every == 0 or trainer.step == steps
         if at_point:
-            row = {"step": trainer.step, "seconds": notes["seconds"], "losses": losses(trainer, sets)}
+            found = losses(trainer, sets, refined=trainer.step == steps)
+            row = {"step": trainer.step, "seconds": notes["seconds"], "losses": found}
             notes["curve"].append(row)
             print(line(settings, row, sets.parts), flush=True)
         late = time.time() >= until
@@ -74,12 +76,13 @@ def train(settings: Pretrain, folder: Path, points: int, until: float) -> dict[s
 def line(settings: Pretrain, row: dict[str, Any], parts: dict[str, str]) -> str:
     """A point in words: the mean of each part's sets by each method."""
     said = []
+    methods = [*METHODS, REFINED] if REFINED in row["losses"][GENERIC] else METHODS
     for part in dict.fromkeys(parts.values()):
         of_part = [row["losses"][name] for name, its in parts.items() if its == part]
-        means = [np.mean([np.mean(one[method]) for one in of_part]) for method in METHODS]
+        means = [np.mean([np.mean(one[method]) for one in of_part]) for method in methods]
         said.append(f"{part} " + " / ".join(f"{mean:.3f}" for mean in means))
     where = f"{settings.name} step {row['step']} {row['seconds']:.0f} s"
-    return f"{where} ({' / '.join(METHODS)}): {', '.join(said)}"
+    return f"{where} ({' / '.join(methods)}): {', '.join(said)}"
 
 
 def _hours(settings: Pretrain, tokens: int, seconds: float, left: int) -> str:
