@@ -59,6 +59,7 @@ def steps() -> list[Step]:
         "soup": SOUP,
         "held_out_of": STORE,
         "compare_with": GENERIC,
+        "method": "refined",
         "output": SPECIALISTS,
         "max_sets": 60,
         "evaluation_passages": 64,

@@ -204,8 +204,9 @@ def serve(
     cache: Annotated[int, typer.Option(help="Models kept in memory.")] = 4,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait.")] = 64,
     method: Annotated[
-        Literal["blended", "nearest-centroids"], typer.Option(help="Of those that do not train.")
-    ] = "blended",
+        Literal["refined", "blended", "nearest-centroids"] | None,
+        typer.Option(help="Unless given: refined, or blended if the bank has over 30 million numbers."),
+    ] = None,
 ) -> int:
     """A local page and an OpenAI-style service that makes specialists."""
     from flows.serving.server import main

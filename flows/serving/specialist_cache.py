@@ -21,7 +21,7 @@ from flows.serving.generation import positions_of
 from flows.serving.limits import Limits, Refused
 from flows.serving.recipe_store import RecipeBox
 from flows.specialists.maker import Made, SpecialistMaker
-from flows.specialists.methods import BLENDED, Method
+from flows.specialists.methods import Method, default_method
 from pipeline.specialists.sets import LEAST_TO_SPLIT, SpecialistSet, set_of_texts
 from soe_model.files.soup import SoupOfExperts
 from soe_model.model.flat_module import unflatten
@@ -45,7 +45,7 @@ class Specialists:
 
     Args:
         cache: so many models stay in memory, besides the generic one; others are made again from their recipes.
-        method: of making specialists, one that does not train.
+        method: of making specialists; None: :func:`~flows.specialists.methods.default_method`.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Specialists:
         *,
         cache: int = 4,
         limits: Limits | None = None,
-        method: str = BLENDED,
+        method: str | None = None,
     ):
         if cache < 1:
             raise UserError(f"cache is {cache}; at least 1 model is kept.")
         self.soup, self.cache, self.limits = soup, cache, limits or Limits()
-        self.method = Method(name=method, bootstrap=0)
+        self.method = Method(name=method or default_method(soup), bootstrap=0)
         self.maker = SpecialistMaker(soup, show=silent)
         self.box = RecipeBox(soup.digest, soup.folder.name)
         self.map = DomainMap(soup)

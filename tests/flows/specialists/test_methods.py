@@ -1,9 +1,11 @@
 """What a job's settings say of how specialists are made."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from flows.settings import Specialize
-from flows.specialists.methods import method_of
+from flows.specialists.methods import default_method, method_of
 from pipeline.specialists.sets import SpecialistSet
 
 
@@ -16,3 +18,12 @@ def test_by_itself_the_rate_of_coefficients_is_relative_and_a_given_one_is_not()
     for settings in (dict(method="learned-coefficients", learning_rate=0.02), dict(method="fine-tuned")):
         given = method_of(Specialize(**settings))
         assert not given.learning.relative and "relative" not in given.how(one)["learning"]
+
+
+@pytest.mark.parametrize("parameters, method", [(1_000_000, "refined"), (10_000_000, "blended")])
+def test_by_itself_only_specialists_of_small_banks_are_refined(parameters, method):
+    """A descent of sixty steps reads the bank a hundred times."""
+    soup = SimpleNamespace(
+        bank=SimpleNamespace(num_params=parameters), config=SimpleNamespace(num_experts=16)
+    )
+    assert default_method(soup) == method
