@@ -25,8 +25,8 @@ SETTINGS_OF_METHOD = {
 }
 """The settings that each method reads besides those of all."""
 MOST_REFINED = 30_000_000
-"""Numbers of the largest bank whose specialists are refined by default: it takes 13 seconds of one core for each of a bank of
-18 million, 2 for one of 1.6 million."""
+"""Numbers of the largest bank whose specialists are refined by default: each takes 13 seconds of one core
+with a bank of 18 million, 2 with one of 1.6 million."""
 RATES = {LEARNED: 0.1, FINE_TUNED: LEARNING_RATE}
 """Where the settings give none: of coefficients per their size (0.02 for those of 0.2, as the `tiny` preset's are)."""
 
