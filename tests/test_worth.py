@@ -102,6 +102,7 @@ def test_the_report_compares_at_equal_tokens_and_at_equal_time(tmp_path):
             place.parent.mkdir(parents=True)
             place.write_text(json.dumps(curve(name, seed, gain, rate)))
     found = report.report(tmp_path)["soup"]
+    assert found["default"] == "blended"  # runs of before have no other
     last = found["differences"]["blended"]["far"]["equal_tokens"][-1]
     assert last["at"] == 4000 and last["mean"] == pytest.approx(-0.15)
     assert last["spread"] == pytest.approx(np.std([0.1, 0.2], ddof=1))

@@ -14,7 +14,7 @@ from storage_schema.json_files import read_object
 from storage_schema.layout import home, run_folder, specialist_folder, store_folder
 from storage_schema.manifest import read_manifest, write_atomically
 
-OF_GAIN = "soup_generic_instance_loss", "gain_low", "share"
+OF_GAIN = "soup_generic_instance_loss", "gain_low", "share", "refining_steps"
 """What a specialist is worth beside its own soup's generic instance."""
 LOSSES = "generic_loss", "soup_loss"
 STAGES = ("passages", "tokenizer", "embeddings", "domains")
@@ -121,7 +121,7 @@ def gained(result: dict[str, Any]) -> str | None:
         return None
     mean = sum(row["soup_generic_instance_loss"] - row["soup_loss"] for row in sets) / len(sets)
     surely = sum(row.get("gain_low", 0) > 0 for row in sets)
-    itself = sum(row.get("share") == 0 for row in sets)
+    itself = sum(row.get("share") == 0 and not row.get("refining_steps") for row in sets)
     return (
         f"Over the soup's own generic instance they gain {mean:+.3f} on the mean, surely on {surely} of {len(sets)} "
         f"sets; the rest have no sure gain: use the generic model there ({itself} were made as it)."

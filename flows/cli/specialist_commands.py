@@ -111,7 +111,8 @@ def blend(
     of: Annotated[
         Literal["coefficients", "domain-weights"],
         typer.Option(
-            help="coefficients: the mean of the models; domain-weights: the model of the mean mixture, another one."
+            help="coefficients: the mean of the models; domain-weights: the model of the mean mixture, another one, "
+            "and without the steps that refined ones took."
         ),
     ] = "coefficients",
     out: Folder,
@@ -204,9 +205,9 @@ def serve(
     cache: Annotated[int, typer.Option(help="Models kept in memory.")] = 4,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait.")] = 64,
     method: Annotated[
-        Literal["refined", "blended", "nearest-centroids"] | None,
-        typer.Option(help="Unless given: refined, or blended if the bank has over 30 million numbers."),
-    ] = None,
+        Literal["refined", "blended", "nearest-centroids"],
+        typer.Option(help="refined: where each text is a document of its own; it takes some seconds more."),
+    ] = "blended",
 ) -> int:
     """A local page and an OpenAI-style service that makes specialists."""
     from flows.serving.server import main

@@ -38,8 +38,8 @@ def show(folder: Path, manifest: Manifest, console: Console | None = None) -> No
         console.print(
             f"The model's domain weights: {blend['share']:g} of those, the rest the generic mixture."
         )
-    if refined := manifest.configuration.get("refined"):
-        console.print(f"{refined['steps']} steps of gradient descent moved the coefficients from there.")
+    if steps := manifest.configuration.get("refined", {}).get("steps"):
+        console.print(f"{steps} steps of gradient descent moved the coefficients from there.")
     if losses and "nearest_centroids_interval" in losses:
         low, high = losses["nearest_centroids_interval"]
         console.print(

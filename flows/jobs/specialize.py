@@ -65,6 +65,7 @@ def run_here(
     soup = SoupOfExperts.open(soup_to_read(settings.soup))
     if settings.method is None:
         settings = settings.model_copy(update={"method": default_method(soup)})
+        print(f"Method: {settings.method}.", flush=True)
     check_twin(settings, soup)
     sets = read_sets(settings)
     output = specialist_folder(settings.output)

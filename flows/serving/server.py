@@ -19,6 +19,7 @@ from flows.serving.specialist_cache import Specialists
 from flows.specialists.soups import soup_to_read
 from pipeline.cores import available_cores
 from soe_model.files.soup import SoupOfExperts
+from soe_model.specialists.blending import BLENDED
 from storage_schema.errors import UserError
 
 STOPPING_SECONDS = 3
@@ -33,7 +34,7 @@ def main(
     token_file: str | None = None,
     cache: int = 4,
     max_queue: int = 64,
-    method: str | None = None,
+    method: str = BLENDED,
 ) -> int:
     """Serve until SIGINT or SIGTERM; returns 0.
 
@@ -44,7 +45,7 @@ def main(
         token_file: where the token lies; None: the default place.
         cache: models kept in memory.
         max_queue: requests that may wait.
-        method: of making specialists; None: as :class:`Specialists` takes it.
+        method: of making specialists, as :class:`Specialists` takes it.
 
     Raises:
         ValueError: a setting is out of its bounds, the port is taken, the soup does not verify, or other users can

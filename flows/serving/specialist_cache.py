@@ -21,7 +21,7 @@ from flows.serving.generation import positions_of
 from flows.serving.limits import Limits, Refused
 from flows.serving.recipe_store import RecipeBox
 from flows.specialists.maker import Made, SpecialistMaker
-from flows.specialists.methods import Method, default_method
+from flows.specialists.methods import BLENDED, Method
 from pipeline.specialists.sets import LEAST_TO_SPLIT, SpecialistSet, set_of_texts
 from soe_model.files.soup import SoupOfExperts
 from soe_model.model.flat_module import unflatten
@@ -45,7 +45,7 @@ class Specialists:
 
     Args:
         cache: so many models stay in memory, besides the generic one; others are made again from their recipes.
-        method: of making specialists; None: :func:`~flows.specialists.methods.default_method`.
+        method: of making specialists. `refined` takes each text for a document; a person pastes several of one.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Specialists:
         *,
         cache: int = 4,
         limits: Limits | None = None,
-        method: str | None = None,
+        method: str = BLENDED,
     ):
         if cache < 1:
             raise UserError(f"cache is {cache}; at least 1 model is kept.")
         self.soup, self.cache, self.limits = soup, cache, limits or Limits()
-        self.method = Method(name=method or default_method(soup), bootstrap=0)
+        self.method = Method(name=method, bootstrap=0)
         self.maker = SpecialistMaker(soup, show=silent)
         self.box = RecipeBox(soup.digest, soup.folder.name)
         self.map = DomainMap(soup)
@@ -104,6 +104,7 @@ class Specialists:
             "domains": self.map.rows(fallen),
             "position": self.map.centre(fallen),
             "share": manifest.configuration.get("blend", {}).get("share"),
+            "steps": manifest.configuration.get("refined", {}).get("steps", 0),
             "gains": gain is not None and gain.sure and not generic,
             "gain": gain_line(manifest.configuration, counts),
             "texts": {key: value for key, value in sure.items() if key not in ("warnings", "in_domains")},

@@ -28,6 +28,10 @@ def refuse_unused(settings: Settings, choice: str, reads: Mapping[str, Sequence[
         given = name in settings.model_fields_set and value is not None
         if given and name not in reads.get(chosen, ()):
             others = " or ".join(other for other, used in reads.items() if name in used)
+            if chosen is None:
+                raise UserError(
+                    f"{name} is {value!r}, which only {choice} {others} uses: leave it out, or choose it."
+                )
             raise UserError(
                 f"{name} is {value!r}, which {choice}={chosen} does not use: leave it out, or choose {choice} "
                 f"{others}."

@@ -29,8 +29,8 @@ class Specialize(Settings):
     output: str = Field("specialists", description="Name or path of the folder that receives the models.")
     method: SpecialistMethod | None = Field(
         None,
-        description="None: `refined`, or `blended` if the bank has over 30 million numbers. `blended`: domain weights "
-        "between the generic mixture and the nearest centroids, as far as surely helps on the texts; "
+        description="Unless given: `refined`, or `blended` if the bank has over 30 million numbers. `blended`: domain "
+        "weights between the generic mixture and the nearest centroids, as far as surely helps on the texts; "
         "`nearest-centroids`: all the way (Algorithm 3). Neither trains. `refined`: from `blended` on, a few steps of "
         "gradient descent on the coefficients, as many as surely help. From the nearest centroids on: "
         "`learned-coefficients`, by gradient descent on the texts (section 2.7), or `fine-tuned`, all parameters.",

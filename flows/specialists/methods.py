@@ -25,8 +25,8 @@ SETTINGS_OF_METHOD = {
 }
 """The settings that each method reads besides those of all."""
 MOST_REFINED = 30_000_000
-"""Numbers of the largest bank whose specialists are refined by default: each takes 13 seconds of one core
-with a bank of 18 million, 2 with one of 1.6 million."""
+"""Numbers of the largest bank whose specialists are refined by default: each takes 13 to 16 seconds of one
+core with a bank of 18 million, 2 with one of 1.6 million."""
 RATES = {LEARNED: 0.1, FINE_TUNED: LEARNING_RATE}
 """Where the settings give none: of coefficients per their size (0.02 for those of 0.2, as the `tiny` preset's are)."""
 
@@ -70,7 +70,10 @@ class Method:
 
 
 def method_of(settings: Specialize) -> Method:
-    """What the settings say of how specialists are made. Raises ValueError for one that the method has no use for."""
+    """What the settings say of how specialists are made; without a method they are blended.
+
+    Raises ValueError for a setting that the method has no use for.
+    """
     refuse_unused(settings, "method", SETTINGS_OF_METHOD)
     return Method(
         name=settings.method or Method.name,
@@ -87,5 +90,5 @@ def method_of(settings: Specialize) -> Method:
 
 
 def default_method(soup: SoupOfExperts) -> str:
-    """How specialists of the soup are made if nobody says how."""
+    """How specialists of the soup are made if nobody says how; low-rank experts count as whole ones."""
     return REFINED if soup.bank.num_params * (1 + soup.config.num_experts) <= MOST_REFINED else BLENDED

@@ -52,8 +52,9 @@ def refined_coefficients(
         weights_K = assignment.weights_of(folds.fold_N == other)
         begun_K = blend_weights(weights_K, meter.soup.generic_weights, share)
         begun_N = meter.soup.coefficients(torch.from_numpy(begun_K).float()[None])[0]
-        check()
-        learned_SN = coefficients_after(meter.soup, begun_N, torch.stack(whole[other]), LEARNING, LOOKS)
+        learned_SN = coefficients_after(
+            meter.soup, begun_N, torch.stack(whole[other]), LEARNING, LOOKS, check=check
+        )
         rows = range(len(coefficients), len(coefficients) + len(LOOKS) + 2)
         coefficients += [begun_N, *learned_SN, meter.generic_N]
         measured |= {key: rows for key in windows if key[1] == fold}
@@ -64,9 +65,10 @@ def refined_coefficients(
     chosen = choose_steps(differences_SU[:-1], differences_SU[-1], tokens_U)
     found_N = start_N
     if chosen.steps:
-        check()
         everything_nL1 = torch.stack([window_L1 for side in whole for window_L1 in side])
-        [found_N] = coefficients_after(meter.soup, start_N, everything_nL1, LEARNING, (chosen.steps,))
+        [found_N] = coefficients_after(
+            meter.soup, start_N, everything_nL1, LEARNING, (chosen.steps,), check=check
+        )
     return found_N, {"refined": chosen.describe() | {"of": folds.of, "seed": SEED}}
 
 

@@ -100,17 +100,21 @@ def coefficients_after(
     windows_nL1: torch.Tensor,
     learning: Learning,
     looks: Sequence[int],
+    *,
+    check: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """The coefficients float32 [len(looks), N] after so many steps of the same descent; nothing is held out.
 
     Args:
         looks: ascending, at least 1; they stand in place of ``learning.steps``.
+        check: called before each step; raises if the descent is to end.
 
     Raises ValueError as :func:`learn_coefficients`.
     """
     coefficients_N, _, step = _descent(soup, start_N, learning)
     batches, found = batches_of(windows_nL1, learning), []
     for done in range(1, looks[-1] + 1):
+        check()
         step(next(batches))
         if done in looks:
             found.append(coefficients_N.detach().clone())

@@ -75,7 +75,8 @@ def gain_line(how: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     if is_generic(how) and not how["blend"].get("units"):
         return f"{NO_GAIN}, which this is: there was too little text to measure any other."
     if is_generic(how):
-        return f"{NO_GAIN}, which this is: no domain weights of the texts were surely better on them."
+        steps = ", and no steps from there" if "refined" in how else ""
+        return f"{NO_GAIN}, which this is: no domain weights of the texts were surely better on them{steps}."
     gain = gain_of(how, counts)
     if gain is None:
         return "Gain over the generic instance: not measured."

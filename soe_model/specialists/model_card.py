@@ -139,7 +139,7 @@ def _sureness(texts: dict[str, Any] | None, losses: dict[str, Any], how: dict[st
     blend, refined = how.get("blend"), how.get("refined")
     if isinstance(blend, dict) and isinstance(blend.get("share"), int | float):
         line += f" The model has {blend['share']:g} of those weights; the rest is the generic mixture."
-    if isinstance(refined, dict) and isinstance(refined.get("steps"), int):
+    if isinstance(refined, dict) and isinstance(refined.get("steps"), int) and refined["steps"]:
         line += (
             f" {refined['steps']} steps of gradient descent on its texts moved the coefficients from there."
         )

@@ -17,6 +17,7 @@ import torch
 
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.blending import BLENDED
+from soe_model.specialists.refining import REFINED
 from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest, StoreError, read_manifest
 
@@ -157,7 +158,7 @@ def check_recipe(recipe: Recipe, soup: SoupOfExperts) -> None:
     for domain in recipe.domain_weights or {}:
         if not 0 <= domain < soup.config.num_domains:
             refuse(f"the recipe names domain {domain}; the soup has {soup.config.num_domains} domains")
-    if recipe.how.get("method") in OF_DOMAIN_WEIGHTS and recipe.domain_weights:
+    if _follows_domain_weights(recipe.how) and recipe.domain_weights:
         try:
             expected_N = soup.coefficients(dense(recipe, soup)[None])[0]
         except ValueError as error:
@@ -165,6 +166,12 @@ def check_recipe(recipe: Recipe, soup: SoupOfExperts) -> None:
         apart = (expected_N - recipe.coefficients_N).abs().max().item()
         if not apart <= AS_ROUNDED * max(1.0, expected_N.abs().max().item()):
             refuse(f"the recipe's coefficients are up to {apart:.3g} from those of its domain weights")
+
+
+def _follows_domain_weights(how: Mapping[str, Any]) -> bool:
+    refined = how.get("refined")
+    stayed = isinstance(refined, Mapping) and refined.get("steps") == 0
+    return how.get("method") in OF_DOMAIN_WEIGHTS or (how.get("method") == REFINED and stayed)
 
 
 def check_tensors(recipe: Recipe, found: str) -> None:

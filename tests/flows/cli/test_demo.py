@@ -132,6 +132,9 @@ def test_what_is_gained_over_the_soups_own_generic_instance_is_said(monkeypatch,
         "Over the soup's own generic instance they gain +0.000 on the mean, surely on 1 of 2 sets; the rest have no "
         "sure gain: use the generic model there (1 were made as it)."
     )
+    body["specialist_sets"][1]["refining_steps"] = 5
+    file.write_text(json.dumps(body))
+    assert "(0 were made as it)" in comparison.gained(collect())
 
 
 def test_unequal_tokens_do_not_compare(monkeypatch, tmp_path):

@@ -95,7 +95,9 @@ def test_the_costlier_methods_lower_the_loss_of_the_texts(soup, texts, made, tmp
         assert code == 0 and "each bit" in capsys.readouterr().out
 
 
-def test_by_itself_a_specialist_goes_as_far_as_helps_and_says_what_it_gains(soup, tmp_path, capsys):
+def test_by_itself_a_specialist_goes_as_far_as_helps_and_says_what_it_gains(
+    soup, tmp_path, capsys, monkeypatch
+):
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences("law")))
     options = ["--evaluation-passages", 12, "--out", tmp_path / "a"]
@@ -107,12 +109,18 @@ def test_by_itself_a_specialist_goes_as_far_as_helps_and_says_what_it_gains(soup
     line = gain_line(manifest.configuration, manifest.counts)
     shown = capsys.readouterr().out
     assert line.startswith("Gain: +") and "text kept apart" in line and line in shown
-    assert f"domain weights: {blend['share']:g} of those" in shown
+    assert f"domain weights: {blend['share']:g} of those" in shown and "Method: refined." in shown
+    steps = manifest.configuration["refined"]["steps"]
+    for said in (shown, " ".join((tmp_path / "a/README.md").read_text().split())):
+        assert (f"{steps} steps of gradient descent" in said) == (steps > 0)
     assert line in (tmp_path / "a/README.md").read_text()
     assert run("verify", tmp_path / "a", "--soup", soup) == 0
     options = ["--evaluation-passages", 0, "--out", tmp_path / "b"]
     assert run("specialize", soup, "--texts", texts, *options) == 0
     assert "cross-fitted on the texts given" in capsys.readouterr().out
+    monkeypatch.setattr("flows.specialists.methods.MOST_REFINED", 1)
+    assert run("specialize", soup, "--texts", texts, *options[:2], "--out", tmp_path / "c") == 0
+    assert read_manifest(tmp_path / "c", "specialist").configuration["method"] == "blended"
 
 
 def test_where_nothing_is_gained_the_specialist_is_the_generic_instance(soup, tmp_path, capsys):

@@ -37,8 +37,12 @@ def test_what_stands_in_the_way_is_named(soup, texts, made, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--learning-rate", 0.1], "learning_rate is 0.1, which method=blended does not use"),
-        (["--learning-steps", 7], "choose method learned-coefficients or fine-tuned"),
+        (
+            ["--learning-rate", 0.1],
+            "learning_rate is 0.1, which only method learned-coefficients or",
+        ),
+        (["--method", "blended", "--learning-rate", 0.1], "0.1, which method=blended does not use"),
+        (["--learning-steps", 7], "only method learned-coefficients or fine-tuned uses: leave it out"),
         (["--method", "learned-coefficients", "--replay-share", 0.5], "or choose method fine-tuned"),
         (["--method", "fine-tuned", "--replay-share", 0.5], "needs a store to replay"),
         (["--method", "fine-tuned", "--replay-store", "x"], "'x' without a share of it"),

@@ -56,7 +56,8 @@ def test_a_soup_that_is_not_there_is_named(ray_cluster, monkeypatch, tmp_path):
 @pytest.fixture()
 def played(monkeypatch, tmp_path):
     """A soup, a maker and a written specialist played by the test; the settings of one set of texts."""
-    soup = SimpleNamespace(folder=tmp_path, digest="s" * 64)
+    bank, config = SimpleNamespace(num_params=100), SimpleNamespace(num_experts=2)
+    soup = SimpleNamespace(folder=tmp_path, digest="s" * 64, bank=bank, config=config)
     monkeypatch.setattr(specialize.SoupOfExperts, "open", lambda *a, **k: soup)
     monkeypatch.setattr(specialize, "read_manifest", lambda *a: SimpleNamespace(digest="d" * 64, files=()))
     (tmp_path / "notes.txt").write_text("one text\n\nanother")

@@ -48,6 +48,13 @@ def test_by_itself_the_service_goes_as_far_as_helps_and_says_what_that_gains(sou
     assert by_itself.box.recipe(shown["id"]).how["blend"]["units"] == 13
 
 
+def test_a_refined_specialist_says_how_many_steps_it_took(soup):
+    refined = Specialists(soup, method="refined")
+    shown = refined.make([*sentences("cooking", 12), *sentences("law", 4)])
+    how = refined.box.recipe(shown["id"]).how
+    assert how["method"] == "refined" and shown["steps"] == how["refined"]["steps"]
+
+
 def test_a_recipe_of_an_older_release_is_shown_by_its_domain_weights(made, specialists):
     recipe = specialists.box.recipe(made["id"])
     how = {key: value for key, value in recipe.how.items() if key != "blend"} | {

@@ -193,9 +193,10 @@ def test_late_and_abandoned_jobs_end():
     asyncio.run(scenario())
 
 
-def test_making_ends_soon_after_its_time_is_over(soup):
-    """Looked at before the texts are placed, before the model is put together and before each measurement."""
-    specialists = Specialists(soup)
+@pytest.mark.parametrize("method", ["blended", "refined"])
+def test_making_ends_soon_after_its_time_is_over(soup, method):
+    """Looked at before the texts are placed, before the model is put together and before each measurement and step."""
+    specialists = Specialists(soup, method=method)
     looked, allowed = 0, float("inf")
 
     def check():

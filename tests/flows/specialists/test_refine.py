@@ -30,7 +30,7 @@ def learned(monkeypatch):
     """Texts that were learned from, in each descent; its coefficients bear their number."""
     found = []
 
-    def coefficients_after(soup, start_N, windows_nL1, learning, looks):
+    def coefficients_after(soup, start_N, windows_nL1, learning, looks, *, check):
         found.append(set(windows_nL1[:, 0].tolist()))
         return torch.stack([start_N + 10 * len(found) + look for look in looks])
 

@@ -40,6 +40,8 @@ def test_an_interval_with_zero_is_no_gain():
 def test_a_share_of_nothing_is_the_generic_model():
     line = gain_line({"method": "blended", "blend": BLEND | {"share": 0.0}}, losses(0.0, 0.0))
     assert line.startswith("No gain: use the generic model, which this is: no domain weights")
+    how = {"method": "refined", "blend": BLEND | {"share": 0.0}, "refined": {"steps": 0}}
+    assert gain_line(how, {}).endswith("surely better on them, and no steps from there.")
     line = gain_line({"method": "blended", "blend": {"share": 0.0, "units": 0}}, {})
     assert line.startswith("No gain: use the generic model, which this is: there was too little text")
 

@@ -108,13 +108,22 @@ def test_a_recipe_that_does_not_fit_is_named_with_its_soup_and_the_way_out(soup,
     assert "use the specialist.json as it was written, or make the specialist again" in message
 
 
-@pytest.mark.parametrize("method", ["nearest-centroids", "fine-tuned", "average-domain-weights"])
-def test_coefficients_of_other_domain_weights_are_refused(soup, method):
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"method": "nearest-centroids"},
+        {"method": "fine-tuned"},
+        {"method": "average-domain-weights"},
+        {"method": "refined", "refined": {"steps": 0}},
+    ],
+)
+def test_coefficients_of_other_domain_weights_are_refused(soup, how):
     """A card would say of it what is not so."""
     [recipe] = recipes_for(soup, WEIGHTS[:1])
-    recipe = replace(recipe, how={"method": method})
+    recipe = replace(recipe, how=how)
     check_recipe(recipe, soup)
-    check_recipe(replace(recipe, how={"method": "learned-coefficients"}, coefficients=(0.5,) * 4), soup)
+    for learned in ({"method": "learned-coefficients"}, {"method": "refined", "refined": {"steps": 5}}):
+        check_recipe(replace(recipe, how=learned, coefficients=(0.5,) * 4), soup)
     with pytest.raises(ValueError, match="coefficients are up to .* from those of its domain weights"):
         check_recipe(replace(recipe, domain_weights={3: 1.0}), soup)
     with pytest.raises(ValueError, match="of the recipe, domain weights sum to 0.5"):

@@ -4,10 +4,11 @@ const ROWS = 8;
 function weights() {
   const rows = state.specialist.domains, shown = state.all ? rows : rows.slice(0, ROWS);
   const passages = state.specialist.texts.count;
-  const { share } = state.specialist;
+  const { share, steps } = state.specialist;
   at("h-caption").textContent = `Domain weights h of your texts: ${count(rows.length)} of ${count(state.soup.domains.x.length)} domains, from ` +
     `${count(passages)} ${passages === 1 ? "passage" : "passages"} (entropy ${fixed(state.specialist.texts.entropy)} nats)` +
-    (share === null ? "" : `. The model takes ${share} of them, the rest is the generic mixture.`);
+    (share === null ? "" : `. The model takes ${share} of them, the rest is the generic mixture.`) +
+    (steps ? ` ${steps} steps of gradient descent moved its coefficients from there.` : "");
   at("h").replaceChildren(...shown.map((row) => {
     const line = make("tr"), about = make("td", row.words.length ? row.words.join(" ") : `domain ${row.domain}`);
     if (row.share > 0) about.append(make("span", `domain ${row.domain} · ${fixed(row.weight / row.share, 1)} × its share of the corpus`, { className: "times" }));
