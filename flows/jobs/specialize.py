@@ -22,7 +22,7 @@ from flows.jobs import runner
 from flows.reporting.progress import progress
 from flows.settings import Specialize
 from flows.specialists.maker import SpecialistMaker
-from flows.specialists.methods import default_method, method_of
+from flows.specialists.methods import method_of, with_method
 from flows.specialists.soups import soup_to_read
 from flows.specialists.twin import check_twin, open_twin
 from pipeline.specialists.held_out import generic_evaluation, held_out_sets
@@ -63,9 +63,7 @@ def run_here(
     """
     method_of(settings)  # refuse impossible settings before anything is read
     soup = SoupOfExperts.open(soup_to_read(settings.soup))
-    if settings.method is None:
-        settings = settings.model_copy(update={"method": default_method(soup)})
-        print(f"Method: {settings.method}.", flush=True)
+    settings = with_method(settings, soup)
     check_twin(settings, soup)
     sets = read_sets(settings)
     output = specialist_folder(settings.output)

@@ -92,3 +92,11 @@ def method_of(settings: Specialize) -> Method:
 def default_method(soup: SoupOfExperts) -> str:
     """How specialists of the soup are made if nobody says how; low-rank experts count as whole ones."""
     return REFINED if soup.bank.num_params * (1 + soup.config.num_experts) <= MOST_REFINED else BLENDED
+
+
+def with_method(settings: Specialize, soup: SoupOfExperts) -> Specialize:
+    """The same; where they name no method, with the default one, which is printed."""
+    if settings.method is not None:
+        return settings
+    print(f"Method: {default_method(soup)}.", flush=True)
+    return settings.model_copy(update={"method": default_method(soup)})
