@@ -91,7 +91,8 @@ def method_of(settings: Specialize) -> Method:
 
 def default_method(soup: SoupOfExperts) -> str:
     """How specialists of the soup are made if nobody says how; low-rank experts count as whole ones."""
-    return REFINED if soup.bank.num_params * (1 + soup.config.num_experts) <= MOST_REFINED else BLENDED
+    experts = soup.config.num_experts  # a twin has none, and no coefficients to learn
+    return REFINED if experts and soup.bank.num_params * (1 + experts) <= MOST_REFINED else BLENDED
 
 
 def with_method(settings: Specialize, soup: SoupOfExperts) -> Specialize:

@@ -20,10 +20,12 @@ def test_by_itself_the_rate_of_coefficients_is_relative_and_a_given_one_is_not()
         assert not given.learning.relative and "relative" not in given.how(one)["learning"]
 
 
-@pytest.mark.parametrize("parameters, method", [(1_000_000, "refined"), (10_000_000, "blended")])
-def test_by_itself_only_specialists_of_small_banks_are_refined(parameters, method):
-    """A descent of sixty steps reads the bank a hundred times."""
-    soup = SimpleNamespace(
-        bank=SimpleNamespace(num_params=parameters), config=SimpleNamespace(num_experts=16)
-    )
+@pytest.mark.parametrize(
+    "parameters, experts, method",
+    [(1_000_000, 29, "refined"), (1_000_000, 30, "blended"), (1_000_000, 0, "blended")],
+)
+def test_by_itself_only_specialists_of_small_banks_are_refined(parameters, experts, method):
+    """A descent of sixty steps reads the bank a hundred times. A twin has no coefficients to learn."""
+    bank, config = SimpleNamespace(num_params=parameters), SimpleNamespace(num_experts=experts)
+    soup = SimpleNamespace(bank=bank, config=config)
     assert default_method(soup) == method
