@@ -59,7 +59,7 @@ def steps() -> list[Step]:
         "soup": SOUP,
         "held_out_of": STORE,
         "compare_with": GENERIC,
-        "method": "refined",
+        "method": "refined",  # named, so that a demonstration of another default is seen to be another
         "output": SPECIALISTS,
         "max_sets": 60,
         "evaluation_passages": 64,

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from soe_model.specialists.gain import gain_line
 from soe_model.specialists.model_card import LOSSES
+from soe_model.specialists.refining import steps_taken
 from storage_schema.manifest import Manifest
 
 
@@ -38,7 +39,7 @@ def show(folder: Path, manifest: Manifest, console: Console | None = None) -> No
         console.print(
             f"The model's domain weights: {blend['share']:g} of those, the rest the generic mixture."
         )
-    if steps := manifest.configuration.get("refined", {}).get("steps"):
+    if steps := steps_taken(manifest.configuration):
         console.print(f"{steps} steps of gradient descent moved the coefficients from there.")
     if losses and "nearest_centroids_interval" in losses:
         low, high = losses["nearest_centroids_interval"]

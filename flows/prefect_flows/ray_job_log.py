@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from flows.prefect_flows import ray_job_client as ray_job
 from flows.prefect_flows.ray_job_client import JobError
 from flows.reporting import job_output
 
+_LOGGER = logging.getLogger(__name__)
 _LAST_LINES = 12
 """Of the log, quoted for a job that failed without an ``error:`` line."""
 _CONNECT_AGAIN_SECONDS = 1.0
@@ -82,8 +84,10 @@ async def _tail(client: JobSubmissionClient, job_id: str, lines: asyncio.Queue[s
                 if number > passed:
                     lines.put_nowait(line)
                     passed = number
-        except Exception:
-            pass  # the caller asks for the job's status, and so finds out whether the cluster is gone
+        except (
+            Exception
+        ):  # the caller asks for the job's status, and so finds out whether the cluster is gone
+            _LOGGER.debug("the connection to the log of %s broke", job_id, exc_info=True)
         await asyncio.sleep(_CONNECT_AGAIN_SECONDS)
 
 

@@ -27,6 +27,7 @@ from soe_model.files.soup import SoupOfExperts
 from soe_model.model.flat_module import unflatten
 from soe_model.specialists.gain import gain_line, gain_of, is_generic
 from soe_model.specialists.recipe import instance_of, recipe_of, tensors_digest
+from soe_model.specialists.refining import steps_taken
 from soe_model.specialists.specialist_files import write_specialist
 from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest
@@ -45,7 +46,7 @@ class Specialists:
 
     Args:
         cache: so many models stay in memory, besides the generic one; others are made again from their recipes.
-        method: of making specialists. `refined` takes each text for a document; a person pastes several of one.
+        method: of making specialists. `refined` takes each text for a document; a person pastes paragraphs of one.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Specialists:
             "domains": self.map.rows(fallen),
             "position": self.map.centre(fallen),
             "share": manifest.configuration.get("blend", {}).get("share"),
-            "steps": manifest.configuration.get("refined", {}).get("steps", 0),
+            "steps": steps_taken(manifest.configuration),
             "gains": gain is not None and gain.sure and not generic,
             "gain": gain_line(manifest.configuration, counts),
             "texts": {key: value for key, value in sure.items() if key not in ("warnings", "in_domains")},

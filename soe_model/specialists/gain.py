@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from soe_model.specialists.evaluation import student_90
+from soe_model.specialists.refining import REFINED, steps_taken
 
 NO_GAIN = "No gain: use the generic model"
 
@@ -52,8 +53,8 @@ def gain_of(how: Mapping[str, Any], counts: Mapping[str, Any]) -> Gain | None:
             measured=f"on {losses['windows']:,} windows of text kept apart",
         )
     try:  # a recipe from elsewhere may say anything
-        if _was_refined(how):
-            refined = how["refined"]
+        if steps_taken(how):
+            refined = how[REFINED]
             nats, half = refined["gain"], student_90(refined["units"]) * refined["gain_error"]
         else:
             blend = how["blend"]
@@ -75,7 +76,7 @@ def gain_line(how: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     if is_generic(how) and not how["blend"].get("units"):
         return f"{NO_GAIN}, which this is: there was too little text to measure any other."
     if is_generic(how):
-        steps = ", and no steps from there" if "refined" in how else ""
+        steps = ", and no steps from there" if REFINED in how else ""
         return f"{NO_GAIN}, which this is: no domain weights of the texts were surely better on them{steps}."
     gain = gain_of(how, counts)
     if gain is None:
@@ -86,9 +87,4 @@ def gain_line(how: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
 def is_generic(how: Mapping[str, Any]) -> bool:
     """Whether the specialist was made as the generic instance itself."""
     blend = how.get("blend")
-    return isinstance(blend, Mapping) and blend.get("share") == 0 and not _was_refined(how)
-
-
-def _was_refined(how: Mapping[str, Any]) -> bool:
-    refined = how.get("refined")
-    return isinstance(refined, Mapping) and bool(refined.get("steps"))
+    return isinstance(blend, Mapping) and blend.get("share") == 0 and not steps_taken(how)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from soe_model.specialists.gain import gain_line
 from soe_model.specialists.recipe import FINE_TUNED, Recipe
+from soe_model.specialists.refining import steps_taken
 
 if TYPE_CHECKING:
     from soe_model.files.soup import SoupOfExperts
@@ -136,13 +137,11 @@ def _sureness(texts: dict[str, Any] | None, losses: dict[str, Any], how: dict[st
         f"{texts['entropy']:.2f} nats, mean distance to their centroids {texts['distance']:.3f} "
         f"(training passages: {texts['training_distance']:.3f})."
     )
-    blend, refined = how.get("blend"), how.get("refined")
+    blend = how.get("blend")
     if isinstance(blend, dict) and isinstance(blend.get("share"), int | float):
         line += f" The model has {blend['share']:g} of those weights; the rest is the generic mixture."
-    if isinstance(refined, dict) and isinstance(refined.get("steps"), int) and refined["steps"]:
-        line += (
-            f" {refined['steps']} steps of gradient descent on its texts moved the coefficients from there."
-        )
+    if steps := steps_taken(how):
+        line += f" {steps} steps of gradient descent on its texts moved the coefficients from there."
     if "nearest_centroids_interval" in losses:
         low, high = losses["nearest_centroids_interval"]
         line += (

@@ -17,7 +17,7 @@ import torch
 
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.blending import BLENDED
-from soe_model.specialists.refining import REFINED
+from soe_model.specialists.refining import REFINED, steps_taken
 from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest, StoreError, read_manifest
 
@@ -169,8 +169,7 @@ def check_recipe(recipe: Recipe, soup: SoupOfExperts) -> None:
 
 
 def _follows_domain_weights(how: Mapping[str, Any]) -> bool:
-    refined = how.get("refined")
-    stayed = isinstance(refined, Mapping) and refined.get("steps") == 0
+    stayed = REFINED in how and not steps_taken(how)
     return how.get("method") in OF_DOMAIN_WEIGHTS or (how.get("method") == REFINED and stayed)
 
 

@@ -8,6 +8,7 @@ Legend: S looks, U units (texts, or documents of several).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,6 +54,13 @@ class Refinement:
         gain = {"gain": round(self.gain, DIGITS), "gain_error": round(self.gain_error, DIGITS)}
         counts = {"steps": self.steps, "units": self.units}
         return counts | by_look | gain | {"learning": asdict(LEARNING)}
+
+
+def steps_taken(how: Mapping[str, Any]) -> int:
+    """The steps that a recipe says its coefficients took; 0 if it says none, or what is no number."""
+    refined = how.get(REFINED)
+    steps = refined.get("steps") if isinstance(refined, Mapping) else None
+    return steps if isinstance(steps, int) else 0
 
 
 def choose_steps(

@@ -92,7 +92,10 @@ def compare(soups: list[Run], twins: list[Run]) -> dict[str, Any]:
         "default_at_the_end": {
             part: _summary(
                 tuple(
-                    {"x": _tokens(soup)[-1], "gap": _last(soup, default, part) - _last(twin, "generic", part)}
+                    {
+                        "x": _tokens(soup)[-1],
+                        "gap": _loss_at(soup, -1, default, part) - _loss_at(twin, -1, "generic", part),
+                    }
                     for soup, twin in pairs
                 )
             )
@@ -132,13 +135,12 @@ def _summary(values: tuple[Any, ...]) -> dict[str, Any] | None:
 
 def losses_of(run: Run, method: str, part: str) -> np.ndarray:
     """At each point the mean over the part's sets."""
-    names = [name for name, its in run["parts"].items() if its == part]
-    return np.array([_mean([_mean(row["losses"][name][method]) for name in names]) for row in run["curve"]])
+    return np.array([_loss_at(run, point, method, part) for point in range(len(run["curve"]))])
 
 
-def _last(run: Run, method: str, part: str) -> float:
+def _loss_at(run: Run, point: int, method: str, part: str) -> float:
     names = [name for name, its in run["parts"].items() if its == part]
-    return _mean([_mean(run["curve"][-1]["losses"][name][method]) for name in names])
+    return _mean([_mean(run["curve"][point]["losses"][name][method]) for name in names])
 
 
 def _reached(soup: Run, twin: Run, part: str) -> float | None:

@@ -193,10 +193,9 @@ def test_late_and_abandoned_jobs_end():
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("method", ["blended", "refined"])
-def test_making_ends_soon_after_its_time_is_over(soup, method):
-    """Looked at before the texts are placed, before the model is put together and before each measurement and step."""
-    specialists = Specialists(soup, method=method)
+def test_making_ends_soon_after_its_time_is_over(soup):
+    """Looked at before the texts are placed, before the model is put together and before each measurement."""
+    specialists = Specialists(soup)
     looked, allowed = 0, float("inf")
 
     def check():

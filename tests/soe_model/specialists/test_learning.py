@@ -72,6 +72,20 @@ def test_looks_on_the_way_are_those_of_as_many_steps(soup, windows):
     assert torch.equal(looks_SN[0], alone_N) and not torch.equal(alone_N, found)
 
 
+def test_a_descent_can_be_ended_before_each_step(soup, windows):
+    looked = []
+
+    def check():
+        looked.append(1)
+        if len(looked) == 3:
+            raise TimeoutError
+
+    start = soup.coefficients(WEIGHTS[:1])[0]
+    with pytest.raises(TimeoutError):
+        coefficients_after(soup, start, windows, Learning(batch_size=5), (2, 5), check=check)
+    assert len(looked) == 3
+
+
 def test_learning_stops_early_and_returns_the_best(soup, windows):
     start = soup.coefficients(WEIGHTS[:1])[0]
     wild = Learning(steps=100, learning_rate=30.0, batch_size=4, check_every=1, patience=2)
