@@ -153,6 +153,7 @@ def free_port() -> int:
     """A free port of the loopback interface, outside the range from which the kernel takes ports for connections.
 
     Inside that range (32768 to 60999, unless set) a connection may take the port before a server listens on it.
+    The port is this process's for as long as it lives: no other call of this function, in any process, returns it.
     """
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     below = range(max(1024, first - 12_000), first)
@@ -161,8 +162,16 @@ def free_port() -> int:
             "the kernel's own ports (net.ipv4.ip_local_port_range) leave none below them; choose ports."
         )
     for port in random.SystemRandom().sample(below, len(below)):
+        kept = socket.socket(socket.AF_UNIX)
+        try:
+            kept.bind(f"\0soe-port-{port}")  # an abstract name: the kernel drops it with the process
+        except OSError:
+            kept.close()
+            continue
         if port_is_free(port):
+            _kept.append(kept)
             return port
+        kept.close()
     raise OSError(f"no port from {below[0]} to {below[-1]} is free.")
 
 
@@ -197,6 +206,9 @@ def _table() -> dict[int, _Row]:
             pass
     return table
 
+
+_kept: list[socket.socket] = []
+"""One socket for each port that :func:`free_port` returned."""
 
 _ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 

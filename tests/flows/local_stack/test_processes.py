@@ -114,3 +114,20 @@ def test_a_process_is_itself_after_the_clock_was_set(tmp_path, monkeypatch):
 def test_a_free_port_is_none_that_the_kernel_gives_to_connections():
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert all(1024 <= processes.free_port() < first for _ in range(50))
+
+
+def test_no_two_processes_are_given_the_same_free_port(monkeypatch):
+    script = "from flows.local_stack import processes; print(processes.free_port(), flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True) as other:
+        taken = int(other.stdout.readline())
+        assert processes.port_is_free(taken)  # no server listens on it yet
+
+        class Unlucky:
+            def sample(self, population, k):
+                return [taken, *(port for port in population if port != taken)]
+
+        monkeypatch.setattr(processes.random, "SystemRandom", Unlucky)
+        while_it_lives = processes.free_port()
+        other.communicate("")
+        afterwards = processes.free_port()
+    assert while_it_lives != taken and afterwards == taken
