@@ -113,7 +113,10 @@ def test_the_report_compares_at_equal_tokens_and_at_equal_time(tmp_path):
     assert found["specialists_over_generic"]["far"]["worst"] == pytest.approx(-0.1)
     assert found["tokens_to_reach_the_twin"]["far"] == pytest.approx([4000 / np.e, 1000])
     assert (tmp_path / "report.json").exists() and (tmp_path / "report.png").stat().st_size > 5000
-    assert "| far " in (tmp_path / "report.md").read_text()
+    said = (tmp_path / "report.md").read_text()
+    [head] = [line for line in said.splitlines() if line.startswith("| sets ")]
+    columns = head.split(" | ")
+    assert "| far " in said and len(set(columns)) == len(columns)
 
 
 def test_a_crisp_run_is_of_its_set_and_no_twin(settings, tmp_path):

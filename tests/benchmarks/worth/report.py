@@ -161,17 +161,19 @@ def _reached(soup: Run, twin: Run, part: str) -> float | None:
 
 
 def _table(name: str, row: dict[str, Any]) -> str:
+    columns = dict.fromkeys((row["default"], *METHODS))
     lines = [
         f"{name}: {row['parameters']:,} parameters, seeds {', '.join(map(str, row['seeds']))}; last point, nats per "
         "token below (-) or above the twin, mean and spread over seeds",
         "",
-        f"| sets | {row['default']} | {' | '.join(METHODS)} | blended at equal time "
+        f"| sets | {' | '.join(columns)} | blended at equal time "
         f"| {row['default']} over its generic instance: mean, worst |",
-        "|---|" + "---|" * (len(METHODS) + 3),
+        "|---|" + "---|" * (len(columns) + 2),
     ]
     for part in PARTS:
-        cells = [_said(row["default_at_the_end"][part])]
-        cells += [_said(row["differences"][method][part]["equal_tokens"][-1]) for method in METHODS]
+        at_the_end = {method: row["differences"][method][part]["equal_tokens"][-1] for method in METHODS}
+        at_the_end[row["default"]] = row["default_at_the_end"][part]
+        cells = [_said(at_the_end[method]) for method in columns]
         timed = [one for one in row["differences"]["blended"][part]["equal_time"] if one]
         over = row["specialists_over_generic"].get(part)
         cells += [
