@@ -21,7 +21,9 @@ from soe_model.files.soup import SoupOfExperts
 from soe_model.files.write_soup import write_soup
 from soe_model.model.backbone import gpt2_config
 from soe_model.presets import SoupConfig, TrainingConfig
+from soe_model.specialists.blending import BLENDED
 from soe_model.specialists.evaluation import mean_loss
+from soe_model.specialists.refining import REFINED
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.stage import open_stage
@@ -160,8 +162,11 @@ def texts_of(language, count, generator):
     return [words(draw()) for _ in range(count)]
 
 
+@pytest.mark.parametrize("method", [BLENDED, REFINED])
 @pytest.mark.parametrize("count", [1, 3, 24])
-def test_a_specialist_is_never_worse_than_the_generic_instance_and_as_good_as_can_be(planted, maker, count):
+def test_a_specialist_is_never_worse_than_the_generic_instance_and_as_good_as_can_be(
+    planted, maker, method, count
+):
     generator = np.random.Generator(np.random.PCG64(count))
     sets = [
         SpecialistSet(
@@ -171,7 +176,7 @@ def test_a_specialist_is_never_worse_than_the_generic_instance_and_as_good_as_ca
         )
         for language in [*planted.languages, None]
     ]
-    for one, made in zip(sets, maker.make(sets, Method(bootstrap=0)), strict=True):
+    for one, made in zip(sets, maker.make(sets, Method(name=method, bootstrap=0)), strict=True):
         losses, share = made.report["losses"], made.recipe.how["blend"]["share"]
         gain, nearest = (losses["generic_instance"] - losses[name] for name in ("made", "nearest_centroids"))
         print(f"{one.name} {count}: share {share}, gain {gain:.3f}, of Algorithm 3 {nearest:.3f}")
