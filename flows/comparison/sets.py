@@ -66,9 +66,12 @@ def write_sets(stage: Stage, settings: CompareMethods, store: DomainStore, *, le
     Raises:
         ValueError: no set at all, or one without enough text.
     """
-    found = _read(settings, store)
+    found = read_sets(settings, store)
+    for one in found:
+        for note in one.notes:
+            print(f"{one.name}: {note}", flush=True)
     tokenizer = load_tokenizer(store.folder.parent / "tokenizer")
-    embedder = _embedder(store)
+    embedder = embedder_of(store)
     windows_K = store.windows_K(length)
     sets = []
     with progress("place the sets among the domains", "sets") as report:
@@ -112,12 +115,13 @@ def write_sets(stage: Stage, settings: CompareMethods, store: DomainStore, *, le
 
 def weights_of(texts: Sequence[list[str]], store: DomainStore, length: int) -> list[torch.Tensor]:
     """The domain weights of each of these lists of texts (Algorithm 3), float32 [K]."""
-    embedder, windows_K = _embedder(store), store.windows_K(length)
+    embedder, windows_K = embedder_of(store), store.windows_K(length)
     vectors = (embed_texts(embedder, some) for some in texts)
     return [_weights(assign_to_domains(vectors_ND, store.tree), windows_K) for vectors_ND in vectors]
 
 
-def _embedder(store: DomainStore) -> Any:
+def embedder_of(store: DomainStore) -> Any:
+    """The model that the store's domains were made with."""
     made_with = read_manifest(store.folder.parent / "embeddings", "embeddings")
     return reload_embedder(made_with.configuration, made_with.inputs.get("model"))[1]
 
@@ -140,7 +144,8 @@ def _of_few(vectors_ND: np.ndarray, store: DomainStore, windows_K: np.ndarray) -
     return found
 
 
-def _read(settings: CompareMethods, store: DomainStore) -> list[SpecialistSet]:
+def read_sets(settings: CompareMethods, store: DomainStore) -> list[SpecialistSet]:
+    """The sets of the settings. Raises ValueError if there is none, or two of the same name."""
     found = [
         set_of_texts(
             name,
@@ -159,9 +164,6 @@ def _read(settings: CompareMethods, store: DomainStore) -> list[SpecialistSet]:
             evaluation_passages=settings.evaluation_passages,
             max_sets=settings.max_sets or 16,
         )
-    for one in found:
-        for note in one.notes:
-            print(f"{one.name}: {note}", flush=True)
     names = [one.name for one in found]
     if not found:
         raise UserError(

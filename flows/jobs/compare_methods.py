@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from flows.cluster import session
-from flows.comparison import multiple_choice, plan
+from flows.comparison import plan
+from flows.comparison.after_training import multiple_choice
+from flows.comparison.after_training.specialized import with_specialized
 from flows.comparison.cells import run_cells
 from flows.comparison.contenders import Contender, contenders, step_tokens
 from flows.comparison.further import Question, follows_weights
@@ -92,7 +94,8 @@ def run(settings: CompareMethods) -> dict[str, Any]:
         if not begun:
             claim_run(folder, facts | {"steps": steps})
         cells = run_cells(place, todo, seconds)
-        report = collect(chosen, sets, cells, tokens=steps * step_tokens(chosen), digest=store.digest)
+        shown = with_specialized(place, chosen, todo, cells)
+        report = collect(chosen, sets, shown, tokens=steps * step_tokens(chosen), digest=store.digest)
         _add_charts(report, chosen, cells, sets)
         if surface.SURFACE in asked:
             _add_surface(report, chosen, store, place, cells)

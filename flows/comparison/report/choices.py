@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flows.comparison.big_bench import Task
+from flows.comparison.after_training.big_bench import Task
 from flows.comparison.report.by_number import SOUP
 from soe_model.specialists.evaluation import bootstrap_interval
 

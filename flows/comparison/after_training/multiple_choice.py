@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from flows.comparison.big_bench import Task, read_tasks
+from flows.comparison.after_training.big_bench import Task, read_tasks
 from flows.comparison.contenders import Contender, is_mixture
 from flows.comparison.further import follows_weights, stage_of
 from flows.comparison.measuring import FINISHED
@@ -26,6 +26,7 @@ from flows.comparison.place import RESULT, Place
 from flows.comparison.pretrainings import Pretraining
 from flows.comparison.sets import weights_of
 from flows.comparison.training import Training
+from flows.reporting.progress import progress
 from flows.settings import CompareMethods
 from pipeline.tasks import run_tasks
 from pipeline.tokenizer import load_tokenizer
@@ -96,7 +97,8 @@ def all_answers(
         for contender in one.contenders
         if _answers(contender) and (contender.label, one.seed) in finished
     ]
-    return run_tasks(answered, waiting, num_cpus=place.cores)
+    with progress("ask the models", "models") as report:
+        return run_tasks(answered, waiting, report=report, num_cpus=place.cores)
 
 
 def _answers(contender: Contender) -> bool:
@@ -122,7 +124,7 @@ def answered(place: Place, of: Asked, pretraining: Pretraining, contender: Conte
 
 
 def _ask(place: Place, of: Asked, pretraining: Pretraining, contender: Contender) -> dict[str, Any]:
-    from flows.comparison.harness import answers
+    from flows.comparison.after_training.harness import answers
 
     store, method = place.store(), contender.method
     training = Training(

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flows.comparison import multiple_choice
-from flows.comparison.big_bench import QUESTION, Task, read_tasks
+from flows.comparison.after_training import multiple_choice
+from flows.comparison.after_training.big_bench import QUESTION, Task, read_tasks
+from flows.comparison.after_training.multiple_choice import Asked, all_answers
 from flows.comparison.cells import DIVERGED, train_and_measure
 from flows.comparison.measuring import FINISHED
-from flows.comparison.multiple_choice import Asked, all_answers
 from flows.comparison.report import choices
 from flows.comparison.report.compared import Compared
 from flows.comparison.report.figures import AS_THERE, NOT_HERE, figures

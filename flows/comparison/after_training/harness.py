@@ -17,7 +17,7 @@ from lm_eval import evaluate  # deptry: ignore[DEP004]
 from lm_eval.api.model import TemplateLM  # deptry: ignore[DEP004]
 from lm_eval.api.task import ConfigurableTask  # deptry: ignore[DEP004]
 
-from flows.comparison.big_bench import QUESTION, Task
+from flows.comparison.after_training.big_bench import QUESTION, Task
 from pipeline.tokenizer import TextTokenizer
 from soe_model.model.backbone import token_losses
 

@@ -1,0 +1,197 @@
+"""A soup's specialists as `specialize` makes them, after training: blended, and refined where that is its default.
+
+The other rows have the domain weights of Algorithm 3, as the paper's figures do. These are models of the same bank and
+of the same texts, measured on the same windows, at the end of training only.
+
+<folder>/specialized/<method>-seed-<seed>/result.json   the losses, what was chosen, and how long it took
+
+Legend: W sets, N experts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from flows.comparison.contenders import Contender
+from flows.comparison.further import FURTHER, stage_of
+from flows.comparison.measuring import FINISHED
+from flows.comparison.place import RESULT, Place
+from flows.comparison.pretrainings import Pretraining
+from flows.comparison.sets import GENERIC, MeasuredSet, embedder_of, read_sets, targets
+from flows.comparison.training import Training
+from flows.reporting.progress import progress
+from flows.settings import CompareMethods
+from flows.specialists.blend import blended_weights
+from flows.specialists.losses import LossMeter
+from flows.specialists.methods import default_method
+from flows.specialists.refine import refined_coefficients
+from pipeline.embeddings.build import embed_texts
+from pipeline.specialists.domain_weights import Assignment, assign_to_domains
+from pipeline.specialists.sets import SpecialistSet
+from pipeline.tasks import run_tasks
+from pipeline.tokenizer import load_tokenizer
+from soe_model.files.soup import SoupOfExperts
+from soe_model.files.write_soup import write_soup
+from soe_model.methods.soup import Soup
+from soe_model.specialists.blending import BLENDED
+from soe_model.specialists.refining import REFINED
+from soe_model.training.trainer import SoupTrainer
+from storage_schema.domains import DomainStore
+from storage_schema.errors import UserError
+from storage_schema.json_files import read_object
+from storage_schema.manifest import write_atomically
+from storage_schema.stage import Stage, open_stage
+
+KIND, FOLDER = "comparison-specialized", "specialized"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """The texts of the sets, and where they lie among the domains."""
+
+    sets: list[SpecialistSet]
+    assignments: list[Assignment]
+
+
+def with_specialized(
+    place: Place, settings: CompareMethods, trained: Sequence[Pretraining], cells: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The cells, those of each soup (variants aside) followed by cells of its specialists as `specialize` makes them.
+
+    Made in Ray tasks; what is there already is read. Raises ValueError where the texts of a set are no longer those
+    that the comparison began with.
+    """
+    finished = {(cell["method"], cell["seed"]) for cell in cells if cell["status"] == FINISHED}
+    stages = {
+        (contender.label, one.seed): (_stage(place, one, contender), one, contender)
+        for one in trained
+        for contender in one.contenders
+        if isinstance(contender.method, Soup) and not contender.variant
+    }
+    stages = {cell: found for cell, found in stages.items() if cell in finished}
+    waiting = [found[1:] for found in stages.values() if found[0].finished is None]
+    if waiting:
+        texts = _texts(place, settings)
+        tasks = [(place, texts, *one) for one in waiting]
+        with progress("make specialists", "soups") as report:
+            run_tasks(specialized, tasks, report=report, num_cpus=place.cores)
+    found = []
+    for cell in cells:
+        found.append(cell)
+        if there := stages.get((cell["method"], cell["seed"])):
+            found += _cells(cell, read_object(_stage(place, *there[1:]).folder / RESULT))
+    return found
+
+
+def _stage(place: Place, pretraining: Pretraining, contender: Contender) -> Stage:
+    return stage_of(place.folder / FOLDER, KIND, pretraining, contender, place.sets_digest, {})
+
+
+def _texts(place: Place, settings: CompareMethods) -> Texts:
+    store, measured = place.store(), targets(place.sets)
+    tokenizer = load_tokenizer(store.folder.parent / "tokenizer")
+    found = {one.name: one for one in read_sets(settings, store)}
+    for one in measured:
+        texts, length = found[one.name].texts if one.name in found else [], one.choosing_nL1.shape[1] - 1
+        if tokenizer.encode_windows(texts, length).tolist() != one.choosing_nL1.tolist():
+            raise UserError(
+                f"the texts of the set {one.name!r} are no longer those that the comparison began with: put them back, "
+                "or give the comparison another name."
+            )
+    sets = [replace(found[one.name], evaluation=[]) for one in measured]
+    return Texts(sets=sets, assignments=[_placed(store, one.texts) for one in sets])
+
+
+def _placed(store: DomainStore, texts: Sequence[str]) -> Assignment:
+    return assign_to_domains(embed_texts(embedder_of(store), texts), store.tree)
+
+
+def specialized(place: Place, texts: Texts, pretraining: Pretraining, contender: Contender) -> None:
+    """One task: the specialists of one soup, measured."""
+    torch.set_num_threads(place.cores)
+    stage, store = _stage(place, pretraining, contender), place.store()
+    training = Training(
+        pretraining=pretraining,
+        folder=place.training(pretraining).folder,
+        store=store,
+        points=place.points,
+        domain_weights_RK=torch.stack([one.weights_K for one in place.sets]),
+    )
+    [run] = pretraining.runs
+    trainer = training.at_the_end(run)
+    assert isinstance(trainer, SoupTrainer)
+    soup = _written(trainer, store, stage.scratch)
+    found = _measured(soup, store, texts, targets(place.sets))
+    write_atomically(stage.work / RESULT, json.dumps(found, indent=1, allow_nan=False))
+    stage.finish({"sets": len(texts.sets)})
+
+
+def _written(trainer: SoupTrainer, store: DomainStore, folder: Path) -> SoupOfExperts:
+    """The soup as its own run would have left it."""
+    length = trainer.training.sequence_length
+    configuration = {"soup": asdict(trainer.soup), "training": {"sequence_length": length}}
+    stage = open_stage(folder / "soup", kind="soup", configuration=configuration, inputs={}, rebuild=True)
+    if stage.finished is None:
+        tokenizer = store.folder.parent / "tokenizer" / "tokenizer.json"
+        windows_K = store.windows_K(length)
+        write_soup(stage.work, trainer, tree=store.tree, tokenizer=tokenizer, windows_K=windows_K)
+        stage.finish({})
+    return SoupOfExperts.open(stage.folder)
+
+
+def _measured(
+    soup: SoupOfExperts, store: DomainStore, texts: Texts, measured: Sequence[MeasuredSet]
+) -> dict[str, Any]:
+    """Way of making → ``losses`` (set → of each window), ``chosen`` (set → what its recipe says), ``seconds`` to
+    a set's coefficients."""
+    meter, names = LossMeter(soup), [one.name for one in measured]
+    begun = time.perf_counter()
+    weights_WK, said = blended_weights(meter, texts.sets, texts.assignments, partial(_placed, store))
+    made_WN = soup.coefficients(torch.from_numpy(weights_WK).float())
+
+    def ended() -> dict[str, Any]:
+        seconds = (time.perf_counter() - begun) / len(names)
+        windows = {one.name: one.evaluation_nL1 for one in measured}
+        of_sets = meter.losses_of_some(made_WN, windows, {name: [row] for row, name in enumerate(names)})
+        losses = {name: losses_1n[0].tolist() for name, losses_1n in of_sets.items()}
+        return {"losses": losses, "chosen": dict(zip(names, said, strict=True)), "seconds": seconds}
+
+    found = {BLENDED: ended()}
+    if default_method(soup) == REFINED:
+        refined = [
+            refined_coefficients(meter, one, assignment, start_N, blend["blend"]["share"])
+            for one, assignment, start_N, blend in zip(
+                texts.sets, texts.assignments, made_WN, said, strict=True
+            )
+        ]
+        made_WN = torch.stack([coefficients_N for coefficients_N, _ in refined])
+        said = [blend | how for blend, (_, how) in zip(said, refined, strict=True)]
+        found[REFINED] = ended()
+    return found
+
+
+def _cells(cell: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A cell for each way of making, with the soup's own losses on the generic mixture, whose model it is too."""
+    name, colon, word = cell["method"].partition(":")
+    of_training = {key: value for key, value in cell.items() if key not in (FURTHER, "fine_tuned")}
+    last = cell["points"][-1]
+    generic = {GENERIC: last["losses"][GENERIC]} if GENERIC in last["losses"] else {}
+    for way, its in found.items():
+        losses = {of_set: fmean(of_windows) for of_set, of_windows in its["losses"].items()}
+        yield of_training | {
+            "method": f"{name}-{way}{colon}{word}",
+            "points": [last | {"losses": losses | generic}],
+            "window_losses": its["losses"],
+            "seconds_to_specialist": cell["seconds_to_specialist"] + its["seconds"],
+            "cost": cell["cost"] | {"specialist_flops": None},  # not counted; the seconds are
+            "chosen": its["chosen"],
+        }
