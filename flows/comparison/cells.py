@@ -125,7 +125,7 @@ def train_and_measure(place: Place, pretraining: Pretraining) -> list[dict[str, 
     except NonFiniteLoss as error:
         return [_diverged(place, pretraining, contender, str(error)) for contender in pretraining.contenders]
     except Exception as error:
-        return [_failed(pretraining, contender, error) for contender in pretraining.contenders]
+        return [failed(pretraining, contender, error) for contender in pretraining.contenders]
     results = []
     for contender in pretraining.contenders:
         try:
@@ -133,11 +133,12 @@ def train_and_measure(place: Place, pretraining: Pretraining) -> list[dict[str, 
         except NonFiniteLoss as error:
             results.append(_diverged(place, pretraining, contender, str(error)))
         except Exception as error:
-            results.append(_failed(pretraining, contender, error))
+            results.append(failed(pretraining, contender, error))
     return results
 
 
-def _failed(pretraining: Pretraining, contender: Contender, error: Exception) -> dict[str, Any]:
+def failed(pretraining: Pretraining, contender: Contender, error: Exception) -> dict[str, Any]:
+    """The cell of a method that could not be trained or measured, which says why."""
     said = user_error(error)
     if said is None:  # a fault of ours: its traceback belongs into the log
         import traceback

@@ -14,9 +14,9 @@ import torch
 from flows.comparison.contenders import Contender
 from flows.comparison.fine_tuning import fine_tuned
 from flows.comparison.sets import MeasuredSet, targets
-from flows.comparison.training import Training
-from soe_model.methods.flat import FlatMethod
-from soe_model.methods.method import Instance
+from flows.comparison.training import Stored, Training
+from soe_model.methods.method import Instance, Trained
+from soe_model.specialists.evaluation import window_losses
 from soe_model.training.step import NonFiniteLoss
 from storage_schema.errors import UserError
 
@@ -100,7 +100,8 @@ def _at(
 ) -> tuple[dict[str, Any], list[Instance]]:
     """Losses of each window of the sets at one point, the time of a specialist and of a token, and the models."""
     method = contender.method
-    trained, spent = training.at(point)
+    kept, spent = training.at(point)
+    trained: list[Trained] = [one.loaded() if isinstance(one, Stored) else one for one in kept]
     begun = time.perf_counter()
     of_sets = targets(sets)
     instances = list(
@@ -121,17 +122,17 @@ def _at(
         one.name: method.loss(instance, one.evaluation_nL1).tolist()
         for one, instance in zip(sets, instances, strict=False)
     }
-    window_1L1 = sets[0].evaluation_nL1[:1]
+    module, window_1L1 = method.module_of(instances[0]), sets[0].evaluation_nL1[:1]
     found = spent | {
         "window_losses": losses,
         "seconds_to_specialist": seconds,
-        "seconds_per_token": min(_seconds_of(method, instances[0], window_1L1) for _ in range(TIMES))
+        "seconds_per_token": min(_seconds_of(module, window_1L1) for _ in range(TIMES))
         / (window_1L1.shape[1] - 1),
     }
     return found, instances
 
 
-def _seconds_of(method: FlatMethod, instance: Instance, windows_nL1: torch.Tensor) -> float:
+def _seconds_of(module: Any, windows_nL1: torch.Tensor) -> float:
     begun = time.perf_counter()
-    method.loss(instance, windows_nL1)
+    window_losses(module, windows_nL1)
     return time.perf_counter() - begun

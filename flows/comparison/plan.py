@@ -79,7 +79,6 @@ def planned(
     """The steps of each method, all that is trained, and by name how many seconds of training are left; says so.
 
     Args:
-        todo_of: all that is trained with so many steps.
         begun_steps: of an earlier run of the comparison; None: this is the first.
         steps: :func:`steps_of_tokens`; the most, where the settings name hours.
     """
@@ -118,7 +117,6 @@ def _paces(place: Place, left: list[Pretraining]) -> dict[str, Pace]:
 
 
 def _alike(one: Pretraining) -> str:
-    """What pretrainings that take equally long have in common, in words."""
     return ", ".join(_labels(one))
 
 
@@ -127,8 +125,16 @@ def _labels(one: Pretraining) -> list[str]:
 
 
 def measure(pretraining: Pretraining, store_place: str, store_parts: int, cores: int) -> Pace:
-    """Time a few steps of each kind of run."""
+    """Time a few steps of each kind of run. One that fails counts as a second: its cell will say why."""
     torch.set_num_threads(cores)
+    try:
+        return _timed(pretraining, store_place, store_parts)
+    except Exception as error:
+        print(f"{', '.join(pretraining.labels)}: not timed: {error}", flush=True)
+        return Pace(training=1.0, window=0.0)
+
+
+def _timed(pretraining: Pretraining, store_place: str, store_parts: int) -> Pace:
     store = open_store(store_place, num_volumes=store_parts)
     level: dict[str, int] = {}
     learners: dict[str, Learner] = {}
@@ -218,12 +224,7 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
 
 
 def _say(
-    settings: CompareMethods,
-    place: Place,
-    left: list[Pretraining],
-    rates: list[Rate],
-    steps: int,
-    slots: int,
+    settings: CompareMethods, place: Place, left: list[Pretraining], rates: list[Rate], steps: int, slots: int
 ) -> None:
     cells = sum(len(one.contenders) for one in left)
     whole = makespan([rate.training + rate.measuring for rate in rates], slots)

@@ -64,9 +64,12 @@ class Stored:
     file: Path
 
     def instantiate(self, domain_weights_WK: torch.Tensor) -> Instances:
+        return self.loaded().instantiate(domain_weights_WK)
+
+    def loaded(self) -> Learner:
         learner = self.method.begin(self.run, self.begun)
         learner.load_state_dict(load_file(self.file))
-        return learner.instantiate(domain_weights_WK)
+        return learner
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -231,7 +231,7 @@ def _sets(chosen: CompareMethods, store: DomainStore, folder: Path) -> tuple[lis
 def _todo(chosen: CompareMethods, store: DomainStore, place: Place, steps: int) -> list[Pretraining]:
     targets_WK = torch.stack([one.weights_K for one in targets(place.sets)])
     todo = []
-    for seed in chosen.seeds or [0]:
+    for seed in chosen.seeds or []:
         made = contenders(chosen, store, seed=seed, steps=steps)
         todo += pretrainings(made, targets_WK, seed=seed, store=store.digest)
         if asked := place.questions.get(surface.SURFACE):

@@ -59,7 +59,7 @@ class CompareMethods(Settings):
         description="By an entry of `methods`: settings of pretrain-soe, or fields of the method, for it alone.",
     )
     preset: str | None = Field(None, description="Model and training, as pretrain-soe's `preset`.")
-    seeds: list[int] | None = Field(None, description="Each method is trained once with each.")
+    seeds: list[int] | None = Field(None, min_length=1, description="Each method is trained once with each.")
     tokens: int | None = Field(
         None,
         ge=1,
@@ -129,6 +129,5 @@ class CompareMethods(Settings):
         chosen = dict(SIZES[self.size])
         if self.tokens is not None:
             del chosen["hours"]
-        return self.model_copy(
-            update={name: value for name, value in chosen.items() if getattr(self, name) is None}
-        )
+        update = {name: value for name, value in chosen.items() if getattr(self, name) is None}
+        return self.model_copy(update={"seeds": list(dict.fromkeys(self.seeds or chosen["seeds"]))} | update)

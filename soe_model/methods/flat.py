@@ -98,10 +98,14 @@ class FlatMethod(Method):
         return model_P
 
     def loss(self, instance: Instance, windows_nL1: torch.Tensor) -> torch.Tensor:
+        return window_losses(self.module_of(instance), windows_nL1)
+
+    def module_of(self, instance: Instance) -> nn.Module:
+        """The instance, ready to read tokens; an ordinary one lies in the same module as the one before it."""
         if isinstance(instance, nn.Module):
-            return window_losses(instance, windows_nL1)
+            return instance
         self._backbone.params_P.copy_(instance)
-        return window_losses(self._backbone.module, windows_nL1)
+        return self._backbone.module
 
     def fine_tune(
         self,

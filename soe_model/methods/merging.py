@@ -3,7 +3,7 @@
 With δ_g the change of the expert of group g, and w_g the target's weight of that group, a model is
 Θ = generic + λ merge(δ, w). The linear merge takes λ = 1 and is Σ w_g Θ_g (the paper's, section 3.3, with uniform
 weights over its domains). The other methods choose λ, and how much of each δ they keep, by the loss on the target's
-windows: never on what is reported. TIES and DARE are PEFT's functions.
+windows: never on what is reported. TIES and DARE prune with PEFT's functions.
 
 Legend: W targets, K domains, G groups, g of them that a target has weight in, P parameters of one model.
 """

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from flows.comparison.after_training.big_bench import Task, read_tasks
+from flows.comparison.cells import failed
 from flows.comparison.contenders import Contender, is_mixture
 from flows.comparison.further import follows_weights, stage_of
 from flows.comparison.measuring import FINISHED
@@ -88,7 +89,7 @@ def all_answers(
     place: Place, of: Asked, trained: Sequence[Pretraining], cells: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Of each method with each seed whose cell is finished, and has not diverged: ``method``, ``seed`` and the answers
-    by task, in Ray tasks; what is answered already is read.
+    by task, in Ray tasks; what is answered already is read, and what fails is left out.
     """
     finished = {(cell["method"], cell["seed"]) for cell in cells if cell["status"] == FINISHED}
     waiting = [
@@ -98,7 +99,8 @@ def all_answers(
         if _answers(contender) and (contender.label, one.seed) in finished
     ]
     with progress("ask the models", "models") as report:
-        return run_tasks(answered, waiting, report=report, num_cpus=place.cores)
+        found = run_tasks(answered, waiting, report=report, num_cpus=place.cores)
+    return [one for one in found if one is not None]
 
 
 def _answers(contender: Contender) -> bool:
@@ -107,9 +109,19 @@ def _answers(contender: Contender) -> bool:
     )
 
 
-def answered(place: Place, of: Asked, pretraining: Pretraining, contender: Contender) -> dict[str, Any]:
-    """One method with one seed."""
+def answered(
+    place: Place, of: Asked, pretraining: Pretraining, contender: Contender
+) -> dict[str, Any] | None:
+    """One method with one seed. Never raises; says what went wrong, and returns None."""
     torch.set_num_threads(place.cores)
+    try:
+        return _answered(place, of, pretraining, contender)
+    except Exception as error:
+        failed(pretraining, contender, error)
+        return None
+
+
+def _answered(place: Place, of: Asked, pretraining: Pretraining, contender: Contender) -> dict[str, Any]:
     folder, asked_now = place.folder / FOLDER, {"asked": of.digest}
     stage = stage_of(folder, KIND, pretraining, contender, place.sets_digest, asked_now)
     if stage.finished is None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from flows.comparison.cells import failed
 from flows.comparison.contenders import Contender
 from flows.comparison.further import FURTHER, stage_of
 from flows.comparison.measuring import FINISHED
@@ -67,29 +68,43 @@ def with_specialized(
 ) -> list[dict[str, Any]]:
     """The cells, those of each soup (variants aside) followed by cells of its specialists as `specialize` makes them.
 
-    Made in Ray tasks; what is there already is read. Raises ValueError where the texts of a set are no longer those
-    that the comparison began with.
+    Made in Ray tasks; what is there already is read. What fails is a cell that says why, and is tried again by the next
+    run.
     """
     finished = {(cell["method"], cell["seed"]) for cell in cells if cell["status"] == FINISHED}
-    stages = {
-        (contender.label, one.seed): (_stage(place, one, contender), one, contender)
+    soups = {
+        (contender.label, one.seed): (one, contender)
         for one in trained
         for contender in one.contenders
         if isinstance(contender.method, Soup) and not contender.variant
     }
-    stages = {cell: found for cell, found in stages.items() if cell in finished}
-    waiting = [found[1:] for found in stages.values() if found[0].finished is None]
-    if waiting:
-        texts = _texts(place, settings)
-        tasks = [(place, texts, *one) for one in waiting]
-        with progress("make specialists", "soups") as report:
-            run_tasks(specialized, tasks, report=report, num_cpus=place.cores)
+    soups = {cell: soup for cell, soup in soups.items() if cell in finished}
+    waiting = {cell: soup for cell, soup in soups.items() if _stage(place, *soup).finished is None}
+    failures = dict(zip(waiting, _make(place, settings, [*waiting.values()]), strict=True))
     found = []
     for cell in cells:
         found.append(cell)
-        if there := stages.get((cell["method"], cell["seed"])):
-            found += _cells(cell, read_object(_stage(place, *there[1:]).folder / RESULT))
+        label, seed = cell["method"], cell["seed"]
+        if failure := failures.get((label, seed)):
+            found.append(failure | {"method": _label(label, BLENDED)})
+        elif soup := soups.get((label, seed)):
+            found += _cells(cell, read_object(_stage(place, *soup).folder / RESULT))
     return found
+
+
+def _make(
+    place: Place, settings: CompareMethods, soups: Sequence[tuple[Pretraining, Contender]]
+) -> list[dict[str, Any] | None]:
+    """Of each soup None, or a cell that says what went wrong."""
+    if not soups:
+        return []
+    try:
+        texts = _texts(place, settings)
+    except UserError as error:
+        return [failed(*soup, error) for soup in soups]
+    with progress("make specialists", "soups") as report:
+        tasks = [(place, texts, *soup) for soup in soups]
+        return run_tasks(specialized, tasks, report=report, num_cpus=place.cores)
 
 
 def _stage(place: Place, pretraining: Pretraining, contender: Contender) -> Stage:
@@ -115,9 +130,19 @@ def _placed(store: DomainStore, texts: Sequence[str]) -> Assignment:
     return assign_to_domains(embed_texts(embedder_of(store), texts), store.tree)
 
 
-def specialized(place: Place, texts: Texts, pretraining: Pretraining, contender: Contender) -> None:
-    """One task: the specialists of one soup, measured."""
+def specialized(
+    place: Place, texts: Texts, pretraining: Pretraining, contender: Contender
+) -> dict[str, Any] | None:
+    """One task: the specialists of one soup, measured. Never raises; returns a cell that says what went wrong."""
     torch.set_num_threads(place.cores)
+    try:
+        _specialize(place, texts, pretraining, contender)
+    except Exception as error:
+        return failed(pretraining, contender, error)
+    return None
+
+
+def _specialize(place: Place, texts: Texts, pretraining: Pretraining, contender: Contender) -> None:
     stage, store = _stage(place, pretraining, contender), place.store()
     training = Training(
         pretraining=pretraining,
@@ -181,17 +206,21 @@ def _measured(
 
 def _cells(cell: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A cell for each way of making, with the soup's own losses on the generic mixture, whose model it is too."""
-    name, colon, word = cell["method"].partition(":")
     of_training = {key: value for key, value in cell.items() if key not in (FURTHER, "fine_tuned")}
     last = cell["points"][-1]
     generic = {GENERIC: last["losses"][GENERIC]} if GENERIC in last["losses"] else {}
     for way, its in found.items():
         losses = {of_set: fmean(of_windows) for of_set, of_windows in its["losses"].items()}
         yield of_training | {
-            "method": f"{name}-{way}{colon}{word}",
+            "method": _label(cell["method"], way),
             "points": [last | {"losses": losses | generic}],
             "window_losses": its["losses"],
             "seconds_to_specialist": cell["seconds_to_specialist"] + its["seconds"],
             "cost": cell["cost"] | {"specialist_flops": None},  # not counted; the seconds are
             "chosen": its["chosen"],
         }
+
+
+def _label(of_soup: str, way: str) -> str:
+    name, colon, word = of_soup.partition(":")
+    return f"{name}-{way}{colon}{word}"

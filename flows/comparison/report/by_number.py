@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
+from flows.comparison.contenders import COMMON
 from flows.comparison.further import FURTHER, Question
 from flows.comparison.report import seeds
 from flows.comparison.report.seeds import Cells
 from flows.comparison.sets import GENERIC, MeasuredSet, targets
 from flows.settings import CompareMethods
+from soe_model.presets import preset
 
 SOUP = "soup"
 AT_ONCE, COUNTS = "sets-at-once", (1, 2, 4, 8, 16)
@@ -162,21 +164,36 @@ def collect_options(
 def by_option(settings: CompareMethods) -> dict[tuple[str, str], dict[float, str]]:
     """Method and option → value → entry, ascending: LEAST_VALUES entries or more that differ in this number alone.
 
-    Where a method has several such groups for one option, the largest.
+    The method's own entry is one of them, with the value that all methods have. Where a method has several such groups
+    for one option, the largest.
     """
     groups: dict[tuple[str, str], dict[str, dict[float, str]]] = {}
     for label, options in settings.options.items():
         for option, value in options.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                others = repr(
-                    sorted((name, repr(other)) for name, other in options.items() if name != option)
-                )
                 of_option = groups.setdefault((label.partition(":")[0], option), {})
-                of_option.setdefault(others, {})[value] = label
+                of_option.setdefault(_without(options, option), {})[value] = label
+    for (method, option), of_option in groups.items():
+        value = _of_all(settings, method, option)
+        others = _without(settings.options.get(method, {}), option)
+        if value is not None and others in of_option and method in (settings.methods or []):
+            of_option[others].setdefault(value, method)
     largest = {key: max(of_option.values(), key=len) for key, of_option in groups.items()}
     return {
         key: dict(sorted(entries.items())) for key, entries in largest.items() if len(entries) >= LEAST_VALUES
     }
+
+
+def _without(options: Mapping[str, Any], option: str) -> str:
+    return repr(sorted((name, repr(value)) for name, value in options.items() if name != option))
+
+
+def _of_all(settings: CompareMethods, method: str, option: str) -> float | None:
+    """The value of the method's plain entry, where it is one of the settings that all methods have."""
+    if option in settings.options.get(method, {}) or option not in COMMON:
+        return None
+    given, chosen = getattr(settings, option), preset(str(settings.preset))
+    return given or getattr(chosen, option, None) or getattr(chosen.training, option, None)
 
 
 def answer_options(found: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ GENERIC = "generic"
 SIZES, EXPERTS = "sizes", "experts"
 OF_SIZE = {"preset", "backbone"}
 OF_EXPERTS = {"num_experts", "expert_rank"}
-RATES = {"learning_rate", "warmup_steps"}
+RATES = {"learning_rate", "expert_learning_rate", "router_learning_rate", "warmup_steps"}
 """Options that each size may have of its own."""
 
 
@@ -75,13 +75,15 @@ def collect_experts(settings: CompareMethods, cells: Cells, sets: list[MeasuredS
 
 
 def _entries(settings: CompareMethods, method: str, differing: Collection[str]) -> list[str]:
-    """Entries of the method that differ from the comparison's in these options alone, and in rates."""
-    return [
-        label
-        for label in settings.methods or [method]
-        if label.partition(":")[0] == method
-        and settings.options.get(label, {}).keys() <= {*differing, *RATES}
-    ]
+    """The method's own entry, and those that differ from it in one of these options, and in nothing else but rates."""
+    found = []
+    for label in settings.methods or [method]:
+        options, plain = settings.options.get(label, {}), settings.options.get(method, {})
+        others = {name for name in options | plain if options.get(name) != plain.get(name)}
+        if label.partition(":")[0] == method and others <= {*differing, *RATES}:
+            if label == method or others & {*differing}:
+                found.append(label)
+    return found
 
 
 def _by_cost(cells: Cells, labels: Collection[str], cost: str) -> dict[str, int]:

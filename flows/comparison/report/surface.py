@@ -1,8 +1,9 @@
 """The surface from mixtures to losses: a soup's predictions for random mixtures, and what models trained on them reach.
 
-Mixtures are drawn as a soup's training draws them. A model is trained on each, as CRISP trains one: it is a generic
-model, with the mixture in place of the generic one. A prediction is the loss of the soup's model of the mixture, which
-costs no training. If both rank the mixtures alike, a user who looks for a mixture needs no swarm of trainings.
+Mixtures are uniform on as many random domains as a soup's training draws. A model is trained on each, as CRISP trains
+one: it is a generic model, with the mixture in place of the generic one. A prediction is the loss of the soup's model
+of the mixture, which costs no training. If both rank the mixtures alike, a user who looks for a mixture needs no swarm
+of trainings.
 
 Legend: M mixtures, K domains.
 """

@@ -156,6 +156,18 @@ def test_another_comparison_in_the_same_folder_is_refused(compared, chosen):
         job.run(chosen.model_copy(update={"points": 3}))
 
 
+def test_a_method_that_diverges_at_once_is_said_in_its_row(chosen, tmp_path):
+    """Its rate is timed first, which must not end the comparison."""
+    wild = {"generic:wild": {"learning_rate": 1e30, "warmup_steps": 0}}
+    update = {"methods": ["generic", *wild], "options": wild, "name": str(tmp_path / "wild"), "seeds": [0, 0]}
+    found = job.run(chosen.model_copy(update=update))
+    assert (found["cells"], found["finished"]) == (2, 2 - 1)
+    report = json.loads((tmp_path / "wild/results.json").read_text())
+    assert [(cell["method"], cell["status"]) for cell in report["cells"]] == [
+        ("generic", "finished"), ("generic:wild", "diverged")
+    ]  # fmt: skip
+
+
 def test_hours_are_measured_out_in_steps_and_kept(compared, chosen, tmp_path, capfd):
     update = {
         "tokens": None,

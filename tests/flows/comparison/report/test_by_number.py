@@ -73,7 +73,7 @@ def cell(label, loss, seed=0):
 
 
 def collected(store, options):
-    chosen = toy.settings(store.folder.parent, methods=["soup", *options], options=options)
+    chosen = toy.settings(store.folder.parent, methods=[*dict.fromkeys(["soup", *options])], options=options)
     cells = [
         cell("soup", 1.0),
         *(cell(label, 3.0 - number / 10, seed) for number, label in enumerate(options) for seed in (0, 1)),
@@ -92,6 +92,16 @@ def test_entries_that_differ_in_one_number_have_a_curve(store):
     assert by_number.answer_options(chart) == (
         "Loss of soup by support_size: least on the specialist sets at 2 (2.900), on the generic mixture at 1 (2.000)."
     )
+
+
+def test_the_methods_own_entry_stands_in_the_curve_with_the_value_that_all_have(store):
+    law = {"by_size": True}
+    options = {"soup": law} | {f"soup:s{s}": {"support_size": s} | law for s in (1, 4, 8)}
+    [chart] = collected(store, options).values()
+    assert [one["at"] for one in chart["curves"]["specialist sets"]] == [1, 2, 4, 8]
+    del options["soup"]  # whose mixtures then are others
+    [chart] = collected(store, options).values()
+    assert [one["at"] for one in chart["curves"]["specialist sets"]] == [1, 4, 8]
 
 
 def test_entries_for_several_charts_may_stand_in_one_comparison(store):

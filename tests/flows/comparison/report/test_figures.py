@@ -215,20 +215,25 @@ def test_soups_that_differ_in_more_are_not_compared(store, sets):
     assert "no soups of dense and of low-rank" in sentence(store, sets, "Figure 9", EXPERTS, apart)["said"]
 
 
-def test_the_charts_by_size(store, sets):
+@pytest.mark.parametrize("law", [{}, {"by_size": True}])
+def test_the_charts_by_size(store, sets, law):
+    """Also where all soups have an option in common; an entry with another rate alone is no other size."""
+    given = LARGER | EXPERTS | {"soup": {}, "soup:fast": {"learning_rate": 1.0}}
+    given = {label: of | law if label.startswith("soup") else of for label, of in given.items()}
     chosen = toy.settings(
-        store.folder.parent, methods=["soup", "generic", *LARGER, *EXPERTS], options=LARGER | EXPERTS
+        store.folder.parent, methods=[*dict.fromkeys(["soup", "generic", *given])], options=given
     )
     made = [
         *cells("soup", 3.0, trained=300), *cells("generic", 3.4), *cells("soup:larger", 2.8, served=300, trained=900),
         *cells("generic:larger", 3.0, served=300), *cells("soup:dense", 3.1, trained=500),
-        *cells("soup:low", 3.3, trained=510),
+        *cells("soup:low", 3.3, trained=510), *cells("soup:fast", 9.0, trained=300),
     ]  # fmt: skip
     found = by_size.collect_sizes(chosen, made, sets)["curves"]
     assert {name: [point["at"] for point in curve] for name, curve in found.items()} == {
         "soup": [100, 300], "generic": [100, 300],
     }  # fmt: skip
     assert found["generic"][1]["mean"] == pytest.approx(3.0) and found["generic"][1]["sd"] > 0
+    assert found["soup"][0]["mean"] == pytest.approx(3.0)
     found = by_size.collect_experts(chosen, made, sets)["curves"]
     assert {name: [point["at"] for point in curve] for name, curve in found.items()} == {
         "dense": [300, 500], "low-rank, 8 experts": [510],
