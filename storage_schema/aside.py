@@ -23,7 +23,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     was.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{uuid4().hex[:12]}{_SUFFIX}")
+    aside = _beside(path)
     try:
         yield aside
         flush(aside)
@@ -31,6 +31,20 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def own_file(path: str | Path) -> Iterator[Path]:
+    """Give the block a path beside `path` that no other writer uses, and remove the file when the block ends."""
+    aside = _beside(Path(path))
+    try:
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid4().hex[:12]}{_SUFFIX}")
 
 
 def remove_asides(folder: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.benchmarks.scale import extrapolation, inputs, nodes, report, sizes
+import pipeline
+from tests.benchmarks.scale import extrapolation, inputs, job, nodes, report, sizes
 from tests.benchmarks.scale.fits import Point, StageModel, exponent, fit_stage
 from tests.benchmarks.scale.job import CUT, DUPLICATES, EMBED, LEAVES, TRAIN, TREE
 
@@ -126,3 +129,18 @@ def test_only_workers_in_a_task_are_killed():
         for one in started:
             one.kill()
             one.wait()
+
+
+def test_the_tasks_of_every_module_of_the_pipeline_are_watched():
+    """Once those of the tree were not, after they had moved to a module of their own."""
+    root = Path(pipeline.__file__).parents[1]
+    run_tasks = re.compile(r"^from pipeline\.tasks import .*\brun_tasks\b", re.M)
+    found = {
+        ".".join(path.relative_to(root).with_suffix("").parts)
+        for path in Path(pipeline.__file__).parent.rglob("*.py")
+        if run_tasks.search(path.read_text("utf-8"))
+    }
+    # Synthetic vectors take the embedder's place; the passages' builder gives the selection its own.
+    elsewhere = {"pipeline.embeddings.build", "pipeline.passages.selection"}
+    assert elsewhere <= found
+    assert {module.__name__ for module in job.BUILDERS} == found - elsewhere

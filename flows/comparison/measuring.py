@@ -122,7 +122,7 @@ def _at(
         one.name: method.loss(instance, one.evaluation_nL1).tolist()
         for one, instance in zip(sets, instances, strict=False)
     }
-    module, window_1L1 = method.module_of(instances[0]), sets[0].evaluation_nL1[:1]
+    module, window_1L1 = method.module_with(instances[0]), sets[0].evaluation_nL1[:1]
     found = spent | {
         "window_losses": losses,
         "seconds_to_specialist": seconds,

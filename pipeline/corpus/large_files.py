@@ -22,12 +22,14 @@ import pyarrow.parquet as pq
 
 from pipeline.corpus.documents import Corpus, CorpusFile, Piece
 from pipeline.places.locations import open_filesystem
+from pipeline.places.retries import with_retries
 from pipeline.tasks import run_tasks
 from storage_schema.json_files import read_object
-from storage_schema.manifest import canonical_json, write_atomically
+from storage_schema.manifest import StoreError, canonical_json, write_atomically
 
 MOST_FILES, LOOKED_AT = 500, 8
-_BLOCK = 1 << 20
+_BLOCK = 8 << 20
+"""As much is read at once, on S3 in one request."""
 _OBJECTS = re.compile(rb"(\xef\xbb\xbf)?\s*\{[^\S\n]*\S")
 """How a file of JSON objects in UTF-8 begins. Any other file named as JSON lines is not cut."""
 
@@ -92,11 +94,12 @@ def undivided_files(corpus: Corpus, bytes_per_group: int) -> list[UndividedFile]
 def count_line_ends(uri: str, path: str, begin: int, end: int) -> tuple[int, int] | None:
     """Count the line ends in bytes [begin, end) of a file, and find where the first line after one of them begins.
 
-    The second number is -1 if no line ends there. None if the bytes cannot be read, or the file does not begin as a
-    file of JSON objects does.
+    The second number is -1 if no line ends there. None if the bytes cannot be read, even after some time, or the file
+    does not begin as a file of JSON objects does.
     """
-    count, first = 0, -1
-    try:
+
+    def count() -> tuple[int, int] | None:
+        number, first = 0, -1
         with open_filesystem(uri)[0].open_input_file(path) as file:
             if begin == 0 and not _OBJECTS.match(file.read_at(_BLOCK, 0)):
                 return None
@@ -104,10 +107,13 @@ def count_line_ends(uri: str, path: str, begin: int, end: int) -> tuple[int, int
                 block = file.read_at(min(_BLOCK, end - start), start)
                 if first < 0 and b"\n" in block:
                     first = start + block.index(b"\n") + 1
-                count += block.count(b"\n")
-    except OSError:
+                number += block.count(b"\n")
+        return number, first
+
+    try:
+        return with_retries(count, uri=path, store=uri, what="The corpus")
+    except StoreError:
         return None  # the reader will report it
-    return count, first
 
 
 def row_groups(uri: str, path: str) -> list[tuple[int, int]]:

@@ -24,6 +24,8 @@ from storage_schema.corpus import part_files
 from storage_schema.errors import UserError
 from storage_schema.tree import Tree
 
+MOST_DOMAINS = 200_000
+"""More files than these have a manifest beyond the bound of our JSON files (storage_schema/json_files.py)."""
 ROOT, PARTS = -1, -2
 """Numbers of seeds: the root's, and that of the first part; the next parts' are one less each. A node has its own."""
 
@@ -41,6 +43,13 @@ class TreeSettings:
     searched_nodes: int = 1
     """See :class:`storage_schema.tree.Tree`; earlier releases had this one rule."""
     use_gpu: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_domains > MOST_DOMAINS:
+            raise UserError(
+                f"{self.coarse_clusters} x {self.leaf_clusters} are {self.num_domains:,} domains; there may be "
+                f"{MOST_DOMAINS:,}. Lower coarse_clusters or leaf_clusters."
+            )
 
     @property
     def num_domains(self) -> int:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.domains.scatter import Folders, read_arrays, read_node, write_arrays, write_batch
+from storage_schema.aside import own_file
 from storage_schema.domains import partition_path, partition_schema
 
 
@@ -42,15 +42,15 @@ def write_node(
     parts = (folders.scattered(name) for name, number in zip(scattered[0], rows, strict=True) if number)
     tables = [partial(read_node, part, node) for part in parts]
     # A name of its own: a task that Ray repeats may find its first attempt still at work.
-    by_leaf = folders.scratch / f"node-{node:05d}-{uuid4().hex}.arrow"
-    sums, leaf_of_batch = _split(tables, node * k, k, by_leaf)
-    with pa.memory_map(str(by_leaf)) as source, pa.ipc.open_file(source) as file:
-        for leaf in np.flatnonzero(sums["counts_k"]):
-            path = Path(folders.work) / partition_path(node * k + int(leaf))
-            path.parent.mkdir(exist_ok=True)
-            _write_partition([file.get_batch(batch) for batch in np.flatnonzero(leaf_of_batch == leaf)], path)
-    write_arrays(kept, **sums)
-    by_leaf.unlink()
+    with own_file(folders.scratch / f"node-{node:05d}.arrow") as by_leaf:
+        sums, leaf_of_batch = _split(tables, node * k, k, by_leaf)
+        with pa.memory_map(str(by_leaf)) as source, pa.ipc.open_file(source) as file:
+            for leaf in np.flatnonzero(sums["counts_k"]):
+                path = Path(folders.work) / partition_path(node * k + int(leaf))
+                path.parent.mkdir(exist_ok=True)
+                batches = np.flatnonzero(leaf_of_batch == leaf)
+                _write_partition([file.get_batch(batch) for batch in batches], path)
+        write_arrays(kept, **sums)
     return sums
 
 

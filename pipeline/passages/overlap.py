@@ -98,14 +98,12 @@ def drop_seen(
     known = known_runs(held_out, scratch, run)
     if known is None:
         return [np.empty(0, np.int64) for _ in held_out]
-    seen = np.zeros(len(np.load(known, mmap_mode="r", allow_pickle=False)), bool)
     found = [scratch / f"seen-{number:05d}.npy" for number in range(len(training))]
     run(_write_seen, [(some, known, path) for some, path in zip(training, found, strict=True)])
-    for path in found:
-        seen[np.load(path, allow_pickle=False)] = True
-        path.unlink()
     marks = scratch / "seen.npy"
-    np.save(marks, seen)
+    run(_merge_seen, [(found, known, marks)])
+    for path in found:
+        path.unlink()
     return run(rows_mostly_in, [(some, known, marks) for some in held_out])
 
 
@@ -113,13 +111,11 @@ def known_runs(passages: Sequence[Passages], scratch: Path, run: RunTasks) -> Pa
     """Write the sorted runs of the passages to a file, uint64, and return its path; None if there are no runs."""
     found = [scratch / f"runs-{number:05d}.npy" for number in range(len(passages))]
     run(_write_runs, [(some, path) for some, path in zip(passages, found, strict=True)])
-    known = _distinct((np.load(path, allow_pickle=False) for path in found), np.uint64)
-    known_path = scratch / "known.npy"
-    np.save(known_path, known)
-    np.save(_beginnings_of(known_path), _beginnings(known))
+    known = scratch / "known.npy"
+    [number] = run(_merge_runs, [(found, known)])
     for path in found:
         path.unlink()
-    return known_path if len(known) else None
+    return known if number else None
 
 
 def rows_mostly_in(passages: Passages, known: Path, seen: Path | None = None) -> np.ndarray:
@@ -147,6 +143,22 @@ def rows_mostly_in(passages: Passages, known: Path, seen: Path | None = None) ->
 def _write_runs(passages: Passages, path: Path) -> None:
     found = (runs_of(texts, first)[0] for _, texts, first in passages)
     _save(path, _distinct(found, np.uint64))
+
+
+def _merge_runs(found: Sequence[Path], known: Path) -> int:
+    """Write the runs of all these files to one, and return their number: a task, so that the driver holds none."""
+    runs = _distinct((np.load(path, allow_pickle=False) for path in found), np.uint64)
+    _save(known, runs)
+    _save(_beginnings_of(known), _beginnings(runs))
+    return len(runs)
+
+
+def _merge_seen(found: Sequence[Path], known: Path, marks: Path) -> None:
+    """Mark the known runs at the positions that all these files hold."""
+    seen = np.zeros(len(np.load(known, mmap_mode="r", allow_pickle=False)), bool)
+    for path in found:
+        seen[np.load(path, allow_pickle=False)] = True
+    _save(marks, seen)
 
 
 def _write_seen(passages: Passages, known: Path, path: Path) -> None:

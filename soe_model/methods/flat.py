@@ -98,9 +98,9 @@ class FlatMethod(Method):
         return model_P
 
     def loss(self, instance: Instance, windows_nL1: torch.Tensor) -> torch.Tensor:
-        return window_losses(self.module_of(instance), windows_nL1)
+        return window_losses(self.module_with(instance), windows_nL1)
 
-    def module_of(self, instance: Instance) -> nn.Module:
+    def module_with(self, instance: Instance) -> nn.Module:
         """The instance, ready to read tokens; an ordinary one lies in the same module as the one before it."""
         if isinstance(instance, nn.Module):
             return instance

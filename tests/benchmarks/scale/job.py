@@ -10,6 +10,7 @@ import ray
 
 import pipeline.corpus.large_files
 import pipeline.domains.build
+import pipeline.domains.fitting
 import pipeline.passages.build
 from flows.cluster import session
 from pipeline.corpus.documents import Corpus
@@ -39,12 +40,15 @@ STAGE_OF_TASKS = {
     "count_line_ends": PIECES,
     "row_groups": PIECES,
     "extract_group": CUT,
+    "lowest_orders": DUPLICATES,
     "deal_shards": DUPLICATES,
     "deal_present": DUPLICATES,
     "decide_bucket": DUPLICATES,
     "count_kept": DUPLICATES,
     "_write_runs": OVERLAP,
+    "_merge_runs": OVERLAP,
     "_write_seen": OVERLAP,
+    "_merge_seen": OVERLAP,
     "rows_mostly_in": OVERLAP,
     "write_part": PARTS,
     "lengths_of_documents": SAMPLE,
@@ -55,7 +59,15 @@ STAGE_OF_TASKS = {
     "fit_leaves": TREE,
     "scatter_part": SCATTER,
     "write_node": LEAVES,
+    "hashed_files": HASH,
 }
+BUILDERS: list[Any] = [
+    pipeline.corpus.large_files,
+    pipeline.passages.build,
+    pipeline.domains.build,
+    pipeline.domains.fitting,
+]
+"""The modules whose tasks are watched; those of the passages are run by their builder."""
 WARM_SECONDS = 5
 VOCAB_SIZE, SAMPLE_CHARACTERS = 4096, 2_000_000
 """The sample is smaller than the smallest store, so that training does not grow with the store."""
@@ -95,12 +107,7 @@ def warm() -> None:
 def _watch_pipeline(watch: Watch) -> None:
     """Put the watched functions in the place of the pipeline's own, in this process."""
     tasks = watch.tasks(run_tasks, STAGE_OF_TASKS)
-    builders: list[Any] = [
-        pipeline.corpus.large_files,
-        pipeline.passages.build,
-        pipeline.domains.build,
-    ]
-    for module in builders:
+    for module in BUILDERS:
         module.run_tasks = tasks
     stage: Any = Stage
     stage.finish = watch.watched(HASH, stage.finish)

@@ -21,6 +21,7 @@ from pipeline.passages.build import build_passages, write_part
 from pipeline.passages.extraction import EXTRACTED
 from pipeline.passages.parts import Part
 from pipeline.passages.selection import Selection
+from pipeline.places import locations as places
 from storage_schema.corpus import part_files
 from storage_schema.stage import open_stage
 
@@ -202,3 +203,18 @@ def test_bad_documents_do_not_end_a_row_group(tmp_path):
         Losses(max_bad_documents=5, max_damaged_files=0),
     )
     assert given_up.bad_documents == 6 and not (tmp_path / "no").exists()
+
+
+def test_a_read_that_fails_once_leaves_no_large_file_whole(tmp_path, monkeypatch):
+    (tmp_path / "c.jsonl").write_text('{"text": "a line"}\n' * 100)
+    corpus = open_corpus(str(tmp_path / "c.jsonl"))
+    opened = []
+
+    def open_filesystem(uri):
+        opened.append(uri)
+        if len(opened) == 1:
+            raise OSError("503 Slow Down")
+        return places.open_filesystem(uri)
+
+    monkeypatch.setattr(large_files, "open_filesystem", open_filesystem)
+    assert len(pieces_of(corpus, 500, tmp_path)) == 4 and len(opened) > 1

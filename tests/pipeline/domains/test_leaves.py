@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from pipeline.domains import leaves
 from pipeline.domains.leaves import _split, _write_partition, write_node
 from pipeline.domains.scatter import Folders, scatter_schema, write_batch
 from storage_schema.arrow_files import read_batch
+from storage_schema.aside import remove_asides
 from storage_schema.domains import partition_schema
 
 LEAVES, FIRST = 100, 700
@@ -110,3 +112,24 @@ def test_a_node_of_many_parts_has_one_mapped_at_a_time(tmp_path, monkeypatch):
     assert sorted(sum(ids, [])) == list(range(number))
     again = write_node(folders, 0, ([], np.zeros((0, 3))), 2)  # it is done
     assert again["counts_k"].tolist() == found[0]["counts_k"].tolist()
+
+
+def test_a_node_that_fails_leaves_none_of_its_rows_behind(tmp_path, monkeypatch):
+    """A node's rows are gigabytes. Those of a killed task are removed with all files of writers that are gone."""
+    folders = Folders(passages="", embeddings="", tokenizer="", work=str(tmp_path))
+    folders.scratch.mkdir()
+    write_batch(folders.scattered("part-00000"), rows_of(np.zeros(5, int), 0).to_batches()[0], [5])
+    there, written = set(folders.scratch.rglob("*")), []
+
+    def full(batches, path):
+        written.extend(set(folders.scratch.rglob("*")) - there)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(leaves, "_write_partition", full)
+    with pytest.raises(OSError, match="no space"):
+        write_node(folders, 0, (["part-00000"], np.array([[5]])), FIRST + LEAVES)
+    assert set(folders.scratch.rglob("*")) == there
+    [rows] = written
+    rows.write_bytes(b"of a task that was killed")
+    remove_asides(tmp_path)
+    assert set(folders.scratch.rglob("*")) == there

@@ -65,6 +65,20 @@ def test_equal_experts_are_one_model(name):
     torch.testing.assert_close(merged(one, generic_P, same), same[:3], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("density", [0.1, 0.5])
+def test_ties_of_equal_experts_is_what_each_of_them_keeps(density):
+    """By whatever weights: they agree in each sign."""
+    one = make("merged-ties", densities=(density,), **PLAIN)
+    generic_P, experts_GP = models_of(one)
+    found = merged(one, generic_P, experts_GP[:1].expand(K, -1)) - generic_P
+    kept_1P = torch.cat(
+        [trimmed(p, density) for p in by_tensor(one, experts_GP[:1] - generic_P)], dim=1
+    ).float()
+    assert (kept_1P != 0).float().mean().item() == pytest.approx(density, abs=0.01)
+    torch.testing.assert_close(found, kept_1P.expand(3, -1), rtol=1e-5, atol=1e-6)
+    assert torch.equal(found != 0, kept_1P.expand(3, -1) != 0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_experts_that_changed_nothing_are_the_generic_model(name):
     one = make(name, **PLAIN, **DENSE.get(name, {}))

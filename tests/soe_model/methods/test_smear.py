@@ -50,6 +50,13 @@ def test_logits_do_not_depend_on_later_tokens():
     assert_causal(sharp(make("smear", segments=L)), of_domains()[0][:, :L], 0.1)
 
 
+def test_logits_of_a_frozen_model_do_not_either():
+    one, texts = make("smear-frozen", segments=L), of_domains()
+    models = one.instantiate([Kept(sharp(one))], torch.eye(K), texts)
+    for model, text in zip(models, texts, strict=True):
+        assert_causal(model, text[:, :L], 0.1)
+
+
 def test_frozen_shares_are_the_mean_over_windows_and_segments():
     one = make("smear-frozen", segments=L, windows_read=7)
     module, [text, *_] = sharp(one), of_domains()

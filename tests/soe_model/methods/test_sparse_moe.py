@@ -36,8 +36,8 @@ def sharp(one):
     return module
 
 
-def dense(one, module):
-    """Mistral with the same attention and, as its MLP, the first expert of each layer."""
+def dense(one, module, number=0):
+    """Mistral with the same attention and, as its MLP, this expert of each layer."""
     width = one.mixtral["intermediate_size"]
     left_out = ("num_local_experts", "num_experts_per_tok", "experts_implementation")
     given = {name: value for name, value in one.mixtral.items() if name not in left_out}
@@ -49,11 +49,11 @@ def dense(one, module):
         if name.endswith("gate_up_proj"):
             name = name.removesuffix("experts.gate_up_proj")
             tensors |= {
-                f"{name}gate_proj.weight": tensor[0, :width],
-                f"{name}up_proj.weight": tensor[0, width:],
+                f"{name}gate_proj.weight": tensor[number, :width],
+                f"{name}up_proj.weight": tensor[number, width:],
             }
         elif name.endswith("experts.down_proj"):
-            tensors[name.replace("experts.down_proj", "down_proj.weight")] = tensor[0]
+            tensors[name.replace("experts.down_proj", "down_proj.weight")] = tensor[number]
         elif ".mlp.gate." not in name:
             tensors[name] = tensor
     found.load_state_dict(tensors)
@@ -82,6 +82,43 @@ def test_unequal_experts_are_not():
     one = make("sparse-moe")
     module = sharp(one)
     assert (module(input_ids=TOKENS).logits - dense(one, module)(input_ids=TOKENS).logits).abs().max() > 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chosen", range(N))
+@pytest.mark.parametrize("top", [1, 2])
+def test_an_expert_with_all_weight_is_the_model(top, chosen):
+    """Its router has no bias, so all embeddings have one number alike, which attention leaves and the router reads."""
+    one = with_experts(make("sparse-moe"), N, top)
+    module = sharp(one)
+    module.get_input_embeddings().weight[:, 0] = 1.0
+    [layer] = module.model.layers
+    layer.self_attn.o_proj.weight[0] = 0.0
+    layer.mlp.gate.weight.zero_()
+    layer.mlp.gate.weight[chosen, 0] = 1e3
+    found = module(input_ids=TOKENS).logits
+    torch.testing.assert_close(
+        found, dense(one, module, chosen)(input_ids=TOKENS).logits, rtol=1e-4, atol=1e-5
+    )
+    other = dense(one, module, (chosen + 1) % N)(input_ids=TOKENS).logits
+    assert (found - other).abs().max() > 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("top", [1, 2])
+def test_the_order_of_experts_does_not_matter(top):
+    """With their rows of the router; the balancing loss does not know it either."""
+    one, order = with_experts(make("sparse-moe"), N, top), torch.tensor([2, 1, 0])
+    module = sharp(one)
+    expected, losses = module(input_ids=TOKENS).logits, balanced_losses(module, TOKENS, balance=0.5)
+    for kind in (".experts.", ".gate."):
+        for name, parameter in module.named_parameters():
+            if kind in name:
+                parameter.copy_(parameter[order])
+        if kind == ".experts.":
+            assert (module(input_ids=TOKENS).logits - expected).abs().max() > 0.05
+    torch.testing.assert_close(module(input_ids=TOKENS).logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(balanced_losses(module, TOKENS, balance=0.5), losses, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
