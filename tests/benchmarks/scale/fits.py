@@ -1,9 +1,13 @@
-"""How a stage grows: slopes on a log-log scale, and seconds = a * bytes + b * files + c."""
+"""How a stage grows: slopes on a log-log scale, and seconds = a * bytes + b * files + c.
+
+The bytes are those that the stage's work grows with (extrapolation.py): the arithmetic on them (word runs, distances to
+the centroids, merges of word pieces) is the same for each, so FLOPs are no term of their own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import nnls
@@ -26,7 +30,8 @@ class StageModel:
     per_file: float
     constant: float
     held_out_error: float | None = None
-    """Of the largest measured point, which the model was not fitted to: predicted over measured, minus 1."""
+    """At the largest measured point, of a model that was fitted to the others alone: predicted over measured, minus
+    1."""
 
     def seconds(self, bytes: float, files: float) -> float:
         return self.per_byte * bytes + self.per_file * files + self.constant
@@ -38,17 +43,14 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def fit_stage(points: Sequence[Point]) -> StageModel:
-    """Fit a model to all points but the largest, and say how far off it is there.
+    """Fit a model to all points, and say how far off one that is fitted to the others is at the largest.
 
     No coefficient is negative. Relative errors count alike. Points of which one could not tell bytes from files (all
     have about the same bytes per file) give no coefficient to files.
     """
     *used, largest = sorted(points, key=lambda point: (point.bytes, point.seconds))
-    model = _fit(used)
-    error = model.seconds(largest.bytes, largest.files) / largest.seconds - 1
-    return StageModel(
-        per_byte=model.per_byte, per_file=model.per_file, constant=model.constant, held_out_error=error
-    )
+    error = _fit(used).seconds(largest.bytes, largest.files) / largest.seconds - 1
+    return replace(_fit([*used, largest]), held_out_error=error)
 
 
 def _fit(points: Sequence[Point]) -> StageModel:

@@ -18,6 +18,9 @@ from pipeline.corpus.listing import open_corpus
 from pipeline.domains.build import build_domains
 from pipeline.domains.fitting import TreeSettings
 from pipeline.domains.scatter import Folders
+from pipeline.embeddings import build as embedding
+from pipeline.embeddings.build import build_embeddings
+from pipeline.embeddings.embedder import DEFAULT, find_embedder, load_embedder
 from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
 from pipeline.tasks import run_tasks
@@ -33,6 +36,7 @@ from tests.benchmarks.scale.watching import Watch
 
 LIST, PIECES, CUT, DUPLICATES, OVERLAP, PARTS = "list", "pieces", "cut", "duplicates", "overlap", "parts"
 SAMPLE, TRAIN, EMBED, TREE = "tokenizer sample", "tokenizer training", "synthetic embeddings", "tree"
+ENCODER = "encoder"
 SCATTER, LEAVES, HASH = "assign and scatter", "leaves and partitions", "manifest"
 DRIVER = "driver"
 """What the driver does between tasks, while passages and domains are built."""
@@ -69,24 +73,30 @@ BUILDERS: list[Any] = [
 ]
 """The modules whose tasks are watched; those of the passages are run by their builder."""
 WARM_SECONDS = 5
-VOCAB_SIZE, SAMPLE_CHARACTERS = 4096, 2_000_000
-"""The sample is smaller than the smallest store, so that training does not grow with the store."""
+VOCAB_SIZE = 4096
+EMPTY_TASKS = 1_000
 
 
 def run(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Run one cell in the empty `folder`; returns its figures."""
+    """Run one cell in `folder`, or go on with it; returns its figures, of what was still to do."""
     written = write_corpus(folder / "corpus", cell.passages, cell.files)
     session.connect()
-    watch = Watch()
+    watch = Watch(folder)
     _watch_pipeline(watch)
     watch.start()
     run_tasks(warm, [()] * int(ray.cluster_resources()["CPU"]))
+    begun = time.monotonic()
+    run_tasks(nothing, [()] * EMPTY_TASKS)
+    of_a_task = (time.monotonic() - begun) / EMPTY_TASKS
     builder = Builder(cell, watch, folder / "store")
     builder.passages(folder / "corpus", folder / "store")
-    if cell.kind != "corpus":
+    if cell.kind == "encoder":
+        builder.encode()
+    elif cell.kind != "corpus":
         builder.tokenizer()
         builder.embeddings_and_domains(folder / "store")
-    figures = {"stages": watch.record(), "stored": dict(builder.stored)}
+    figures = {"stages": watch.record(), "stored": dict(builder.stored), "seconds_of_a_task": of_a_task}
+    figures["most_disk_bytes"] = watch.most_disk_bytes
     additions = [builder.addition(folder, number) for number in range(1, cell.additions + 1)]
     watch.stop()
     return {"cell": cell.record(), "bytes": written, **figures, "additions": additions}
@@ -102,6 +112,10 @@ def warm() -> None:
     import torch
 
     time.sleep(WARM_SECONDS if faiss and scipy.sparse and torch else 0)
+
+
+def nothing() -> None:
+    """A task's own cost."""
 
 
 def _watch_pipeline(watch: Watch) -> None:
@@ -133,32 +147,45 @@ class Builder:
             for part in part_files(old / "passages", split)
         ]
         stage = self._open(volume, "passages")
-        with self.watch.stage(DRIVER):
-            build_passages(
-                stage, corpus, Selection(), passage_characters=2000, max_bad_documents=0, present=present
-            )
+        if stage.finished is None:
+            with self.watch.stage(DRIVER):
+                build_passages(
+                    stage, corpus, Selection(), passage_characters=2000, max_bad_documents=0, present=present
+                )
         self._count(stage)
 
     def tokenizer(self) -> None:
         stage = self._open(self.store, "tokenizer")
-        with self.watch.stage(TRAIN):
-            build_tokenizer(
-                stage,
-                self.store / "passages",
-                vocab_size=VOCAB_SIZE,
-                sample_characters=SAMPLE_CHARACTERS,
-                run=self.tasks,
-            )
+        if stage.finished is None:
+            with self.watch.stage(TRAIN):
+                build_tokenizer(
+                    stage,
+                    self.store / "passages",
+                    vocab_size=VOCAB_SIZE,
+                    sample_characters=self.cell.characters,
+                    run=self.tasks,
+                )
+        self._count(stage)
+
+    def encode(self) -> None:
+        """Embed by the default model, as a large store does: in tasks that cut words and actors that hold the model."""
+        weights = find_embedder(DEFAULT)
+        model = load_embedder(weights, max_seq_length=256)
+        embedding.FEW = 0
+        stage = self._open(self.store, "embeddings")
+        with self.watch.stage(ENCODER):
+            build_embeddings(stage, self.store / "passages", weights, model, max_seq_length=256)
         self._count(stage)
 
     def embeddings_and_domains(self, volume: Path) -> None:
         stage = self._open(volume, "embeddings")
         parts = part_files(volume / "passages", "train")
         targets = [stage.work / part.with_suffix(".arrow").name for part in parts]
-        self.tasks(
-            embed_part, [(str(part), str(target)) for part, target in zip(parts, targets, strict=True)]
-        )
-        stage.finish({})
+        if stage.finished is None:
+            self.tasks(
+                embed_part, [(str(part), str(target)) for part, target in zip(parts, targets, strict=True)]
+            )
+            stage.finish({})
         self._count(stage)
         stage = self._open(volume, "domains")
         settings = TreeSettings(
@@ -176,8 +203,9 @@ class Builder:
             work=str(stage.work),
         )
         tree = DomainStore(self.store, num_volumes=1).tree if volume != self.store else None
-        with self.watch.stage(DRIVER):
-            build_domains(stage, folders, settings, tree=tree)
+        if stage.finished is None:
+            with self.watch.stage(DRIVER):
+                build_domains(stage, folders, settings, tree=tree)
         self._count(stage)
 
     def addition(self, folder: Path, number: int) -> dict[str, Any]:

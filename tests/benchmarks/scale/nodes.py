@@ -4,8 +4,11 @@
     python -m tests.benchmarks.scale.nodes --folder FOLDER --nodes 3 --disturb 20 --json result.json
 
 Nodes are processes of this machine, each bound to one core, the first node's to the first core. The driver is bound to
-none. More nodes than cores share them, so that nothing is sooner; their digests count. `--disturb` kills a worker
-in its task every so many seconds, and every third time a whole node, for which another one comes.
+none. More nodes than cores share them, so that nothing is sooner; their digests count.
+
+`--disturb` builds the store once undisturbed, on the first number of nodes, and then on each with kills: every so many
+seconds a worker in its task, every third time a whole node, for which another one comes, and so many times
+(`--kill-driver`) the driver with its cluster, after which the same command goes on. Of each kill the stage is kept.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from storage_schema.manifest import read_manifest, write_atomically
 from tests.benchmarks.scale import job
 from tests.benchmarks.scale.sizes import STORE_FILE, Cell
 
+KILLS = "kills.txt"
 STAGES = "passages", "tokenizer", "embeddings", "domains"
 WORKING = {f"ray::{task}" for task in job.STAGE_OF_TASKS}
 """What a worker's command is while it has one of the tasks."""
@@ -82,27 +87,53 @@ def bound_to(core: int) -> Iterator[None]:
 class Disturber(threading.Thread):
     """Kills a worker that has a task every so many seconds, and each third time a node but the head's."""
 
-    def __init__(self, of: Any, seconds: float, seed: int = 0):
+    def __init__(self, of: Any, seconds: float, kept: Path, seed: int = 0):
         super().__init__(daemon=True)
         self._cluster, self._seconds, self._random = of, seconds, random.Random(seed)
-        self._ended = threading.Event()
-        self.killed = {"workers": 0, "nodes": 0}
+        self._ended, self._kept = threading.Event(), kept
 
     def run(self) -> None:
+        kills = 0
         while not self._ended.wait(self._seconds):
-            if sum(self.killed.values()) % 3 == 2 and self._cluster.worker_nodes:
+            if kills % 3 == 2 and self._cluster.worker_nodes:
                 self._cluster.remove_node(
                     self._random.choice([*self._cluster.worker_nodes]), allow_graceful=False
                 )
                 self._cluster.add_node(num_cpus=1)
-                self.killed["nodes"] += 1
+                note(self._kept, "node", task_of(working()))
             elif busy := working():
-                self._random.choice(busy).kill()
-                self.killed["workers"] += 1
+                chosen = self._random.choice(busy)
+                note(self._kept, "worker", task_of([chosen]))
+                chosen.kill()
+            else:
+                continue
+            kills += 1
 
     def end(self) -> None:
         self._ended.set()
         self.join()
+
+
+def note(kept: Path, what: str, task: str | None) -> None:
+    """Add a kill to those that are kept: they outlive a driver that is killed."""
+    with open(kept, "a") as file:
+        stage = job.STAGE_OF_TASKS.get(task or "")
+        file.write(f"{what}, in {stage}\n" if stage else f"{what}, between tasks\n")
+
+
+def kills_of(kept: Path) -> dict[str, int]:
+    """What was killed in which stage → how often."""
+    return dict(Counter(kept.read_text().splitlines())) if kept.exists() else {}
+
+
+def task_of(busy: list[psutil.Process]) -> str | None:
+    """The task of the first of these workers that still has one."""
+    for one in busy:
+        try:
+            return one.cmdline()[0].strip().removeprefix("ray::")
+        except (psutil.Error, IndexError):
+            continue
+    return None
 
 
 def working() -> list[psutil.Process]:
@@ -119,9 +150,9 @@ def working() -> list[psutil.Process]:
 
 
 def run(cell: Cell, nodes: int, disturb: float, folder: Path) -> dict[str, Any]:
-    """Build the cell's store on a cluster of so many nodes; returns its figures and digests."""
+    """Build the cell's store on a cluster of so many nodes, or go on with it; returns its figures and digests."""
     with cluster(nodes) as found:
-        disturber = Disturber(found, disturb) if disturb else None
+        disturber = Disturber(found, disturb, folder / KILLS) if disturb else None
         if disturber:
             disturber.start()
         begun = time.monotonic()
@@ -132,14 +163,28 @@ def run(cell: Cell, nodes: int, disturb: float, folder: Path) -> dict[str, Any]:
                 disturber.end()
         seconds = time.monotonic() - begun
     digests = {kind: read_manifest(folder / "store" / kind, kind).digest for kind in STAGES}
-    killed = disturber.killed if disturber else None
-    return {
-        "nodes": nodes,
-        "seconds": seconds,
-        "digests": digests,
-        "killed": killed,
-        "stages": figures["stages"],
-    }
+    return {"nodes": nodes, "seconds": seconds, "digests": digests, "stages": figures["stages"]}
+
+
+def in_own_process(asked: list[str], work: Path, kills: int, before: list[dict[str, Any]]) -> None:
+    """Run one build in a process of its own, as a driver joins one cluster, and kill it so many times on its way.
+
+    Args:
+        before: the builds before it; the first one's seconds say how long it will take.
+    """
+    command = [sys.executable, "-m", "tests.benchmarks.scale.nodes", *asked]
+    for _ in range(kills):
+        driver = subprocess.Popen(command, start_new_session=True)
+        try:
+            driver.wait(before[0]["seconds"] / (kills + 1))
+            break  # it was sooner
+        except subprocess.TimeoutExpired:
+            note(work / KILLS, "driver", task_of(working()))
+            for process in [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            driver.wait()
+    subprocess.run(command, check=True)
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -168,26 +213,27 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--passages", type=int, default=16_000)
     parser.add_argument("--clusters", type=int, default=16)
-    parser.add_argument(
-        "--disturb", type=float, default=0, metavar="SECONDS", help="between two kills; 0: none"
-    )
+    parser.add_argument("--disturb", type=float, default=0, metavar="SECONDS", help="between kills; 0: none")
+    parser.add_argument("--kill-driver", type=int, default=0, metavar="TIMES", help="with --disturb")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     cell = cell_of(options.passages, options.clusters)
     if options.one:
-        figures = run(cell, options.nodes[0], options.disturb, options.folder)
-        write_atomically(options.json, json.dumps(figures))
-        return
+        one = run(cell, options.nodes[0], options.disturb, options.folder)
+        return write_atomically(options.json, json.dumps(one))
+    rounds = [(nodes, options.disturb) for nodes in options.nodes]
+    if options.disturb:
+        rounds.insert(0, (options.nodes[0], 0.0))
     found = []
-    for nodes in options.nodes:  # each in a process of its own: a driver joins one cluster
+    for nodes, disturb in rounds:
         work, result = options.folder / "work", options.folder / f"nodes-{nodes}.json"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        more = ["--passages", options.passages, "--clusters", options.clusters, "--disturb", options.disturb]
+        more = ["--passages", options.passages, "--clusters", options.clusters, "--disturb", disturb]
         asked = ["--folder", work, "--nodes", nodes, *more, "--json", result, "--one"]
-        subprocess.run([sys.executable, "-m", "tests.benchmarks.scale.nodes", *map(str, asked)], check=True)
-        found.append(json.loads(result.read_text()))
+        in_own_process([*map(str, asked)], work, options.kill_driver if disturb else 0, found)
+        found.append(json.loads(result.read_text()) | {"killed": kills_of(work / KILLS)})
         shutil.rmtree(work)
     print(table(found))
     same = all(one["digests"] == found[0]["digests"] for one in found)

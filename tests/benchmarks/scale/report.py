@@ -8,8 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.scale.extrapolation import FILES, NODE_CORES, NODES, PASSAGES, plan, requests
+from tests.benchmarks.scale.extrapolation import (
+    FILES,
+    NODE_CORES,
+    NODES,
+    PASSAGES,
+    bytes_of,
+    disk,
+    driver_seconds,
+    encoder,
+    memory,
+    most_disk,
+    plan,
+    requests,
+    what_limits,
+)
 from tests.benchmarks.scale.fits import Point, StageModel, exponent, fit_stage
+from tests.benchmarks.scale.job import CUT, PIECES
+from tests.benchmarks.scale.sizes import Cell
 
 LINEAR, FLAT = 1.05, 1.1
 """The largest exponent of a stage, and the largest growth of the driver's memory."""
@@ -27,7 +43,9 @@ def summary(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Exponents, growth of memory, models and plans: all that follows from the cells."""
     stores = [one for one in cells if one["cell"]["kind"] == "store"]
     models = {name: fit_stage(points) for name, points in _points(cells).items() if len(points) > 2}
-    plans = [plan(models, nodes) for nodes in NODES] if models else []
+    planned = models | encoder(cells)
+    driver = driver_seconds(stores)
+    plans = [plan(planned, nodes, driver_seconds=driver) for nodes in NODES] if models else []
     return {
         "exponents": _exponents(stores),
         "driver_growth": _growth(stores),
@@ -37,8 +55,10 @@ def summary(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "files": FILES,
             "cores_per_node": NODE_CORES,
             "hours": {one.nodes: one.hours for one in plans},
-            "disk_bytes": _disk(stores),
-            "memory_bytes_per_node": _memory(stores),
+            "what_limits": {one.nodes: what_limits(one) for one in plans},
+            "disk_bytes": disk(stores),
+            "most_disk_bytes": most_disk(stores),
+            "memory_bytes_per_node": memory(stores),
             "requests": requests(),
         },
     }
@@ -71,28 +91,12 @@ def _points(cells: Sequence[dict[str, Any]]) -> dict[str, list[Point]]:
     """The measurements of each stage, in CPU seconds: wall time is also that of what else the machine does."""
     points: dict[str, list[Point]] = {}
     for one in cells:
-        for name, figures in one["stages"].items() if one["cell"]["kind"] != "additions" else ():
+        for name, figures in one["stages"].items() if one["cell"]["kind"] in ("store", "corpus") else ():
             seconds = max(1e-3, figures["cpu_seconds"])
-            point = Point(bytes=one["bytes"], files=one["cell"]["files"], seconds=seconds)
+            bytes = bytes_of(name, Cell(**one["cell"]), one["bytes"])
+            point = Point(bytes=bytes, files=one["cell"]["files"], seconds=seconds)
             points.setdefault(name, []).append(point)
     return points
-
-
-def _disk(stores: Sequence[dict[str, Any]]) -> float:
-    """Bytes of a store of 10^9 passages, as the largest one's grow; without scratch."""
-    if not stores:
-        return 0
-    largest = stores[-1]
-    return sum(kind["bytes"] for kind in largest["stored"].values()) * PASSAGES / largest["cell"]["passages"]
-
-
-def _memory(stores: Sequence[dict[str, Any]]) -> float:
-    """The driver, and the largest worker of any stage on each core."""
-    if not stores:
-        return 0
-    stages = stores[-1]["stages"].values()
-    workers = max(figures["worker_bytes"] for figures in stages)
-    return max(figures["driver_bytes"] for figures in stages) + NODE_CORES * workers
 
 
 def tables(cells: Sequence[dict[str, Any]], found: dict[str, Any]) -> str:
@@ -106,7 +110,8 @@ def _tables(cells: Sequence[dict[str, Any]], found: dict[str, Any]) -> Iterator[
     if stores:
         yield ["Seconds (CPU seconds) of each stage, by passages.", *_by_size(stores, found)]
         yield [
-            "Peak memory of the driver and of the largest worker, MB; tasks, and bytes of arguments.",
+            "Peak memory of the driver and of the largest worker, MB; tasks, and bytes of arguments; the longest "
+            "task's part of all tasks' seconds.",
             *_costs(stores),
         ]
     if corpora:
@@ -116,7 +121,8 @@ def _tables(cells: Sequence[dict[str, Any]], found: dict[str, Any]) -> Iterator[
             yield ["Seconds of each addition, in order.", *_additions(one)]
     if found["models"]:
         yield [
-            "The models: seconds of one core per GB, per 1000 files, and always; the largest point held out.",
+            "The models: seconds of one core per GB, per 1000 files, and always; the error at the largest point is "
+            "that of a model of the others.",
             *_models(found),
         ]
         yield [
@@ -160,7 +166,8 @@ def _costs(stores: Sequence[dict[str, Any]]) -> list[str]:
         for one in stores:
             figures = one["stages"][name]
             sizes = f"{figures['driver_bytes'] / 1e6:.0f} + {figures['worker_bytes'] / 1e6:.0f}"
-            row.append(f"{sizes}; {figures['tasks']:,}, {figures['argument_bytes']:,}")
+            longest = figures.get("longest_task", 0) / max(1e-9, figures.get("tasks_seconds", 0))
+            row.append(f"{sizes}; {figures['tasks']:,}, {figures['argument_bytes']:,}; {longest:.0%}")
         lines.append(_row(name, *row))
     kinds = stores[0]["stored"]
     for kind in kinds:
@@ -179,9 +186,11 @@ def _by_files(corpora: Sequence[dict[str, Any]]) -> list[str]:
 
 def _additions(one: dict[str, Any]) -> list[str]:
     seconds = [f"{addition['seconds']:.1f}" for addition in one["additions"]]
+    growth = one["additions"][-1]["seconds"] / one["additions"][0]["seconds"]
     return [
         "",
-        f"{one['cell']['added']:,} passages each, to {one['cell']['passages']:,}: {', '.join(seconds)}",
+        f"{one['cell']['added']:,} passages each, to {one['cell']['passages']:,}: {', '.join(seconds)} "
+        f"(the last over the first: {growth:.2f})",
     ]
 
 
@@ -201,14 +210,13 @@ def _arithmetic(found: dict[str, Any]) -> list[str]:
     lines = _head("hours", *(f"{nodes} nodes" for nodes in hours))
     for name in next(iter(hours.values())):
         lines.append(_row(name, *(f"{by_stage[name]:.2f}" for by_stage in hours.values())))
-    lines.append(
-        _row("**all but the encoder**", *(f"{sum(by_stage.values()):.1f}" for by_stage in hours.values()))
-    )
-    slowest = (max(by_stage, key=lambda name: by_stage[name]) for by_stage in hours.values())
-    lines.append(_row("what limits", *slowest))
+    lines.append(_row("**all**", *(f"{sum(by_stage.values()):.1f}" for by_stage in hours.values())))
+    lines.append(_row("what limits", *body["what_limits"].values()))
     asked = sum(body["requests"].values())
-    rates = (f"{asked:,} ({asked / 3600 / sum(by_stage.values()):.0f}/s)" for by_stage in hours.values())
-    lines.append(_row("requests for a corpus on S3", *rates))
+    reading = [sum(by_stage.get(name, 0) for name in (PIECES, CUT)) for by_stage in hours.values()]
+    rates = (f"{asked:,} ({asked / 3600 / max(1e-9, of_reading):.0f}/s)" for of_reading in reading)
+    lines.append(_row("requests for a corpus on S3, while it is read", *rates))
     lines.append(_row("disk, TB", *(f"{body['disk_bytes'] / 1e12:.2f}" for _ in hours)))
+    lines.append(_row("disk at most, TB", *(f"{body['most_disk_bytes'] / 1e12:.2f}" for _ in hours)))
     lines.append(_row("memory per node, GB", *(f"{body['memory_bytes_per_node'] / 1e9:.0f}" for _ in hours)))
     return lines

@@ -11,8 +11,10 @@ class Cell:
     """One measurement."""
 
     name: str
-    kind: Literal["store", "corpus", "additions"]
-    """``store``: every stage. ``corpus``: those that see the corpus's files. ``additions``: a store, then additions."""
+    kind: Literal["store", "corpus", "additions", "encoder"]
+    """``store``: every stage. ``corpus``: those that see the corpus's files. ``additions``: a store, then additions.
+    ``encoder``: those that see the files, and the real embeddings, through the actors that a large store has.
+    """
     passages: int
     files: int
     additions: int = 0
@@ -22,6 +24,8 @@ class Cell:
     """Coarse nodes, and leaves per node."""
     sample: int
     """Each node of the tree is fitted on at most so many passages."""
+    characters: int = 2_000_000
+    """The tokenizer is trained on so much text."""
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
@@ -37,6 +41,9 @@ LARGE_BYTES = {"small": 128 << 20, "real": 5_000_000_000}
 ADDITIONS = {"small": (4, 500), "real": (64, 1_000)}
 TREE = {"small": (16, 4_000), "real": (64, 100_000)}
 """Clusters and sample. The sample is the smallest store, so that fitting a node does not grow with the store."""
+TOKENIZER_SHARE = {"small": 2, "real": 10}
+"""Of a store's text the tokenizer is trained on one part of so many: at the real sizes up to nearly the default."""
+ENCODED = {"small": 1_000, "real": 4_000}
 STORE_FILE = 4_000
 """Passages per file in the stores' corpora."""
 
@@ -51,6 +58,7 @@ def cells(size: str, *, large_bytes: int | None = None, additions: int | None = 
     """
     clusters, sample = TREE[size]
     tree = {"clusters": clusters, "sample": sample}
+    share = TOKENIZER_SHARE[size]
     number, added = ADDITIONS[size]
     number = number if additions is None else additions
     large = large_bytes or LARGE_BYTES[size]
@@ -60,6 +68,7 @@ def cells(size: str, *, large_bytes: int | None = None, additions: int | None = 
             kind="store",
             passages=passages,
             files=-(-passages // STORE_FILE),
+            characters=passages * CHARACTERS // share,
             **tree,
         )
         for passages in STORES[size]
@@ -80,5 +89,7 @@ def cells(size: str, *, large_bytes: int | None = None, additions: int | None = 
         Cell(name=f"files-{files}", kind="corpus", passages=FILE_PASSAGES, files=files, **tree)
         for files in FILES
     ]
+    encoded = ENCODED[size]
+    found.append(Cell(name=f"encoder-{encoded}", kind="encoder", passages=encoded, files=4, **tree))
     found.append(Cell(name=f"large-{large}", kind="corpus", passages=large // CHARACTERS, files=1, **tree))
     return found

@@ -6,11 +6,14 @@ drop (resident less shared).
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -36,13 +39,20 @@ class Figures:
     tasks: int = 0
     argument_bytes: int = 0
     largest_argument: int = 0
+    longest_task: float = 0
+    """Seconds."""
+    tasks_seconds: float = 0
+    """Of all tasks together."""
 
 
 class Watch(threading.Thread):
     """Watches from ``start()`` until ``stop()``."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
+        self.most_disk_bytes = 0
+        """The most that was on the disk of `folder` at once, beyond what was there at the start."""
+        self._folder, self._free = folder, shutil.disk_usage(folder).free
         self.stages: dict[str, Figures] = {}
         self._stack = [UNWATCHED]
         self._driver = psutil.Process()
@@ -86,7 +96,11 @@ class Watch(threading.Thread):
                 figures.tasks += len(sizes)
                 figures.argument_bytes += sum(sizes)
                 figures.largest_argument = max([figures.largest_argument, *sizes])
-                return run(function, arguments, **options)
+                found = run(_timed(function), arguments, **options)
+                took = [seconds for seconds, _ in found]
+                figures.tasks_seconds += sum(took)
+                figures.longest_task = max([figures.longest_task, *took])
+                return [result for _, result in found]
 
         return call
 
@@ -108,6 +122,8 @@ class Watch(threading.Thread):
                 figures.driver_bytes = max(figures.driver_bytes, _memory(self._driver))
                 figures.worker_bytes = max([figures.worker_bytes, *sizes])
                 figures.workers_bytes = max(figures.workers_bytes, sum(sizes))
+            used = self._free - shutil.disk_usage(self._folder).free
+            self.most_disk_bytes = max(self.most_disk_bytes, used)
             self._own = time.thread_time()
             time.sleep(EVERY)
 
@@ -134,6 +150,18 @@ class Watch(threading.Thread):
     def _find(self) -> list[psutil.Process]:
         """Ray's workers below this process."""
         return [child for child in self._driver.children(recursive=True) if _is_worker(child)]
+
+
+def _timed(function: Callable[..., Any]) -> Callable[..., tuple[float, Any]]:
+    """The function, which also says how many seconds it took."""
+
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> tuple[float, Any]:
+        begun = time.monotonic()
+        result = function(*arguments, **options)
+        return time.monotonic() - begun, result
+
+    return call
 
 
 def _is_worker(process: psutil.Process) -> bool:
