@@ -81,6 +81,7 @@ function mixtures(surface) {
   return surface.sets.map((name, number) => ({
     type: "scatter", mode: "markers", name, marker: style(number).marker,
     x: aboveMean(predicted[number]), y: aboveMean(surface.trained[number]),
+    error_y: { type: "data", array: (surface.trained_sd || [])[number] || [], visible: Boolean(surface.trained_sd), thickness: 1 },
     text: surface.mixtures.map(mixture => `mixture ${mixture}`),
   }));
 }

@@ -100,8 +100,8 @@ def _surface(surface: dict[str, Any] | None) -> str:
     count = f"{len(surface['mixtures'])} of {surface['of']}"
     return f"""<h2>Do the losses of a soup rank mixtures?</h2>
 <p class="dim">{count} random mixtures, with a model trained on each. A point is a mixture and a set: the loss of the
-first method's model of the mixture, above its mean over mixtures, and that of the trained model. Spearman's rank
-correlation, mean over sets and seeds, ± its bootstrap error over mixtures: {escape(ranks)}.</p>
+first method's model of the mixture, above its mean over mixtures, and that of the trained model (± over seeds).
+Spearman's rank correlation, mean over sets and seeds, ± its bootstrap error over mixtures: {escape(ranks)}.</p>
 <div id="surface" class="chart" role="img" aria-label="Losses of trained models by those of the soup"></div>"""
 
 
