@@ -162,9 +162,10 @@ def _addition_folder(corpus: Corpus, store: Path) -> Path:
     """
     additions = additions_folder(store)
     there = sorted(path for path in additions.glob("[0-9]*") if path.is_dir())
+    digest = corpus.digest  # of all its files' names
     for folder in there:
         passages = folder / "passages"
-        if passages.exists() and read_manifest(passages, "passages").inputs["corpus"] == corpus.digest:
+        if passages.exists() and read_manifest(passages, "passages").inputs["corpus"] == digest:
             return folder
     if there and not (there[-1] / "domains").exists():
         if (there[-1] / "passages").exists():

@@ -107,7 +107,8 @@ def _fit(
     check_enough_passages(sum(rows), settings)
     gpus = 1 if settings.use_gpu else 0
     threads = free_cores()
-    [root] = run_tasks(fit_root, [(folders, rows, settings, threads)], num_cpus=threads, num_gpus=gpus)
+    asked = (folders, share(rows), settings, threads)
+    [root] = run_tasks(fit_root, [asked], num_cpus=threads, num_gpus=gpus)
     coarse_CD = root["centroids_kD"]
     shared_CD = share(coarse_CD)
     # All passages where they are no more than all nodes' samples; else the same share of each part.

@@ -13,6 +13,7 @@ from pipeline.corpus import large_files
 from pipeline.corpus.accounts import Tally
 from pipeline.corpus.documents import Corpus, CorpusFile
 from pipeline.domains import build as domains
+from pipeline.domains import fitting
 from pipeline.domains.fitting import TreeSettings
 from pipeline.domains.scatter import Folders
 from pipeline.passages import build as passages
@@ -42,15 +43,16 @@ def recorded(monkeypatch):
     def run_tasks(function, arguments, **_):
         name = function.__name__
         found[name] = [len(pickle.dumps(one)) for one in arguments]
-        if name in ("write_part", "write_node"):
+        if name in ("write_part", "write_node", "fit_root"):
             raise Enough
         if name == "count_line_ends":
             return [(1, start) for _, _, start, _ in arguments]
         return [results.get(name)] * len(arguments)
 
-    for module in (passages, large_files, domains):
+    for module in (passages, large_files, domains, fitting):
         monkeypatch.setattr(module, "run_tasks", run_tasks)
-    monkeypatch.setattr(domains, "share", lambda value: b"a reference")
+    for module in (domains, fitting):
+        monkeypatch.setattr(module, "share", lambda value: b"a reference")
     return found
 
 
@@ -100,6 +102,21 @@ def test_of_tasks_that_read_a_corpus(recorded, tmp_path, monkeypatch, size, many
     assert largest[many].get("count_line_ends", 0) <= largest[FEW].get("count_line_ends", 0) + 16
     # A part of a bounded number of rows takes them from a bounded number of shards.
     assert sum(recorded["write_part"]) < 200 * tasks + 1000 * len(recorded["write_part"])
+
+
+def test_of_the_task_that_fits_the_root(recorded, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "free_cores", lambda: 2)
+    settings = TreeSettings(coarse_clusters=2, leaf_clusters=2, kmeans=KMeansSettings(), sample=9, seed=0)
+    folders = Folders(passages="p", embeddings="e", tokenizer="t", work=str(tmp_path))
+    folders.scratch.mkdir()
+    sizes = []
+    for number in (FEW, MANY):
+        with pytest.raises(Enough):
+            fitting.fit_tree(
+                folders, [Path("part")] * number, [4000] * number, settings, lambda done, total: None
+            )
+        sizes.append(recorded["fit_root"])
+    assert sizes[0] == sizes[1]
 
 
 def test_of_tasks_that_write_domains(recorded, tmp_path, monkeypatch):
