@@ -1,7 +1,7 @@
 """Models fine-tuned on more and more text of the sets (the paper's Figure 6): measured, collected, and said in words.
 
-A model learns from the texts that its method may see, with early stopping on a fifth of them, as `specialize` does with
-its method fine-tuned; it is measured on the others.
+A model learns from the texts that its method may see, with early stopping by a fifth of them, of other documents, as
+`specialize` does with its method fine-tuned; it is measured on the others.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from flows.comparison.sets import MeasuredSet, targets
 from flows.comparison.spread import spread
+from pipeline.specialists.folds import in_turn
 from soe_model.methods.flat import FlatMethod
 from soe_model.methods.method import Instance
 from soe_model.specialists.coefficient_learning import Learning, two_sides
@@ -59,11 +58,11 @@ def fine_tuned(
         for number in tokens:
             point: dict[str, Any] = {"tokens": number, "sets": {}}
             for one, instance in zip(targets(sets), instances, strict=False):
-                windows_nL1 = _windows(one, number)
-                if len(windows_nL1) > 1:
-                    name = f"{len(windows_nL1)} windows of {one.name}"
+                rows = _rows(one, number)
+                if len(rows) > 1:
+                    name = f"{len(rows)} windows of {one.name}"
                     if name not in found:
-                        found[name] = _after(method, instance, one, windows_nL1, seed)
+                        found[name] = _after(method, instance, one, rows, seed)
                         write_atomically(kept, json.dumps(found))
                     point["sets"][one.name] = found[name]
             points.append(point)
@@ -72,15 +71,28 @@ def fine_tuned(
     return {"said": "", "points": points}
 
 
-def _windows(one: MeasuredSet, tokens: int) -> torch.Tensor:
-    """The first windows of a set, of so many tokens; two at least, as one of them says when to stop."""
-    return one.choosing_nL1[: max(2, tokens // (one.choosing_nL1.shape[1] - 1))]
+def _rows(one: MeasuredSet, tokens: int) -> list[int]:
+    """Rows of a set's windows, of so many tokens: one of each document, then another of each. Two at least, as one of
+    them says when to stop.
+    """
+    number = max(2, tokens // (one.choosing_nL1.shape[1] - 1))
+    if one.document_n is None:
+        return list(range(len(one.choosing_nL1)))[:number]
+    members: dict[int, list[int]] = {}
+    for row, document in enumerate(one.document_n):
+        members.setdefault(document, []).append(row)
+    documents = [*members.values()]
+    turns = in_turn([len(rows) for rows in documents])
+    return sorted(documents[document][row] for document, row in turns[:number])
 
 
 def _after(
-    method: FlatMethod, instance: Instance, one: MeasuredSet, windows_nL1: torch.Tensor, seed: int
+    method: FlatMethod, instance: Instance, one: MeasuredSet, rows: list[int], seed: int
 ) -> dict[str, Any]:
-    tuned, learned = method.fine_tune(instance, *two_sides(windows_nL1), replace(LEARNING, seed=seed))
+    windows_nL1 = one.choosing_nL1[rows]
+    documents = None if one.document_n is None else [one.document_n[row] for row in rows]
+    sides = two_sides(windows_nL1, documents)
+    tuned, learned = method.fine_tune(instance, *sides, replace(LEARNING, seed=seed))
     losses = method.loss(tuned, one.evaluation_nL1).tolist()
     if not all(map(math.isfinite, losses)):
         raise UserError(f"after fine-tuning on {one.name} its loss is not finite.")
@@ -98,7 +110,7 @@ def windows_read(method: FlatMethod, sets: list[MeasuredSet], tokens: Sequence[i
         return 0.0
     read = 0.0
     for one in targets(sets):
-        for windows in {len(_windows(one, number)) for number in tokens}:
+        for windows in {len(_rows(one, number)) for number in tokens}:
             looks = 1 + LEARNING.steps // LEARNING.check_every
             read += BACKWARD * LEARNING.steps * min(LEARNING.batch_size, windows)
             read += looks * math.ceil(windows / 5) + len(one.evaluation_nL1)

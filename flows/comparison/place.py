@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,17 @@ class Place:
 
     def cell(self, pretraining: Pretraining, contender: Contender) -> Stage:
         tokens = self.tuned_on(contender)
-        tuned = {"fine_tune_tokens": list(tokens)} if tokens else {}
+        tuned = {"fine_tune_tokens": list(tokens), "stopping": "documents"} if tokens else {}
         chosen = {"points": self.points} | tuned
         return stage_of(self.folder / "cells", KIND, pretraining, contender, self.sets_digest, chosen)
+
+    def is_left_to_tune(self, trained: Sequence[Pretraining]) -> bool:
+        """Whether a cell is not finished that has fine-tuning."""
+        return any(
+            self.tuned_on(contender) and self.cell(one, contender).finished is None
+            for one in trained
+            for contender in one.contenders
+        )
 
     def training(self, pretraining: Pretraining) -> Stage:
         return open_stage(

@@ -9,7 +9,7 @@ seed), results.json and comparison.html. The same command goes on where an earli
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ from flows.comparison.further import Question, follows_weights
 from flows.comparison.measuring import FINISHED
 from flows.comparison.place import Place
 from flows.comparison.pretrainings import Pretraining, pretrainings
+from flows.comparison.read_sets import KIND as SETS
+from flows.comparison.read_sets import with_documents, write_sets
 from flows.comparison.report import by_number, by_size, choices, few_texts, surface
 from flows.comparison.report.compared import Compared
 from flows.comparison.report.figures import figures
 from flows.comparison.report.page import write_page
 from flows.comparison.report.results import collect
-from flows.comparison.sets import KIND as SETS
-from flows.comparison.sets import MeasuredSet, load_sets, targets, write_sets
+from flows.comparison.sets import MeasuredSet, load_sets, targets
 from flows.jobs import runner
 from flows.settings import CompareMethods
 from flows.training.run_record import claim_run, claimed
@@ -93,6 +94,8 @@ def run(settings: CompareMethods) -> dict[str, Any]:
         )
         if not begun:
             claim_run(folder, facts | {"steps": steps})
+        if place.is_left_to_tune(todo):  # which stops by other documents
+            place = replace(place, sets=with_documents(chosen, store, sets))
         cells = run_cells(place, todo, seconds)
         shown = with_specialized(place, chosen, todo, cells)
         report = collect(chosen, sets, shown, tokens=steps * step_tokens(chosen), digest=store.digest)

@@ -21,6 +21,7 @@ from flows.specialists.refine import refined_coefficients
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import reload_embedder
 from pipeline.specialists.domain_weights import Assignment, Rule, assign_to_domains
+from pipeline.specialists.folds import documents_of_windows
 from pipeline.specialists.sets import SpecialistSet
 from pipeline.stream.replay import generic_windows
 from soe_model.files.soup import SoupOfExperts
@@ -177,7 +178,11 @@ class SpecialistMaker:
         self, one: SpecialistSet, start_N: torch.Tensor, instance_P: torch.Tensor, method: Method
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         windows_nL1 = self.meter.windows(one.texts)
-        sides = two_sides(windows_nL1)
+        tokens = [len(ids) for ids in self.meter.tokenizer.encode(one.texts)]
+        length = windows_nL1.shape[1] - 1
+        sides = two_sides(
+            windows_nL1, documents_of_windows(tokens, one.documents, len(windows_nL1), length).tolist()
+        )
         if not len(sides[0]):
             raise UserError(
                 f"specialist set {one.name} has {len(windows_nL1)} windows of {windows_nL1.shape[1] - 1} tokens; "

@@ -67,6 +67,20 @@ def deal(texts: Sequence[str], documents: Sequence[int] | None = None, *, seed: 
     return Folds(unit_N=unit_N, fold_U=fold_U, of=of)
 
 
+def documents_of_windows(
+    tokens_N: Sequence[int], documents: Sequence[int] | None, windows: int, length: int
+) -> np.ndarray:
+    """The document that each window of packed texts begins in, int64 ``[windows]``.
+
+    Args:
+        tokens_N: of each text, with that which ends it.
+        documents: as in :func:`deal`.
+        length: L, of a window.
+    """
+    document_N = np.arange(len(tokens_N)) if documents is None else np.asarray(documents, np.int64)
+    return document_N[np.searchsorted(np.cumsum(tokens_N), np.arange(windows) * length, side="right")]
+
+
 def in_turn(counts: Sequence[int], *, seed: int = 0) -> list[tuple[int, int]]:
     """Pairs of a unit and one of its so many rows: a row of each unit, then another of each, any first."""
     random = np.random.default_rng(seed)

@@ -25,7 +25,7 @@ from flows.comparison.further import follows_weights, stage_of
 from flows.comparison.measuring import FINISHED
 from flows.comparison.place import RESULT, Place
 from flows.comparison.pretrainings import Pretraining
-from flows.comparison.sets import weights_of
+from flows.comparison.read_sets import weights_of
 from flows.comparison.training import Training
 from flows.reporting.progress import progress
 from flows.settings import CompareMethods

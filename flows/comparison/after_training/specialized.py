@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +27,8 @@ from flows.comparison.further import FURTHER, stage_of
 from flows.comparison.measuring import FINISHED
 from flows.comparison.place import RESULT, Place
 from flows.comparison.pretrainings import Pretraining
-from flows.comparison.sets import GENERIC, MeasuredSet, embedder_of, read_sets, targets
+from flows.comparison.read_sets import embedder_of, read_again
+from flows.comparison.sets import GENERIC, MeasuredSet, targets
 from flows.comparison.training import Training
 from flows.reporting.progress import progress
 from flows.settings import CompareMethods
@@ -39,7 +40,6 @@ from pipeline.embeddings.build import embed_texts
 from pipeline.specialists.domain_weights import Assignment, assign_to_domains
 from pipeline.specialists.sets import SpecialistSet
 from pipeline.tasks import run_tasks
-from pipeline.tokenizer import load_tokenizer
 from soe_model.files.soup import SoupOfExperts
 from soe_model.files.write_soup import write_soup
 from soe_model.methods.soup import Soup
@@ -112,17 +112,8 @@ def _stage(place: Place, pretraining: Pretraining, contender: Contender) -> Stag
 
 
 def _texts(place: Place, settings: CompareMethods) -> Texts:
-    store, measured = place.store(), targets(place.sets)
-    tokenizer = load_tokenizer(store.folder.parent / "tokenizer")
-    found = {one.name: one for one in read_sets(settings, store)}
-    for one in measured:
-        texts, length = found[one.name].texts if one.name in found else [], one.choosing_nL1.shape[1] - 1
-        if tokenizer.encode_windows(texts, length).tolist() != one.choosing_nL1.tolist():
-            raise UserError(
-                f"the texts of the set {one.name!r} are no longer those that the comparison began with: put them back, "
-                "or give the comparison another name."
-            )
-    sets = [replace(found[one.name], evaluation=[]) for one in measured]
+    store = place.store()
+    sets = read_again(settings, store, targets(place.sets))
     return Texts(sets=sets, assignments=[_placed(store, one.texts) for one in sets])
 
 

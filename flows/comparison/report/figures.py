@@ -49,8 +49,8 @@ def figures(of: Compared) -> list[dict[str, str]]:
 
 
 def _curves(of: Compared) -> list[Claim] | str:
-    """Figure 4: the soup's loss is the least, and on the generic mixture almost generic's; several trainings of a method
-    have as many tokens in all.
+    """Figure 4: the soup's loss is the least, and on the generic mixture almost generic's; several trainings of a
+    method have as many tokens in all.
     """
     if not of.has(SOUP, GENERIC):
         return "soup and generic were not both trained to their end"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from flows.comparison import fine_tuning
 from flows.comparison.cells import train_and_measure
 from flows.comparison.contenders import contenders
-from flows.comparison.fine_tuning import NOT_ONE, curve_of, fine_tuned, in_words, windows_read
+from flows.comparison.fine_tuning import NOT_ONE, _rows, curve_of, fine_tuned, in_words, windows_read
 from flows.comparison.place import Place
 from flows.comparison.sets import targets
 from soe_model.methods.flat import FlatMethod
@@ -125,3 +126,13 @@ def test_the_words_say_how_much_text_generic_needs():
     assert smear == "smear: not one model, and not fine-tuned."
     assert "does not reach" in in_words([row("generic", 3.3, 3.2, 3.1), soup])[1]
     assert in_words([routed]) == in_words([{"method": "pareto"}]) == []
+
+
+def test_the_windows_are_of_as_many_documents_as_there_are(store):
+    documents = [5, 5, 5, 5, 5, 5, 7, 8, 8]
+    one = replace(toy.toy_sets(store)[0], choosing_nL1=torch.zeros(9, 9), document_n=documents)
+    two = _rows(one, 0)
+    assert two == _rows(one, 16) and len({documents[row] for row in two}) == len(two) == 2
+    rows = _rows(one, 5 * 8)
+    assert {one.document_n[row] for row in rows} == {5, 7, 8} and sum(row >= 6 for row in rows) == 3
+    assert _rows(one, 1000) == list(range(9))

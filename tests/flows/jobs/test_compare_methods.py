@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main as cli
-from flows.comparison import sets
+from flows.comparison import read_sets
 from flows.comparison.after_training import multiple_choice
+from flows.comparison.sets import load_sets
 from flows.jobs import compare_methods as job
 from flows.prefect_flows import comparison_artifacts
 from flows.settings import CompareMethods
+from pipeline.remote.store import open_store
+from storage_schema.layout import store_folder
 from storage_schema.manifest import StoreError
 from tests.flows.built_store import write_corpus
 
@@ -49,6 +52,16 @@ def test_it_ends_with_a_page(compared, chosen):
     verdicts = {one["figure"]: one["said"] for one in report["figures"]}
     assert len(verdicts) == 9 and "not both measured with one model for several sets" in verdicts["Figure 10"]
     assert compared["answer"][0].startswith("On 1 far set") and compared["page"].endswith("comparison.html")
+
+
+def test_fine_tuning_knows_the_documents_of_the_windows(compared, chosen):
+    store = open_store(str(store_folder(chosen.store)))
+    kept = load_sets(Path(compared["folder"]) / "sets")
+    pets, generic = read_sets.with_documents(chosen.of_size(), store, kept)
+    assert generic.document_n is None and len(pets.document_n) == len(pets.choosing_nL1)
+    assert len(set(pets.document_n)) > 5 and pets.document_n == sorted(pets.document_n)
+    for manifest in Path(compared["folder"]).glob("cells/*/manifest.json"):
+        assert json.loads(manifest.read_text())["configuration"]["stopping"] == "documents"
 
 
 def test_the_prefect_run_shows_the_answer_and_links_the_page(compared, chosen, monkeypatch):
@@ -195,7 +208,7 @@ def test_the_texts_of_a_set_may_lie_in_another_field(built, chosen, tmp_path, mo
         read.extend(texts)
         raise Enough
 
-    monkeypatch.setattr(sets, "embed_texts", embed_texts)
+    monkeypatch.setattr(read_sets, "embed_texts", embed_texts)
     update = {"texts": {"a": str(tmp_path / "a.jsonl")}, "text_field": "content", "name": str(tmp_path / "c")}
     with pytest.raises(Enough):
         job.run(chosen.model_copy(update=update))

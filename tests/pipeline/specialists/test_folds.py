@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.specialists.domain_weights import Assignment
-from pipeline.specialists.folds import deal, halves, in_turn
+from pipeline.specialists.folds import deal, documents_of_windows, halves, in_turn
 
 TEXTS = [f"text {number}" for number in range(12)]
 
@@ -73,3 +73,8 @@ def test_a_text_does_not_choose_the_weights_that_it_is_measured_with(text):
         )
         histograms.append(assignment.weights_of(folds.fold_N != folds.fold_N[text]))
     assert all(np.array_equal(histograms[0], other) for other in histograms)
+
+
+def test_a_window_is_of_the_document_that_it_begins_in():
+    assert documents_of_windows([5, 3, 8, 4], [4, 4, 9, 2], windows=4, length=4).tolist() == [4, 4, 9, 9]
+    assert documents_of_windows([5, 3, 8, 4], None, windows=3, length=5).tolist() == [0, 1, 2]

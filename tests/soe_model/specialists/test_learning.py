@@ -143,10 +143,25 @@ def test_too_little_to_learn_from_is_refused(soup, windows):
         Learning(learning_rate=0)
 
 
-def test_what_stops_is_spread_over_the_texts_and_not_learned_from():
-    learn_n, stop_n = two_sides(torch.arange(11))
-    assert stop_n.tolist() == [0, 10] and learn_n.tolist() == list(range(1, 10))
+def test_what_stops_is_of_documents_that_are_not_learned_from():
+    """Else a model is trained until it knows the documents, and no others."""
+    learn_n, stop_n = two_sides(torch.arange(11), [7] * 6 + [2] * 1 + [9] * 2 + [4] * 2)
+    assert stop_n.tolist() == [6, 9, 10] and learn_n.tolist() == [0, 1, 2, 3, 4, 5, 7, 8]
+    learn_n, stop_n = two_sides(torch.arange(10), [*range(10)])
+    assert stop_n.tolist() == [0, 1] and len(learn_n) == 8
+    learn_n, stop_n = two_sides(torch.arange(11), [0] * 10 + [1])  # one document is left to learn from
+    assert stop_n.tolist() == [10] and len(learn_n) == 10
+
+
+@pytest.mark.parametrize("document_n", [None, [3] * 11])
+def test_of_one_document_its_end_stops(document_n):
+    learn_n, stop_n = two_sides(torch.arange(11), document_n)
+    assert stop_n.tolist() == [9, 10] and learn_n.tolist() == list(range(9))
+
+
+def test_of_one_window_nothing_is_learned():
     assert [len(side) for side in two_sides(torch.arange(1))] == [0, 1]
+    assert [len(side) for side in two_sides(torch.arange(1), [5])] == [0, 1]
 
 
 def test_an_epoch_has_every_window_once(windows):

@@ -11,8 +11,9 @@ import torch
 from flows.comparison.cells import train_and_measure
 from flows.comparison.further import FURTHER
 from flows.comparison.measuring import FINISHED
+from flows.comparison.read_sets import _of_few
 from flows.comparison.report import few_texts
-from flows.comparison.sets import _of_few, load_sets, save_sets
+from flows.comparison.sets import load_sets, save_sets
 from tests.flows.comparison import toy
 
 
@@ -35,10 +36,10 @@ def sets_of_few(store):
 def test_few_texts_are_taken_from_all_of_them_and_none_twice(store, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "flows.comparison.sets.assign_to_domains",
+        "flows.comparison.read_sets.assign_to_domains",
         lambda vectors_ND, tree: drawn.append(vectors_ND[:, 0].tolist()),
     )
-    monkeypatch.setattr("flows.comparison.sets._weights", lambda assignment, windows_K: torch.zeros(4))
+    monkeypatch.setattr("flows.comparison.read_sets._weights", lambda assignment, windows_K: torch.zeros(4))
     found = _of_few(np.arange(12.0)[:, None], store, np.ones(4))
     assert drawn == [[0], [1], [2], [0, 4, 8], [1, 5, 9], [2, 6, 10], list(range(10))]
     assert {number: len(weights) for number, weights in found.items()} == {1: 3, 3: 3, 10: 1}

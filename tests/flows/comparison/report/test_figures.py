@@ -96,7 +96,7 @@ CASES = {
     "Figure 4": (
         {},
         [("soup", 3.0, {}), ("generic", 3.4, {}), ("crisp", 2.5, {}), ("domain-experts", 3.2, {})],
-        "on the generic mixture, the soup's less 0.02 lies 0.020 ± 0.005 below generic's; on all, the soup's lies 0.200",
+        "mixture, the soup's less 0.02 lies 0.020 ± 0.005 below generic's; on all, the soup's lies 0.200",
         [("soup", 3.0, {}), ("generic", 2.8, {})],
         "sets lies 0.200",
     ),
