@@ -40,7 +40,7 @@ OF_THE_LAW = {
 """Settings of pretrain-soe that say how mixtures are drawn, for methods that train on drawn ones."""
 
 
-LABEL = re.compile(r"[a-z0-9-]+(:[A-Za-z0-9_-]{1,40})?")
+LABEL = re.compile(r"[a-z0-9-]+(:[A-Za-z0-9._-]{1,200})?")
 """Of an entry; it names files too."""
 MIXTURE = "mixture-"
 """Begins the labels of models that are trained on one random mixture each."""
@@ -109,8 +109,8 @@ def _labels(settings: CompareMethods) -> list[str]:
         raise UserError(f"{fault}; name each once, a second form of a method as NAME:WORD.")
     if wrong := [label for label in labels if not LABEL.fullmatch(label)]:
         raise UserError(
-            f"{wrong[0]!r} in methods names no entry: give NAME or NAME:WORD, a word of at most 40 letters, digits, - "
-            "and _."
+            f"{wrong[0]!r} in methods names no entry: give NAME or NAME:WORD, a word of letters, digits, '.', '-' and "
+            "'_'."
         )
     if unknown := sorted(settings.options.keys() - set(labels)):
         raise UserError(f"options are of {unknown[0]!r}, which is not in methods: {', '.join(labels)}.")

@@ -105,7 +105,7 @@ def _after(
 
 
 def windows_read(method: FlatMethod, sets: list[MeasuredSet], tokens: Sequence[int]) -> float:
-    """How many windows pass forward through a model in :func:`fine_tuned` at most."""
+    """About how many windows pass forward through a model in :func:`fine_tuned`, if none stops early."""
     if method.routed:
         return 0.0
     read = 0.0

@@ -15,7 +15,7 @@ from flows.comparison.contenders import Contender
 from flows.comparison.fine_tuning import fine_tuned
 from flows.comparison.sets import MeasuredSet, targets
 from flows.comparison.training import Stored, Training
-from soe_model.methods.method import Instance, Trained
+from soe_model.methods.method import Instance
 from soe_model.specialists.evaluation import window_losses
 from soe_model.training.step import NonFiniteLoss
 from storage_schema.errors import UserError
@@ -100,8 +100,7 @@ def _at(
 ) -> tuple[dict[str, Any], list[Instance]]:
     """Losses of each window of the sets at one point, the time of a specialist and of a token, and the models."""
     method = contender.method
-    kept, spent = training.at(point)
-    trained: list[Trained] = [one.loaded() if isinstance(one, Stored) else one for one in kept]
+    trained, spent = training.at(point)
     begun = time.perf_counter()
     of_sets = targets(sets)
     instances = list(
@@ -111,7 +110,8 @@ def _at(
             [one.choosing_nL1 for one in of_sets],
         )
     )
-    seconds = (time.perf_counter() - begun) / len(of_sets)
+    loading = sum(sum(one.loading) for one in trained if isinstance(one, Stored))
+    seconds = (time.perf_counter() - begun - loading) / len(of_sets)
     seconds += sum(
         training.record(run)["seconds_to_models"] for run in training.pretraining.runs if run.soup.num_experts
     )

@@ -56,14 +56,18 @@ class Place:
 
     def cell(self, pretraining: Pretraining, contender: Contender) -> Stage:
         tokens = self.tuned_on(contender)
-        tuned = {"fine_tune_tokens": list(tokens), "stopping": "documents"} if tokens else {}
+        tuned: dict[str, Any] = {"fine_tune_tokens": list(tokens)} if tokens else {}
+        if tokens and not contender.method.routed:
+            tuned["stopping"] = "documents"
         chosen = {"points": self.points} | tuned
         return stage_of(self.folder / "cells", KIND, pretraining, contender, self.sets_digest, chosen)
 
     def is_left_to_tune(self, trained: Sequence[Pretraining]) -> bool:
         """Whether a cell is not finished that has fine-tuning."""
         return any(
-            self.tuned_on(contender) and self.cell(one, contender).finished is None
+            self.tuned_on(contender)
+            and not contender.method.routed
+            and self.cell(one, contender).finished is None
             for one in trained
             for contender in one.contenders
         )

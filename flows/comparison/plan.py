@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from flows.comparison.cells import side_by_side
+from flows.comparison.cells import failed, side_by_side
 from flows.comparison.contenders import Contender, is_mixture, step_tokens
 from flows.comparison.fine_tuning import BACKWARD, windows_read
 from flows.comparison.place import Place, finished
@@ -130,7 +130,7 @@ def measure(pretraining: Pretraining, store_place: str, store_parts: int, cores:
     try:
         return _timed(pretraining, store_place, store_parts)
     except Exception as error:
-        print(f"{', '.join(pretraining.labels)}: not timed: {error}", flush=True)
+        failed(pretraining, pretraining.contenders[0], error)
         return Pace(training=1.0, window=0.0)
 
 

@@ -99,8 +99,8 @@ def read_again(
         texts, length = found[one.name].texts if one.name in found else [], one.choosing_nL1.shape[1] - 1
         if tokenizer.encode_windows(texts, length).tolist() != one.choosing_nL1.tolist():
             raise UserError(
-                f"the texts of the set {one.name!r} are no longer those that the comparison began with: put them back, "
-                "or give the comparison another name."
+                f"the texts of the set {one.name!r} are no longer those that the comparison began with, which "
+                "fine-tuning and specialists need: put them back, or give the comparison another name."
             )
     return [replace(found[one.name], evaluation=[]) for one in measured]
 
@@ -169,6 +169,7 @@ def read_sets(settings: CompareMethods, store: DomainStore) -> list[SpecialistSe
             max_texts=settings.max_texts,
             evaluation_passages=settings.evaluation_passages,
             max_sets=settings.max_sets or 16,
+            num_volumes=len(store.volumes),
         )
     names = [one.name for one in found]
     if not found:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,15 @@ class Stored:
     run: Run
     begun: Trained | None
     file: Path
+    loading: list[float] = field(default_factory=list)
+    """Seconds of each time that it was filled."""
 
     def instantiate(self, domain_weights_WK: torch.Tensor) -> Instances:
-        return self.loaded().instantiate(domain_weights_WK)
-
-    def loaded(self) -> Learner:
+        clock = time.perf_counter()
         learner = self.method.begin(self.run, self.begun)
         learner.load_state_dict(load_file(self.file))
-        return learner
+        self.loading.append(time.perf_counter() - clock)
+        return learner.instantiate(domain_weights_WK)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from flows.jobs import runner
 from flows.reporting.progress import progress
 from flows.settings import Specialize
 from flows.specialists.maker import SpecialistMaker
-from flows.specialists.methods import method_of, with_method
+from flows.specialists.methods import BY_LEARNING, method_of, with_method
 from flows.specialists.soups import soup_to_read
 from flows.specialists.twin import check_twin, open_twin
 from pipeline.specialists.held_out import generic_evaluation, held_out_sets
@@ -209,14 +209,8 @@ def _identity(settings: Specialize, soup: SoupOfExperts, sets: list[SpecialistSe
     """Digest of everything that decides the specialists and their losses."""
     twin = settings.compare_with and read_manifest(soup_to_read(settings.compare_with), "soup").digest
     decides = (
-        "method",
-        "rule",
-        "held_out_of",
-        "learning_steps",
-        "learning_rate",
-        "replay_store",
-        "replay_share",
-    )
+        "method", "rule", "held_out_of", "learning_steps", "learning_rate", "replay_store", "replay_share",
+    )  # fmt: skip
     return content_digest(
         {
             "soup": soup.digest,
@@ -226,6 +220,8 @@ def _identity(settings: Specialize, soup: SoupOfExperts, sets: list[SpecialistSe
                 [made.name, content_digest(made.texts), content_digest(made.evaluation)] for made in sets
             ],
         }
+        # In earlier releases learning stopped by the same documents.
+        | ({"stopping": [made.documents for made in sets]} if settings.method in BY_LEARNING else {})
     )
 
 

@@ -10,6 +10,7 @@ whole.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -165,8 +166,10 @@ def free_port() -> int:
         kept = socket.socket(socket.AF_UNIX)
         try:
             kept.bind(f"\0soe-port-{port}")  # an abstract name: the kernel drops it with the process
-        except OSError:
+        except OSError as error:
             kept.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
             continue
         if port_is_free(port):
             _kept.append(kept)

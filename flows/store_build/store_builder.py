@@ -39,7 +39,7 @@ class StoreBuilder:
         self.stages = Stages(store.folder, rebuild=settings.rebuild, published=published)
 
     def passages(self, corpus: Corpus) -> None:
-        settings = self.settings
+        settings, tree = self.settings, self._tree_settings()  # which refuses too many domains
         selection = Selection(
             held_out_sources=tuple(sorted({source_name(name, name) for name in settings.held_out_sources})),
             held_out_fraction=settings.held_out_fraction,
@@ -71,7 +71,7 @@ class StoreBuilder:
                 )
         self.stages.close("passages", stage)
         passages = self.stages.manifests["passages"].counts["passages"]
-        check_enough_passages(passages, self._tree_settings())
+        check_enough_passages(passages, tree)
         self.ahead.know_passages(passages)
 
     def tokenizer(self) -> None:

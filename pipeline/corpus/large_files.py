@@ -117,13 +117,17 @@ def count_line_ends(uri: str, path: str, begin: int, end: int) -> tuple[int, int
 
 
 def row_groups(uri: str, path: str) -> list[tuple[int, int]]:
-    """Uncompressed bytes and rows of each row group of a Parquet file; empty if it cannot be read."""
-    try:
+    """Uncompressed bytes and rows of each row group of a Parquet file; empty if it cannot be read, even later."""
+
+    def read() -> list[tuple[int, int]]:
         with open_filesystem(uri)[0].open_input_file(path) as file:
             metadata = pq.read_metadata(file)
             groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
             return [(group.total_byte_size, group.num_rows) for group in groups]
-    except (OSError, pa.ArrowException):
+
+    try:
+        return with_retries(read, uri=path, store=uri, what="The corpus")
+    except (StoreError, pa.ArrowException):
         return []
 
 

@@ -70,7 +70,8 @@ def deal(texts: Sequence[str], documents: Sequence[int] | None = None, *, seed: 
 def documents_of_windows(
     tokens_N: Sequence[int], documents: Sequence[int] | None, windows: int, length: int
 ) -> np.ndarray:
-    """The document that each window of packed texts begins in, int64 ``[windows]``.
+    """The document of the first token that each window of packed texts predicts, int64 ``[windows]``; the last ones may
+    be of the next document.
 
     Args:
         tokens_N: of each text, with that which ends it.
@@ -78,7 +79,7 @@ def documents_of_windows(
         length: L, of a window.
     """
     document_N = np.arange(len(tokens_N)) if documents is None else np.asarray(documents, np.int64)
-    return document_N[np.searchsorted(np.cumsum(tokens_N), np.arange(windows) * length, side="right")]
+    return document_N[np.searchsorted(np.cumsum(tokens_N), np.arange(windows) * length + 1, side="right")]
 
 
 def in_turn(counts: Sequence[int], *, seed: int = 0) -> list[tuple[int, int]]:

@@ -24,22 +24,28 @@ from storage_schema.manifest import read_manifest
 
 
 def held_out_sets(
-    store: str | Path, *, max_texts: int, evaluation_passages: int, max_sets: int
+    store: str | Path,
+    *,
+    max_texts: int,
+    evaluation_passages: int,
+    max_sets: int,
+    num_volumes: int | None = None,
 ) -> list[SpecialistSet]:
     """The held-out sources of a store that have enough passages: wholly unseen ones first, then by size.
 
     Args:
         store: the store's folder.
         evaluation_passages: a set has at least so many passages to evaluate on.
+        num_volumes: of the store and its additions only the first so many; None: all.
 
     Raises:
         ValueError: if no source has enough.
     """
-    parts, sizes = _held_out(store), Counter[str]()
+    parts, sizes = _held_out(store, num_volumes), Counter[str]()
     for part in parts:
         with errors_name(part):
             sizes.update(dict(scan_part(part, "source").group_by("source").len().collect().iter_rows()))
-    unseen = set(_sources(store).filter("unseen")["source"])
+    unseen = set(_sources(store, num_volumes).filter("unseen")["source"])
     kinds: list[list[SpecialistSet]] = [[], []]
     for source, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         kind = kinds[source not in unseen]
@@ -71,18 +77,21 @@ def generic_evaluation(store: str | Path, *, passages: int) -> list[str]:
     return [text for _, text in kept]
 
 
-def _sources(store: str | Path) -> pl.DataFrame:
+def _sources(store: str | Path, num_volumes: int | None = None) -> pl.DataFrame:
     """The sources of a store and its additions, and whether they are unseen."""
-    files = [part / "passages" / "sources.parquet" for part in store_and_additions(store)]
+    volumes = store_and_additions(store)[:num_volumes]
+    files = [part / "passages" / "sources.parquet" for part in volumes]
     tables = [pl.from_arrow(read_parquet(file, ["source", "unseen"])) for file in files]
     return pl.concat(tables).unique(maintain_order=True)
 
 
-def _held_out(store: str | Path) -> list[Path]:
+def _held_out(store: str | Path, num_volumes: int | None = None) -> list[Path]:
     """The held-out part files of a store and its additions."""
     read_manifest(Path(store) / "passages", "passages")
     files = [
-        file for part in store_and_additions(store) for file in part_files(part / "passages", "held_out")
+        file
+        for part in store_and_additions(store)[:num_volumes]
+        for file in part_files(part / "passages", "held_out")
     ]
     if not files:
         raise UserError(f"{store} holds out no text. Build it with held_out_sources or held_out_fraction.")

@@ -22,7 +22,7 @@ from soe_model.specialists.evaluation import mean_loss
 from storage_schema.errors import UserError
 
 STOPPING_SHARE = 0.2
-"""Of the windows of the texts, at least; they say when learning stops."""
+"""Of the windows of the texts; they say when learning stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +153,10 @@ def two_sides(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The windows to learn from, and those that say when to stop: of one window, nothing to learn.
 
-    The smallest documents stop, as many as have STOPPING_SHARE of the windows; of a single document its end. What is
-    learned from a document helps on its other passages, whatever it does elsewhere: with such windows to stop by, a
-    model was trained until it was 0.85 nats worse on other documents of the same source
+    The smallest documents stop, until they have STOPPING_SHARE of the windows, but never the largest: so less than that
+    where one document is nearly all, more where there are few. Of a single document its end stops. What is learned from
+    a document helps on its other passages, whatever it does elsewhere: with such windows to stop by, a model was
+    trained until it was 0.85 nats worse on other documents of the same source
     (tests/benchmarks/records/2026-11-30-figures.md).
 
     Args:

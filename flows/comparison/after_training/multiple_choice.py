@@ -98,8 +98,12 @@ def all_answers(
         for contender in one.contenders
         if _answers(contender) and (contender.label, one.seed) in finished
     ]
-    with progress("ask the models", "models") as report:
-        found = run_tasks(answered, waiting, report=report, num_cpus=place.cores)
+    try:
+        with progress("ask the models", "models") as report:
+            found = run_tasks(answered, waiting, report=report, num_cpus=place.cores)
+    except RuntimeError as error:  # a worker died; the next run asks again
+        print(f"multiple choice is left out: {error}", flush=True)
+        return []
     return [one for one in found if one is not None]
 
 

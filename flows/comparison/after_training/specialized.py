@@ -47,7 +47,6 @@ from soe_model.specialists.blending import BLENDED
 from soe_model.specialists.refining import REFINED
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
-from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
 from storage_schema.manifest import write_atomically
 from storage_schema.stage import Stage, open_stage
@@ -100,11 +99,12 @@ def _make(
         return []
     try:
         texts = _texts(place, settings)
-    except UserError as error:
-        return [failed(*soup, error) for soup in soups]
-    with progress("make specialists", "soups") as report:
-        tasks = [(place, texts, *soup) for soup in soups]
-        return run_tasks(specialized, tasks, report=report, num_cpus=place.cores)
+        with progress("make specialists", "soups") as report:
+            tasks = [(place, texts, *soup) for soup in soups]
+            return run_tasks(specialized, tasks, report=report, num_cpus=place.cores)
+    except Exception as error:  # also of a worker that died
+        left = [soup if _stage(place, *soup).finished is None else None for soup in soups]
+        return [None if soup is None else failed(*soup, error) for soup in left]
 
 
 def _stage(place: Place, pretraining: Pretraining, contender: Contender) -> Stage:
@@ -113,12 +113,12 @@ def _stage(place: Place, pretraining: Pretraining, contender: Contender) -> Stag
 
 def _texts(place: Place, settings: CompareMethods) -> Texts:
     store = place.store()
-    sets = read_again(settings, store, targets(place.sets))
-    return Texts(sets=sets, assignments=[_placed(store, one.texts) for one in sets])
+    sets, embedder = read_again(settings, store, targets(place.sets)), embedder_of(store)
+    return Texts(sets=sets, assignments=[_placed(store, embedder, one.texts) for one in sets])
 
 
-def _placed(store: DomainStore, texts: Sequence[str]) -> Assignment:
-    return assign_to_domains(embed_texts(embedder_of(store), texts), store.tree)
+def _placed(store: DomainStore, embedder: Any, texts: Sequence[str]) -> Assignment:
+    return assign_to_domains(embed_texts(embedder, texts), store.tree)
 
 
 def specialized(
@@ -170,25 +170,32 @@ def _measured(
     """Way of making → ``losses`` (set → of each window), ``chosen`` (set → what its recipe says), ``seconds`` to
     a set's coefficients."""
     meter, names = LossMeter(soup), [one.name for one in measured]
+    # A single text is measured by its halves, which are placed anew.
+    embedder = embedder_of(store) if any(len(one.texts) == 1 for one in texts.sets) else None
     begun = time.perf_counter()
-    weights_WK, said = blended_weights(meter, texts.sets, texts.assignments, partial(_placed, store))
+    weights_WK, said = blended_weights(
+        meter, texts.sets, texts.assignments, partial(_placed, store, embedder)
+    )
     made_WN = soup.coefficients(torch.from_numpy(weights_WK).float())
+    seconds = time.perf_counter() - begun
 
     def ended() -> dict[str, Any]:
-        seconds = (time.perf_counter() - begun) / len(names)
         windows = {one.name: one.evaluation_nL1 for one in measured}
         of_sets = meter.losses_of_some(made_WN, windows, {name: [row] for row, name in enumerate(names)})
         losses = {name: losses_1n[0].tolist() for name, losses_1n in of_sets.items()}
-        return {"losses": losses, "chosen": dict(zip(names, said, strict=True)), "seconds": seconds}
+        chosen = dict(zip(names, said, strict=True))
+        return {"losses": losses, "chosen": chosen, "seconds": seconds / len(names)}
 
     found = {BLENDED: ended()}
     if default_method(soup) == REFINED:
+        begun = time.perf_counter()
         refined = [
             refined_coefficients(meter, one, assignment, start_N, blend["blend"]["share"])
             for one, assignment, start_N, blend in zip(
                 texts.sets, texts.assignments, made_WN, said, strict=True
             )
         ]
+        seconds += time.perf_counter() - begun
         made_WN = torch.stack([coefficients_N for coefficients_N, _ in refined])
         said = [blend | how for blend, (_, how) in zip(said, refined, strict=True)]
         found[REFINED] = ended()

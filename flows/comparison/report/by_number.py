@@ -164,8 +164,8 @@ def collect_options(
 def by_option(settings: CompareMethods) -> dict[tuple[str, str], dict[float, str]]:
     """Method and option → value → entry, ascending: LEAST_VALUES entries or more that differ in this number alone.
 
-    The method's own entry is one of them, with the value that all methods have. Where a method has several such groups
-    for one option, the largest.
+    The method's own entry is one of them, if the option is one of COMMON and its others are theirs. Where a method has
+    several such groups for one option, the largest.
     """
     groups: dict[tuple[str, str], dict[str, dict[float, str]]] = {}
     for label, options in settings.options.items():

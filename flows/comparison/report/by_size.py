@@ -75,7 +75,7 @@ def collect_experts(settings: CompareMethods, cells: Cells, sets: list[MeasuredS
 
 
 def _entries(settings: CompareMethods, method: str, differing: Collection[str]) -> list[str]:
-    """The method's own entry, and those that differ from it in one of these options, and in nothing else but rates."""
+    """The method's own entry, and those that differ from it in these options, one or more, and else in rates alone."""
     found = []
     for label in settings.methods or [method]:
         options, plain = settings.options.get(label, {}), settings.options.get(method, {})

@@ -62,7 +62,9 @@ def _curves(of: Compared) -> list[Claim] | str:
     soups, generics = (of.ends(label, [GENERIC_SET]) for label in (SOUP, GENERIC))
     if soups and generics:
         less = {seed: loss - ALMOST for seed, loss in soups.items()}
-        claims.append(below(f"on the generic mixture, the soup's less {ALMOST}", "generic's", less, generics))
+        claims.append(
+            below(f"the soup's loss on the generic mixture, minus {ALMOST},", "generic's", less, generics)
+        )
     if of.has(EXPERTS):
         claims.append(below("on all, the soup's", "that of the domain experts", soup, of.ends(EXPERTS)))
     # Of CRISP in the middle of its schedule nothing follows: only whole trainings are compared.

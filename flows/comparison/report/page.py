@@ -216,6 +216,7 @@ def _fine_tuning(report: dict[str, Any]) -> str:
         "<h2>Loss after fine-tuning</h2>"
         + "".join(f"<p>{escape(line)}</p>" for line in report["fine_tuning"])
         + '<p class="dim">Mean over the sets. Each model learns from so many tokens of its set, by the number anew and '
-        f"at most {LEARNING.steps} steps, stops early by a fifth of them, and is measured on other texts.</p>"
+        f"at most {LEARNING.steps} steps, stops early by a fifth of them, of other documents, and is measured on other "
+        "texts.</p>"
         '<div id="fine-tuning" class="chart" role="img" aria-label="Mean loss by tokens of fine-tuning"></div>'
     )

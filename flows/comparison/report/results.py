@@ -157,15 +157,21 @@ def _ranking(kind: str, number: int, ranked: list[dict[str, Any]]) -> str:
 
     first = ranked[0]
     words = f"On {number} {kind} set{'s' * (number > 1)} the lowest mean loss is that of {said(first)}"
-    if len(ranked) > 1:
-        second = ranked[1]
+    others = [row for row in ranked[1:] if _bank(row) != _bank(first)]
+    if others:
+        second = others[0]
         words += f", then {said(second)}"
         if not below("", "", *(row["losses"][kind]["by_seed"] for row in (first, second))).holds:
             words += ", which the seeds do not tell apart"
-    others = [row for row in ranked[2:] if row["method"] in (SOUP, "generic")]
-    if others:
-        words += "; " + ", ".join(map(said, others))
+    named = [row for row in ranked[1:] if row["method"] in (SOUP, "generic") and row not in others[:1]]
+    if named:
+        words += "; " + ", ".join(map(said, named))
     return words + "."
+
+
+def _bank(row: dict[str, Any]) -> str:
+    """What its models are made of: those of a soup as `specialize` makes them are of the same as the soup's."""
+    return str(row["method"]).replace(f"{SOUP}-blended", SOUP).replace(f"{SOUP}-refined", SOUP)
 
 
 def _from_how_many(soup: dict[str, Any], crisp: dict[str, Any]) -> str:

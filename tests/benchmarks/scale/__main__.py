@@ -1,4 +1,4 @@
-"""How each stage of build-domains grows, without the encoder, whose place synthetic embeddings take.
+"""How each stage of build-domains grows. Synthetic embeddings take the encoder's place, but in a cell of its own.
 
     python -m tests.benchmarks.scale --folder FOLDER --size small      # about ten minutes on two cores
     python -m tests.benchmarks.scale --folder FOLDER --size real       # a day, 20 GB of disk

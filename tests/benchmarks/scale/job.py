@@ -79,9 +79,9 @@ EMPTY_TASKS = 1_000
 
 def run(cell: Cell, folder: Path) -> dict[str, Any]:
     """Run one cell in `folder`, or go on with it; returns its figures, of what was still to do."""
+    watch = Watch(folder)
     written = write_corpus(folder / "corpus", cell.passages, cell.files)
     session.connect()
-    watch = Watch(folder)
     _watch_pipeline(watch)
     watch.start()
     run_tasks(warm, [()] * int(ray.cluster_resources()["CPU"]))
@@ -173,8 +173,9 @@ class Builder:
         model = load_embedder(weights, max_seq_length=256)
         embedding.FEW = 0
         stage = self._open(self.store, "embeddings")
-        with self.watch.stage(ENCODER):
-            build_embeddings(stage, self.store / "passages", weights, model, max_seq_length=256)
+        if stage.finished is None:
+            with self.watch.stage(ENCODER):
+                build_embeddings(stage, self.store / "passages", weights, model, max_seq_length=256)
         self._count(stage)
 
     def embeddings_and_domains(self, volume: Path) -> None:

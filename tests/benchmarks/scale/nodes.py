@@ -96,15 +96,14 @@ class Disturber(threading.Thread):
         kills = 0
         while not self._ended.wait(self._seconds):
             if kills % 3 == 2 and self._cluster.worker_nodes:
-                self._cluster.remove_node(
-                    self._random.choice([*self._cluster.worker_nodes]), allow_graceful=False
-                )
-                self._cluster.add_node(num_cpus=1)
                 note(self._kept, "node", task_of(working()))
+                node = self._random.choice([*self._cluster.worker_nodes])
+                self._cluster.remove_node(node, allow_graceful=False)
+                self._cluster.add_node(num_cpus=1)
             elif busy := working():
-                chosen = self._random.choice(busy)
-                note(self._kept, "worker", task_of([chosen]))
-                chosen.kill()
+                worker = self._random.choice(busy)
+                note(self._kept, "worker", task_of([worker]))
+                worker.kill()
             else:
                 continue
             kills += 1
@@ -162,8 +161,9 @@ def run(cell: Cell, nodes: int, disturb: float, folder: Path) -> dict[str, Any]:
             if disturber:
                 disturber.end()
         seconds = time.monotonic() - begun
-    digests = {kind: read_manifest(folder / "store" / kind, kind).digest for kind in STAGES}
-    return {"nodes": nodes, "seconds": seconds, "digests": digests, "stages": figures["stages"]}
+    found = {"nodes": nodes, "disturbed": bool(disturb), "seconds": seconds, "stages": figures["stages"]}
+    store = folder / "store"
+    return found | {"digests": {kind: read_manifest(store / kind, kind).digest for kind in STAGES}}
 
 
 def in_own_process(asked: list[str], work: Path, kills: int, before: list[dict[str, Any]]) -> None:
@@ -176,8 +176,9 @@ def in_own_process(asked: list[str], work: Path, kills: int, before: list[dict[s
     for _ in range(kills):
         driver = subprocess.Popen(command, start_new_session=True)
         try:
-            driver.wait(before[0]["seconds"] / (kills + 1))
-            break  # it was sooner
+            if driver.wait(before[0]["seconds"] / (kills + 1)):
+                raise SystemExit(f"{' '.join(command)} failed.")
+            return  # it was sooner
         except subprocess.TimeoutExpired:
             note(work / KILLS, "driver", task_of(working()))
             for process in [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]:

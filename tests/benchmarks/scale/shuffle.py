@@ -28,7 +28,7 @@ import ray
 from flows.cluster import session
 from pipeline.domains.leaves import _write_partition, write_node
 from pipeline.domains.scatter import Folders, scatter_schema, write_batch
-from pipeline.tasks import run_tasks
+from pipeline.tasks import run_tasks, share
 from storage_schema.domains import partition_path
 from storage_schema.manifest import write_atomically
 from tests.benchmarks.memory import Sampler
@@ -78,7 +78,7 @@ def own(sources: list[Path], work: Path) -> None:
     folders = Folders(passages="", embeddings="", tokenizer="", work=str(work))
     folders.scratch.mkdir()
     rows = run_tasks(sort_rows, [(source, folders) for source in sources])
-    scattered = [source.stem for source in sources], np.stack(rows)
+    scattered = share(([source.stem for source in sources], np.stack(rows)))
     run_tasks(write_node, [(folders, node, scattered, NODES) for node in range(NODES)])
 
 
@@ -139,12 +139,13 @@ def main() -> None:
             subprocess.run([*module, "--way", way, "--json", str(options.json)], check=True, env=environment)
             one = json.loads(options.json.read_text())
             digests = one.pop("digests")
-            expected = expected or digests
+            expected = digests if expected is None else expected
             found.append(
                 {"rows": rows, "same_partitions": digests == expected, "partitions": len(digests)} | one
             )
             print(found[-1], flush=True)
     write_atomically(options.json, json.dumps(found, indent=1))
+    sys.exit(not all(one["same_partitions"] for one in found))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ FILE_PASSAGES = 100_000
 LARGE_BYTES = {"small": 128 << 20, "real": 5_000_000_000}
 ADDITIONS = {"small": (4, 500), "real": (64, 1_000)}
 TREE = {"small": (16, 4_000), "real": (64, 100_000)}
-"""Clusters and sample. The sample is the smallest store, so that fitting a node does not grow with the store."""
+"""Clusters and sample. The sample is the smallest store, so that fitting the root does not grow with the store."""
 TOKENIZER_SHARE = {"small": 2, "real": 10}
 """Of a store's text the tokenizer is trained on one part of so many: at the real sizes up to nearly the default."""
 ENCODED = {"small": 1_000, "real": 4_000}

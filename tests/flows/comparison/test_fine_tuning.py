@@ -128,6 +128,26 @@ def test_the_words_say_how_much_text_generic_needs():
     assert in_words([routed]) == in_words([{"method": "pareto"}]) == []
 
 
+def test_learning_stops_by_documents_that_it_does_not_learn_from(store, tmp_path, monkeypatch):
+    [first, *others] = toy.toy_sets(store)
+    documents = [0, 0, 1]
+    sides = []
+
+    def fine_tune(method, instance, windows_nL1, stopping_mL1, learning):
+        sides.append((windows_nL1, stopping_mL1))
+        return instance, Learned(steps=1, best_step=0, stopping_losses=(1.0,))
+
+    monkeypatch.setattr(FlatMethod, "fine_tune", fine_tune)
+    chosen = toy.settings(store.folder.parent, methods=["generic"])
+    [contender] = contenders(chosen, store, seed=0, steps=24)
+    model = contender.method.begin(contender.method.runs()[0]).instantiate(first.weights_K[None])
+    sets = [replace(first, document_n=documents), *others]
+    fine_tuned(contender.method, list(model), sets, [ALL], seed=0, kept=tmp_path / "kept.json")
+    learned, stopping = sides[0]
+    assert learned.tolist() == first.choosing_nL1[:2].tolist()
+    assert stopping.tolist() == first.choosing_nL1[2:].tolist()
+
+
 def test_the_windows_are_of_as_many_documents_as_there_are(store):
     documents = [5, 5, 5, 5, 5, 5, 7, 8, 8]
     one = replace(toy.toy_sets(store)[0], choosing_nL1=torch.zeros(9, 9), document_n=documents)

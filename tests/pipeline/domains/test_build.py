@@ -199,6 +199,7 @@ def test_the_root_reserves_the_cores_that_it_uses(planted, tmp_path, monkeypatch
         raise StopIteration
 
     monkeypatch.setattr(fitting, "run_tasks", here)
+    monkeypatch.setattr(fitting, "share", lambda value: value)
     monkeypatch.setattr(fitting, "free_cores", lambda: 3)
     with pytest.raises(StopIteration):
         partition(linked(planted, tmp_path))

@@ -75,6 +75,8 @@ def test_a_text_does_not_choose_the_weights_that_it_is_measured_with(text):
     assert all(np.array_equal(histograms[0], other) for other in histograms)
 
 
-def test_a_window_is_of_the_document_that_it_begins_in():
+def test_a_window_is_of_the_document_that_it_predicts_first():
     assert documents_of_windows([5, 3, 8, 4], [4, 4, 9, 2], windows=4, length=4).tolist() == [4, 4, 9, 9]
+    # The third begins with the last token of the second text, and predicts the third.
+    assert documents_of_windows([5, 3, 8, 4], None, windows=3, length=7).tolist() == [0, 2, 2]
     assert documents_of_windows([5, 3, 8, 4], None, windows=3, length=5).tolist() == [0, 1, 2]

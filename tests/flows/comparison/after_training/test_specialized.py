@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from flows.comparison import sets
+from flows.comparison.after_training import specialized
 from flows.comparison.contenders import contenders
 from flows.comparison.pretrainings import pretrainings
+from flows.comparison.read_sets import embedder_of, read_again
+from flows.comparison.sets import load_sets
 from flows.jobs import compare_methods as job
 from flows.settings import CompareMethods
+from flows.specialists.losses import LossMeter
 from pipeline.remote.store import open_store
 from storage_schema.layout import store_folder
 from tests.flows.built_store import write_corpus
@@ -43,7 +47,7 @@ def results(chosen):
 def test_the_blended_models_lie_so_far_on_the_way_as_their_share_says(compared, chosen):
     folder, cells = Path(chosen.name), results(chosen)
     assert [label for label, _ in cells] == ["soup", "soup-blended", "soup-refined", "soup:s1"]
-    pets, generic = sets.load_sets(folder / "sets")
+    pets, generic = load_sets(folder / "sets")
     share = cells["soup-blended", 3]["chosen"]["pets"]["blend"]["share"]
     store = open_store(str(store_folder(chosen.store)))
     [one] = contenders(
@@ -67,6 +71,31 @@ def test_the_refined_models_say_their_steps_and_take_longer(compared, chosen):
     assert losses["generic mixture"] == of_soup["generic mixture"]
     seconds = [cell["seconds_to_specialist"] for cell in (soup, blended, refined)]
     assert seconds == sorted(seconds)
+
+
+def test_measuring_is_no_part_of_the_time_to_a_specialist(compared, chosen, tmp_path, monkeypatch):
+    settings = chosen.of_size()
+    store = open_store(str(store_folder(chosen.store)))
+    [pets, _] = load_sets(Path(chosen.name) / "sets")
+    [one] = read_again(settings, store, [pets])
+    alone = settings.model_copy(update={"methods": ["soup"], "options": {}})
+    [contender] = contenders(alone, store, seed=3, steps=60)
+    trainer = contender.method.begin(*contender.method.runs())
+    soup = specialized._written(trainer, store, tmp_path)
+    texts = specialized.Texts(
+        sets=[one], assignments=[specialized._placed(store, embedder_of(store), one.texts)]
+    )
+    real, slept = LossMeter.losses_of_some, []
+
+    def slowly(meter, coefficients_WN, windows, measured, **how):
+        if set(windows) == {"pets"}:
+            time.sleep(2)
+            slept.append(2)
+        return real(meter, coefficients_WN, windows, measured, **how)
+
+    monkeypatch.setattr(LossMeter, "losses_of_some", slowly)
+    found = specialized._measured(soup, store, texts, [pets])
+    assert len(slept) == 2 and found["refined"]["seconds"] < 2
 
 
 def test_texts_that_are_others_by_now_are_said_in_the_row(compared, chosen):

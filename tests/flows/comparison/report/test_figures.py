@@ -96,7 +96,7 @@ CASES = {
     "Figure 4": (
         {},
         [("soup", 3.0, {}), ("generic", 3.4, {}), ("crisp", 2.5, {}), ("domain-experts", 3.2, {})],
-        "mixture, the soup's less 0.02 lies 0.020 ± 0.005 below generic's; on all, the soup's lies 0.200",
+        "mixture, minus 0.02, lies 0.020 ± 0.005 below generic's; on all, the soup's lies 0.200",
         [("soup", 3.0, {}), ("generic", 2.8, {})],
         "sets lies 0.200",
     ),
@@ -105,7 +105,7 @@ CASES = {
         [("soup", 3.0, {}), ("generic", 3.4, {})],
         "unseen sets lies 0.400 ± 0.005 below generic's",
         [("soup", 3.0, {"generic": 4.05}), ("generic", 3.4, {})],
-        "because on the generic mixture, the soup's less 0.02 lies 0.030",
+        "because the soup's loss on the generic mixture, minus 0.02, lies 0.030",
     ),
     "Figure 4 ": (
         {"crisp:shared": {"shared_by": 2}, "crisp:more": {"shared_by": 1}},
