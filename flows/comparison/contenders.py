@@ -28,6 +28,8 @@ SOUP, PARETO = "soup", "pareto"
 twin's rate, and the Pareto manifold, which is a mean of experts and nothing else, takes it for these."""
 COMMON = "preset", "num_experts", "mixtures_per_step", "support_size"
 """Settings of pretrain-soe that the comparison gives all methods, and their options may change."""
+GROUPS = "groups"
+"""The comparison's setting, which an entry with groups of domains may have of its own."""
 OF_THE_COMPARISON = {
     "name", "store", "method", "seed", "steps", "batch_size", "sequence_length", "ratios", "num_workers", "min_workers",
     "cores_per_worker", "use_gpu", "window_steps", "verify_store", "resize_check_seconds", "checkpoint_every",
@@ -122,7 +124,9 @@ def _contender(
 ) -> Contender:
     name, options = label.partition(":")[0], settings.options.get(label, {})
     kind = method_named(name)
+    grouped = issubclass(kind, GroupedMethod)  # type: ignore[arg-type]
     mine = {field.name for field in fields(kind)} - {field.name for field in fields(FlatMethod)} - {"group_K"}  # type: ignore[arg-type]
+    mine |= {GROUPS} if grouped else set()
     settings_of_run = Pretrain.model_fields.keys() - (mine - OF_THE_COMPARISON)
     own = {key: value for key, value in options.items() if key not in settings_of_run}
     # None: as if it were not given.
@@ -140,11 +144,14 @@ def _contender(
         "training": training,
         "generic_K": torch.from_numpy(window_shares(windows_K)).float(),
         "centroids_KD": torch.from_numpy(store.tree.leaves_KD),
-    } | {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    } | {
+        key: tuple(value) if isinstance(value, list) else value for key, value in own.items() if key != GROUPS
+    }
     if "seed" in mine:  # of what a method draws after its training
         arguments.setdefault("seed", seed)
-    if issubclass(kind, GroupedMethod):  # type: ignore[arg-type]
-        arguments["group_K"] = coarse_groups(arguments["generic_K"], _groups(settings, store))
+    if grouped:
+        most = own.get(GROUPS, settings.groups)
+        arguments["group_K"] = coarse_groups(arguments["generic_K"], _groups(most, store))
     made = kind(**arguments)
     assert isinstance(made, FlatMethod)
     # `training` is that of one run: where there are several, all of them together have the budget.
@@ -197,9 +204,11 @@ def _configs(
     return resolved.soup, training
 
 
-def _groups(settings: CompareMethods, store: DomainStore) -> int:
+def _groups(most: int | None, store: DomainStore) -> int:
     """The largest number of groups, up to the one that is asked for, that share the domains evenly."""
-    most = settings.groups or len(store.tree.coarse_CD)
+    if most is not None and (type(most) is not int or most < 1):
+        raise UserError(f"groups is {most!r}; it must be a whole number, at least 1.")
+    most = most or len(store.tree.coarse_CD)
     return max(
         number for number in range(1, min(most, store.num_domains) + 1) if store.num_domains % number == 0
     )

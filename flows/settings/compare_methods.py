@@ -85,7 +85,7 @@ class CompareMethods(Settings):
         None,
         ge=1,
         description="At most so many groups of domains (a number that shares them evenly), for methods with one model "
-        "for each. None: the coarse clusters.",
+        "for each, which an entry's options may change. None: the coarse clusters.",
     )
     held_out: bool = Field(True, description="The store's held-out sources are sets.")
     texts: dict[str, str] = Field(

@@ -112,6 +112,12 @@ def test_what_is_finished_takes_no_time(tmp_path, store):
             "branched-experts: of 2 steps, 2 groups have 0",
         ),
         (
+            {"methods": ["domain-experts"], "options": {"domain-experts": {"groups": 0}}},
+            "domain-experts: groups is 0; it must be a whole number",
+        ),
+        ({"options": {"soup": {"groups": 2}}}, "soup: groups is no option of it"),
+        ({"methods": ["soup:a/../b"]}, "'soup:a/../b' in methods names no entry"),
+        (
             {"methods": ["domain-experts"], "steps": 1},
             "domain-experts: its 2 runs have less than a step each",
         ),
@@ -130,6 +136,14 @@ def test_domain_experts_share_the_tokens_and_take_the_plain_rate(store):
     assert [run.training.steps for run in experts.method.runs()] == [12, 12]
     rates = [one.method.training.learning_rate for one in (soup, experts)]
     assert rates == [1e-2, 1.5e-2]
+
+
+def test_an_entry_may_have_other_groups(store):
+    methods = ["domain-experts", "domain-experts:more"]
+    options = {"domain-experts:more": {"groups": 4}}
+    chosen = toy.settings(store.folder.parent, methods=methods, options=options)
+    few, many = contenders(chosen, store, seed=0, steps=24)
+    assert [len(one.method.runs()) for one in (few, many)] == [2, 4]
 
 
 @pytest.mark.parametrize(("steps", "of_one_run", "of_two"), [(24, 8, 4), (360, 120, 60), (2400, 300, 300)])
