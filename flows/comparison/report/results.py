@@ -17,6 +17,8 @@ from flows.comparison.spread import spread
 from flows.settings import CompareMethods
 
 SOUP, CRISP = "soup", "crisp"
+NAMED = SOUP, f"{SOUP}-refined", "generic"
+"""Said of each kind of sets, wherever they stand."""
 LARGER = 1.1
 """So many times as large as the smallest model that is served, variants aside, or as small: then the answer says so."""
 
@@ -163,7 +165,7 @@ def _ranking(kind: str, number: int, ranked: list[dict[str, Any]]) -> str:
         words += f", then {said(second)}"
         if not below("", "", *(row["losses"][kind]["by_seed"] for row in (first, second))).holds:
             words += ", which the seeds do not tell apart"
-    named = [row for row in ranked[1:] if row["method"] in (SOUP, "generic") and row not in others[:1]]
+    named = [row for row in ranked[1:] if row["method"] in NAMED and row not in others[:1]]
     if named:
         words += "; " + ", ".join(map(said, named))
     return words + "."

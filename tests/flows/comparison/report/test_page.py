@@ -96,6 +96,25 @@ def test_the_answer_says_that_a_model_is_larger():
     assert "generic:half (2.000, 0.5 times the parameters), then soup (2.500); generic (3.000)." in said
 
 
+def test_the_answer_sets_a_soup_beside_another_method_and_not_beside_itself():
+    losses = {"soup-refined": 2.0, "soup-blended": 2.1, "soup": 2.2, "crisp": 2.3, "generic": 3.0}
+    rows = [
+        {
+            "method": method,
+            "losses": {"seen": {"mean": loss, "sd": None, "by_seed": dict.fromkeys(range(3), loss)}},
+            "served": 100,
+            "seeds": 3,
+            "specialist_flops": 1.0,
+            "once_flops": 2.0,
+        }
+        for method, loss in losses.items()
+    ]
+    said = answer(rows, [MeasuredSet(name="a", kind="seen", **dict.fromkeys(TENSORS))])[0]
+    assert said.endswith(
+        "is that of soup-refined (2.000), then crisp (2.300); soup (2.200), generic (3.000)."
+    )
+
+
 def test_a_spread_is_that_of_the_seeds(report):
     [soup] = [row for row in report["rows"] if row["method"] == "soup"]
     assert soup["losses"]["seen"]["mean"] == pytest.approx(3.05)
