@@ -159,7 +159,8 @@ def test_every_command_of_the_guides_works(running, data, all_of_them):
         assert 0 < manuals["soup_loss"] < 20 and 0 < manuals["generic_loss"] < 20
     assert (home / "specialists/notes/notes/model.safetensors").exists()
     compared = json.loads((home / "comparisons/which/results.json").read_text())
-    assert [(row["method"], row["seeds"]) for row in compared["rows"]] == [("soup", 1), ("generic", 1)]
+    labels = "soup", "soup-blended", "soup-refined", "generic"
+    assert [(row["method"], row["seeds"]) for row in compared["rows"]] == [(label, 1) for label in labels]
     assert (home / "comparisons/which/comparison.html").exists()
     # One command asks for the notes' specialist again, without Prefect: a skip.
     assert any(command.startswith("python -m flows.jobs.specialize") for command in run)
