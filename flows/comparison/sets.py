@@ -45,7 +45,7 @@ class MeasuredSet:
     notes: Sequence[str] = ()
     """What was passed over of its texts, and the like."""
     document_n: Sequence[int] | None = None
-    """Of each window to choose by a number of the document that it begins in; None: not known, and not kept on disk."""
+    """Of each window to choose by the number of the document that it predicts first; None: not known. Not on disk."""
 
 
 def targets(sets: list[MeasuredSet]) -> list[MeasuredSet]:

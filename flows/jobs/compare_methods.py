@@ -99,20 +99,10 @@ def run(settings: CompareMethods) -> dict[str, Any]:
         cells = run_cells(place, todo, seconds)
         shown = with_specialized(place, chosen, todo, cells)
         report = collect(chosen, sets, shown, tokens=steps * step_tokens(chosen), digest=store.digest)
-        _add_charts(report, chosen, cells, sets)
-        if surface.SURFACE in asked:
-            _add_surface(report, chosen, store, place, cells)
         if questions is not None:
             answers = multiple_choice.all_answers(place, questions, todo, cells)
             report["multiple_choice"] = choices.collect(questions.tasks, answers)
-        compared = Compared(
-            settings=chosen,
-            sets=sets,
-            cells=cells,
-            surface=report.get("surface"),
-            choices=report.get("multiple_choice"),
-        )
-        report["figures"] = figures(compared)
+        _complete(report, chosen, store, place, cells)
         write_atomically(folder / COMPARISON_RESULTS, json.dumps(report, indent=1, allow_nan=False))
         write_page(folder / COMPARISON_PAGE, report)
     for line in report["answer"]:
@@ -169,6 +159,22 @@ def _questions(
     return multiple_choice.asked(chosen, store, made[0].method.training.sequence_length)
 
 
+def _complete(
+    report: dict[str, Any],
+    chosen: CompareMethods,
+    store: DomainStore,
+    place: Place,
+    cells: list[dict[str, Any]],
+) -> None:
+    """Add the charts, the surface and the sentences on the paper's figures to the report."""
+    _add_charts(report, chosen, cells, place.sets)
+    if surface.SURFACE in place.questions:
+        _add_surface(report, chosen, store, place, cells)
+    surfaces, answers = report.get("surface"), report.get("multiple_choice")
+    compared = Compared(settings=chosen, sets=place.sets, cells=cells, surface=surfaces, choices=answers)
+    report["figures"] = figures(compared)
+
+
 def _add_charts(
     report: dict[str, Any], chosen: CompareMethods, cells: list[dict[str, Any]], sets: list[MeasuredSet]
 ) -> None:
@@ -210,14 +216,8 @@ def _add_surface(
 def _sets(chosen: CompareMethods, store: DomainStore, folder: Path) -> tuple[list[MeasuredSet], str]:
     length = chosen.sequence_length or preset(str(chosen.preset)).training.sequence_length
     names = (
-        "held_out",
-        "texts",
-        "text_field",
-        "source_field",
-        "max_texts",
-        "evaluation_passages",
-        "max_sets",
-    )
+        "held_out", "texts", "text_field", "source_field", "max_texts", "evaluation_passages", "max_sets",
+    )  # fmt: skip
     stage = open_stage(
         folder / "sets",
         kind=SETS,

@@ -1,1 +1,1 @@
-"""What trained methods are measured with besides, once all cells are there: multiple choice, and specialists."""
+"""What is measured once all cells are there: answers in multiple choice, and a soup's specialists."""

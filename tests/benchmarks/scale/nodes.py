@@ -7,7 +7,7 @@ Nodes are processes of this machine, each bound to one core, the first node's to
 none. More nodes than cores share them, so that nothing is sooner; their digests count.
 
 `--disturb` builds the store once undisturbed, on the first number of nodes, and then on each with kills: every so many
-seconds a worker in its task, every third time a whole node, for which another one comes, and so many times
+seconds a worker in its task, the third time a whole node (none comes for it yet, no kills follow), and so many times
 (`--kill-driver`) the driver with its cluster, after which the same command goes on. Of each kill the stage is kept.
 """
 
