@@ -1,4 +1,4 @@
-"""Our Arrow and Parquet files, checked before they are used.
+"""Our Arrow and Parquet files, checked before they are used, and mapped.
 
 Arrow trusts what a file says of its arrays: if it claims more values than its buffers hold, Arrow reads memory beyond
 them. So types are checked first, then extents, and only then is anything used. An extension type runs whatever Python
@@ -8,7 +8,7 @@ it is read. None of our files has an extension type at any depth.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -38,19 +38,24 @@ def read_arrow(path: str | Path, schema: pa.Schema | None = None, *, what: str) 
     return table
 
 
-def read_batch(path: str | Path, schema: pa.Schema, *, what: str, full: bool = False) -> pa.RecordBatch:
-    """Read an Arrow file of one record batch, memory-mapped: only the columns and rows used are read from disk.
+def read_batch(
+    path: str | Path, schema: pa.Schema, *, number: int = 0, of: int = 1, what: str, full: bool = False
+) -> pa.RecordBatch:
+    """Read one of an Arrow file's record batches, memory-mapped: only the columns and rows used are read from disk.
 
     Checks that its buffers hold as many values as it claims. With `full` every offset is checked too, which is needed
     before single values of strings and lists are read.
+
+    Args:
+        of: how many batches the file must have.
 
     Raises:
         StoreError: as :func:`read_arrow`.
     """
     with _opened(path, schema, what) as file:
-        if file.num_record_batches != 1:
-            raise StoreError(f"{path} has {file.num_record_batches} record batches; {what} has one.")
-        batch = file.get_batch(0)
+        if file.num_record_batches != of:
+            raise StoreError(f"{path} has {file.num_record_batches} record batches; {what} has {of}.")
+        batch = file.get_batch(number)
         batch.validate(full=full)
     check_no_nulls(batch, path)
     return batch
@@ -123,6 +128,80 @@ def take_parquet(path: str | Path, columns: list[str], rows: np.ndarray) -> pa.T
         if cuts[-1] < len(rows):
             raise StoreError(f"{path} has {edges[-1]} rows; there is no row {rows[-1]}.")
         return pa.concat_tables([kinds.empty_table(), *taken])
+
+
+def place_of_values(lists: pa.LargeListArray, buffer: pa.Buffer) -> int:
+    """The byte of a file, mapped as `buffer`, at which the values of its column of lists begin."""
+    return lists.values.buffers()[1].address - buffer.address
+
+
+def values_are_at(at: int, count: int, itemsize: int, size: int, read: Callable[[int, int], bytes]) -> bool:
+    """Whether the values of a column of large lists can begin at the byte `at` of a file of `size` bytes.
+
+    Right before them lie the lists' offsets, of which the last is the number of values.
+
+    Args:
+        read: returns the bytes [start, stop) of the file.
+    """
+    inside = 8 < at <= size - count * itemsize and at % 8 == 0
+    return inside and read(at - 8, at) == count.to_bytes(8, "little")
+
+
+class MappedFile:
+    """A file, memory-mapped until :meth:`unmap`, and its state when it was opened. It holds no file descriptor.
+
+    Args:
+        size: the bytes that it must have.
+
+    Raises:
+        StoreError: it is missing, cannot be read, or has another size.
+    """
+
+    def __init__(self, path: Path, size: int):
+        self.path, self._size, self._state = path, size, _state(path)
+        self._buffer: pa.Buffer | None = self._map()
+
+    @property
+    def buffer(self) -> pa.Buffer:
+        """The bytes, mapped again if they were unmapped. Raises :class:`StoreError` as :meth:`check` does."""
+        if self._buffer is None:
+            self.check()
+            self._buffer = self._map()
+        return self._buffer
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop)."""
+        return bytes(self.buffer[start:stop])
+
+    def unmap(self) -> None:
+        """Drop this object's reference to the mapping. Arrays that others hold stay valid."""
+        self.check()
+        self._buffer = None
+
+    def check(self) -> None:
+        """Raise :class:`StoreError` if the file is no longer the one that was opened."""
+        if _state(self.path) != self._state:
+            raise StoreError(
+                f"{self.path} was changed or replaced while it was read. Was the store rebuilt? Audit it (soe audit), "
+                "and resume."
+            )
+
+    def _map(self) -> pa.Buffer:
+        with errors_name(self.path), pa.memory_map(str(self.path)) as source:
+            if source.size() != self._size:
+                raise StoreError(
+                    f"{self.path} has {source.size()} bytes, its manifest says {self._size}. Rebuild the store."
+                )
+            return source.read_buffer()
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Inode, size and time of change; None if the file is missing."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def check_no_nulls(found: pa.Table | pa.RecordBatch, path: str | Path) -> None:

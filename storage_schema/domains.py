@@ -1,8 +1,8 @@
 """The domain partitions of a store.
 
-    <store>/domains/tree.arrow                     coarse nodes, then leaves (tree.py)
-    <store>/domains/index.arrow                    one row per domain: passages, tokens
-    <store>/domains/domain=0042/part-00000.arrow   one record batch, uncompressed; absent if the domain is empty
+    <store>/domains/tree.arrow        coarse nodes, then leaves (tree.py)
+    <store>/domains/index.arrow       one row per domain: passages, tokens, and where they lie
+    <store>/domains/node-0042.arrow   a coarse node's domains, one uncompressed record batch each; none if empty
 
 The child buffer of a partition's ``tokens`` column *is* the domain's packed token stream: window r of
 length L is ``values[r*L : r*L + L + 1]`` (the last token of one window is the first of the next, because
@@ -12,26 +12,36 @@ Documents added later lie in stores of the same layout beside the first, ``<stor
 on, with the same tree; nothing written earlier changes. The store as it was built and each addition are the
 *volumes* of the store. A domain's windows are those of its partition in each volume, one volume after the other.
 
+Schema version 1 had one file per domain, ``domain=0042/part-00000.arrow``, and no places in the index.
+
 Legend: K domains, V volumes, L tokens in a sequence.
 """
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from storage_schema.arrow_files import read_arrow, read_batch
+from storage_schema.arrow_files import (
+    MappedFile,
+    errors_name,
+    place_of_values,
+    read_arrow,
+    read_batch,
+    values_are_at,
+)
 from storage_schema.errors import UserError
 from storage_schema.layout import store_and_additions
 from storage_schema.manifest import Manifest, StoreError, content_digest, read_manifest
 from storage_schema.tree import Tree, with_additions
 
 TOKEN_TYPES = {2: pa.uint16(), 4: pa.uint32()}
-INDEX = pa.schema([("domain", pa.int32()), ("passages", pa.int64()), ("tokens", pa.int64())])
+_FIRST_INDEX = pa.schema([("domain", pa.int32()), ("passages", pa.int64()), ("tokens", pa.int64())])
+INDEX = pa.schema([*_FIRST_INDEX, ("file", pa.int32()), ("tokens_at", pa.int64())])
+"""The last two: the number of the coarse node's file, and the byte of it at which the token stream begins."""
 
 
 def partition_schema(vocab_size: int) -> pa.Schema:
@@ -48,9 +58,13 @@ def partition_schema(vocab_size: int) -> pa.Schema:
     )
 
 
-def partition_path(domain: int) -> str:
-    """A partition's path relative to the domains folder."""
-    return f"domain={domain:04d}/part-00000.arrow"
+PARTITIONS = "node-", "domain="
+"""How the names of files with partitions begin, now and in schema version 1."""
+
+
+def partition_path(file: int) -> str:
+    """The path of a coarse node's file relative to the domains folder."""
+    return f"node-{file:04d}.arrow"
 
 
 class DomainVolume:
@@ -66,48 +80,79 @@ class DomainVolume:
         self.vocab_size = self._number("vocab_size", 1, 1 << 32)
         self.end_of_text = self._number("end_of_text", 0, self.vocab_size - 1)
         self._schema = partition_schema(self.vocab_size)
-        index = read_arrow(self.folder / "index.arrow", INDEX, what="an index of domains")
+        self._sizes = {entry.path: entry.bytes for entry in self.manifest.files}
+        self.file_per_domain = self.manifest.schema_version == 1
+        schema = _FIRST_INDEX if self.file_per_domain else INDEX
+        index = read_arrow(self.folder / "index.arrow", schema, what="an index of domains")
+        numbers = np.arange(len(index))
         self.tokens_K = np.array(index["tokens"])
         self.passages_K = np.array(index["passages"])
-        in_order = np.array_equal(index["domain"], np.arange(len(index)))
-        if not len(index) or not in_order or min(self.tokens_K.min(), self.passages_K.min()) < 0:
+        self.file_K = numbers if self.file_per_domain else np.array(index["file"], np.int64)
+        """The number of the file that each domain lies in; neighbouring domains share one."""
+        self.tokens_at_K = numbers * 0 if self.file_per_domain else np.array(index["tokens_at"])
+        in_order = np.array_equal(index["domain"], numbers) and (np.diff(self.file_K) >= 0).all()
+        least = min(np.min(column, initial=0) for column in index.columns)
+        if not len(index) or not in_order or least < 0 or self.file_K[-1] >= len(index):
             raise StoreError(
                 f"{self.folder / 'index.arrow'} is not an index of domains 0, 1, 2 ... with their numbers of passages "
-                "and tokens. Rebuild the store."
+                "and tokens, and their places. Rebuild the store."
             )
 
     def windows_K(self, sequence_length: int) -> np.ndarray:
         """int64[K]: complete windows of `sequence_length` tokens (plus one) in each domain's partition."""
         return np.maximum(self.tokens_K - 1, 0) // sequence_length
 
+    def name(self, file: int) -> str:
+        """The path of the file of that number, relative to the domains folder."""
+        return f"domain={file:04d}/part-00000.arrow" if self.file_per_domain else partition_path(file)
+
+    def size(self, name: str) -> int:
+        """The size in the manifest of a file. Raises :class:`StoreError` if the manifest lacks it."""
+        if name not in self._sizes:
+            raise StoreError(
+                f"the manifest of {self.folder} has no {name}, but its index has. Rebuild the store."
+            )
+        return self._sizes[name]
+
     def batch(self, domain: int, *, full: bool = False) -> pa.RecordBatch:
         """The domain's passages (columns of :func:`partition_schema`), memory-mapped.
 
         Raises :class:`StoreError` naming the domain and file if the file is missing, truncated, or not a partition.
         """
+        file, what = self.file_K[domain], "a file of domains"
+        first, end = np.searchsorted(self.file_K, (file, file + 1)).tolist()
+        at, path = domain - first, self.folder / self.name(file)
         try:
-            path = self.folder / partition_path(domain)
-            return read_batch(path, self._schema, what="a domain partition", full=full)
+            return read_batch(path, self._schema, number=at, of=end - first, what=what, full=full)
         except StoreError as error:
             raise StoreError(f"domain {domain}: {error}") from error
 
-    def tokens(self, domain: int) -> np.ndarray:
+    def mapped(self, file: int) -> MappedFile:
+        """The file of that number, memory-mapped. Raises :class:`StoreError` as :class:`MappedFile` does."""
+        return MappedFile(self.folder / self.name(file), self.size(self.name(file)))
+
+    def tokens(self, domain: int, mapped: MappedFile | None = None) -> np.ndarray:
         """The domain's packed token stream, memory-mapped, read-only (uint16 or uint32).
 
-        Raises :class:`StoreError` naming the domain and file if the file is missing, truncated, not a partition, or
-        not of the length in the index.
+        Args:
+            mapped: the domain's file, if it is mapped already.
+
+        Raises:
+            StoreError: as :class:`MappedFile` does, or the stream does not lie where the index says.
         """
-        path = self.folder / partition_path(domain)
-        try:
-            values = self.batch(domain).column("tokens").values.to_numpy(zero_copy_only=True)
-        except pa.ArrowInvalid as error:
-            raise StoreError(f"domain {domain}: cannot read {path}: {error}") from error
-        if len(values) != self.tokens_K[domain]:
+        mapped = mapped or self.mapped(int(self.file_K[domain]))
+        buffer, count = mapped.buffer, int(self.tokens_K[domain])
+        kind = np.dtype(self._schema.field("tokens").type.value_type.to_pandas_dtype())
+        at = int(self.tokens_at_K[domain])
+        if self.file_per_domain:
+            self.batch(domain)  # checks the file
+            with errors_name(mapped.path):
+                at = place_of_values(pa.ipc.open_file(buffer).get_batch(0)["tokens"], buffer)
+        if not values_are_at(at, count, kind.itemsize, buffer.size, mapped.read):
             raise StoreError(
-                f"domain {domain}: {path} holds {len(values)} tokens, the index says {self.tokens_K[domain]}. "
-                "Rebuild the store."
+                f"domain {domain}: {mapped.path} does not hold its {count} tokens where they should be. Rebuild it."
             )
-        return values
+        return np.frombuffer(buffer, kind, count, at)
 
     def _number(self, name: str, least: int, most: int) -> int:
         """A whole number from the manifest's configuration. Raises :class:`StoreError` if it is not in the range."""
@@ -199,44 +244,3 @@ class DomainStore:
         """
         batches = [volume.batch(domain, full=True) for volume in self.volumes if volume.passages_K[domain]]
         return pa.Table.from_batches(batches, partition_schema(self.vocab_size))
-
-
-class MappedPartition:
-    """One partition's tokens, memory-mapped until :meth:`unmap`, and the state of its file when it was opened.
-
-    Raises:
-        StoreError: as :meth:`DomainVolume.tokens` does.
-    """
-
-    def __init__(self, volume: DomainVolume, domain: int):
-        self._path, self._volume, self._domain = str(volume.folder / partition_path(domain)), volume, domain
-        self._file = self._state()
-        self.values: np.ndarray | None = volume.tokens(domain)
-
-    def map(self) -> np.ndarray:
-        """The tokens, mapped again if they were unmapped. Raises :class:`StoreError` as :meth:`check` does."""
-        if self.values is None:
-            self.check()
-            self.values = self._volume.tokens(self._domain)
-        return self.values
-
-    def unmap(self) -> None:
-        """Drop this object's reference to the mapping. Arrays that others hold stay valid."""
-        self.check()
-        self.values = None
-
-    def check(self) -> None:
-        """Raise :class:`StoreError` if the file is no longer the one that was opened."""
-        if self._state() != self._file:
-            raise StoreError(
-                f"domain {self._domain}: {self._path} was changed or replaced while it was read. Was the store "
-                "rebuilt? Audit it (soe audit), and resume."
-            )
-
-    def _state(self) -> tuple[int, int, int] | None:
-        """Inode, size and time of change; None if the file is missing."""
-        try:
-            found = os.stat(self._path)
-        except FileNotFoundError:
-            return None
-        return found.st_ino, found.st_size, found.st_mtime_ns

@@ -14,7 +14,7 @@ from typing import Any
 from storage_schema.errors import UserError
 
 JSON_BYTES = 32 << 20
-"""The manifest of 4096 domains has 0.7 MB."""
+"""The largest of ours, the manifest of a store with a file for each of 4096 domains, had 0.7 MB."""
 JSON_DEPTH = 100
 
 

@@ -34,6 +34,7 @@ from storage_schema.manifest import (
     verify_files,
     write_atomically,
 )
+from storage_schema.versions import newest_version
 
 PARTIAL_SUFFIX = ".partial"
 SCRATCH = ".scratch"
@@ -72,6 +73,7 @@ class Stage:
         remove_asides(self.work)
         manifest = Manifest(
             kind=self.kind,
+            schema_version=newest_version(self.kind),
             configuration=self.configuration,
             inputs=self.inputs,
             counts=counts,

@@ -8,10 +8,11 @@ import os
 import numpy as np
 import pyarrow as pa
 
-from storage_schema.domains import INDEX, DomainStore, partition_path, partition_schema
+from storage_schema.domains import DomainStore, partition_path, partition_schema
 from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.s3_server import BUCKET, upload
+from tests.toy_store import write_batches, write_index
 
 L = 16
 SIZES = [0, 5, L + 1, 1000, 150_000, 100_003]
@@ -27,18 +28,18 @@ def upload_once(s3, folder, uploaded):
     return f"s3://{BUCKET}/{folder.name}"
 
 
-def write_part(folder, sizes, dtype, inputs):
+def write_part(folder, sizes, dtype, inputs, per_file=1):
     """Domains of any tokens, a few passages each."""
     rng, schema = np.random.Generator(np.random.PCG64(sum(sizes))), partition_schema(VOCAB[dtype])
     configuration = {"vocab_size": VOCAB[dtype], "end_of_text": 0}
     stage = open_stage(folder / "domains", kind="domains", configuration=configuration, inputs=inputs)
-    for domain in np.flatnonzero(sizes).tolist():
-        path = stage.work / partition_path(domain)
-        path.parent.mkdir()
-        path.write_bytes(arrow_file(rng.integers(0, VOCAB[dtype], sizes[domain]).astype(dtype), schema))
-    index = pa.table({"domain": range(len(sizes)), "passages": sizes, "tokens": sizes}).cast(INDEX)
-    with pa.ipc.new_file(str(stage.work / "index.arrow"), INDEX) as writer:
-        writer.write_table(index)
+    batches = [
+        passages_of(rng.integers(0, VOCAB[dtype], size).astype(dtype), schema, 3 * bool(size))
+        for size in sizes
+    ]
+    places = write_batches(stage.work, batches, per_file)
+    columns = [range(len(sizes)), sizes, sizes, *map(list, zip(*places, strict=True))]
+    write_index(stage.work, columns)
     leaves_KD = np.eye(len(sizes), dtype=np.float32)
     distance_K = np.zeros(len(sizes), np.float32)
     Tree(
@@ -51,21 +52,26 @@ def write_part(folder, sizes, dtype, inputs):
 
 
 def arrow_file(tokens, schema, passages=3, options=None, times=1):
-    """A partition's bytes, the tokens shared among some passages."""
+    """The bytes of a file of one domain, the tokens shared among some passages."""
+    file = io.BytesIO()
+    with pa.ipc.new_file(file, schema, options=options) as writer:
+        for _ in range(times):
+            writer.write_batch(passages_of(tokens, schema, passages))
+    return file.getvalue()
+
+
+def passages_of(tokens, schema, passages):
+    """The tokens shared among some passages."""
     edges = np.linspace(0, len(tokens), passages + 1).astype(np.int64)
     numbers = range(passages)
     columns = [
         pa.array(numbers, pa.int64()),
-        pa.array([f"d{number}" for number in numbers]),
-        pa.array(["s" * number for number in numbers]),
+        pa.array([f"d{number}" for number in numbers], pa.string()),
+        pa.array(["s" * number for number in numbers], pa.string()),
         pa.array([0.5] * passages, pa.float32()),
         pa.LargeListArray.from_arrays(pa.array(edges), pa.array(tokens)),
     ]
-    file = io.BytesIO()
-    with pa.ipc.new_file(file, schema, options=options) as writer:
-        for _ in range(times):
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-    return file.getvalue()
+    return pa.record_batch(columns, schema=schema)
 
 
 def windows_of(tokens, length=L):

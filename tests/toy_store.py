@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.tokenizer import load_tokenizer, train_tokenizer
-from storage_schema.domains import INDEX, partition_path, partition_schema
+from storage_schema.arrow_files import place_of_values
+from storage_schema.aside import written_aside
+from storage_schema.domains import INDEX, DomainVolume, partition_path, partition_schema
 from storage_schema.stage import Stage, open_stage
 from storage_schema.tree import Tree
 
@@ -32,31 +36,31 @@ def write_store(
     seed: int = 0,
     embedding_size: int = 6,
     vocab_size: int = VOCAB,
+    per_file: int = 1,
+    inputs: dict[str, str] | None = None,
 ) -> Path:
-    """Domains that hold the given token streams: tokens of two bytes, or of four for a vocabulary beyond 65,536."""
+    """Domains that hold the given token streams: tokens of two bytes, or of four for a vocabulary beyond 65,536.
+
+    Args:
+        per_file: how many domains lie in one file.
+    """
     rng = np.random.Generator(np.random.PCG64(seed))
     sizes = [len(stream) for stream in streams]
-    stage = _open_domains(folder, seed, vocab_size)
+    stage = _open_domains(folder, seed, vocab_size, inputs)
     schema = partition_schema(vocab_size)
+    batches = []
     for domain, size in enumerate(sizes):
-        if not size:
-            continue
         tokens = pa.array(streams[domain]).cast(schema.field("tokens").type.value_type)
-        path = stage.work / partition_path(domain)
-        path.parent.mkdir(exist_ok=True)
-        batch = pa.record_batch(
-            [
-                pa.array([domain]),
-                pa.array(["document"]),
-                pa.array(["toy"]),
-                pa.array([0.0], pa.float32()),
-                pa.LargeListArray.from_arrays(pa.array([0, size], pa.int64()), tokens),
-            ],
-            schema=schema,
-        )
-        with pa.ipc.new_file(str(path), schema) as writer:
-            writer.write_batch(batch)
-    _finish(stage, [int(n > 0) for n in sizes], sizes, rng.normal(size=(len(sizes), embedding_size)))
+        columns = [
+            pa.array([domain]),
+            pa.array(["document"]),
+            pa.array(["toy"]),
+            pa.array([0.0], pa.float32()),
+            pa.LargeListArray.from_arrays(pa.array([0, size], pa.int64()), tokens),
+        ]
+        batches.append(pa.record_batch([column[: int(size > 0)] for column in columns], schema=schema))
+    places = write_batches(stage.work, batches, per_file)
+    _finish(stage, [int(n > 0) for n in sizes], sizes, rng.normal(size=(len(sizes), embedding_size)), places)
     _write_tokenizer(folder)
     return folder
 
@@ -73,44 +77,118 @@ def write_texts(folder: Path, domains: list[list[str]], *, coarse: int = 1) -> P
     stage.finish({})
     stage = _open_domains(folder, len(texts), tokenizer.vocab_size)
     schema = partition_schema(tokenizer.vocab_size)
-    sizes = []
-    for domain, passages in enumerate(domains):
+    sizes, batches = [], []
+    for passages in domains:
         tokens = tokenizer.encode(passages)
         sizes.append(sum(map(len, tokens)))
-        if not passages:
-            continue
         rows = range(len(passages))
         columns = [
-            pa.array(list(rows)),
-            pa.array([f"document-{row}" for row in rows]),
-            pa.array([("even", "odd")[row % 2] for row in rows]),
+            pa.array(list(rows), pa.int64()),
+            pa.array([f"document-{row}" for row in rows], pa.string()),
+            pa.array([("even", "odd")[row % 2] for row in rows], pa.string()),
             pa.array([0.5 + row / 100 for row in rows], pa.float32()),
             pa.array(tokens, schema.field("tokens").type),
         ]
-        path = stage.work / partition_path(domain)
-        path.parent.mkdir(exist_ok=True)
-        with pa.ipc.new_file(str(path), schema) as writer:
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-    _finish(stage, [len(passages) for passages in domains], sizes, np.eye(len(domains)), coarse)
+        batches.append(pa.record_batch(columns, schema=schema))
+    places = write_batches(stage.work, batches, 1)
+    _finish(stage, [len(passages) for passages in domains], sizes, np.eye(len(domains)), places, coarse)
     return folder
 
 
-def _open_domains(folder: Path, seed: int, vocab_size: int) -> Stage:
+def write_batches(folder: Path, batches: list[pa.RecordBatch], per_file: int) -> list[tuple[int, int]]:
+    """Write the domains' passages, so many domains to a file, and none where all are empty; returns where they lie."""
+    places = []
+    for number in range(-(-len(batches) // per_file)):
+        some = batches[number * per_file : (number + 1) * per_file]
+        path = folder / partition_path(number)
+        if any(map(len, some)):
+            places += [(number, at) for at in write_file(path, some)]
+        else:
+            places += [(number, 0)] * len(some)
+    return places
+
+
+def write_file(path: Path, batches: list[pa.RecordBatch]) -> list[int]:
+    """Write a file of some domains; returns where each one's tokens begin."""
+    with written_aside(path) as aside, pa.ipc.new_file(str(aside), batches[0].schema) as writer:
+        for batch in batches:  # they may be mapped from the file that is replaced
+            writer.write_batch(batch)
+    with pa.memory_map(str(path)) as source:
+        buffer = source.read_buffer()
+        file = pa.ipc.open_file(buffer)
+        return [
+            place_of_values(file.get_batch(at)["tokens"], buffer) if len(batch) else 0
+            for at, batch in enumerate(batches)
+        ]
+
+
+def replace_batch(folder: Path, domain: int, batch: pa.RecordBatch) -> None:
+    """Put other passages in the place of a domain's, below `folder`, and its tokens' places into the index."""
+    volume = DomainVolume(folder)
+    file = int(volume.file_K[domain])
+    domains = np.flatnonzero(volume.file_K == file).tolist()
+    path = volume.folder / volume.name(file)
+    with pa.ipc.open_file(pa.py_buffer(path.read_bytes())) as reader:
+        batches = [batch if one == domain else reader.get_batch(at) for at, one in enumerate(domains)]
+    index = (
+        pa.ipc.open_file(pa.py_buffer((volume.folder / "index.arrow").read_bytes())).read_all().to_pydict()
+    )
+    for one, at in zip(domains, write_file(path, batches), strict=True):
+        index["tokens_at"][one] = at
+    write_index(volume.folder, list(index.values()))
+
+
+def in_version_1(folder: Path) -> None:
+    """Write the domains of `folder` as releases did whose schema version was 1: one file per domain."""
+    volume = DomainVolume(folder)
+    old = volume.folder.with_name("version-2")
+    volume.folder.rename(old)
+    volume.folder = old
+    stage = open_stage(
+        folder / "domains",
+        kind="domains",
+        configuration=volume.manifest.configuration,
+        inputs=volume.manifest.inputs,
+    )
+    for domain in np.flatnonzero(volume.passages_K).tolist():
+        path = stage.work / f"domain={domain:04d}/part-00000.arrow"
+        path.parent.mkdir()
+        write_file(path, [volume.batch(domain)])
+    shutil.copy(old / "tree.arrow", stage.work)
+    columns = [np.arange(len(volume.tokens_K)), volume.passages_K, volume.tokens_K]
+    write_index(stage.work, columns)
+    manifest = replace(stage.finish(volume.manifest.counts), schema_version=1)
+    (folder / "domains/manifest.json").write_text(manifest.to_json())
+    shutil.rmtree(old)
+
+
+def write_index(folder: Path, columns: list) -> None:
+    """Write the index of domains; without places if it has three columns."""
+    schema = pa.schema(list(INDEX)[: len(columns)])
+    with pa.ipc.new_file(str(folder / "index.arrow"), schema) as writer:
+        writer.write_table(pa.table(columns, names=schema.names).cast(schema))
+
+
+def _open_domains(folder: Path, seed: int, vocab_size: int, inputs: dict[str, str] | None = None) -> Stage:
     return open_stage(
         folder / "domains",
         kind="domains",
         configuration={"vocab_size": vocab_size, "end_of_text": 0},
-        inputs={"toy": str(seed)},
+        inputs={"toy": str(seed)} | (inputs or {}),
     )
 
 
 def _finish(
-    stage: Stage, passages: list[int], sizes: list[int], leaves_KD: np.ndarray, coarse: int = 1
+    stage: Stage,
+    passages: list[int],
+    sizes: list[int],
+    leaves_KD: np.ndarray,
+    places: list[tuple[int, int]],
+    coarse: int = 1,
 ) -> None:
     """Write the index and the tree, then the manifest."""
-    index = pa.table({"domain": np.arange(len(sizes)), "passages": passages, "tokens": sizes}).cast(INDEX)
-    with pa.ipc.new_file(str(stage.work / "index.arrow"), INDEX) as writer:
-        writer.write_table(index)
+    columns = [np.arange(len(sizes)), passages, sizes, *map(list, zip(*places, strict=True))]
+    write_index(stage.work, columns)
     leaves_KD = leaves_KD.astype(np.float32)
     Tree(
         coarse_CD=leaves_KD[:coarse],

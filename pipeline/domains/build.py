@@ -4,7 +4,7 @@
    for documents added to a store).
 2. *Scatter* (``scatter.py``): each part of passages is tokenized, and its rows are written with their domains, in the
    order of their coarse nodes.
-3. *Leaves* (``leaves.py``): each coarse node's domains are written, one after the other.
+3. *Leaves* (``leaves.py``): each coarse node's domains are written to a file, one after the other.
 
 So no task holds thousands of files open, memory does not grow with the corpus, and each part and node is resumed on its
 own.
@@ -60,7 +60,7 @@ def build_domains(
     parts = part_files(folders.passages, "train")
     rows = [pq.read_metadata(part).num_rows for part in parts]
     total = sum(rows)
-    shutil.rmtree(Path(folders.work) / "scatter", ignore_errors=True)  # earlier releases put scratch here
+    _remove_earlier(Path(folders.work), folders.scratch)
     folders.scratch.mkdir(exist_ok=True)
 
     def share_of(begin: float, end: float) -> Report:
@@ -107,10 +107,18 @@ def build_domains(
     return stage.finish(counts, run=run_tasks)
 
 
+def _remove_earlier(work: Path, scratch: Path) -> None:
+    """Remove what a build of an earlier release left, which put each domain into a file, and scratch elsewhere."""
+    for folder in [*work.glob("domain=*"), *work.glob("scatter")]:
+        shutil.rmtree(folder)
+    for done in scratch.glob("node-*.npz"):
+        done.unlink()
+
+
 def _assemble(fitted: Tree, nodes: list[dict[str, np.ndarray]]) -> tuple[Tree, pa.Table]:
     """The tree with what was found of its leaves; those that nothing reached are NaN."""
     blank = {"distance_k": np.zeros(len(nodes[0]["counts_k"]))}
-    blank["tokens_k"] = blank["distance_k"].astype(np.int64)
+    blank["tokens_k"] = blank["tokens_at_k"] = blank["distance_k"].astype(np.int64)
     stacked = {
         name: np.concatenate([(blank | node)[name] for node in nodes]) for name in (*blank, "counts_k")
     }
@@ -123,7 +131,9 @@ def _assemble(fitted: Tree, nodes: list[dict[str, np.ndarray]]) -> tuple[Tree, p
         counts_K=counts_K,
         mean_distance_K=(stacked["distance_k"] / np.maximum(counts_K, 1)).astype(np.float32),
     )
-    index = pa.table([np.arange(tree.num_domains), tree.counts_K, stacked["tokens_k"]], names=INDEX.names)
+    domains_K = np.arange(tree.num_domains)
+    columns = [domains_K, counts_K, stacked["tokens_k"], domains_K // (tree.num_domains // len(nodes))]
+    index = pa.table([*columns, stacked["tokens_at_k"]], names=INDEX.names)
     return tree, index.cast(INDEX)
 
 

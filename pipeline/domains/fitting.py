@@ -25,7 +25,7 @@ from storage_schema.errors import UserError
 from storage_schema.tree import Tree
 
 MOST_DOMAINS = 200_000
-"""More files than these have a manifest beyond the bound of our JSON files (storage_schema/json_files.py)."""
+"""Soups and pages name every domain in JSON, whose bound is in storage_schema/json_files.py; more were not tried."""
 ROOT, PARTS = -1, -2
 """Numbers of seeds: the root's, and that of the first part; the next parts' are one less each. A node has its own."""
 

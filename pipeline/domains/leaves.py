@@ -1,4 +1,4 @@
-"""A coarse node's scattered rows → its leaves' domain partitions.
+"""A coarse node's scattered rows → the file of its leaves' domain partitions.
 
 Memory holds one part's rows at a time, then one leaf at a time, however large the node is.
 
@@ -7,7 +7,7 @@ Legend: N rows, k leaves of the node.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.domains.scatter import Folders, read_arrays, read_node, write_arrays, write_batch
-from storage_schema.aside import own_file
+from pipeline.domains.scatter import Folders, read_arrays, read_node, write_arrays
+from storage_schema.arrow_files import place_of_values
+from storage_schema.aside import own_file, written_aside
 from storage_schema.domains import partition_path, partition_schema
 
 
@@ -29,10 +30,11 @@ def write_node(
         scattered: the names of the parts in order, and how many rows each part has of each node, ``[parts, C]``.
 
     Returns:
-        ``counts_k``, ``distance_k`` and ``squared_k`` (sums over a leaf's rows) and ``tokens_k``; only ``counts_k`` if
-        the node has no rows. They are also kept on disk for a resume.
+        ``counts_k``, ``tokens_k``, ``tokens_at_k`` (the byte of the file at which a leaf's tokens begin),
+        ``distance_k`` and ``squared_k`` (sums over a leaf's rows); only ``counts_k`` if the node has no rows. They are
+        also kept on disk for a resume.
     """
-    kept = folders.scratch / f"node-{node:05d}.npz"
+    kept = folders.scratch / f"partitions-{node:05d}.npz"
     if kept.exists():
         return read_arrays(kept)
     rows = scattered[1][:, node]
@@ -41,16 +43,23 @@ def write_node(
     # Parts are mapped one at a time: a process may have 65,530 mappings, and a corpus may have more parts.
     parts = (folders.scattered(name) for name, number in zip(scattered[0], rows, strict=True) if number)
     tables = [partial(read_node, part, node) for part in parts]
+    path = Path(folders.work) / partition_path(node)
     # A name of its own: a task that Ray repeats may find its first attempt still at work.
     with own_file(folders.scratch / f"node-{node:05d}.arrow") as by_leaf:
         sums, leaf_of_batch = _split(tables, node * k, k, by_leaf)
         with pa.memory_map(str(by_leaf)) as source, pa.ipc.open_file(source) as file:
-            for leaf in np.flatnonzero(sums["counts_k"]):
-                path = Path(folders.work) / partition_path(node * k + int(leaf))
-                path.parent.mkdir(exist_ok=True)
-                batches = np.flatnonzero(leaf_of_batch == leaf)
-                _write_partition([file.get_batch(batch) for batch in batches], path)
-        write_arrays(kept, **sums)
+            _write_partitions(
+                path,
+                # One leaf's at a time: of a large node, the handles of all batches take a gigabyte.
+                (list(map(file.get_batch, np.flatnonzero(leaf_of_batch == leaf))) for leaf in range(k)),
+                file.schema,
+            )
+    with pa.memory_map(str(path)) as source:
+        buffer = source.read_buffer()
+        written = pa.ipc.open_file(buffer)
+        for leaf in np.flatnonzero(sums["counts_k"]).tolist():
+            sums["tokens_at_k"][leaf] = place_of_values(written.get_batch(leaf)["tokens"], buffer)
+    write_arrays(kept, **sums)
     return sums
 
 
@@ -68,7 +77,7 @@ def _split(
         The leaves' sums, and the leaf of each batch in the file.
     """
     sums = {name: np.zeros(k) for name in ("distance_k", "squared_k")}
-    sums |= {name: np.zeros(k, np.int64) for name in ("counts_k", "tokens_k")}
+    sums |= {name: np.zeros(k, np.int64) for name in ("counts_k", "tokens_k", "tokens_at_k")}
     leaf_of_batch: list[int] = []
     with ExitStack() as stack:
         writer = None
@@ -92,11 +101,19 @@ def _split(
     return sums, np.array(leaf_of_batch)
 
 
-def _write_partition(batches: list[pa.RecordBatch], path: Path) -> None:
-    """Write a leaf's passages in the order of their ids, as one record batch."""
-    table = pa.Table.from_batches(batches)
-    token_type = table.schema.field("tokens").type.value_type
+def _write_partitions(path: Path, leaves: Iterable[list[pa.RecordBatch]], found: pa.Schema) -> None:
+    """Write each leaf's passages in the order of their ids, as one record batch, leaf after leaf."""
+    token_type = found.field("tokens").type.value_type
     schema = partition_schema(1 << 16 if token_type == pa.uint16() else 1 << 17)
-    table = table.take(np.argsort(table["passage_id"].to_numpy())).cast(schema).combine_chunks()
-    [batch] = table.to_batches()
-    write_batch(path, batch)
+    with written_aside(path) as aside, pa.ipc.new_file(str(aside), schema) as writer:
+        for leaf in leaves:
+            table = pa.Table.from_batches(leaf, found)
+            table = table.take(np.argsort(table["passage_id"].to_numpy())).cast(schema).combine_chunks()
+            writer.write_batch(
+                pa.RecordBatch.from_arrays([_whole(column) for column in table.columns], schema=schema)
+            )
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one array, also if it is empty."""
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)

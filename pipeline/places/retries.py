@@ -23,7 +23,6 @@ def with_retries(
     *,
     uri: str,
     store: str,
-    label: str = "",
     what: str = "The store",
     failed: Callable[[], None] | None = None,
 ) -> T:
@@ -32,7 +31,6 @@ def with_retries(
     Args:
         uri: the file's name, for the error.
         store: the name of the store or corpus that the file belongs to, for the error.
-        label: the beginning of the error.
         what: ``The store``, ``The soup`` or ``The corpus``, for the error.
         failed: called after each failed attempt.
 
@@ -45,14 +43,14 @@ def with_retries(
             return read()
         except FileNotFoundError as error:
             raise StoreError(
-                f"{label}{uri} is missing. Copy the whole of a finished {what.split()[-1]} there, or check the name."
+                f"{uri} is missing. Copy the whole of a finished {what.split()[-1]} there, or check the name."
             ) from error
         except OSError as error:
             if failed:
                 failed()
             if attempt == ATTEMPTS:
                 raise UnavailableError(
-                    f"{label}cannot read {uri} after {attempt} attempts: {explain(store, error, what=what)}"
+                    f"cannot read {uri} after {attempt} attempts: {explain(store, error, what=what)}"
                 ) from error
         time.sleep(FIRST_DELAY * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")

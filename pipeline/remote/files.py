@@ -50,8 +50,6 @@ class RemoteFile:
     """The name in errors."""
     bytes: int
     """The size in the manifest; a file of another size is refused."""
-    label: str = ""
-    """The beginning of an error, such as ``domain 12: ``."""
 
 
 class RemoteFiles:
@@ -100,17 +98,11 @@ class RemoteFiles:
 
     def digest(self, file: RemoteFile) -> str:
         """sha256 of the whole file. Raises :class:`StoreError` as :meth:`blocks` does, also if it was replaced."""
-
-        def read() -> str:
-            found, handle = hashlib.sha256(), self._handle(file)
-            for start in range(0, file.bytes, DIGEST_BYTES):
-                size = min(DIGEST_BYTES, file.bytes - start)
-                found.update(require_all(handle.read_at(size, start), size))
-            return found.hexdigest()
-
-        found = self._with_retries(file, read)
+        found = hashlib.sha256()
+        for start in range(0, file.bytes, DIGEST_BYTES):
+            found.update(self.read(file, start, min(start + DIGEST_BYTES, file.bytes)))
         self._check_unchanged(file)
-        return found
+        return found.hexdigest()
 
     def blocks(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> Blocks:
         """Get blocks, from the cache or else in parallel from where the files lie.
@@ -151,9 +143,7 @@ class RemoteFiles:
                 future.cancel()
 
     def _with_retries(self, file: RemoteFile, read: Callable[[], T]) -> T:
-        return with_retries(
-            read, uri=file.uri, store=self.store, label=file.label, failed=lambda: self._drop_handle(file)
-        )
+        return with_retries(read, uri=file.uri, store=self.store, failed=lambda: self._drop_handle(file))
 
     def _needs_check(self, file: RemoteFile) -> bool:
         return time.monotonic() - self._checked_at.get(file.path, -np.inf) >= CHECK_SECONDS
@@ -215,7 +205,7 @@ class RemoteFiles:
     def _refusal(self, file: RemoteFile, why: str) -> StoreError:
         """The error for a replaced file. Its cached blocks are dropped: they may come from either file."""
         self.cache.drop(file.path)
-        return StoreError(f"{file.label}{file.uri} {why}")
+        return StoreError(f"{file.uri} {why}")
 
     def _drop_handle(self, file: RemoteFile) -> None:
         """Drop the file's handle. Opening the file again tells whether it is missing or truncated, or the connection

@@ -17,6 +17,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from pipeline.places.retries import require_all, with_retries
+from storage_schema.domains import PARTITIONS
 from storage_schema.json_files import JSON_BYTES
 from storage_schema.layout import home
 from storage_schema.manifest import FileEntry, StoreError, read_manifest
@@ -133,7 +134,7 @@ class Source:
         except StoreError as error:
             raise StoreError(str(error).replace(str(folder), self.uri)) from error
         for entry in manifest.files:
-            if kind == "tokenizer" or (kind == "domains" and not entry.path.startswith("domain=")):
+            if kind == "tokenizer" or (kind == "domains" and not entry.path.startswith(PARTITIONS)):
                 target = folder / name / entry.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(self._checked(name, entry))

@@ -1,4 +1,7 @@
-"""Finding the token stream in a partition's file with two small reads, without the rest of the file."""
+"""Finding the token stream in a file of schema version 1, which held one domain, with two small reads.
+
+Later versions say in the index where it is.
+"""
 
 from __future__ import annotations
 

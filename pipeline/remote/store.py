@@ -2,16 +2,17 @@
 
 Everything but the partitions is small and is mirrored into ``SOE_HOME/cache``, once per machine and version of the
 store, so all other code reads local paths. Of a partition, only the blocks that hold windows are fetched
-(``files.py``). A file's size is compared with the manifest, and its layout with the index. Its sha256 is not checked,
-because that would take the whole file (run ``soe audit`` on a copy). The manifest must stay the one that was mirrored:
-this is how a rebuilt store is noticed even if a partition is first opened after the rebuild.
+(``files.py``). A file's size is compared with the manifest, and where its tokens lie with the index. Its sha256 is not
+checked, because that would take the whole file (run ``soe audit`` on a copy). The manifest must stay the one that was
+mirrored: this is how a rebuilt store is noticed even if a partition is first opened after the rebuild.
 
 Legend: L tokens in a sequence, m windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from pipeline.remote.files import BLOCK_BYTES, RemoteFile, RemoteFiles
 from pipeline.remote.mirror import mirror_store
 from pipeline.remote.partition_layout import find_values
 from pipeline.remote.windows import RemoteWindows, blocks_touched
-from storage_schema.domains import DomainStore, partition_path
+from storage_schema.arrow_files import values_are_at
+from storage_schema.domains import DomainStore
 from storage_schema.manifest import StoreError
 
 
@@ -63,10 +65,7 @@ class RemoteStore(DomainStore):
         self._remember_partitions()  # before the manifests are read
         self.mirror = mirror_store(self.uri, filesystem, self._path)
         super().__init__(self.mirror, num_volumes=num_volumes)
-        self._sizes = [
-            {entry.path: entry.bytes for entry in volume.manifest.files} for volume in self.volumes
-        ]
-        self._values_at: dict[str, int] = {}
+        self._tokens_at: dict[tuple[int, int], int] = {}
         self._manifests = [self._manifest(volume.folder) for volume in self.volumes]
         self.blocks({})
 
@@ -83,7 +82,11 @@ class RemoteStore(DomainStore):
         """
         return [
             RemoteWindows(
-                self, self.partition_file(number, domain), int(volume.tokens_K[domain]), sequence_length
+                self,
+                (number, domain),
+                self._file_of(number, domain),
+                int(volume.tokens_K[domain]),
+                sequence_length,
             )
             for number, volume in enumerate(self.volumes)
             if volume.tokens_K[domain] > sequence_length
@@ -119,34 +122,45 @@ class RemoteStore(DomainStore):
                 if inside.any():
                     wanted.append((windows, left[inside]))
                 left = left[~inside] - len(windows)
-        list(self.files.pool.map(lambda item: item[0].values_at, wanted))
-        budget, blocks = self.files.cache.most_bytes // BLOCK_BYTES, {}
+        list(self.files.pool.map(lambda item: item[0].tokens_at, wanted))
+        budget = self.files.cache.most_bytes // BLOCK_BYTES
+        blocks: dict[RemoteFile, set[int]] = {}
         for windows, left in wanted:
-            numbers = windows.blocks_of(left)[:budget]
-            budget -= len(numbers)
-            blocks[windows.file] = numbers
-        self.blocks(blocks)
+            there = blocks.setdefault(windows.file, set())
+            new = [number for number in windows.blocks_of(left).tolist() if number not in there][:budget]
+            there.update(new)
+            budget -= len(new)
+        self.blocks({file: sorted(numbers) for file, numbers in blocks.items()})
 
-    def blocks(self, wanted: Mapping[RemoteFile, np.ndarray]) -> Blocks:
+    def blocks(self, wanted: Mapping[RemoteFile, Sequence[int] | np.ndarray]) -> Blocks:
         """:meth:`RemoteFiles.blocks`, which also raises :class:`StoreError` if a manifest changed."""
         return self.files.blocks(dict.fromkeys(self._manifests, ()) | dict(wanted))
 
-    def values_at(self, file: RemoteFile, tokens: int) -> int:
-        """The byte at which a partition's token stream begins. It is found once, with two small reads."""
-        if file.path not in self._values_at:
-            where = find_values(
-                lambda start, stop: self.files.read(file, start, stop),
-                file.bytes,
-                tokens,
-                self.token_dtype.itemsize,
-            )
+    def tokens_at(self, number: int, domain: int) -> int:
+        """The byte of its file at which a domain's token stream begins. It is found once, with one or two small reads.
+
+        Args:
+            number: of the volume.
+
+        Raises:
+            StoreError: it does not lie where the index says, or the file cannot be read.
+        """
+        if (number, domain) not in self._tokens_at:
+            volume = self.volumes[number]
+            file, count = self._file_of(number, domain), int(volume.tokens_K[domain])
+            itemsize, read = self.token_dtype.itemsize, partial(self.files.read, file)
+            at = int(volume.tokens_at_K[domain])
+            if volume.file_per_domain:
+                where = find_values(read, file.bytes, count, itemsize)
+            else:
+                where = at if values_are_at(at, count, itemsize, file.bytes, read) else None
             if where is None:
                 raise StoreError(
-                    f"{file.label}{file.uri} does not end in the {tokens} tokens that the index says. It was "
+                    f"domain {domain}: {file.uri} does not hold its {count} tokens where they should be. It was "
                     "replaced, or written by another program: copy the store there again."
                 )
-            self._values_at[file.path] = where
-        return self._values_at[file.path]
+            self._tokens_at[number, domain] = where
+        return self._tokens_at[number, domain]
 
     def _remember_partitions(self) -> None:
         """Remember the partitions of the store and its additions, and no other file: there may be very many."""
@@ -161,14 +175,15 @@ class RemoteStore(DomainStore):
         below, size = mirrored.relative_to(self.mirror).as_posix(), mirrored.stat().st_size
         return RemoteFile(path=f"{self._path}/{below}", uri=f"{self.uri}/{below}", bytes=size)
 
-    def partition_file(self, number: int, domain: int) -> RemoteFile:
-        """The file with a domain's tokens in a volume. Raises :class:`StoreError` if the volume's manifest lacks it."""
-        name = partition_path(domain)
+    def remote_file(self, number: int, name: str) -> RemoteFile:
+        """A file of a volume's domains. Raises :class:`StoreError` if the volume's manifest lacks it."""
         below = (self.volumes[number].folder.relative_to(self.mirror) / name).as_posix()
-        label = f"domain {domain}: "
-        if name not in self._sizes[number]:
-            raise StoreError(
-                f"{label}the manifest has no {self.uri}/{below}, but its index has. Rebuild the store."
-            )
-        size = self._sizes[number][name]
-        return RemoteFile(path=f"{self._path}/{below}", uri=f"{self.uri}/{below}", bytes=size, label=label)
+        try:
+            size = self.volumes[number].size(name)
+        except StoreError as error:
+            raise StoreError(str(error).replace(str(self.mirror), self.uri)) from error
+        return RemoteFile(path=f"{self._path}/{below}", uri=f"{self.uri}/{below}", bytes=size)
+
+    def _file_of(self, number: int, domain: int) -> RemoteFile:
+        volume = self.volumes[number]
+        return self.remote_file(number, volume.name(int(volume.file_K[domain])))

@@ -25,18 +25,22 @@ class Store(Protocol):
 
     def blocks(self, wanted: Mapping[RemoteFile, np.ndarray]) -> Blocks: ...
 
-    def values_at(self, file: RemoteFile, tokens: int) -> int: ...
+    def tokens_at(self, number: int, domain: int) -> int: ...
 
 
 class RemoteWindows:
     """The windows of one domain in one volume, read by range.
 
     Args:
-        tokens: how many the partition holds.
+        place: the numbers of the volume and of the domain.
+        file: that they lie in.
+        tokens: how many the domain has there.
     """
 
-    def __init__(self, store: Store, file: RemoteFile, tokens: int, sequence_length: int):
-        self.store, self.file, self.tokens = store, file, tokens
+    def __init__(
+        self, store: Store, place: tuple[int, int], file: RemoteFile, tokens: int, sequence_length: int
+    ):
+        self.store, self.place, self.file = store, place, file
         self.step = sequence_length * store.token_dtype.itemsize
         self.width = (sequence_length + 1) * store.token_dtype.itemsize
         self.span = blocks_touched(self.width)
@@ -46,13 +50,13 @@ class RemoteWindows:
         return self._length
 
     @property
-    def values_at(self) -> int:
+    def tokens_at(self) -> int:
         """The byte of the first token in the file."""
-        return self.store.values_at(self.file, self.tokens)
+        return self.store.tokens_at(*self.place)
 
     def blocks_of(self, rows: np.ndarray) -> np.ndarray:
         """int64, ascending: the numbers of the blocks that these windows lie in."""
-        starts = self.values_at + rows * self.step
+        starts = self.tokens_at + rows * self.step
         numbers = starts[:, None] // BLOCK_BYTES + np.arange(self.span)
         return np.unique(numbers[numbers * BLOCK_BYTES < starts[:, None] + self.width])
 
@@ -67,7 +71,7 @@ class RemoteWindows:
 
         Raises:
             StoreError: the partition is missing, was truncated or replaced, or could not be read after several
-                attempts; the message names the domain and the file.
+                attempts; the message names the file.
             IndexError: there is no such window.
         """
         assert out.dtype == self.store.token_dtype and out.shape == (len(rows), self.width // out.itemsize)
@@ -80,14 +84,14 @@ class RemoteWindows:
         bytes_mw = out.view(np.uint8)
         for positions in self._groups(rows):
             blocks = self.store.blocks({self.file: self.blocks_of(rows[positions])})
-            starts = self.values_at + rows[positions] * self.step
+            starts = self.tokens_at + rows[positions] * self.step
             for position, start in zip(positions.tolist(), starts.tolist(), strict=True):
                 self._copy(blocks, start, bytes_mw[position])
 
     def _groups(self, rows: np.ndarray) -> list[np.ndarray]:
         """The positions in `rows`, in the order of the file, in groups that lie in few blocks each."""
         order = np.argsort(rows, kind="stable")
-        _, rank = np.unique((self.values_at + rows[order] * self.step) // BLOCK_BYTES, return_inverse=True)
+        _, rank = np.unique((self.tokens_at + rows[order] * self.step) // BLOCK_BYTES, return_inverse=True)
         group = rank // max(1, GATHERED_BLOCKS // self.span)
         return np.split(order, np.flatnonzero(np.diff(group)) + 1)
 

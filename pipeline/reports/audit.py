@@ -16,7 +16,7 @@ from pipeline.remote import files as remote_files
 from pipeline.remote.store import RemoteStore
 from pipeline.tasks import Report, ignore_progress
 from storage_schema.corpus import part_files
-from storage_schema.domains import DomainStore, DomainVolume, partition_path
+from storage_schema.domains import PARTITIONS, DomainStore, DomainVolume
 from storage_schema.layout import store_and_additions
 from storage_schema.manifest import FileEntry, StoreError, read_manifest, verify_file
 
@@ -79,18 +79,15 @@ def verify_domains(store: DomainStore, *, report: Report = ignore_progress) -> N
     files = [
         (number, entry) for number, volume in enumerate(store.volumes) for entry in volume.manifest.files
     ]
-    domains = {partition_path(domain): domain for domain in range(store.num_domains)}
 
     def verify(number: int, entry: FileEntry) -> None:
-        if (
-            not isinstance(store, RemoteStore) or entry.path not in domains
-        ):  # all but partitions lie on this machine
-            verify_file(store.volumes[number].folder, entry)
+        if not isinstance(store, RemoteStore) or not entry.path.startswith(PARTITIONS):
+            verify_file(store.volumes[number].folder, entry)  # all but partitions lie on this machine
             return
-        file = store.partition_file(number, domains[entry.path])
+        file = store.remote_file(number, entry.path)
         if store.files.digest(file) != entry.sha256:
             raise StoreError(
-                f"{file.label}{file.uri} was altered: its sha256 differs from the manifest. Copy the store there again."
+                f"{file.uri} was altered: its sha256 differs from the manifest. Copy the store there again."
             )
 
     with ThreadPoolExecutor(
@@ -153,20 +150,25 @@ def _check_chain(folder: Path, manifests: dict, upstream: dict) -> None:
 
 
 def _check_domain(store: DomainStore, volume: DomainVolume, domain: int, seen: _Seen) -> None:
-    path = volume.folder / partition_path(domain)
-    if not volume.passages_K[domain]:
-        if path.exists():
-            raise StoreError(f"domain {domain} is empty in the index, but {path} exists. Rebuild the store.")
+    path = volume.folder / volume.name(int(volume.file_K[domain]))
+    empty = not volume.passages_K[domain]
+    if empty and not volume.tokens_K[domain] and not path.exists():
         return
     batch = volume.batch(domain, full=True)
+    if empty:
+        if batch.num_rows or volume.tokens_K[domain]:
+            raise StoreError(
+                f"domain {domain} has no passages in the index, but some in {path}. Rebuild the store."
+            )
+        return
     tokens = batch.column("tokens")
-    offsets = tokens.offsets.to_numpy()
-    stream = volume.tokens(domain)
-    ends = stream[offsets[1:] - 1] if len(offsets) > 1 else stream
-    whole = offsets[0] == 0 and offsets[-1] == len(stream) and (np.diff(offsets) > 0).all()
+    offsets, stream = tokens.offsets.to_numpy(), volume.tokens(domain)
+    whole = not tokens.values.null_count and np.array_equal(stream, tokens.values.to_numpy())
+    whole = whole and offsets[0] == 0 and offsets[-1] == len(stream) and (np.diff(offsets) > 0).all()
+    ends = stream[offsets[1:] - 1] if whole else stream
     if not whole or batch.num_rows != volume.passages_K[domain] or (ends != store.end_of_text).any():
         raise StoreError(
-            f"{path} does not hold {volume.passages_K[domain]} passages, each ending in end-of-text, "
+            f"domain {domain}: {path} does not hold {volume.passages_K[domain]} passages, each ending in end-of-text, "
             "one after the other. Rebuild the store."
         )
     seen.add(domain, batch.column("passage_id").to_numpy())

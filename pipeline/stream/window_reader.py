@@ -1,4 +1,7 @@
-"""Reading the windows that a plan names from a store's partitions, many at a time."""
+"""Reading the windows that a plan names from a store's files, many at a time.
+
+Legend: K domains, V volumes, F files of a volume, L tokens in a sequence.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ import numpy as np
 
 from pipeline.remote.store import RemoteStore
 from pipeline.stream.gather import gather
-from storage_schema.domains import DomainStore, MappedPartition
+from storage_schema.arrow_files import MappedFile
+from storage_schema.domains import DomainStore
 
 CHECK_SECONDS = 1.0
 """A file is checked before and after a read, but not again within this many seconds: at thousands of domains per second
 the checks would take longer than reading the tokens."""
 MOST_MAPPINGS = 24_576
-"""The most partitions that a reader maps. Linux allows a process 65,530 mappings (``vm.max_map_count``), and libraries
+"""The most files that a reader maps. Linux allows a process 65,530 mappings (``vm.max_map_count``), and libraries
 and threads need some too."""
 
 
@@ -27,12 +31,12 @@ def window_reader(store: DomainStore, sequence_length: int) -> MappedReader | Ra
 
 
 class MappedReader:
-    """Reads windows of a store on this machine. The most recently used partitions stay memory-mapped, which takes no
-    file descriptors.
+    """Reads windows of a store on this machine. The most recently used files stay memory-mapped, which takes no file
+    descriptors.
 
     One array per domain would cost more than copying the bytes, at thousands of domains per second. So windows are
-    found by their memory addresses, and one gather (``gather.py``) copies all of them. Only addresses in mapped
-    partitions are read.
+    found by their memory addresses, and one gather (``gather.py``) copies all of them. Only addresses in mapped files
+    are read.
     """
 
     def __init__(self, store: DomainStore, sequence_length: int):
@@ -41,10 +45,13 @@ class MappedReader:
         self._windows_K = self._windows_VK.sum(0)
         self._first_VK = np.cumsum(self._windows_VK, axis=0) - self._windows_VK
         self._address_VK = np.zeros(self._windows_VK.shape, np.int64)
-        """The address at which the domain's row 0 would be if it lay in this volume."""
-        self._checked_VK = np.full(self._windows_VK.shape, -np.inf)
-        self._seen: dict[tuple[int, int], MappedPartition] = {}
-        self._mapped_VK = np.zeros(self._windows_VK.shape, bool)
+        """The address at which the domain's row 0 would be if it lay in this volume; 0 if its file is not mapped, or
+        nothing of it was read since."""
+        self._file_VK = np.stack([volume.file_K for volume in store.volumes])
+        files = len(store.volumes), int(self._file_VK.max()) + 1
+        self._checked_VF = np.full(files, -np.inf)
+        self._mapped_VF = np.zeros(files, bool)
+        self._seen: dict[tuple[int, int], MappedFile] = {}
         self._dtype = store.token_dtype
         self._step = sequence_length * self._dtype.itemsize
 
@@ -52,18 +59,18 @@ class MappedReader:
         """Read the windows `rows` of `domains`: [len(rows), L + 1] of the store's token type.
 
         Raises:
-            StoreError: a partition is missing, damaged, or was changed while it was read; the message names it.
+            StoreError: a file is missing, damaged, or was changed while it was read; the message names it.
             IndexError: a domain has no such window.
         """
         beyond = rows.astype(np.uint64) >= self._windows_K[domains]  # an address must never be made of these
         if beyond.any():
             domain, row = domains[beyond][0], rows[beyond][0]
             raise IndexError(f"domain {domain} has {self._windows_K[domain]} windows; there is no row {row}.")
-        if len(rows) > MOST_MAPPINGS // 2:  # each may lie in another partition
+        if len(rows) > MOST_MAPPINGS // 2:  # each may lie in another file
             halves = zip(np.array_split(domains, 2), np.array_split(rows, 2), strict=True)
             return np.concatenate([self.read(*half) for half in halves])
         self._make_room(len(rows))
-        checked: list[MappedPartition] = []
+        checked: list[MappedFile] = []
         if len(self._windows_VK) == 1:
             addresses = self._addresses(0, domains, rows, checked)
         else:
@@ -72,56 +79,69 @@ class MappedReader:
                 inside = (rows - first_K[domains]).astype(np.uint64) < self._windows_VK[number][domains]
                 addresses[inside] = self._addresses(number, domains[inside], rows[inside], checked)
         windows = gather(addresses, self.sequence_length + 1, self._dtype)
-        for partition in checked:
-            partition.check()
+        for file in checked:
+            file.check()
         return windows
 
     def finish(self) -> None:
         """Call after the last read: checks that no file was changed. Raises StoreError as :meth:`read` does."""
-        for number, domain in np.argwhere(self._mapped_VK).tolist():
-            self._seen[number, domain].check()
+        for number, file in np.argwhere(self._mapped_VF).tolist():
+            self._seen[number, file].check()
 
     def _addresses(
-        self, number: int, domains: np.ndarray, rows: np.ndarray, checked: list[MappedPartition]
+        self, number: int, domains: np.ndarray, rows: np.ndarray, checked: list[MappedFile]
     ) -> np.ndarray:
         """The addresses of windows that lie in one volume. The files that were checked are added to `checked`."""
         checked += self._check_files(number, domains)
-        return self._address_VK[number][domains] + rows * self._step
+        first = self._address_VK[number][domains]
+        if not first.all():
+            checked += self._find(number, np.unique(domains[first == 0]))
+            first = self._address_VK[number][domains]
+        return first + rows * self._step
 
-    def _check_files(self, number: int, domains: np.ndarray) -> list[MappedPartition]:
-        """Map partitions that are not mapped, and check that no file was changed: reading past the end of a shortened
-        file gives zeros or kills the process.
+    def _check_files(self, number: int, domains: np.ndarray) -> list[MappedFile]:
+        """Map files that are not mapped, and check that no file was changed: reading past the end of a shortened file
+        gives zeros or kills the process.
         """
         now = time.monotonic()
-        used = np.flatnonzero(np.bincount(domains))
-        due = used[now - self._checked_VK[number, used] > CHECK_SECONDS]
-        for domain in due.tolist():
-            if not self._mapped_VK[number, domain]:
-                self._map(number, domain)
-            self._seen[number, domain].check()
-        self._checked_VK[number, due] = now
-        return [self._seen[number, domain] for domain in due.tolist()]
+        used = np.flatnonzero(np.bincount(self._file_VK[number][domains]))
+        due = used[now - self._checked_VF[number, used] > CHECK_SECONDS]
+        for file in due.tolist():
+            if (number, file) not in self._seen:
+                self._seen[number, file] = self.store.volumes[number].mapped(file)
+            self._mapped_VF[number, file] = True
+            self._seen[number, file].check()
+        self._checked_VF[number, due] = now
+        return [self._seen[number, file] for file in due.tolist()]
 
-    def _map(self, number: int, domain: int) -> None:
-        if (number, domain) not in self._seen:
-            self._seen[number, domain] = MappedPartition(self.store.volumes[number], domain)
-        address = self._seen[number, domain].map().ctypes.data
-        self._address_VK[number, domain] = address - self._first_VK[number, domain] * self._step
-        self._mapped_VK[number, domain] = True
+    def _find(self, number: int, domains: np.ndarray) -> list[MappedFile]:
+        """Find where the token streams of some domains begin. Returns their files, which are checked first."""
+        volume = self.store.volumes[number]
+        files = {file: self._seen[number, file] for file in self._file_VK[number, domains].tolist()}
+        for file in files.values():
+            file.check()
+        for domain in domains.tolist():
+            tokens = volume.tokens(domain, files[self._file_VK[number, domain]])
+            self._address_VK[number, domain] = (
+                tokens.ctypes.data - self._first_VK[number, domain] * self._step
+            )
+        return [*files.values()]
 
     def _make_room(self, wanted: int) -> None:
-        """Unmap the partitions that were not used for the longest time, so that `wanted` more can be mapped.
+        """Unmap the files that were not used for the longest time, so that `wanted` more can be mapped.
 
         Call it only while no address is in use.
         """
-        too_many = int(np.count_nonzero(self._mapped_VK)) + wanted - MOST_MAPPINGS
+        too_many = int(np.count_nonzero(self._mapped_VF)) + wanted - MOST_MAPPINGS
         if too_many <= 0:
             return
-        oldest = np.argsort(self._checked_VK[self._mapped_VK])[:too_many]
-        for number, domain in np.argwhere(self._mapped_VK)[oldest].tolist():
-            self._seen[number, domain].unmap()
-            self._mapped_VK[number, domain] = False
-            self._checked_VK[number, domain] = -np.inf
+        oldest = np.argsort(self._checked_VF[self._mapped_VF])[:too_many]
+        for number, file in np.argwhere(self._mapped_VF)[oldest].tolist():
+            self._seen[number, file].unmap()
+            self._mapped_VF[number, file] = False
+            self._checked_VF[number, file] = -np.inf
+            first, end = np.searchsorted(self._file_VK[number], (file, file + 1))
+            self._address_VK[number, first:end] = 0
 
 
 class RangeReader:

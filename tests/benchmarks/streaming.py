@@ -45,11 +45,11 @@ COPIES = ("copy", "new_copy", "row_copy")
 
 def random_store() -> Path:
     """The store, made once and kept."""
-    folder = home() / "benchmarks" / f"stream-{K}x{WINDOWS}x{L}"
+    folder = home() / "benchmarks" / f"stream-{K}x{WINDOWS}x{L}-nodes"
     if not (folder / "domains").exists():
         random = np.random.Generator(np.random.Philox(0))
         sizes = [WINDOWS * L + 1] * K
-        write_store(folder, [random.integers(0, 64, size, np.uint16) for size in sizes])
+        write_store(folder, [random.integers(0, 64, size, np.uint16) for size in sizes], per_file=64)
     return folder
 
 
@@ -73,7 +73,7 @@ def in_process(stream: MixtureStream, runs: int) -> dict[str, float]:
     cold = _cold(stream)
     rates: dict[str, list[float]] = {name: [] for name in ("plan", "gather", "stream", *COPIES)}
     fetch = Fetch(stream)
-    for _ in range(runs + 1):  # the first maps every partition and is not counted
+    for _ in range(runs + 1):  # the first maps every file and is not counted
         plans = [stream.plan.steps(start, end) for start, end in zip(starts, ends, strict=True)]
         begun = time.perf_counter()
         for start, end in zip(starts, ends, strict=True):
@@ -95,7 +95,7 @@ def in_process(stream: MixtureStream, runs: int) -> dict[str, float]:
 
 def _cold(stream: MixtureStream) -> float:
     """Steps a second with nothing of the store in the page cache."""
-    for path in (Path(stream.store_folder) / "domains").glob("domain=*/*.arrow"):
+    for path in (Path(stream.store_folder) / "domains").rglob("*.arrow"):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     begun = time.perf_counter()
@@ -188,7 +188,7 @@ def over_many_steps(stream: MixtureStream, steps: int) -> dict[str, float]:
     def now() -> tuple[int, int]:
         status = Path("/proc/self/status").read_text()
         anonymous = int(status.split("RssAnon:")[1].split()[0]) << 10
-        return anonymous, Path("/proc/self/maps").read_text().count("part-00000.arrow")
+        return anonymous, Path("/proc/self/maps").read_text().count("/node-")
 
     for batch in stream.in_process(0, steps):
         if batch.step == steps // 10:

@@ -34,7 +34,7 @@ def extended(column: pa.ChunkedArray, name: str) -> pa.Table:
 READ = {
     "index.arrow": lambda store: DomainStore(store),
     "tree.arrow": lambda store: DomainStore(store).tree,
-    partition_path(0): lambda store: DomainStore(store).volumes[0].tokens(0),
+    partition_path(0): lambda store: DomainStore(store).volumes[0].batch(0),
 }
 
 
@@ -69,13 +69,20 @@ def test_a_column_of_an_extension_type(store, name, type_name):
         READ[name](store)
 
 
+PLACES = {"file": [0, 1, 2], "tokens_at": [0, 0, 0]}
+SOUND = {"domain": [0, 1, 2], "passages": [1, 0, 1], "tokens": [40, 0, 30], **PLACES}
+
+
 @pytest.mark.parametrize(
     "index",
     [
-        {"domain": [0, 1, 2], "passages": [1, 0, 1], "tokens": [40, -1, 30]},
-        {"domain": [0, 2, 1], "passages": [1, 0, 1], "tokens": [40, 0, 30]},
-        {"domain": [], "passages": [], "tokens": []},
-        {"domain": [0, 1, 2], "passages": [1, None, 1], "tokens": [40, 0, 30]},
+        {"domain": [0, 1, 2], "passages": [1, 0, 1], "tokens": [40, -1, 30], **PLACES},
+        {"domain": [0, 2, 1], "passages": [1, 0, 1], "tokens": [40, 0, 30], **PLACES},
+        dict.fromkeys(INDEX.names, []),
+        {"domain": [0, 1, 2], "passages": [1, None, 1], "tokens": [40, 0, 30], **PLACES},
+        SOUND | {"file": [0, 2, 1]},
+        SOUND | {"file": [0, 1, 1 << 30]},
+        SOUND | {"tokens_at": [-8, 0, 0]},
     ],
 )
 def test_an_index_of_impossible_numbers(store, index):
@@ -128,7 +135,7 @@ def test_a_partition_that_claims_more_than_it_holds(store):
     content = path.read_bytes()
     assert content.count((40).to_bytes(8, "little")) > 1
     path.write_bytes(content.replace((40).to_bytes(8, "little"), (1 << 20).to_bytes(8, "little")))
-    with pytest.raises(StoreError, match="domain 0: cannot read .*part-00000.arrow"):
+    with pytest.raises(StoreError, match="domain 0: .*node-0000.arrow does not hold its 40 tokens"):
         DomainStore(store).volumes[0].tokens(0)
     with pytest.raises(StoreError, match="domain 0"):
         DomainStore(store).passages(0)

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import ray
 
 from flows.cluster import session
-from pipeline.domains.leaves import _write_partition, write_node
+from pipeline.domains.leaves import _write_partitions, write_node
 from pipeline.domains.scatter import Folders, scatter_schema, write_batch
 from pipeline.tasks import run_tasks, share
 from storage_schema.domains import partition_path
@@ -83,20 +83,26 @@ def own(sources: list[Path], work: Path) -> None:
 
 
 def ray_data(sources: list[Path], work: Path) -> None:
-    """The rows of each domain as a group of a dataset."""
+    """The rows of each coarse node as a group of a dataset."""
     from ray.data.context import DataContext, ShuffleStrategy
 
     DataContext.get_current().shuffle_strategy = ShuffleStrategy.HASH_SHUFFLE
 
+    def with_node(table: pa.Table) -> pa.Table:
+        return table.append_column("node", pa.array(table["domain"].to_numpy() // NODES))
+
     def write(group: pa.Table) -> pa.Table:
-        path = work / partition_path(group["domain"][0].as_py())
-        path.parent.mkdir(exist_ok=True)
-        rows = group.drop_columns("domain").cast(scatter_schema(VOCAB_SIZE).remove(5))
-        _write_partition(rows.combine_chunks().to_batches(), path)
+        leaf_N = group["domain"].to_numpy() % NODES
+        rows = (
+            group.drop_columns(["domain", "node"]).cast(scatter_schema(VOCAB_SIZE).remove(5)).combine_chunks()
+        )
+        leaves = (rows.filter(pa.array(leaf_N == leaf)).to_batches() for leaf in range(NODES))
+        _write_partitions(work / partition_path(group["node"][0].as_py()), leaves, rows.schema)
         return pa.table({"rows": [len(group)]})
 
     files = [str(source) for source in sources]
-    groups = ray.data.read_parquet(files).groupby("domain", num_partitions=NODES)
+    groups = ray.data.read_parquet(files).map_batches(with_node, batch_format="pyarrow")
+    groups = groups.groupby("node", num_partitions=NODES)
     groups.map_groups(write, batch_format="pyarrow").materialize()
 
 
@@ -109,7 +115,7 @@ def job(way: str, source: Path, work: Path) -> dict[str, Any]:
         begun = time.monotonic()
         (own if way == "own" else ray_data)(sources, work)
         seconds = time.monotonic() - begun
-    digests = {path.parent.name: sha256(path.read_bytes()).hexdigest() for path in work.glob("domain=*/*")}
+    digests = {path.name: sha256(path.read_bytes()).hexdigest() for path in work.glob("node-*")}
     return {"way": way, "seconds": seconds, "peak_bytes": sampler.take()["proportional"], "digests": digests}
 
 

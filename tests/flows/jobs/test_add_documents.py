@@ -166,11 +166,11 @@ def test_all_that_read_a_store_read_the_addition(added, store, built):
 def test_the_audit_sees_a_changed_byte_of_an_addition(added, store, tmp_path):
     copy = tmp_path / "store"
     shutil.copytree(store, copy)
-    [path, *_] = sorted((copy / "additions/0001/domains").glob("domain=*/*.arrow"))
+    [path, *_] = sorted((copy / "additions/0001/domains").glob("node-*.arrow"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(StoreError, match=r"additions/0001/domains/domain=\d+/part-00000.arrow was altered"):
+    with pytest.raises(StoreError, match=r"additions/0001/domains/node-\d+.arrow was altered"):
         audit_store(copy)
 
 

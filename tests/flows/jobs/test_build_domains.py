@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 
 from flows.jobs import build_domains as job
@@ -82,7 +81,7 @@ def test_every_training_passage_is_in_one_domain_and_decodes(built, settings):
     texts = dict(zip(passages["passage_id"], passages["text"], strict=True))
     sources_of_coarse = {}
     for domain in np.flatnonzero(store.passages_K):
-        table = pa.ipc.open_file(str(store.folder / partition_path(int(domain)))).read_all()
+        table = store.passages(int(domain))
         for row in table.to_pylist():
             assert tokenizer.decode(np.array(row["tokens"])) == texts.pop(row["passage_id"])
             sources_of_coarse.setdefault(domain // 2, set()).add(row["source"])

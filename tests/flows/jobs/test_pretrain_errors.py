@@ -67,7 +67,7 @@ def test_a_partition_that_cannot_be_read_ends_the_job_with_its_name(home, monkey
         runner.main(Pretrain, pretrain_soe.run)
     [said] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
     assert exit_.value.code == 2
-    assert said.startswith(f"error: domain {other}: ") and partition_path(other) in said
+    assert partition_path(other) in said and "has 500 bytes" in said
 
 
 def test_a_store_is_verified_where_that_is_asked_for(home):
@@ -77,7 +77,7 @@ def test_a_store_is_verified_where_that_is_asked_for(home):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(StoreError, match="domain=0002/part-00000.arrow was altered"):
+    with pytest.raises(StoreError, match="node-0002.arrow was altered"):
         pretrain_soe.run(Pretrain(name="verified", verify_store=True, **SETTINGS | {"store": "altered"}))
     assert not (home / "runs" / "verified").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import polars as pl
@@ -29,8 +30,7 @@ def store(planted_store):
 
 
 def rows_of(store, domain):
-    path = store.folder / partition_path(domain)
-    return pa.ipc.open_file(str(path)).read_all() if store.passages_K[domain] else None
+    return store.passages(domain) if store.passages_K[domain] else None
 
 
 def adjusted_rand_index(first, second):
@@ -73,13 +73,14 @@ def test_every_training_passage_is_in_exactly_one_domain_as_its_tokens(store, pl
     assert not texts
 
 
-def test_partitions_are_one_uncompressed_batch_whose_child_buffer_is_the_stream(store):
+def test_partitions_are_uncompressed_batches_of_a_nodes_file_whose_child_buffers_are_the_streams(store):
     for domain in np.flatnonzero(store.passages_K):
-        path = store.folder / partition_path(int(domain))
+        node, leaf = divmod(int(domain), TREE.leaf_clusters)
+        path = store.folder / partition_path(node)
         with pa.ipc.open_file(pa.memory_map(str(path))) as file:
-            assert file.num_record_batches == 1
+            assert file.num_record_batches == TREE.leaf_clusters
             assert file.schema == partition_schema(store.vocab_size)
-            lists = file.get_batch(0).column("tokens")
+            lists = file.get_batch(leaf).column("tokens")
         stream = store.volumes[0].tokens(int(domain))
         assert stream.dtype == np.uint16 and not stream.flags.owndata
         assert np.concatenate(lists.to_numpy(zero_copy_only=False)).tolist() == stream.tolist()
@@ -105,7 +106,10 @@ def test_tree_manifest_and_index_agree(store, planted):
         "tree.arrow",
         "index.arrow",
         "manifest.json",
-        *(f"domain={domain:04d}" for domain in np.flatnonzero(store.passages_K)),
+        *(
+            partition_path(node)
+            for node in np.flatnonzero(store.passages_K.reshape(-1, TREE.leaf_clusters).sum(1))
+        ),
     }
 
 
@@ -133,15 +137,31 @@ def test_same_seed_gives_the_same_bytes_also_after_a_crash(store, planted, tmp_p
     work = tmp_path / "domains.partial"
     parts = len(part_files(planted / "passages", "train"))
     assert len([*(work / SCRATCH).glob("*.arrow")]) == parts  # whatever the number of nodes
-    written = {path: path.stat().st_mtime_ns for path in work.glob("domain=*/*")}
+    written = {path: path.stat().st_mtime_ns for path in work.glob("node-*")}
     assert written and not (tmp_path / "domains").exists()
     again = partition(tmp_path)
     assert [file.sha256 for file in again.files] == [file.sha256 for file in store.manifest.files]
     final = {
         work / p.relative_to(tmp_path / "domains"): p.stat().st_mtime_ns
-        for p in (tmp_path / "domains").glob("domain=*/*")
+        for p in (tmp_path / "domains").glob("node-*")
     }
     assert final == written
+
+
+def test_what_an_earlier_release_began_is_not_mixed_in(store, planted, tmp_path, monkeypatch):
+    """It put each domain into a file, and remembered nodes that it had written."""
+    linked(planted, tmp_path)
+    monkeypatch.setattr(Tree, "write", Mock(side_effect=RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        partition(tmp_path)
+    monkeypatch.undo()
+    work = tmp_path / "domains.partial"
+    (work / "domain=0003").mkdir()
+    (work / "domain=0003/part-00000.arrow").write_bytes(b"a partition")
+    done = work / SCRATCH / "node-00001.npz"
+    np.savez(done, counts_k=np.ones(4, np.int64))
+    again = partition(tmp_path)
+    assert again.files == store.manifest.files and not done.exists()
 
 
 def test_progress_is_in_passages_and_each_counts_once(planted, tmp_path):
@@ -177,7 +197,8 @@ def test_fewer_distinct_embeddings_than_domains_and_empty_leaves(planted, tmp_pa
     empty = opened.passages_K == 0
     assert manifest.counts["empty_domains"] == empty.sum()
     assert np.isnan(opened.tree.leaves_KD[empty]).all() and np.isfinite(opened.tree.leaves_KD[~empty]).all()
-    assert not any((opened.folder / partition_path(int(domain))).exists() for domain in np.flatnonzero(empty))
+    for domain in np.flatnonzero(empty).tolist():
+        assert opened.volumes[0].batch(domain).num_rows == opened.tokens_K[domain] == 0
 
 
 def test_embeddings_of_other_passages_are_refused(planted, tmp_path):

@@ -76,6 +76,6 @@ def test_each_part_gives_its_share_of_the_sample(planted, tmp_path, here, monkey
     assert np.abs(np.array(drawn) - 4 * 30 * rows / rows.sum()).max() < 1
 
 
-def test_more_domains_than_a_manifest_can_name_are_refused():
+def test_more_domains_than_were_tried_are_refused():
     with pytest.raises(ValueError, match=r"1024 x 1024 are 1,048,576 domains; there may be 200,000"):
         replace(TREE, coarse_clusters=1024, leaf_clusters=1024)

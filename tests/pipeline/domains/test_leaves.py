@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.domains import leaves
-from pipeline.domains.leaves import _split, _write_partition, write_node
+from pipeline.domains.leaves import _split, _write_partitions, write_node
 from pipeline.domains.scatter import Folders, scatter_schema, write_batch
 from storage_schema.arrow_files import read_batch
 from storage_schema.aside import remove_asides
@@ -63,17 +63,18 @@ def test_a_node_of_many_leaves_needs_few_open_files(tmp_path):
     leaf_N = np.concatenate(leaf_PN)
     assert np.array_equal(sums["counts_k"], np.bincount(leaf_N, minlength=LEAVES))
     assert LEAVES - 1 not in leaf_of_batch
+    out = tmp_path / "node.arrow"
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
-        for leaf in np.flatnonzero(sums["counts_k"]):
-            out = tmp_path / f"{leaf}.arrow"
-            _write_partition(
-                [file.get_batch(number) for number in np.flatnonzero(leaf_of_batch == leaf)], out
-            )
-            found = read_batch(out, partition_schema(1000), what="a partition", full=True)
-            expected = rows.take(np.flatnonzero(leaf_N == leaf)).sort_by("passage_id")
-            for name in ("passage_id", "document_id", "source", "tokens"):
-                assert found.column(name).to_pylist() == expected[name].to_pylist()
-            assert sums["tokens_k"][leaf] == len(found.column("tokens").values)
+        batches = [np.flatnonzero(leaf_of_batch == leaf) for leaf in range(LEAVES)]
+        _write_partitions(out, (list(map(file.get_batch, some)) for some in batches), file.schema)
+    for leaf in range(LEAVES):
+        found = read_batch(
+            out, partition_schema(1000), number=leaf, of=LEAVES, what="a file of domains", full=True
+        )
+        expected = rows.take(np.flatnonzero(leaf_N == leaf)).sort_by("passage_id")
+        for name in ("passage_id", "document_id", "source", "tokens"):
+            assert found.column(name).to_pylist() == expected[name].to_pylist()
+        assert sums["tokens_k"][leaf] == len(found.column("tokens").values)
 
 
 def test_a_node_of_many_parts_has_one_mapped_at_a_time(tmp_path, monkeypatch):
@@ -106,8 +107,7 @@ def test_a_node_of_many_parts_has_one_mapped_at_a_time(tmp_path, monkeypatch):
     assert len(mapped) > 100 and max(mapped) <= 2
     assert [int(node["counts_k"].sum()) for node in found] == rows_PC.sum(0).tolist()
     ids = [
-        pa.ipc.open_file(str(path)).read_all()["passage_id"].to_pylist()
-        for path in tmp_path.glob("domain=*/*")
+        pa.ipc.open_file(str(path)).read_all()["passage_id"].to_pylist() for path in tmp_path.glob("node-*")
     ]
     assert sorted(sum(ids, [])) == list(range(number))
     again = write_node(folders, 0, ([], np.zeros((0, 3))), 2)  # it is done
@@ -121,11 +121,11 @@ def test_a_node_that_fails_leaves_none_of_its_rows_behind(tmp_path, monkeypatch)
     write_batch(folders.scattered("part-00000"), rows_of(np.zeros(5, int), 0).to_batches()[0], [5])
     there, written = set(folders.scratch.rglob("*")), []
 
-    def full(batches, path):
+    def full(path, leaves, schema):
         written.extend(set(folders.scratch.rglob("*")) - there)
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(leaves, "_write_partition", full)
+    monkeypatch.setattr(leaves, "_write_partitions", full)
     with pytest.raises(OSError, match="no space"):
         write_node(folders, 0, (["part-00000"], np.array([[5]])), FIRST + LEAVES)
     assert set(folders.scratch.rglob("*")) == there

@@ -21,8 +21,8 @@ from tests.s3_server import BUCKET, upload
 
 pytestmark = pytest.mark.usefixtures("in_haste")
 
-REPLACED_WORDS = "domain=0004/part-00000.arrow was replaced while it was read"
-REPLACED = f"^domain 4: .*{REPLACED_WORDS}. .* verify_store=true"
+REPLACED_WORDS = "node-0004.arrow was replaced while it was read"
+REPLACED = f"^(s3|file)://.*{REPLACED_WORDS}. .* verify_store=true"
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_what_was_read_of_a_replaced_file_is_neither_used_nor_kept(s3, own_uri, 
     gather(windows, [0])
     put(s3, own, 4, other(own, 4))
     tokens = DomainStore(own).volumes[0].tokens(4)
-    row = [(BLOCK_BYTES + 100 - windows.values_at) // windows.step]
+    row = [(BLOCK_BYTES + 100 - windows.tokens_at) // windows.step]
     with pytest.raises(StoreError, match=REPLACED):
         gather(windows, row)
     put(s3, own, 4, (own / "domains" / partition_path(4)).read_bytes())
@@ -73,13 +73,13 @@ def test_what_is_read_is_looked_at_once_and_manifests_once_an_interval(own_uri, 
     gather(windows, [0])
     proxy.requests.clear()
     gather(windows, [5000])
-    assert proxy.of("domain=0004", "HEAD") == 1 and proxy.of("manifest.json", "HEAD") == 0
+    assert proxy.of("node-0004", "HEAD") == 1 and proxy.of("manifest.json", "HEAD") == 0
     gather(windows, [5000])  # from the cache
-    assert proxy.of("domain=0004", "HEAD") == 1
+    assert proxy.of("node-0004", "HEAD") == 1
     windows.store.files._checked_at = dict.fromkeys(windows.store.files._checked_at, -1e9)
     for _ in range(2):
         gather(windows, [0, 5000])
-    assert proxy.of("domain=0004", "HEAD") == 1 and proxy.of("manifest.json", "HEAD") == 2  # two parts
+    assert proxy.of("node-0004", "HEAD") == 1 and proxy.of("manifest.json", "HEAD") == 2  # two parts
 
 
 def test_a_file_replaced_before_it_was_first_opened_is_refused(s3, own_uri, own):
@@ -116,7 +116,7 @@ def test_every_partition_of_a_store_elsewhere_is_compared(s3, own_uri, own):
     verify_domains(open_store(own_uri), report=lambda done, of: counted.append((done, of)))
     assert counted[-1][0] == counted[-1][1] == len(counted)
     put(s3, own, 4, other(own, 4))
-    with pytest.raises(StoreError, match="^domain 4: .*domain=0004/part-00000.arrow was altered: its sha256"):
+    with pytest.raises(StoreError, match="^s3://.*node-0004.arrow was altered: its sha256"):
         verify_domains(open_store(own_uri))
 
 
@@ -146,6 +146,6 @@ def test_a_rebuilt_store_is_refused_by_partitions_that_were_not_read_before(s3, 
     shutil.rmtree(own / "domains")
     write_part(own, SIZES, "uint16", {"other": "store"})
     upload(s3, own)
-    named = f"{own_uri}/domains/(manifest.json|domain=0005/part-00000.arrow) (was replaced|has .* instead of)"
+    named = f"{own_uri}/domains/(manifest.json|node-0005.arrow) (was replaced|has .* instead of)"
     with pytest.raises(StoreError, match=named):
         gather(store.windows(5, L)[0], [0])

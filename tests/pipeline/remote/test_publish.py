@@ -65,9 +65,9 @@ def test_a_published_store_is_the_local_one(bucket, proxy, own, tmp_path):
 
 
 def test_a_cut_off_upload_is_taken_up_without_what_was_sent(bucket, claim, proxy, own, tmp_path):
-    proxy.rule = lambda method, path, *_: "busy" if method == "PUT" and "domain=0005" in path else None
+    proxy.rule = lambda method, path, *_: "busy" if method == "PUT" and "node-0005" in path else None
     with pytest.raises(
-        UnavailableError, match=f"^{bucket.uri}/domains/domain=0005/.* cannot be written: SlowDown"
+        UnavailableError, match=f"^{bucket.uri}/domains/node-0005.* cannot be written: SlowDown"
     ):
         publish_store(own, bucket)
     with pytest.raises(StoreError, match=f"^{bucket.uri} is not finished: it is being published"):
@@ -101,7 +101,7 @@ def test_an_addition_is_seen_once_it_is_whole(bucket, claim, proxy, own, tmp_pat
     proxy.rule = lambda method, path, *_: "reset" if method == "PUT" and "0001/domains/man" in path else None
     with pytest.raises(UnavailableError, match="additions/0001/domains/manifest.json cannot be reached"):
         publish_store(own, bucket)
-    assert any(name.startswith("additions/0001/domains/domain=") for name in bucket.sizes())
+    assert any(name.startswith("additions/0001/domains/node-") for name in bucket.sizes())
     assert open_store(bucket.uri).digest == before
     assert fetch_store(bucket.uri, tmp_path / "fetched") and not (tmp_path / "fetched/additions").exists()
     proxy.rule = lambda *_: None
@@ -159,13 +159,13 @@ def test_a_file_that_was_altered_here_is_not_sent(bucket, proxy, own):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(StoreError, match="was altered"):
         publish_store(own, bucket)
-    assert not any("domain=0004" in name or "domains/manifest" in name for name in puts(proxy))
+    assert not any("node-0004" in name or "domains/manifest" in name for name in puts(proxy))
 
 
 def test_fetching_that_was_cut_off_goes_on(bucket, proxy, own, tmp_path):
     publish_store(own, bucket)
-    proxy.rule = lambda method, path, *_: "busy" if method == "GET" and "domain=0005" in path else None
-    with pytest.raises(UnavailableError, match="domain=0005"):
+    proxy.rule = lambda method, path, *_: "busy" if method == "GET" and "node-0005" in path else None
+    with pytest.raises(UnavailableError, match="node-0005"):
         fetch_store(bucket.uri, tmp_path / "fetched")
     assert not (tmp_path / "fetched/domains").exists()
     proxy.rule = lambda *_: None

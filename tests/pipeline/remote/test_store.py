@@ -13,8 +13,21 @@ from pipeline.remote.partition_layout import find_values
 from pipeline.remote.store import RemoteStore, open_store
 from pipeline.stream.window_reader import window_reader
 from storage_schema.domains import DomainStore, partition_path, partition_schema
-from storage_schema.manifest import StoreError
-from tests.remote_stores import MORE, SIZES, VOCAB, L, arrow_file, check_all, fds_below, gather, upload_once
+from storage_schema.manifest import StoreError, read_manifest
+from storage_schema.stage import open_stage
+from tests.remote_stores import (
+    MORE,
+    SIZES,
+    VOCAB,
+    L,
+    arrow_file,
+    check_all,
+    fds_below,
+    gather,
+    upload_once,
+    write_part,
+)
+from tests.toy_store import in_version_1
 
 pytestmark = pytest.mark.usefixtures("in_haste")
 
@@ -78,6 +91,32 @@ def test_windows_are_those_of_the_local_store(s3, stores, uploaded, dtype, lengt
     assert check_all(store, folder, length) > (10_000 if length == L else 4)
 
 
+@pytest.mark.parametrize("layout", ["shared", "version 1"])
+def test_windows_of_domains_that_share_a_file_and_of_schema_version_1(s3, tmp_path, proxy, layout):
+    folder = tmp_path / layout.replace(" ", "-")
+    for kind, name in (("tokenizer", "tokenizer.json"), ("embeddings", "part-00000.arrow")):
+        stage = open_stage(folder / kind, kind=kind, configuration={}, inputs={})
+        (stage.work / name).write_text(f"the {kind}")
+        stage.finish({})
+    write_part(folder, SIZES, "uint16", {}, per_file=6)
+    if layout == "version 1":
+        in_version_1(folder)
+    tree = read_manifest(folder / "domains", "domains").digest
+    write_part(folder / "additions" / "0001", MORE, "uint16", {"tree": tree}, per_file=6)
+    uri = upload_once(s3, folder, set())
+    assert check_all(open_store(uri), folder) > 10_000
+    local, store, proxy.requests[:] = DomainStore(folder), open_store(uri), []
+    domains = np.repeat(np.arange(6), local.windows_K(L))
+    rows = np.concatenate([np.arange(count) for count in local.windows_K(L)])
+    assert np.array_equal(
+        window_reader(store, L).read(domains, rows), window_reader(local, L).read(domains, rows)
+    )
+    asked = [(path, where) for method, path, where in proxy.requests if method == "GET" and where]
+    assert len(asked) == len(set(asked)) and len({path for path, _ in asked}) == (
+        2 if layout == "shared" else 5
+    )
+
+
 def test_the_reader_of_a_plan_reads_the_same(uri, folder):
     rng, local = np.random.Generator(np.random.PCG64(2)), DomainStore(folder)
     domains = rng.choice(np.flatnonzero(local.windows_K(L)), 500)
@@ -95,7 +134,7 @@ def test_a_path_is_a_local_store(folder):
 def test_rows_that_do_not_exist(uri):
     [windows] = open_store(uri).windows(4, L)
     for rows in ([len(windows)], [-1]):
-        with pytest.raises(IndexError, match=f"domain=0004/part-00000.arrow has {len(windows)} windows"):
+        with pytest.raises(IndexError, match=f"node-0004.arrow has {len(windows)} windows"):
             gather(windows, rows)
     assert gather(windows, []).shape == (0, L + 1)
 
@@ -113,8 +152,8 @@ def test_one_window_is_a_few_small_reads(uri, proxy, folder):
     proxy.requests.clear()
     proxy.sent = 0
     gather(windows, [3000])
-    # Size and version, when it was written, its end, the list's end, the window; then the version again.
-    assert [method for method, *_ in proxy.requests] == ["HEAD", "HEAD", "GET", "GET", "GET", "HEAD"]
+    # Size and version, when it was written, the list's end, the window; then the version again.
+    assert [method for method, *_ in proxy.requests] == ["HEAD", "HEAD", "GET", "GET", "HEAD"]
     assert proxy.sent <= BLOCK_BYTES + 1000 < (folder / "domains" / partition_path(4)).stat().st_size / 4
 
 
@@ -195,7 +234,7 @@ def test_open_handles_are_bounded(folder):
     )  # and their manifests
     files, store.files = store.files, RemoteFiles(store.uri, store.files.filesystem, open_files=2)
     del files
-    store._values_at.clear()
+    store._tokens_at.clear()
     check_all(store, folder)
     assert fds_below(folder) == 2
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.domains.scatter import write_batch
 from pipeline.reports.audit import audit_store
 from storage_schema.domains import DomainStore, partition_path
 from storage_schema.manifest import StoreError, file_digest, read_manifest
+from tests.toy_store import in_version_1, replace_batch, write_index
 
 
 @pytest.fixture
@@ -29,7 +29,13 @@ def copy(store, tmp_path):
 def largest(folder):
     opened = DomainStore(folder)
     domain = int(np.argmax(opened.passages_K))
-    return domain, opened.folder / partition_path(domain), opened.volumes[0].batch(domain)
+    path = opened.folder / partition_path(int(opened.volumes[0].file_K[domain]))
+    return domain, path, opened.volumes[0].batch(domain)
+
+
+def index_of(folder):
+    data = (folder / "domains/index.arrow").read_bytes()
+    return pa.ipc.open_file(pa.py_buffer(data)).read_all().to_pydict()
 
 
 def sign(folder, stage):
@@ -67,29 +73,31 @@ def test_a_missing_file(copy):
 
 
 def test_a_partition_with_a_passage_too_few(copy):
-    domain, path, batch = largest(copy)
+    domain, _, batch = largest(copy)
     rows = pa.Table.from_batches([batch]).take(pa.array(range(1, len(batch)))).combine_chunks()
-    write_batch(path, rows.to_batches()[0])
+    replace_batch(copy, domain, rows.to_batches()[0])
     sign(copy, "domains")
-    with pytest.raises(StoreError, match=f"domain {domain}.*holds .* tokens, the index says"):
+    with pytest.raises(
+        StoreError, match=f"domain {domain}.*does not hold its .* tokens where they should be"
+    ):
         audit_store(copy)
 
 
 @pytest.mark.parametrize("row", [0, 3])
 def test_a_passage_that_a_domain_holds_twice_is_the_one_that_is_named(copy, row):
-    domain, path, batch = largest(copy)
+    domain, _, batch = largest(copy)
     ids = batch.column("passage_id").to_numpy().copy()
     ids[row + 1] = ids[row]
-    write_batch(path, batch.set_column(0, batch.schema.field(0), pa.array(ids)))
+    replace_batch(copy, domain, batch.set_column(0, batch.schema.field(0), pa.array(ids)))
     sign(copy, "domains")
     with pytest.raises(StoreError, match=rf"domain {domain} holds a passage twice, .* such as {ids[row]}\."):
         audit_store(copy)
 
 
 def test_a_partition_with_other_passages(copy):
-    domain, path, batch = largest(copy)
+    domain, _, batch = largest(copy)
     ids = batch.column("passage_id").to_numpy() + (1 << 40)
-    write_batch(path, batch.set_column(0, batch.schema.field(0), pa.array(ids)))
+    replace_batch(copy, domain, batch.set_column(0, batch.schema.field(0), pa.array(ids)))
     sign(copy, "domains")
     with pytest.raises(StoreError, match=f"domain {domain} .* passage {ids[0]}, which does not exist"):
         audit_store(copy)
@@ -97,18 +105,80 @@ def test_a_partition_with_other_passages(copy):
 
 def test_passages_that_are_in_no_domain(copy):
     domain, path, batch = largest(copy)
-    path.unlink()
-    folder = copy / "domains"
-    index = pa.ipc.open_file(str(folder / "index.arrow")).read_all().to_pydict()
-    index["passages"][domain] = index["tokens"][domain] = 0
-    schema = pa.ipc.open_file(str(folder / "index.arrow")).schema
-    write_batch(folder / "index.arrow", pa.record_batch(pa.table(index, schema=schema).to_batches()[0]))
-    manifest = read_manifest(folder, "domains")
-    kept = tuple(entry for entry in manifest.files if entry.path != partition_path(domain))
-    (folder / "manifest.json").write_text(replace(manifest, files=kept).to_json())
+    columns = index_of(copy)
+    columns["passages"][domain] = columns["tokens"][domain] = 0
+    write_index(copy / "domains", list(columns.values()))
+    sign(copy, "domains")
+    with pytest.raises(StoreError, match=f"domain {domain} has no passages in the index, but some in {path}"):
+        audit_store(copy)
+    replace_batch(copy, domain, batch.slice(0, 0))
     sign(copy, "domains")
     with pytest.raises(StoreError, match=f"{len(batch)} passages are in no domain"):
         audit_store(copy)
+
+
+def test_a_domain_without_passages_that_has_tokens(copy):
+    """A run would draw windows of it."""
+    columns = index_of(copy)
+    domain = int(np.argmax(columns["passages"]))
+    columns["passages"][domain] = 0
+    write_index(copy / "domains", list(columns.values()))
+    sign(copy, "domains")
+    replace_batch(copy, domain, DomainStore(copy).volumes[0].batch(domain).slice(0, 0))
+    write_index(copy / "domains", list(columns.values()))
+    sign(copy, "domains")
+    with pytest.raises(StoreError, match=f"domain {domain} has no passages in the index, but some in"):
+        audit_store(copy)
+
+
+@pytest.mark.parametrize("harm", ["offsets beyond the tokens", "nulls among the tokens"])
+def test_lists_that_are_not_of_the_tokens(copy, harm):
+    domain, path, batch = largest(copy)
+    columns, tokens = index_of(copy), batch.column("tokens")
+    values = tokens.values.to_pylist()
+    if harm == "nulls among the tokens":
+        values[-1] = None
+    changed = pa.LargeListArray.from_arrays(tokens.offsets, pa.array(values, pa.uint16()))
+    replace_batch(copy, domain, batch.set_column(4, batch.schema.field(4), changed))
+    if harm == "offsets beyond the tokens":
+        data = bytearray(path.read_bytes())
+        at, last = index_of(copy)["tokens_at"][domain], columns["tokens"][domain]
+        data[at - 8 : at] = (last - 3).to_bytes(8, "little")
+        path.write_bytes(data)
+        columns["tokens"][domain] -= 3
+    columns["tokens_at"] = index_of(copy)["tokens_at"]
+    write_index(copy / "domains", list(columns.values()))
+    sign(copy, "domains")
+    with pytest.raises(StoreError, match=f"domain {domain}: .* does not hold"):
+        audit_store(copy)
+
+
+def test_tokens_that_are_another_domains(copy):
+    """Both have as many, and end alike: the index leads from one to the other's."""
+    domain, _, batch = largest(copy)
+    volume = DomainStore(copy).volumes[0]
+    other = next(n for n in np.flatnonzero(volume.file_K == volume.file_K[domain]).tolist() if n != domain)
+    tokens = batch.column("tokens")
+    values = tokens.values.to_numpy().copy()
+    values[0] ^= 1
+    changed = pa.LargeListArray.from_arrays(tokens.offsets, pa.array(values))
+    replace_batch(copy, other, batch.set_column(4, batch.schema.field(4), changed))
+    columns = index_of(copy)
+    for name in ("passages", "tokens"):
+        columns[name][other] = columns[name][domain]
+    columns["tokens_at"][domain] = columns["tokens_at"][other]
+    write_index(copy / "domains", list(columns.values()))
+    sign(copy, "domains")
+    with pytest.raises(StoreError, match=f"domain {domain}: .* does not hold {len(batch)} passages"):
+        audit_store(copy)
+
+
+def test_a_store_of_schema_version_1(copy):
+    checked = audit_store(copy)
+    in_version_1(copy)
+    again = audit_store(copy)
+    assert again.pop("files") > checked.pop("files") and again.pop("bytes") and checked.pop("bytes")
+    assert again == checked
 
 
 def test_stages_that_are_not_of_each_other(copy):

@@ -71,12 +71,12 @@ def test_batches_of_a_store_that_is_slow_and_fails_are_the_local_ones(toy_uri, t
     """Every read fails once, and each of a domain in four twice."""
 
     def rule(method, path, where, seen):
-        fails = 2 if int(path.partition("domain=")[2][:4] or 0) % 4 == 2 else 1
+        fails = 2 if int(path.partition("node-")[2][:4] or 0) % 4 == 2 else 1
         return kind if seen < fails and (method == "GET" or kind != "cut") else None
 
     proxy.rule, proxy.latency = rule, 0.01
     check_equal(toy_uri, toy)
-    assert len(proxy.failed) > 100 and set(proxy.failed) == {kind}
+    assert len(proxy.failed) > 70 and set(proxy.failed) == {kind}
 
 
 def test_batches_of_a_store_that_fails_at_random_and_is_looked_at_at_every_use(
@@ -100,14 +100,14 @@ def test_reads_of_a_window_go_out_together(toy_uri, toy, proxy, monkeypatch):
     store = open_store(toy_uri)
     monkeypatch.setattr(streaming, "open_store", lambda *_, **__: store)
     proxy.latency = 4 * LATENCY  # much, beside what a busy machine takes
-    # Its states, its end, the list's end, its blocks, its state again; then blocks and state alone.
-    for a_file in (6, 2):
+    # Its states, the list's end, its blocks, its state again; then blocks and state alone.
+    for a_file in (5, 2):
         store.files.cache._blocks.clear()
         proxy.requests.clear()
         start = time.monotonic()
         list(stream_of(toy_uri, toy, STEPS).in_process(0, STEPS))
         seconds = time.monotonic() - start
-        assert len(proxy.requests) >= 20 * a_file and proxy.of("part-00000", "HEAD") >= 20
+        assert len(proxy.requests) >= 20 * a_file and proxy.of("/node-", "HEAD") >= 20
         assert seconds < len(proxy.requests) * proxy.latency / 2
 
 
