@@ -10,11 +10,16 @@ parts of an addition continue the numbers of the parts before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 SPLITS = ("train", "held_out")
+_AT_ONCE = 16
+"""Footers that are read at once: a corpus may have 100,000 parts, on a disk that a network answers for."""
 
 PASSAGES = pa.schema(
     [
@@ -57,3 +62,9 @@ def part_name(number: int, suffix: str) -> str:
 def part_files(folder: str | Path, split: str) -> list[Path]:
     """The part files of one split of a finished ``passages`` folder, in order."""
     return sorted((Path(folder) / split).glob("part-*.parquet"))
+
+
+def rows_of(files: Sequence[Path]) -> list[int]:
+    """How many rows each Parquet file has, by its footer."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(lambda file: pq.read_metadata(file).num_rows, files))

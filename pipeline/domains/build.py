@@ -20,14 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.domains.fitting import TreeSettings, fit_tree
 from pipeline.domains.leaves import write_node
 from pipeline.domains.scatter import Folders, scatter_part
 from pipeline.tasks import Report, ignore_progress, run_tasks, share
 from pipeline.tree.nearest import without_unreached
-from storage_schema.corpus import part_files
+from storage_schema.corpus import part_files, rows_of
 from storage_schema.domains import INDEX
 from storage_schema.manifest import Manifest, StoreError
 from storage_schema.stage import Stage
@@ -58,7 +57,7 @@ def build_domains(
             fitted on all of them).
     """
     parts = part_files(folders.passages, "train")
-    rows = [pq.read_metadata(part).num_rows for part in parts]
+    rows = rows_of(parts)
     total = sum(rows)
     _remove_earlier(Path(folders.work), folders.scratch)
     folders.scratch.mkdir(exist_ok=True)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.embeddings.embedder import EmbedderWeights, load_embedder
 from pipeline.embeddings.runtimes import AUTO, RUNTIME_RECORD, Runtime, runtime_of_stage, with_runtime
@@ -26,7 +25,7 @@ from pipeline.embeddings.word_pieces import WordPieces, embed_word_pieces, token
 from pipeline.tasks import Report, available_cores, ignore_progress, run_tasks
 from storage_schema.arrow_files import check_schema, read_arrow, read_parquet
 from storage_schema.aside import written_aside
-from storage_schema.corpus import embeddings_schema, part_files
+from storage_schema.corpus import embeddings_schema, part_files, rows_of
 from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest
 from storage_schema.stage import Stage
@@ -84,7 +83,7 @@ def build_embeddings(
         runtime: ``auto``, ``measured``, or a :data:`pipeline.embeddings.runtimes.Runtime`.
     """
     parts = part_files(passages, "train")
-    rows = [pq.read_metadata(part).num_rows for part in parts]
+    rows = rows_of(parts)
     stage.scratch.mkdir(exist_ok=True)
     if (early := stage.work / RUNTIME_RECORD).exists():  # earlier releases kept it beside the parts
         early.replace(stage.scratch / RUNTIME_RECORD)

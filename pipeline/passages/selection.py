@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.passages.buckets import bucket_count, decide_bucket, mark_kept
 from pipeline.passages.dealing import Selection as Selection
@@ -28,7 +27,7 @@ from pipeline.passages.overlap import Passages, drop_seen, known_runs, rows_most
 from pipeline.passages.parts import CODE_OF_SPLIT, DROPPED, Part, parts_of_split
 from pipeline.passages.sources import OUTCOMES, Shard, check_held_out, count_kept, sources_table
 from pipeline.tasks import run_tasks
-from storage_schema.corpus import SPLITS
+from storage_schema.corpus import SPLITS, rows_of
 from storage_schema.errors import UserError
 from storage_schema.stage import RunTasks
 
@@ -74,9 +73,9 @@ def select_passages(
         ValueError: the corpus has no document of a held-out source (allowed for documents added to a store).
         NothingLeft: nothing is left to train on.
     """
-    rows_S = [pq.read_metadata(shard).num_rows for shard in shards]
+    rows_S = rows_of(shards)
     edges = np.cumsum([0, *rows_S])
-    rows = sum(rows_S) + sum(pq.read_metadata(part).num_rows for part in present)
+    rows = sum(rows_S) + sum(rows_of(present))
     groups = list(grouped(shards, rows_S))
     decisions = scratch / "decisions.u8"
     decided = np.memmap(decisions, np.uint8, "w+", shape=max(1, int(edges[-1])))

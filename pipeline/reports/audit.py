@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipeline.remote import files as remote_files
 from pipeline.remote.store import RemoteStore
 from pipeline.tasks import Report, ignore_progress
-from storage_schema.corpus import part_files
+from storage_schema.corpus import part_files, rows_of
 from storage_schema.domains import PARTITIONS, DomainStore, DomainVolume
 from storage_schema.layout import store_and_additions
 from storage_schema.manifest import FileEntry, StoreError, read_manifest, verify_file
@@ -106,7 +105,7 @@ class _Seen:
         self.rows = np.zeros(
             max(numbers) + 1, np.int64
         )  # held-out files are numbered too, but are in no domain
-        self.rows[numbers] = [pq.read_metadata(file).num_rows for file in files]
+        self.rows[numbers] = rows_of(files)
         self.edges = np.cumsum([0, *self.rows])
         self.times = np.zeros(int(self.edges[-1]), np.uint8)
 

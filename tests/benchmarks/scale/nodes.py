@@ -7,7 +7,7 @@ Nodes are processes of this machine, each bound to one core, the first node's to
 none. More nodes than cores share them, so that nothing is sooner; their digests count.
 
 `--disturb` builds the store once undisturbed, on the first number of nodes, and then on each with kills: every so many
-seconds a worker in its task, the third time a whole node (none comes for it yet, no kills follow), and so many times
+seconds a worker in its task, each third time a whole node, for which a new one comes, and so many times
 (`--kill-driver`) the driver with its cluster, after which the same command goes on. Of each kill the stage is kept.
 """
 
@@ -20,10 +20,10 @@ import random
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,8 @@ WORKING = {f"ray::{task}" for task in job.STAGE_OF_TASKS}
 
 
 def cell_of(passages: int, clusters: int) -> Cell:
-    files = -(-passages // STORE_FILE)
-    return Cell(
-        name=f"nodes-{passages}",
-        kind="store",
-        passages=passages,
-        files=files,
-        clusters=clusters,
-        sample=passages,
-    )
+    name, files = f"nodes-{passages}", -(-passages // STORE_FILE)
+    return Cell(name=name, kind="store", passages=passages, files=files, clusters=clusters, sample=passages)
 
 
 @contextmanager
@@ -84,33 +77,48 @@ def bound_to(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-class Disturber(threading.Thread):
-    """Kills a worker that has a task every so many seconds, and each third time a node but the head's."""
+def disturb_until_over(build: Future[Any], on: Any, seconds: float, kept: Path, seed: int = 0) -> None:
+    """Kill a worker that has a task every so many seconds, and each third time a node but the head's.
 
-    def __init__(self, of: Any, seconds: float, kept: Path, seed: int = 0):
-        super().__init__(daemon=True)
-        self._cluster, self._seconds, self._random = of, seconds, random.Random(seed)
-        self._ended, self._kept = threading.Event(), kept
+    The main thread calls this: Ray sets handlers of signals when it starts a node, which no other thread may do.
+    """
+    kills, chosen = 0, random.Random(seed)
+    while not wait([build], seconds).done:
+        if kills % 3 == 2 and on.worker_nodes:
+            note(kept, "node", task_of(working()))
+            replace_node(on, chosen.choice([*on.worker_nodes]))
+        elif busy := working():
+            kill_worker(chosen.choice(busy), kept)
+        else:
+            continue
+        kills += 1
 
-    def run(self) -> None:
-        kills = 0
-        while not self._ended.wait(self._seconds):
-            if kills % 3 == 2 and self._cluster.worker_nodes:
-                note(self._kept, "node", task_of(working()))
-                node = self._random.choice([*self._cluster.worker_nodes])
-                self._cluster.remove_node(node, allow_graceful=False)
-                self._cluster.add_node(num_cpus=1)
-            elif busy := working():
-                worker = self._random.choice(busy)
-                note(self._kept, "worker", task_of([worker]))
-                worker.kill()
-            else:
-                continue
-            kills += 1
 
-    def end(self) -> None:
-        self._ended.set()
-        self.join()
+def replace_node(on: Any, node: Any) -> None:
+    """Kill a node, and start a new one on its core."""
+    _, process = node.live_processes()[0]
+    (core,) = os.sched_getaffinity(process.pid)
+    on.remove_node(node, allow_graceful=False)
+    start_node(on, core)
+
+
+def start_node(on: Any, core: int, tries: int = 3) -> None:
+    """Start a node on a core, and again if it does not come: a node that is slow to start ends by itself."""
+    try:
+        with bound_to(core):
+            on.add_node(num_cpus=1)
+    except Exception:  # Ray raises no narrower one
+        if tries == 1:
+            raise
+        start_node(on, core, tries - 1)
+
+
+def kill_worker(worker: psutil.Process, kept: Path) -> None:
+    """Kill a worker, if it is still there."""
+    task = task_of([worker])
+    with suppress(psutil.NoSuchProcess):
+        worker.kill()
+        note(kept, "worker", task)
 
 
 def note(kept: Path, what: str, task: str | None) -> None:
@@ -136,30 +144,24 @@ def task_of(busy: list[psutil.Process]) -> str | None:
 
 
 def working() -> list[psutil.Process]:
-    """Ray's workers on this machine that are in a task, by the commands that they show."""
+    """Ray's workers below this process that are in a task, by the commands that they show."""
     found = []
-    for process in psutil.process_iter():
-        try:
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             command = process.cmdline()
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-        if command and command[0].strip() in WORKING:
-            found.append(process)
+            if command and command[0].strip() in WORKING:
+                found.append(process)
     return found
 
 
 def run(cell: Cell, nodes: int, disturb: float, folder: Path) -> dict[str, Any]:
     """Build the cell's store on a cluster of so many nodes, or go on with it; returns its figures and digests."""
-    with cluster(nodes) as found:
-        disturber = Disturber(found, disturb, folder / KILLS) if disturb else None
-        if disturber:
-            disturber.start()
+    with cluster(nodes) as found, ThreadPoolExecutor(1) as thread:
         begun = time.monotonic()
-        try:
-            figures = job.run(cell, folder)
-        finally:
-            if disturber:
-                disturber.end()
+        build = thread.submit(job.run, cell, folder)
+        if disturb:
+            disturb_until_over(build, found, disturb, folder / KILLS)
+        figures = build.result()
         seconds = time.monotonic() - begun
     found = {"nodes": nodes, "disturbed": bool(disturb), "seconds": seconds, "stages": figures["stages"]}
     store = folder / "store"
@@ -208,9 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where the stores are built, one at a time"
-    )
+    parser.add_argument("--folder", type=Path, required=True, help="where stores are built, one at a time")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--passages", type=int, default=16_000)
     parser.add_argument("--clusters", type=int, default=16)
