@@ -20,9 +20,10 @@ import zstandard
 from pyarrow import fs
 
 from pipeline.corpus.documents import CorpusFile
-from pipeline.places.locations import input_options
 
 BUFFER_BYTES = 1 << 16
+ASKED_BYTES = 8 << 20
+"""Of a corpus file at a time: a request to S3 takes about 10 ms."""
 XZ_BYTES = 256 << 20
 """The most memory that decompressing an .xz may take; a file can ask for gigabytes."""
 ZSTD_WINDOW_BYTES = 128 << 20
@@ -112,7 +113,7 @@ def open_raw(filesystem: fs.FileSystem, file: CorpusFile) -> Iterator[RawFile]:
 def open_unpacked(filesystem: fs.FileSystem, file: CorpusFile) -> Iterator[io.BufferedReader]:
     """The file's bytes in order, decompressed if it is compressed."""
     with open_raw(filesystem, file) as raw:
-        packed: io.BufferedReader[Any] = io.BufferedReader(raw, input_options(file.bytes)["buffer_size"])
+        packed: io.BufferedReader[Any] = io.BufferedReader(raw, max(1, min(file.bytes, ASKED_BYTES)))
         if file.compression is None:
             yield packed
         else:

@@ -126,11 +126,6 @@ def _local_files(root: str) -> list[str]:
     return found
 
 
-def input_options(size: int) -> dict[str, int]:
-    """Options of ``open_input_stream`` for a file of `size` bytes. S3 is asked for 8 MiB at a time."""
-    return {"buffer_size": max(1, min(size, 8 << 20))}
-
-
 def missing(uri: str, filesystem: fs.FileSystem, path: str) -> UserError:
     """The error for a corpus that does not exist. Raises OSError if its bucket cannot be looked up."""
     bucket = path.partition("/")[0]

@@ -11,12 +11,13 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pyarrow import fs
+import pyarrow as pa
 
-from pipeline.places.locations import input_options, open_filesystem
-from pipeline.places.retries import with_retries
+from pipeline.places.locations import open_filesystem
+from pipeline.places.retries import require_all, with_retries
 from pipeline.remote.mirror import Source
 from pipeline.remote.publish import STAGES
 from pipeline.remote.transfer import transfer
@@ -34,7 +35,7 @@ from storage_schema.manifest import (
 )
 from storage_schema.room import bytes_below, require_room
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,34 +120,42 @@ def _fetch_file(source: Source, stage: FetchedStage, entry: FileEntry) -> None:
         except StoreError:
             target.unlink()
     target.parent.mkdir(parents=True, exist_ok=True)
-    path = f"{source.path}/{below}"
-
-    def attempt() -> None:
-        try:
-            _copy(source.filesystem, path, target, entry, uri)
-        except OSError as error:
-            if not is_disk_full(error):
-                raise
-            raise StoreError(
-                f"The disk of {target.parent} is full: {error}. Free some space, or set SOE_HOME to a folder on a "
-                "larger disk, and run again."
-            ) from error
-
-    with_retries(attempt, uri=uri, store=source.uri, what=source.what)
+    try:
+        _copy(source, f"{source.path}/{below}", target, entry, uri)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise StoreError(
+            f"The disk of {target.parent} is full: {error}. Free some space, or set SOE_HOME to a folder on a "
+            "larger disk, and run again."
+        ) from error
 
 
-def _copy(filesystem: fs.FileSystem, path: str, target: Path, entry: FileEntry, uri: str) -> None:
-    """Copy one file; it gets its name only if its content is that of its manifest."""
-    found, size = hashlib.sha256(), 0
-    with written_aside(target) as aside:
-        with (
-            filesystem.open_input_stream(path, **input_options(entry.bytes)) as stream,
-            open(aside, "wb") as file,
-        ):
-            while size <= entry.bytes and (piece := stream.read(PIECE_BYTES)):
-                found.update(piece)
-                size += file.write(piece)
-        if size < entry.bytes:
-            raise OSError(f"{size} of {entry.bytes} bytes came")
-        if size > entry.bytes or found.hexdigest() != entry.sha256:
-            raise StoreError(f"{uri} is not the file of its manifest. Copy it there again.")
+def _copy(source: Source, path: str, target: Path, entry: FileEntry, uri: str) -> None:
+    """Copy one file; it gets its name only if its content is that of its manifest.
+
+    A piece that fails is asked for again, not the whole file, which may have gigabytes.
+    """
+    handle: pa.NativeFile | None = None
+    changed = StoreError(f"{uri} is not the file of its manifest. Copy it there again.")
+
+    def read(at: int) -> bytes:
+        nonlocal handle
+        handle = handle or source.filesystem.open_input_file(path)
+        if handle.size() != entry.bytes:
+            raise changed
+        size = min(PIECE_BYTES, entry.bytes - at)
+        return require_all(handle.read_at(size, at), size)
+
+    def drop() -> None:
+        nonlocal handle
+        handle = None
+
+    found = hashlib.sha256()
+    with written_aside(target) as aside, open(aside, "wb") as file:
+        for at in range(0, max(entry.bytes, 1), PIECE_BYTES):
+            piece = with_retries(partial(read, at), uri=uri, store=source.uri, what=source.what, failed=drop)
+            found.update(piece)
+            file.write(piece)
+        if found.hexdigest() != entry.sha256:
+            raise changed

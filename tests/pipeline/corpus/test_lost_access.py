@@ -62,7 +62,7 @@ def test_lost_access_is_no_content(tmp_path, monkeypatch, name, error):
         (tmp_path / name).write_bytes(pack(json_lines(MANY_RECORDS)))
     expected = read_all(tmp_path / name)
     monkeypatch.setattr(retries, "FIRST_DELAY", 0)
-    monkeypatch.setattr(raw_files, "input_options", lambda size: {"buffer_size": 4096})
+    monkeypatch.setattr(raw_files, "ASKED_BYTES", 4096)
     corpus = open_corpus(str(tmp_path / name))
     [file] = corpus.files
     for times in (2, 999):

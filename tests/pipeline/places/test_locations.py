@@ -66,7 +66,7 @@ def test_truncated_gz_is_one_bad_document(s3, tmp_path):
 @pytest.mark.parametrize("kind", ["lines", "parquet", "arrow"])
 def test_files_are_read_as_streams(s3, tmp_path, monkeypatch, caplog, kind):
     """The first document comes after a small part of the requests that the whole file takes."""
-    monkeypatch.setattr(raw_files, "input_options", lambda size: {"buffer_size": 1 << 16})
+    monkeypatch.setattr(raw_files, "ASKED_BYTES", 1 << 16)
     folder = tmp_path / f"large-{kind}"
     folder.mkdir()
     records = [{"text": os.urandom(2000).hex()} for _ in range(400)]

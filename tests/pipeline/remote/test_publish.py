@@ -175,6 +175,24 @@ def test_fetching_that_was_cut_off_goes_on(bucket, proxy, own, tmp_path):
     assert files(tmp_path / "fetched") == files(own)
 
 
+@pytest.mark.parametrize("kind", ["busy", "reset", "cut"])
+def test_of_a_large_file_only_what_failed_is_fetched_again(bucket, proxy, own, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(fetch, "PIECE_BYTES", 10_000)
+    publish_store(own, bucket)
+    name, size = partition_path(4), (own / "domains" / partition_path(4)).stat().st_size
+    proxy.rule = lambda method, path, where, seen: (
+        kind if method == "GET" and name in path and seen < 2 else None
+    )
+    proxy.requests.clear()
+    assert fetch.fetch_store(bucket.uri, tmp_path / "fetched")
+    asked = [
+        where for method, path, where in proxy.requests if method == "GET" and f"/domains/{name}" in path
+    ]
+    pieces = -(-size // 10_000)
+    assert len(set(asked)) == pieces > 20 and len(asked) >= 3 * pieces
+    assert (tmp_path / "fetched/domains" / name).read_bytes() == (own / "domains" / name).read_bytes()
+
+
 def test_a_file_altered_there_is_refused(bucket, s3, own, tmp_path):
     publish_store(own, bucket)
     name = f"domains/{partition_path(4)}"
