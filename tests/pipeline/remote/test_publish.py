@@ -186,7 +186,9 @@ def test_of_a_large_file_only_what_failed_is_fetched_again(bucket, proxy, own, t
     proxy.requests.clear()
     assert fetch.fetch_store(bucket.uri, tmp_path / "fetched")
     asked = [
-        where for method, path, where in proxy.requests if method == "GET" and f"/domains/{name}" in path
+        where
+        for method, path, where in proxy.requests
+        if method == "GET" and f"{own.name}/domains/{name}" in path
     ]
     pieces = -(-size // 10_000)
     assert len(set(asked)) == pieces > 20 and len(asked) >= 3 * pieces
