@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.passages.text_sample import TextSample
+from pipeline.passages.text_sample import TextSample, batches_of
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_bounded
 from storage_schema.manifest import Manifest, StoreError, read_manifest, write_atomically
@@ -149,21 +149,28 @@ def build_tokenizer(
         passages: the finished ``passages`` folder.
         sample_characters: train on about this many characters of text, spread over all documents.
         given: the path of a tokenizer to use; None trains one.
-        run: runs the tasks that read the text.
+        run: runs the tasks that read the text and train.
     """
     path = stage.work / FILE_NAME
     counts = {"sample_characters": 0}
     if given is None:
         total = read_manifest(passages, "passages").counts["train_characters"]
         sample = TextSample(Path(passages), sample_characters, total, run)
-        tokenizer = train_tokenizer(iter(sample), vocab_size=vocab_size)
+        stage.scratch.mkdir(exist_ok=True)
+        sample.write(stage.scratch)
+        run(train_on_sample, [(stage.scratch, sample.document_characters, vocab_size, path)])
         counts["sample_characters"] = sample.characters
-        write_atomically(path, tokenizer.to_str(pretty=False))
     else:
         check_lossless(load_tokenizer(given), given)
         write_atomically(path, tokenizer_file(given).read_bytes())
     loaded = load_tokenizer(path)
     return stage.finish(counts | {"vocab_size": loaded.vocab_size, "end_of_text": loaded.end_of_text})
+
+
+def train_on_sample(sample: Path, document_characters: int, vocab_size: int, path: Path) -> None:
+    """Train a tokenizer on the texts in the folder `sample`, and write it to `path`."""
+    tokenizer = train_tokenizer(batches_of(sample, document_characters), vocab_size=vocab_size)
+    write_atomically(path, tokenizer.to_str(pretty=False))
 
 
 def train_tokenizer(batches: Iterator[list[str]], *, vocab_size: int) -> Tokenizer:

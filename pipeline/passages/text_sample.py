@@ -1,4 +1,4 @@
-"""A bounded sample of the training text, for the tokenizer, of which tasks read the text and this process sees little.
+"""A bounded sample of the training text, for the tokenizer. Tasks read it and write it to files.
 
 A document's hash decides whether it is in the sample, so the sample is spread over all documents, and is the same
 whatever the parts.
@@ -10,10 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.passages.cutting import text_hash
 from pipeline.passages.parts import scan_part
-from storage_schema.arrow_files import errors_name
+from storage_schema.arrow_files import errors_name, read_parquet
+from storage_schema.aside import written_aside
 from storage_schema.corpus import part_files
 from storage_schema.errors import UserError
 from storage_schema.stage import RunTasks
@@ -26,13 +29,13 @@ MARGIN = 16
 """Tasks look at so many times the documents that the sample needs on average, because documents differ in length."""
 GROUP_BYTES = 8 << 20
 """Of part files that one task reads, as they are stored."""
-GROUPS_AT_ONCE = 1024
-"""Of so many tasks the texts are in memory at once."""
+TEXTS = pa.schema([("document_id", pa.string()), ("text", pa.large_string())])
+"""Of the sample's files: passages, in order."""
 _LENGTHS = pl.DataFrame(schema={"key": pl.UInt64, "length": pl.Int64})
 
 
 class TextSample:
-    """Batches of texts from the documents with the smallest hashes, at most ``DOCUMENT_CHARACTERS`` per document.
+    """The texts of the documents with the smallest hashes, at most ``DOCUMENT_CHARACTERS`` per document.
 
     If that gives less than ``LEAST_SHARE`` of the characters asked for (from a few books, say), each document may give
     an even share of them. Of each part, only the text of the chosen documents is read.
@@ -51,24 +54,12 @@ class TextSample:
                 f"the tokenizer's sample is empty: {passages} has no training text. Hold out less, or give a tokenizer."
             )
 
-    def __iter__(self) -> Iterator[list[str]]:
-        document, taken = None, 0
-        for first in range(0, len(self.groups), GROUPS_AT_ONCE):
-            asked = [
-                (group, self.last, self.document_characters)
-                for group in self.groups[first : first + GROUPS_AT_ONCE]
-            ]
-            for found in self.run(texts_of_documents, asked):
-                batch: list[str] = []
-                for name, text in found:
-                    if name != document:
-                        document, taken = name, 0
-                    text = text[: self.document_characters - taken]
-                    taken += len(text)
-                    if text:
-                        batch.append(text)
-                if batch:
-                    yield batch
+    def write(self, folder: Path) -> None:
+        """Write the sample's texts to files in `folder`, for :func:`batches_of`."""
+        numbered = [
+            (folder / f"sample-{number:06d}.parquet", group) for number, group in enumerate(self.groups)
+        ]
+        self.run(write_texts, [(*one, self.last, self.document_characters) for one in numbered])
 
     def _choose(self) -> int:
         """Set the largest hash of the sample and its characters; returns how many documents there are.
@@ -110,11 +101,12 @@ def lengths_of_documents(parts: Sequence[Path], last: int) -> tuple[pl.DataFrame
     return pl.concat(found).group_by("key").sum(), documents
 
 
-def texts_of_documents(parts: Sequence[Path], last: int, most: int) -> list[tuple[str, str]]:
-    """The ids and texts of the passages in some parts, in order, of the documents whose hash is at most `last`, up to
-    `most` characters of each.
+def write_texts(path: Path, parts: Sequence[Path], last: int, most: int) -> None:
+    """Write the passages in some parts, in order, of the documents whose hash is at most `last`; up to `most` characters
+    of each document.
     """
-    texts: list[tuple[str, str]] = []
+    names_N: list[str] = []
+    texts_N: list[str] = []
     document, taken = None, 0
     for part in parts:
         with errors_name(part):
@@ -126,9 +118,28 @@ def texts_of_documents(parts: Sequence[Path], last: int, most: int) -> list[tupl
             if name != document:
                 document, taken = name, 0
             if taken < most:
-                texts.append((name, text[: most - taken]))
+                names_N.append(name)
+                texts_N.append(text[: most - taken])
             taken += len(text)
-    return texts
+    if texts_N:
+        with written_aside(path) as aside:
+            pq.write_table(pa.table([names_N, texts_N], schema=TEXTS), aside)
+
+
+def batches_of(folder: Path, most: int) -> Iterator[list[str]]:
+    """The texts that :meth:`TextSample.write` wrote, in order, up to `most` characters of each document."""
+    document, taken = None, 0
+    for path in sorted(folder.glob("sample-*.parquet")):
+        batch: list[str] = []
+        found = read_parquet(path, TEXTS.names)
+        for name, text in zip(found["document_id"].to_pylist(), found["text"].to_pylist(), strict=True):
+            if name != document:
+                document, taken = name, 0
+            if kept := text[: most - taken]:
+                batch.append(kept)
+            taken += len(kept)
+        if batch:
+            yield batch
 
 
 def _groups(passages: Path) -> list[list[Path]]:

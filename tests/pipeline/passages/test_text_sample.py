@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.passages import text_sample
 from pipeline.passages.cutting import text_hash
-from pipeline.passages.text_sample import PURPOSE, TextSample
+from pipeline.passages.text_sample import PURPOSE, TextSample, batches_of
 from pipeline.tokenizer import build_tokenizer, load_tokenizer
 from storage_schema.corpus import PASSAGES
 from storage_schema.manifest import StoreError
@@ -25,6 +25,12 @@ def here(function, arguments):
 
 def sample_of(passages, limit, total):
     return TextSample(passages, limit, total, here)
+
+
+def batches(sample, folder):
+    folder.mkdir()
+    sample.write(folder)
+    return [*batches_of(folder, sample.document_characters)]
 
 
 def write_passages(folder, documents, parts=1):
@@ -65,7 +71,7 @@ def test_the_sample_is_as_large_as_asked_of_whatever_is_left_for_training(tmp_pa
     passages = write_passages(tmp_path, {name: [f"{name:>10}" * 10] for name in names})
     total = 100 * len(names)
     sample = sample_of(passages, int(share * total), total)
-    texts = [text for batch in sample for text in batch]
+    texts = [text for batch in batches(sample, tmp_path / "sample") for text in batch]
     assert share * total <= sum(map(len, texts)) == sample.characters <= share * total + 100
     # Spread over all documents: of each quarter about as many.
     at = np.array([names.index(text[:10].strip()) for text in texts]) * 4 // len(names)
@@ -84,7 +90,7 @@ def test_of_one_long_text_the_sample_is_no_scrap(tmp_path, monkeypatch):
 
 def test_the_sample_of_a_folder_with_an_odd_name_and_of_a_damaged_part(tmp_path):
     passages = write_passages(tmp_path / "[1]" / "a=*", {"d": ["some text"]})
-    assert list(sample_of(passages, 10**6, 9)) == [["some text"]]
+    assert batches(sample_of(passages, 10**6, 9), tmp_path / "sample") == [["some text"]]
     (passages / "train" / "part-00000.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(StoreError, match=r"cannot read .*\[1\]/a=\*/passages/train/part-00000.parquet"):
         sample_of(passages, 10**6, 9)
@@ -96,7 +102,6 @@ def test_the_sample_is_the_same_whatever_the_parts_and_tasks(tmp_path, monkeypat
     monkeypatch.setattr(text_sample, "DOCUMENT_CHARACTERS", 80)
     monkeypatch.setattr(text_sample, "MARGIN", 1.1)
     monkeypatch.setattr(text_sample, "GROUP_BYTES", bytes_per_group)
-    monkeypatch.setattr(text_sample, "GROUPS_AT_ONCE", 3)
     generator = np.random.default_rng(0)
     documents = {f"d{i}": [f"{i:>20}"] * generator.integers(1, 10) for i in range(400)}
     given = {name: min(80, 20 * len(texts)) for name, texts in documents.items()}
@@ -106,7 +111,7 @@ def test_the_sample_is_the_same_whatever_the_parts_and_tasks(tmp_path, monkeypat
     passages = write_passages(tmp_path, documents, parts=7)
     total = sum(20 * len(texts) for texts in documents.values())
     sample = sample_of(passages, 3000, total)
-    texts = [text for batch in sample for text in batch]
+    texts = [text for batch in batches(sample, tmp_path / "sample") for text in batch]
     assert sample.characters == sum(expected.values())
     assert texts == [
         f"{name[1:]:>20}" for name in documents if name in expected for _ in range(expected[name] // 20)
@@ -114,6 +119,7 @@ def test_the_sample_is_the_same_whatever_the_parts_and_tasks(tmp_path, monkeypat
 
 
 def test_tasks_return_no_more_of_a_larger_corpus(tmp_path, monkeypatch):
+    """And no text at all: the sample may have hundreds of megabytes, and this process would keep their memory."""
     monkeypatch.setattr(text_sample, "GROUP_BYTES", 1)
     returned = {}
 
@@ -121,11 +127,16 @@ def test_tasks_return_no_more_of_a_larger_corpus(tmp_path, monkeypatch):
         results = here(function, arguments)
         if function is text_sample.lengths_of_documents:
             returned[number] = sum(len(lengths) for lengths, _ in results)
+        else:
+            assert results == [None] * len(arguments)
         return results
 
     for number in (1000, 8000):
         passages = write_passages(
             tmp_path / str(number), {f"d{i}": [f"{i:>20}"] for i in range(number)}, parts=9
         )
-        TextSample(passages, 200, 20 * number, run)
+        stage = open_stage(
+            tmp_path / str(number) / "tokenizer", kind="tokenizer", configuration={}, inputs={}
+        )
+        build_tokenizer(stage, passages, vocab_size=300, sample_characters=200, run=run)
     assert returned[8000] < 1.6 * returned[1000] < 400
