@@ -102,8 +102,10 @@ def lengths_of_documents(parts: Sequence[Path], last: int) -> tuple[pl.DataFrame
 
 
 def write_texts(path: Path, parts: Sequence[Path], last: int, most: int) -> None:
-    """Write the passages in some parts, in order, of the documents whose hash is at most `last`; up to `most` characters
-    of each document.
+    """Write the passages in some parts, in order, of the documents whose hash is at most `last`.
+
+    Args:
+        most: characters of a document.
     """
     names_N: list[str] = []
     texts_N: list[str] = []
