@@ -34,6 +34,8 @@ SHARE = 0.5
 licences."""
 BATCH = 1024
 """Texts processed at once, up to twice as many; of this many, the intermediate arrays stay in a processor's cache."""
+_EIGHT, _SEVEN = np.uint64(3), np.uint64(7)
+"""To the byte of a bit, and to the bit in it."""
 MOST_RUNS = 1 << 26
 """Runs held in memory (half a gigabyte). If there are more, those with the smallest hashes stand for all."""
 
@@ -198,24 +200,34 @@ class _KnownRuns:
         self.last = self.runs[-1] if len(self.runs) == MOST_RUNS else np.uint64(2**64 - 1)
         """All runs of the text up to this hash are here; larger ones may be missing."""
         self._beginnings = np.load(_beginnings_of(path), mmap_mode="r", allow_pickle=False)
-        self._shift = np.uint64(65 - len(self._beginnings).bit_length())
+        self._shift = np.uint64(62 - len(self._beginnings).bit_length())
 
     def find(self, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of `runs` are known, and their positions among the known ones: two arrays of int64."""
-        maybe = np.flatnonzero(self._beginnings[runs >> self._shift])
+        """Which of `runs` are known, and their positions among the known ones: two arrays of int64, in no order."""
+        first = runs >> self._shift
+        maybe = np.flatnonzero(self._beginnings[first >> _EIGHT] >> (first & _SEVEN).astype(np.uint8) & 1)
+        maybe = maybe[
+            np.argsort(runs[maybe])
+        ]  # those that are looked up next to each other lie near each other
         where = np.minimum(np.searchsorted(self.runs, runs[maybe]), len(self.runs) - 1)
         same = self.runs[where] == runs[maybe]
         return maybe[same], where[same]
 
 
 def _beginnings(known: np.ndarray) -> np.ndarray:
-    """Whether a known run has these first bits, one bool per value of them: it rules most other runs out.
+    """Whether a known run has these first bits, one bit per value of them: it rules most other runs out.
 
-    It is made once, because all tasks look runs up, and its making takes as long as the runs are many.
+    A run that is not ruled out costs a search among all known ones, which do not fit into a cache: of 64 values about
+    one is a known run's. It is made once, because all tasks look runs up, and its making takes as long as the runs are
+    many.
     """
-    bits = min(26, len(known).bit_length() + 3)
-    beginnings = np.zeros(1 << bits, bool)
-    beginnings[known >> np.uint64(64 - bits)] = True
+    bits = len(known).bit_length() + 6
+    beginnings = np.zeros(1 << (bits - 3), np.uint8)
+    for begin in range(0, len(known), 1 << 20):
+        first = known[begin : begin + (1 << 20)] >> np.uint64(64 - bits)
+        place, bit = first >> _EIGHT, np.left_shift(1, first & _SEVEN).astype(np.uint8)
+        starts = np.flatnonzero(np.concatenate([[True], place[1:] != place[:-1]]))
+        beginnings[place[starts]] |= np.bitwise_or.reduceat(bit, starts)
     return beginnings
 
 
