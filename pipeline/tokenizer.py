@@ -9,6 +9,7 @@ Legend: L tokens in a window, n windows.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,10 +157,16 @@ def build_tokenizer(
     if given is None:
         total = read_manifest(passages, "passages").counts["train_characters"]
         sample = TextSample(Path(passages), sample_characters, total, run)
-        stage.scratch.mkdir(exist_ok=True)
+        shutil.rmtree(stage.scratch, ignore_errors=True)  # of an attempt that was cut off
+        stage.scratch.mkdir()
         sample.write(stage.scratch)
-        run(train_on_sample, [(stage.scratch, sample.document_characters, vocab_size, path)])
-        counts["sample_characters"] = sample.characters
+        [characters] = run(train_on_sample, [(stage.scratch, sample.document_characters, vocab_size, path)])
+        if characters != sample.characters:
+            raise StoreError(
+                f"The tokenizer was trained on {characters} characters of {sample.characters}: something changed "
+                f"{stage.scratch} meanwhile, or its disk is slow to show new files. Build again."
+            )
+        counts["sample_characters"] = characters
     else:
         check_lossless(load_tokenizer(given), given)
         write_atomically(path, tokenizer_file(given).read_bytes())
@@ -167,10 +174,19 @@ def build_tokenizer(
     return stage.finish(counts | {"vocab_size": loaded.vocab_size, "end_of_text": loaded.end_of_text})
 
 
-def train_on_sample(sample: Path, document_characters: int, vocab_size: int, path: Path) -> None:
-    """Train a tokenizer on the texts in the folder `sample`, and write it to `path`."""
-    tokenizer = train_tokenizer(batches_of(sample, document_characters), vocab_size=vocab_size)
+def train_on_sample(sample: Path, document_characters: int, vocab_size: int, path: Path) -> int:
+    """Train a tokenizer on the texts in the folder `sample`, and write it to `path`; returns the texts' characters."""
+    characters = 0
+
+    def counted() -> Iterator[list[str]]:
+        nonlocal characters
+        for batch in batches_of(sample, document_characters):
+            characters += sum(map(len, batch))
+            yield batch
+
+    tokenizer = train_tokenizer(counted(), vocab_size=vocab_size)
     write_atomically(path, tokenizer.to_str(pretty=False))
+    return characters
 
 
 def train_tokenizer(batches: Iterator[list[str]], *, vocab_size: int) -> Tokenizer:

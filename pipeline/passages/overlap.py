@@ -34,10 +34,13 @@ SHARE = 0.5
 licences."""
 BATCH = 1024
 """Texts processed at once, up to twice as many; of this many, the intermediate arrays stay in a processor's cache."""
+AT_ONCE = 1 << 20
+"""Runs whose table is made at once."""
 _EIGHT, _SEVEN = np.uint64(3), np.uint64(7)
 """To the byte of a bit, and to the bit in it."""
 MOST_RUNS = 1 << 26
-"""Runs held in memory (half a gigabyte). If there are more, those with the smallest hashes stand for all."""
+"""Runs that are looked up: half a gigabyte, and as much for the table that rules others out, both mapped. If there are
+more, those with the smallest hashes stand for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,10 +224,10 @@ def _beginnings(known: np.ndarray) -> np.ndarray:
     one is a known run's. It is made once, because all tasks look runs up, and its making takes as long as the runs are
     many.
     """
-    bits = len(known).bit_length() + 6
+    bits = (len(known) - 1).bit_length() + 6
     beginnings = np.zeros(1 << (bits - 3), np.uint8)
-    for begin in range(0, len(known), 1 << 20):
-        first = known[begin : begin + (1 << 20)] >> np.uint64(64 - bits)
+    for begin in range(0, len(known), AT_ONCE):
+        first = known[begin : begin + AT_ONCE] >> np.uint64(64 - bits)
         place, bit = first >> _EIGHT, np.left_shift(1, first & _SEVEN).astype(np.uint8)
         starts = np.flatnonzero(np.concatenate([[True], place[1:] != place[:-1]]))
         beginnings[place[starts]] |= np.bitwise_or.reduceat(bit, starts)

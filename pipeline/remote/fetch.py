@@ -27,6 +27,7 @@ from storage_schema.manifest import (
     FileEntry,
     Manifest,
     StoreError,
+    UnavailableError,
     manifest_name,
     parse_manifest,
     read_manifest,
@@ -123,12 +124,12 @@ def _fetch_file(source: Source, stage: FetchedStage, entry: FileEntry) -> None:
     try:
         _copy(source, f"{source.path}/{below}", target, entry, uri)
     except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise StoreError(
-            f"The disk of {target.parent} is full: {error}. Free some space, or set SOE_HOME to a folder on a "
-            "larger disk, and run again."
-        ) from error
+        if is_disk_full(error):
+            raise StoreError(
+                f"The disk of {target.parent} is full: {error}. Free some space, or set SOE_HOME to a folder on a "
+                "larger disk, and run again."
+            ) from error
+        raise UnavailableError(f"cannot write {target}: {error}. Mend that and run again.") from error
 
 
 def _copy(source: Source, path: str, target: Path, entry: FileEntry, uri: str) -> None:
@@ -137,13 +138,13 @@ def _copy(source: Source, path: str, target: Path, entry: FileEntry, uri: str) -
     A piece that fails is asked for again, not the whole file, which may have gigabytes.
     """
     handle: pa.NativeFile | None = None
-    changed = StoreError(f"{uri} is not the file of its manifest. Copy it there again.")
+    changed = f"{uri} is not the file of its manifest. Copy it there again."
 
     def read(at: int) -> bytes:
         nonlocal handle
         handle = handle or source.filesystem.open_input_file(path)
         if handle.size() != entry.bytes:
-            raise changed
+            raise StoreError(changed)
         size = min(PIECE_BYTES, entry.bytes - at)
         return require_all(handle.read_at(size, at), size)
 
@@ -158,4 +159,4 @@ def _copy(source: Source, path: str, target: Path, entry: FileEntry, uri: str) -
             found.update(piece)
             file.write(piece)
         if found.hexdigest() != entry.sha256:
-            raise changed
+            raise StoreError(changed)

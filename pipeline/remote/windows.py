@@ -79,7 +79,8 @@ class RemoteWindows:
             return
         if rows.min() < 0 or rows.max() >= len(self):
             raise IndexError(
-                f"{self.file.uri} has {len(self)} windows; asked for {rows.min()} to {rows.max()}."
+                f"domain {self.place[1]} has {len(self)} windows in {self.file.uri}; asked for {rows.min()} to "
+                f"{rows.max()}."
             )
         bytes_mw = out.view(np.uint8)
         for positions in self._groups(rows):

@@ -1,7 +1,7 @@
 """How each stage of build-domains grows. Synthetic embeddings take the encoder's place, but in a cell of its own.
 
     python -m tests.benchmarks.scale --folder FOLDER --size small      # about ten minutes on two cores
-    python -m tests.benchmarks.scale --folder FOLDER --size real       # a day, 20 GB of disk
+    python -m tests.benchmarks.scale --folder FOLDER --size real       # an hour and a half, 20 GB of disk
     python -m tests.benchmarks.scale --folder FOLDER --report --json result.json
 
 Each cell (``sizes.py``) runs in a process of its own and leaves FOLDER/cells/NAME.json. The same command again runs

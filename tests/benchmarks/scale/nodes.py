@@ -3,8 +3,8 @@
     python -m tests.benchmarks.scale.nodes --folder FOLDER --nodes 1 2 3 --json result.json
     python -m tests.benchmarks.scale.nodes --folder FOLDER --nodes 3 --disturb 20 --json result.json
 
-Nodes are processes of this machine, each bound to one core, the first node's to the first core. The driver is bound to
-none. More nodes than cores share them, so that nothing is sooner; their digests count.
+Nodes are processes of this machine, each bound to one core; the driver is bound to none. More nodes than cores share
+them, so that nothing is sooner; their digests count.
 
 `--disturb` builds the store once undisturbed, on the first number of nodes, and then on each with kills: every so many
 seconds a worker in its task, each third time a whole node, for which a new one comes, and so many times
@@ -52,9 +52,8 @@ def cluster(nodes: int) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     cores = sorted(os.sched_getaffinity(0))
-    head = {"num_cpus": 1, "include_dashboard": False}
     with bound_to(cores[0]):
-        found = Cluster(initialize_head=True, head_node_args=head)
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         for number in range(1, nodes):
             with bound_to(cores[number % len(cores)]):
@@ -96,18 +95,20 @@ def disturb_until_over(build: Future[Any], on: Any, seconds: float, kept: Path, 
 
 def replace_node(on: Any, node: Any) -> None:
     """Kill a node, and start a new one on its core."""
-    _, process = node.live_processes()[0]
-    (core,) = os.sched_getaffinity(process.pid)
+    (core,) = os.sched_getaffinity(node.live_processes()[0][1].pid)
     on.remove_node(node, allow_graceful=False)
     start_node(on, core)
 
 
 def start_node(on: Any, core: int, tries: int = 3) -> None:
     """Start a node on a core, and again if it does not come: a node that is slow to start ends by itself."""
+    before = {*on.worker_nodes}
     try:
         with bound_to(core):
             on.add_node(num_cpus=1)
-    except Exception:  # Ray raises no narrower one
+    except Exception:  # Ray has no narrower one, and counts the node already
+        for late in {*on.worker_nodes} - before:
+            on.remove_node(late, allow_graceful=False)
         if tries == 1:
             raise
         start_node(on, core, tries - 1)
@@ -164,8 +165,7 @@ def run(cell: Cell, nodes: int, disturb: float, folder: Path) -> dict[str, Any]:
         figures = build.result()
         seconds = time.monotonic() - begun
     found = {"nodes": nodes, "disturbed": bool(disturb), "seconds": seconds, "stages": figures["stages"]}
-    store = folder / "store"
-    return found | {"digests": {kind: read_manifest(store / kind, kind).digest for kind in STAGES}}
+    return found | {"digests": {kind: read_manifest(folder / "store" / kind, kind).digest for kind in STAGES}}
 
 
 def in_own_process(asked: list[str], work: Path, kills: int, before: list[dict[str, Any]]) -> None:
@@ -221,8 +221,8 @@ def main() -> None:
     options = parser.parse_args()
     cell = cell_of(options.passages, options.clusters)
     if options.one:
-        one = run(cell, options.nodes[0], options.disturb, options.folder)
-        return write_atomically(options.json, json.dumps(one))
+        figures = json.dumps(run(cell, options.nodes[0], options.disturb, options.folder))
+        return write_atomically(options.json, figures)
     rounds = [(nodes, options.disturb) for nodes in options.nodes]
     if options.disturb:
         rounds.insert(0, (options.nodes[0], 0.0))

@@ -160,8 +160,12 @@ def test_what_an_earlier_release_began_is_not_mixed_in(store, planted, tmp_path,
     (work / "domain=0003/part-00000.arrow").write_bytes(b"a partition")
     done = work / SCRATCH / "node-00001.npz"
     np.savez(done, counts_k=np.ones(4, np.int64))
-    again = partition(tmp_path)
-    assert again.files == store.manifest.files and not done.exists()
+    monkeypatch.setattr(Tree, "write", Mock(side_effect=RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        partition(tmp_path)
+    monkeypatch.undo()
+    assert not done.exists() and not (work / "domain=0003").exists()
+    assert partition(tmp_path).files == store.manifest.files
 
 
 def test_progress_is_in_passages_and_each_counts_once(planted, tmp_path):

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.passages import overlap
 from pipeline.passages.cutting import cut_passages, text_hash
@@ -43,6 +44,24 @@ def plan_of(tmp_path, documents, **more):
     shard = write_shard(tmp_path / "shard.parquet", documents)
     chosen = Selection(held_out_sources=("b",), held_out_fraction=0)
     return select_passages([shard], chosen, tmp_path, run=here, **more)
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 64, 300])
+def test_runs_are_found_among_the_known_ones(tmp_path, monkeypatch, number):
+    """Of neighbours too, that share a table's byte or a bit, and on either side of where it is made in two pieces."""
+    monkeypatch.setattr(overlap, "AT_ONCE", 10)
+    random_64 = np.random.Generator(np.random.PCG64(number)).integers(0, 2**64, number, np.uint64)
+    known = np.unique(
+        np.concatenate([random_64[: number // 2 + 1], random_64[0] + np.arange(number // 2, dtype=np.uint64)])
+    )
+    overlap._save(tmp_path / "known.npy", known)
+    overlap._save(overlap._beginnings_of(tmp_path / "known.npy"), overlap._beginnings(known))
+    asked = np.concatenate(
+        [random_64, known[::-1], known + np.uint64(1), np.array([0, 2**64 - 1], np.uint64)]
+    )
+    which, where = overlap._KnownRuns(tmp_path / "known.npy").find(asked)
+    assert sorted(which) == np.flatnonzero(np.isin(asked, known)).tolist()
+    assert np.array_equal(known[where], asked[which])
 
 
 def test_runs_are_those_of_a_plain_reading():

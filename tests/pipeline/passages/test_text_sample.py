@@ -13,7 +13,7 @@ from pipeline.passages import text_sample
 from pipeline.passages.cutting import text_hash
 from pipeline.passages.text_sample import PURPOSE, TextSample, batches_of
 from pipeline.tokenizer import build_tokenizer, load_tokenizer
-from storage_schema.corpus import PASSAGES
+from storage_schema.corpus import PASSAGES, part_files
 from storage_schema.manifest import StoreError
 from storage_schema.stage import open_stage
 
@@ -108,7 +108,10 @@ def test_the_sample_is_the_same_whatever_the_parts_and_tasks(tmp_path, monkeypat
     names = sorted(given, key=lambda name: text_hash(name, purpose=PURPOSE))
     last = int(np.searchsorted(np.cumsum([given[name] for name in names]), 3000))
     expected = {name: given[name] for name in names[: last + 1]}
-    passages = write_passages(tmp_path, documents, parts=7)
+    passages = write_passages(tmp_path, documents, parts=100)
+    held = [pq.read_table(part)["document_id"].unique().to_pylist() for part in part_files(passages, "train")]
+    split = {one for some, more in pairwise(held) for one in {*some} & {*more}}
+    assert any(expected.get(name) == 80 < 20 * len(documents[name]) for name in split)
     total = sum(20 * len(texts) for texts in documents.values())
     sample = sample_of(passages, 3000, total)
     texts = [text for batch in batches(sample, tmp_path / "sample") for text in batch]
@@ -128,7 +131,7 @@ def test_tasks_return_no_more_of_a_larger_corpus(tmp_path, monkeypatch):
         if function is text_sample.lengths_of_documents:
             returned[number] = sum(len(lengths) for lengths, _ in results)
         else:
-            assert results == [None] * len(arguments)
+            assert all(result is None or type(result) is int for result in results)
         return results
 
     for number in (1000, 8000):
