@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -129,7 +128,7 @@ def test_of_tasks_that_write_domains(recorded, tmp_path, monkeypatch):
         mean_distance_K=np.ones(2 * k, np.float32),
     )
     settings = TreeSettings(coarse_clusters=2, leaf_clusters=k, kmeans=KMeansSettings(), sample=9, seed=0)
-    monkeypatch.setattr(domains.pq, "read_metadata", lambda path: SimpleNamespace(num_rows=2))
+    monkeypatch.setattr(domains, "rows_of", lambda parts: [2] * len(parts))
     largest = {}
     for number in (FEW, MANY):
         parts = [Path(f"/data/store/passages/train/part-{n:05d}.parquet") for n in range(number)]
