@@ -18,7 +18,7 @@ NEWER = {"domains": 2}
 """The kinds of manifest with a newer one, whose earlier ones are read too: in version 1 each domain had a file."""
 
 
-def newest_version(kind: object = None) -> int:
+def newest_version(kind: object) -> int:
     """The schema version of manifests of a kind, or of a file that has no manifest."""
     return NEWER.get(kind, SCHEMA_VERSION) if isinstance(kind, str) else SCHEMA_VERSION
 

@@ -166,10 +166,15 @@ def _complete(
     place: Place,
     cells: list[dict[str, Any]],
 ) -> None:
-    """Add the charts, the surface and the sentences on the paper's figures to the report."""
+    """Add the charts, the surface and the sentences on the paper's figures to the report; write the surface's files."""
     _add_charts(report, chosen, cells, place.sets)
     if surface.SURFACE in place.questions:
-        _add_surface(report, chosen, store, place, cells)
+        asked = place.questions[surface.SURFACE]
+        found = surface.collect_surface(cells, asked, place.sets, store.tree.leaves_KD)
+        report["surface"] = found
+        report["answer"].append(surface.answer(found))
+        if found is not None:
+            surface.write_tables(place.folder / surface.SURFACE, surface.mixtures_plan(chosen, store), found)
     surfaces, answers = report.get("surface"), report.get("multiple_choice")
     compared = Compared(settings=chosen, sets=place.sets, cells=cells, surface=surfaces, choices=answers)
     report["figures"] = figures(compared)
@@ -195,22 +200,6 @@ def _add_charts(
     ):
         if of_size is not None:
             report["by_number"][name] = of_size
-
-
-def _add_surface(
-    report: dict[str, Any],
-    chosen: CompareMethods,
-    store: DomainStore,
-    place: Place,
-    cells: list[dict[str, Any]],
-) -> None:
-    """Add the surface to the report, and write its tables."""
-    asked = place.questions[surface.SURFACE]
-    found = surface.collect_surface(cells, asked, place.sets, store.tree.leaves_KD)
-    report["surface"] = found
-    report["answer"].append(surface.answer(found))
-    if found is not None:
-        surface.write_tables(place.folder / surface.SURFACE, surface.mixtures_plan(chosen, store), found)
 
 
 def _sets(chosen: CompareMethods, store: DomainStore, folder: Path) -> tuple[list[MeasuredSet], str]:

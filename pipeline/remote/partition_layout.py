@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from storage_schema.arrow_files import values_are_at
+
 _TAIL = 512
 """Bytes read from a partition's end; its footer takes 432."""
 _MAGIC = b"ARROW1"
@@ -32,6 +34,6 @@ def find_values(read: Callable[[int, int], bytes], size: int, tokens: int, items
     if tail[-6:] != _MAGIC or end > size - 18 or at < 16:
         return None
     marker = tail[end - tail_at :][:8] if end >= tail_at else read(end, end + 8)
-    if marker != _END_OF_STREAM or read(at - 8, at) != tokens.to_bytes(8, "little"):
+    if marker != _END_OF_STREAM or not values_are_at(at, tokens, itemsize, size, read):
         return None
     return at
