@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
 
 import pipeline
-from tests.benchmarks.scale import extrapolation, inputs, job, nodes, report, sizes
+from tests.benchmarks.scale import disturbing, extrapolation, inputs, job, nodes, report, sizes
 from tests.benchmarks.scale.fits import Point, StageModel, exponent, fit_stage
 from tests.benchmarks.scale.job import CUT, DUPLICATES, EMBED, ENCODER, LEAVES, TRAIN, TREE
 
@@ -125,21 +129,61 @@ def test_stages_on_more_nodes_stand_beside_those_on_one():
     assert nodes.table(runs).splitlines()[2:] == ["| cut | 9.0 (1.00) | 6.0 (1.50) |", "| tree | 0.2 | 0.2 |"]
 
 
-def test_only_workers_in_a_task_are_killed():
-    """Ray's own processes have names of the same kind: without its agent, a node ends."""
-    started = [
-        subprocess.Popen(["bash", "-c", f"exec -a {name} sleep 60"])
-        for name in ("ray::extract_group", "ray::DashboardAgent", "ray::IDLE")
-    ]
+@contextmanager
+def processes_named(*names):
+    """Processes that show these commands, as Ray's workers do."""
+    started = [subprocess.Popen(["bash", "-c", f"exec -a {name} sleep 60"]) for name in names]
     try:
         until = time.time() + 30
         while not all("".join(psutil.Process(one.pid).cmdline()).startswith("ray::") for one in started):
             assert time.time() < until
-        assert {one.pid for one in nodes.working()} & {one.pid for one in started} == {started[0].pid}
+        yield started
     finally:
         for one in started:
             one.kill()
             one.wait()
+
+
+def test_only_workers_in_a_task_are_killed():
+    """Ray's own processes have names of the same kind: without its agent, a node ends."""
+    with processes_named(
+        "ray::extract_group", "ray::fit_root", "ray::DashboardAgent", "ray::IDLE"
+    ) as started:
+        cutting, fitting, *_ = (one.pid for one in started)
+        of_these = {one.pid for one in started}
+        assert {one.pid for one in disturbing.working()} & of_these == {cutting, fitting}
+        assert {one.pid for one in disturbing.working([TREE])} & of_these == {fitting}
+
+
+def test_kills_fall_in_the_stages_that_are_named(tmp_path):
+    kept, build, replaced = tmp_path / "kills.txt", Future(), []
+    with processes_named("ray::extract_group", "ray::fit_root") as (cutting, fitting):
+
+        def end_with_it():
+            fitting.wait()
+            build.set_result(None)
+
+        Thread(target=end_with_it, daemon=True).start()
+        disturbing.disturb_until_over(build, lambda: replaced.append(True), 0, kept, [TREE])
+        assert cutting.poll() is None
+    assert set(disturbing.kills_of(kept)) == {"worker, in tree"}
+
+
+def test_a_driver_is_killed_in_the_stage_that_is_named(tmp_path, monkeypatch):
+    """The first driver shows a task of the tree and would go on for ever, the next one is over at once."""
+    code = f"""
+import pathlib, subprocess, sys
+if pathlib.Path({str(tmp_path / "begun")!r}).exists():
+    sys.exit()
+pathlib.Path({str(tmp_path / "begun")!r}).touch()
+subprocess.run(["bash", "-c", "exec -a ray::fit_root sleep 60"])
+"""
+    of_nodes = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **more: of_nodes([sys.executable, "-c", code], **more)
+    )
+    nodes.in_own_process([], tmp_path, [TREE])
+    assert disturbing.kills_of(tmp_path / nodes.KILLS) == {"driver, in tree": 1}
 
 
 def test_the_tasks_of_every_module_of_the_pipeline_are_watched():
@@ -159,7 +203,7 @@ def test_the_tasks_of_every_module_of_the_pipeline_are_watched():
 
 def test_kills_are_kept_by_stage(tmp_path):
     kept = tmp_path / "kills.tsv"
-    assert nodes.kills_of(kept) == {}
+    assert disturbing.kills_of(kept) == {}
     for what, task in (("worker", "extract_group"), ("node", None), ("worker", "extract_group")):
-        nodes.note(kept, what, task)
-    assert nodes.kills_of(kept) == {"worker, in cut": 2, "node, between tasks": 1}
+        disturbing.note(kept, what, task)
+    assert disturbing.kills_of(kept) == {"worker, in cut": 2, "node, between tasks": 1}

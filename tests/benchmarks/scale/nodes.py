@@ -8,7 +8,8 @@ them, so that nothing is sooner; their digests count.
 
 `--disturb` builds the store once undisturbed, on the first number of nodes, and then on each with kills: every so many
 seconds a worker in its task, each third time a whole node, for which a new one comes, and so many times
-(`--kill-driver`) the driver with its cluster, after which the same command goes on. Of each kill the stage is kept.
+(`--kill-driver`) the driver with its cluster, after which the same command goes on. With `--stages` all kills fall in
+these, and the driver's, if it is killed at all, once in each. Of each kill the stage is kept.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,11 @@ import psutil
 
 from storage_schema.manifest import read_manifest, write_atomically
 from tests.benchmarks.scale import job
+from tests.benchmarks.scale.disturbing import LOOK_SECONDS, disturb_until_over, kill_driver, kills_of, working
 from tests.benchmarks.scale.sizes import STORE_FILE, Cell
 
 KILLS = "kills.txt"
 STAGES = "passages", "tokenizer", "embeddings", "domains"
-WORKING = {f"ray::{task}" for task in job.STAGE_OF_TASKS}
-"""What a worker's command is while it has one of the tasks."""
 
 
 def cell_of(passages: int, clusters: int) -> Cell:
@@ -76,25 +76,9 @@ def bound_to(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def disturb_until_over(build: Future[Any], on: Any, seconds: float, kept: Path, seed: int = 0) -> None:
-    """Kill a worker that has a task every so many seconds, and each third time a node but the head's.
-
-    The main thread calls this: Ray sets handlers of signals when it starts a node, which no other thread may do.
-    """
-    kills, chosen = 0, random.Random(seed)
-    while not wait([build], seconds).done:
-        if kills % 3 == 2 and on.worker_nodes:
-            note(kept, "node", task_of(working()))
-            replace_node(on, chosen.choice([*on.worker_nodes]))
-        elif busy := working():
-            kill_worker(chosen.choice(busy), kept)
-        else:
-            continue
-        kills += 1
-
-
-def replace_node(on: Any, node: Any) -> None:
-    """Kill a node, and start a new one on its core."""
+def replace_node(on: Any, chosen: random.Random) -> None:
+    """Kill a node that is not the head's, and start a new one on its core."""
+    node = chosen.choice([*on.worker_nodes])
     (core,) = os.sched_getaffinity(node.live_processes()[0][1].pid)
     on.remove_node(node, allow_graceful=False)
     start_node(on, core)
@@ -114,79 +98,41 @@ def start_node(on: Any, core: int, tries: int = 3) -> None:
         start_node(on, core, tries - 1)
 
 
-def kill_worker(worker: psutil.Process, kept: Path) -> None:
-    """Kill a worker, if it is still there."""
-    task = task_of([worker])
-    with suppress(psutil.NoSuchProcess):
-        worker.kill()
-        note(kept, "worker", task)
-
-
-def note(kept: Path, what: str, task: str | None) -> None:
-    """Add a kill to those that are kept: they outlive a driver that is killed."""
-    with open(kept, "a") as file:
-        stage = job.STAGE_OF_TASKS.get(task or "")
-        file.write(f"{what}, in {stage}\n" if stage else f"{what}, between tasks\n")
-
-
-def kills_of(kept: Path) -> dict[str, int]:
-    """What was killed in which stage → how often."""
-    return dict(Counter(kept.read_text().splitlines())) if kept.exists() else {}
-
-
-def task_of(busy: list[psutil.Process]) -> str | None:
-    """The task of the first of these workers that still has one."""
-    for one in busy:
-        try:
-            return one.cmdline()[0].strip().removeprefix("ray::")
-        except (psutil.Error, IndexError):
-            continue
-    return None
-
-
-def working() -> list[psutil.Process]:
-    """Ray's workers below this process that are in a task, by the commands that they show."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            command = process.cmdline()
-            if command and command[0].strip() in WORKING:
-                found.append(process)
-    return found
-
-
-def run(cell: Cell, nodes: int, disturb: float, folder: Path) -> dict[str, Any]:
+def run(cell: Cell, nodes: int, disturb: float, stages: Collection[str], folder: Path) -> dict[str, Any]:
     """Build the cell's store on a cluster of so many nodes, or go on with it; returns its figures and digests."""
     with cluster(nodes) as found, ThreadPoolExecutor(1) as thread:
         begun = time.monotonic()
         build = thread.submit(job.run, cell, folder)
         if disturb:
-            disturb_until_over(build, found, disturb, folder / KILLS)
+            replace = partial(replace_node, found, random.Random(0)) if nodes > 1 else None
+            disturb_until_over(build, replace, disturb, folder / KILLS, stages)
         figures = build.result()
         seconds = time.monotonic() - begun
     found = {"nodes": nodes, "disturbed": bool(disturb), "seconds": seconds, "stages": figures["stages"]}
     return found | {"digests": {kind: read_manifest(folder / "store" / kind, kind).digest for kind in STAGES}}
 
 
-def in_own_process(asked: list[str], work: Path, kills: int, before: list[dict[str, Any]]) -> None:
-    """Run one build in a process of its own, as a driver joins one cluster, and kill it so many times on its way.
+def in_own_process(asked: list[str], work: Path, moments: list[str | float]) -> None:
+    """Run one build in a process of its own, as a driver joins one cluster, and kill it at these moments.
 
     Args:
-        before: the builds before it; the first one's seconds say how long it will take.
+        moments: a stage: when a task of it is seen; seconds: after so many. Each counts from the kill before.
     """
     command = [sys.executable, "-m", "tests.benchmarks.scale.nodes", *asked]
-    for _ in range(kills):
+    for moment in moments:
         driver = subprocess.Popen(command, start_new_session=True)
-        try:
-            if driver.wait(before[0]["seconds"] / (kills + 1)):
+        begun = time.monotonic()
+        while driver.poll() is None:
+            due = working([moment]) if isinstance(moment, str) else time.monotonic() - begun > moment
+            if due:
+                kill_driver(psutil.Process(driver.pid), work / KILLS)
+                driver.wait()
+                break
+            time.sleep(LOOK_SECONDS)
+        else:
+            if driver.returncode:
                 raise SystemExit(f"{' '.join(command)} failed.")
             return  # it was sooner
-        except subprocess.TimeoutExpired:
-            note(work / KILLS, "driver", task_of(working()))
-            for process in [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            driver.wait()
     subprocess.run(command, check=True)
 
 
@@ -216,12 +162,13 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=16)
     parser.add_argument("--disturb", type=float, default=0, metavar="SECONDS", help="between kills; 0: none")
     parser.add_argument("--kill-driver", type=int, default=0, metavar="TIMES", help="with --disturb")
+    parser.add_argument("--stages", nargs="+", default=[], choices=sorted({*job.STAGE_OF_TASKS.values()}))
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     cell = cell_of(options.passages, options.clusters)
     if options.one:
-        figures = json.dumps(run(cell, options.nodes[0], options.disturb, options.folder))
+        figures = json.dumps(run(cell, options.nodes[0], options.disturb, options.stages, options.folder))
         return write_atomically(options.json, figures)
     rounds = [(nodes, options.disturb) for nodes in options.nodes]
     if options.disturb:
@@ -232,8 +179,13 @@ def main() -> None:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         more = ["--passages", options.passages, "--clusters", options.clusters, "--disturb", disturb]
+        more += ["--stages", *options.stages] if options.stages else []
         asked = ["--folder", work, "--nodes", nodes, *more, "--json", result, "--one"]
-        in_own_process([*map(str, asked)], work, options.kill_driver if disturb else 0, found)
+        times = options.kill_driver if disturb else 0
+        moments = (
+            [*options.stages] if times and options.stages else [found[0]["seconds"] / (times + 1)] * times
+        )
+        in_own_process([*map(str, asked)], work, moments)
         found.append(json.loads(result.read_text()) | {"killed": kills_of(work / KILLS)})
         shutil.rmtree(work)
     print(table(found))
