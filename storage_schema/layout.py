@@ -1,4 +1,4 @@
-"""Where things live. ``SOE_HOME`` (default ``.soe`` in the working directory) holds six kinds of folder."""
+"""Where things live below ``SOE_HOME``, by default ``.soe`` in the working directory: README.md lists its folders."""
 
 from __future__ import annotations
 

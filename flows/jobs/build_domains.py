@@ -86,6 +86,7 @@ def _check_room(settings: BuildDomains, folder: Path, corpus: Corpus, model: Any
         passage_characters=settings.passage_characters,
         max_passages=settings.max_passages,
         embedding_size=model.get_embedding_dimension() or 0,
+        sampled_passages=settings.coarse_clusters * settings.kmeans_sample,
     )
     require_room(
         folder,

@@ -11,7 +11,7 @@ from flows.settings import BuildDomains
 
 @flow(name="build-domains", on_cancellation=[stop_on_cancellation])
 def build_domains(config: BuildDomains = BuildDomains()) -> dict | State:  # noqa: B008
-    """A corpus becomes passages, embeddings, a tree of centroids and one partition per domain."""
+    """A corpus becomes passages, embeddings, a tree of centroids and the domains."""
 
     def publish() -> None:
         from flows.prefect_flows.domain_artifacts import (

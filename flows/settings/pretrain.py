@@ -147,7 +147,7 @@ class Pretrain(Settings):
     )
     verify_store: bool = Field(
         False,
-        description="First read all partitions of the store and compare their sha256.",
+        description="First read all files of the store's domains and compare their sha256.",
     )
     resize_check_seconds: float = Field(
         60.0, gt=0, description="With min_workers: seconds between two looks for room for more workers."

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from flows.reporting.progress import progress
-from flows.specialists.blend import blended_weights
+from flows.specialists.coefficients import Chosen, blended, nearest, refined
 from flows.specialists.losses import Check, LossMeter
 from flows.specialists.methods import BLENDED, BY_LEARNING, LEARNED, NEAREST, Method
-from flows.specialists.refine import refined_coefficients
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import reload_embedder
 from pipeline.specialists.domain_weights import Assignment, Rule, assign_to_domains
@@ -99,44 +98,40 @@ class SpecialistMaker:
                 check()
                 assignments.append(self.assign(one.texts, method.rule))
             report(len(sets), len(sets))
-        weights = np.stack([assignment.domain_weights for assignment in assignments])
-        said: list[dict[str, Any]] = [{} for _ in sets]
-        if method.name in (BLENDED, REFINED):
-            with self.show("choose shares", "sets") as report:
-                weights, said = blended_weights(
-                    self.meter,
-                    sets,
-                    assignments,
-                    assign=lambda texts: self.assign(texts, method.rule),
-                    check=check,
-                )
-                report(len(sets), len(sets))
-        weights_WK = torch.from_numpy(weights).float()
-        coefficients_WN = self.soup.coefficients(weights_WK)
-        if method.name == REFINED:
-            with self.show("refine coefficients", "sets") as report:
-                for w, one in enumerate(sets):
-                    report(w, len(sets))
-                    share = said[w]["blend"]["share"]
-                    coefficients_WN[w], how = refined_coefficients(
-                        self.meter, one, assignments[w], coefficients_WN[w], share, check=check
-                    )
-                    said[w] |= how
-                report(len(sets), len(sets))
+        chosen = self._choose(sets, assignments, method, check)
         with self.show("make specialists", "models") as report:
-            instances = self._instances(coefficients_WN)
+            instances = self._instances(chosen.coefficients_WN)
             for w, one in enumerate(sets):
                 report(w, len(sets))
                 check()
                 yield self._make_one(
                     one,
                     assignments[w],
-                    _Start(weights_WK[w], coefficients_WN[w], next(instances), said[w]),
+                    _Start(chosen.weights_WK[w], chosen.coefficients_WN[w], next(instances), chosen.said[w]),
                     method,
                     twin,
                     check,
                 )
             report(len(sets), len(sets))
+
+    def _choose(
+        self,
+        sets: Sequence[SpecialistSet],
+        assignments: Sequence[Assignment],
+        method: Method,
+        check: Check,
+    ) -> Chosen:
+        if method.name not in (BLENDED, REFINED):
+            return nearest(self.soup, assignments)
+        with self.show("choose shares", "sets") as report:
+            again = partial(self.assign, rule=method.rule)
+            chosen = blended(self.meter, sets, assignments, again, check=check)
+            report(len(sets), len(sets))
+        if method.name == REFINED:
+            with self.show("refine coefficients", "sets") as report:
+                chosen = refined(self.meter, sets, assignments, chosen, check=check, report=report)
+                report(len(sets), len(sets))
+        return chosen
 
     def _make_one(
         self,

@@ -102,16 +102,28 @@ class Corpus:
         """False for the environment: users cannot mend its files, so unreadable ones are counted and skipped."""
         return self.uri != ENVIRONMENT
 
-    def store_bytes(self, *, passage_characters: int, max_passages: int | None, embedding_size: int) -> float:
-        """About how many bytes of disk building a store of this corpus takes: the compressed text, plus embeddings and
-        tokens (two bytes per 4.5 characters) twice, while domains are written. Duplicates, and how far compressed
-        files unpack, are not known and not counted.
+    def store_bytes(
+        self,
+        *,
+        passage_characters: int,
+        max_passages: int | None,
+        embedding_size: int,
+        sampled_passages: int,
+    ) -> float:
+        """About how many bytes of disk building a store of this corpus takes at most: the compressed text, the
+        embeddings, and what is larger, the tree's sample of these, or the tokens (two bytes per 4.5 characters) twice,
+        while domains are written. Duplicates, and how far compressed files unpack, are not known and not counted.
+
+        Args:
+            sampled_passages: the tree is fitted on at most so many; 0: no tree is fitted.
         """
         characters = float(sum(file.bytes for file in self.files))
         if max_passages is not None:
             characters = min(characters, max_passages * passage_characters)
         passages = characters / passage_characters
-        return 0.3 * characters + 2 * (2 * characters / 4.5 + 2 * embedding_size * passages)
+        embeddings, tokens = 2 * embedding_size * passages, 2 * characters / 4.5
+        sample = 2 * embedding_size * min(passages, sampled_passages)
+        return 0.3 * characters + embeddings + max(sample, 2 * tokens)
 
     def groups(self, bytes_per_group: int) -> list[tuple[CorpusFile, ...]]:
         """The files in order, in groups of about `bytes_per_group`; a larger file is a group of its own."""

@@ -1,7 +1,7 @@
 """Which runtime computes the embedder's forward pass, in which precision: named, chosen by hardware, or measured.
 
 bfloat16 is three times as fast as float32 on some CPUs with instructions for it, slower on others, and many times
-slower on those without. OpenVINO is 1.2 to 1.7 times as fast as torch on two idle cores, and twice as fast on busy
+slower on those without. OpenVINO is 1.0 to 1.7 times as fast as torch on two idle cores, and twice as fast on busy
 ones. ``auto`` chooses by the hardware alone, so the choice is the same however busy the machine is; ``measured`` times
 all runtimes on this machine. The last bits of the vectors depend on the precision, so the manifest records the choice.
 An interrupted stage continues with it, and so do documents added to a store.

@@ -7,16 +7,37 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
 
 from soe_model.files.bank_files import SHARED, expert_file
+from soe_model.files.soup import SoupOfExperts
 from soe_model.model.flat_module import unflatten
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.layout import DOMAIN_WINDOWS, DOMAIN_WORDS
+from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
+
+
+def soup_of_trainer(
+    folder: str | Path,
+    trainer: SoupTrainer,
+    *,
+    tree: Tree,
+    tokenizer: str | Path,
+    windows_K: np.ndarray | None = None,
+) -> SoupOfExperts:
+    """The soup of a trainer outside a run, as it is now: written with its manifest, unless `folder` has it already."""
+    of_training = {"sequence_length": trainer.training.sequence_length}
+    configuration = {"soup": asdict(trainer.soup), "training": of_training}
+    stage = open_stage(folder, kind="soup", configuration=configuration, inputs={}, rebuild=True)
+    if stage.finished is None:
+        write_soup(stage.work, trainer, tree=tree, tokenizer=tokenizer, windows_K=windows_K)
+        stage.finish({})
+    return SoupOfExperts.open(stage.folder)
 
 
 def write_soup(

@@ -1,4 +1,4 @@
-"""A specialist as its recipe: the digest of its soup and the coefficients, a few kilobytes that rebuild every bit.
+"""A specialist as its recipe: the digest of its soup and the coefficients, kilobytes that rebuild every bit.
 
 ``specialist.json`` is the manifest of the specialist's directory; alone it is the recipe.
 """

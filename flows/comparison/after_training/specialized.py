@@ -13,9 +13,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -32,16 +31,15 @@ from flows.comparison.sets import GENERIC, MeasuredSet, targets
 from flows.comparison.training import Training
 from flows.reporting.progress import progress
 from flows.settings import CompareMethods
-from flows.specialists.blend import blended_weights
+from flows.specialists.coefficients import Chosen, blended, refined
 from flows.specialists.losses import LossMeter
 from flows.specialists.methods import default_method
-from flows.specialists.refine import refined_coefficients
 from pipeline.embeddings.build import embed_texts
 from pipeline.specialists.domain_weights import Assignment, assign_to_domains
 from pipeline.specialists.sets import SpecialistSet
 from pipeline.tasks import run_tasks
 from soe_model.files.soup import SoupOfExperts
-from soe_model.files.write_soup import write_soup
+from soe_model.files.write_soup import soup_of_trainer
 from soe_model.methods.soup import Soup
 from soe_model.specialists.blending import BLENDED
 from soe_model.specialists.refining import REFINED
@@ -49,7 +47,7 @@ from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.json_files import read_object
 from storage_schema.manifest import write_atomically
-from storage_schema.stage import Stage, open_stage
+from storage_schema.stage import Stage
 
 KIND, FOLDER = "comparison-specialized", "specialized"
 
@@ -145,23 +143,16 @@ def _specialize(place: Place, texts: Texts, pretraining: Pretraining, contender:
     [run] = pretraining.runs
     trainer = training.at_the_end(run)
     assert isinstance(trainer, SoupTrainer)
-    soup = _written(trainer, store, stage.scratch)
+    soup = soup_of_trainer(
+        stage.scratch / "soup",
+        trainer,
+        tree=store.tree,
+        tokenizer=store.folder.parent / "tokenizer" / "tokenizer.json",
+        windows_K=store.windows_K(trainer.training.sequence_length),
+    )
     found = _measured(soup, store, texts, targets(place.sets))
     write_atomically(stage.work / RESULT, json.dumps(found, indent=1, allow_nan=False))
     stage.finish({"sets": len(texts.sets)})
-
-
-def _written(trainer: SoupTrainer, store: DomainStore, folder: Path) -> SoupOfExperts:
-    """The soup as its own run would have left it."""
-    length = trainer.training.sequence_length
-    configuration = {"soup": asdict(trainer.soup), "training": {"sequence_length": length}}
-    stage = open_stage(folder / "soup", kind="soup", configuration=configuration, inputs={}, rebuild=True)
-    if stage.finished is None:
-        tokenizer = store.folder.parent / "tokenizer" / "tokenizer.json"
-        windows_K = store.windows_K(length)
-        write_soup(stage.work, trainer, tree=store.tree, tokenizer=tokenizer, windows_K=windows_K)
-        stage.finish({})
-    return SoupOfExperts.open(stage.folder)
 
 
 def _measured(
@@ -173,32 +164,22 @@ def _measured(
     # A single text is measured by its halves, which are placed anew.
     embedder = embedder_of(store) if any(len(one.texts) == 1 for one in texts.sets) else None
     begun = time.perf_counter()
-    weights_WK, said = blended_weights(
-        meter, texts.sets, texts.assignments, partial(_placed, store, embedder)
-    )
-    made_WN = soup.coefficients(torch.from_numpy(weights_WK).float())
+    start = blended(meter, texts.sets, texts.assignments, partial(_placed, store, embedder))
     seconds = time.perf_counter() - begun
 
-    def ended() -> dict[str, Any]:
+    def ended(chosen: Chosen, seconds: float) -> dict[str, Any]:
         windows = {one.name: one.evaluation_nL1 for one in measured}
-        of_sets = meter.losses_of_some(made_WN, windows, {name: [row] for row, name in enumerate(names)})
+        rows = {name: [row] for row, name in enumerate(names)}
+        of_sets = meter.losses_of_some(chosen.coefficients_WN, windows, rows)
         losses = {name: losses_1n[0].tolist() for name, losses_1n in of_sets.items()}
-        chosen = dict(zip(names, said, strict=True))
-        return {"losses": losses, "chosen": chosen, "seconds": seconds / len(names)}
+        said = dict(zip(names, chosen.said, strict=True))
+        return {"losses": losses, "chosen": said, "seconds": seconds / len(names)}
 
-    found = {BLENDED: ended()}
+    found = {BLENDED: ended(start, seconds)}
     if default_method(soup) == REFINED:
         begun = time.perf_counter()
-        refined = [
-            refined_coefficients(meter, one, assignment, start_N, blend["blend"]["share"])
-            for one, assignment, start_N, blend in zip(
-                texts.sets, texts.assignments, made_WN, said, strict=True
-            )
-        ]
-        seconds += time.perf_counter() - begun
-        made_WN = torch.stack([coefficients_N for coefficients_N, _ in refined])
-        said = [blend | how for blend, (_, how) in zip(said, refined, strict=True)]
-        found[REFINED] = ended()
+        last = refined(meter, texts.sets, texts.assignments, start)
+        found[REFINED] = ended(last, seconds + time.perf_counter() - begun)
     return found
 
 

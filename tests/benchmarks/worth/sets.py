@@ -6,7 +6,7 @@ Legend: W instances, K domains, N experts, P parameters of an instance, n window
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from flows.specialists.blend import blended_weights
+from flows.specialists.coefficients import blended, nearest, refined
 from flows.specialists.losses import LossMeter
-from flows.specialists.refine import refined_coefficients
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import find_embedder, load_embedder
 from pipeline.specialists.domain_weights import Assignment, assign_to_domains
@@ -24,14 +23,13 @@ from pipeline.specialists.held_out import generic_evaluation, held_out_sets
 from pipeline.specialists.sets import SpecialistSet, set_of_texts
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from soe_model.files.soup import SoupOfExperts
-from soe_model.files.write_soup import write_soup
+from soe_model.files.write_soup import soup_of_trainer
 from soe_model.specialists.evaluation import window_losses
 from soe_model.specialists.refining import REFINED
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from storage_schema.layout import store_folder
 from storage_schema.manifest import read_manifest
-from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.benchmarks.worth.kinds import FAR, NEAR
 
@@ -123,34 +121,26 @@ def losses(trainer: SoupTrainer, sets: Sets, *, refined: bool = False) -> dict[s
         }
         return {name: dict.fromkeys(methods, _rounded(row_n)) for name, row_n in rows.items()}
     with TemporaryDirectory() as folder:
-        return _of_soup(_written(trainer, sets, Path(folder)), sets, methods)
-
-
-def _written(trainer: SoupTrainer, sets: Sets, folder: Path) -> SoupOfExperts:
-    """The soup as a run would write it at its end."""
-    sets.tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
-    of_training = {"sequence_length": trainer.training.sequence_length}
-    described = {"soup": asdict(trainer.soup), "training": of_training}
-    stage = open_stage(folder / "soup", kind="soup", configuration=described, inputs={})
-    write_soup(stage.work, trainer, tree=sets.tree, tokenizer=folder / "tokenizer.json")
-    stage.finish({})
-    return SoupOfExperts.open(stage.folder)
+        tokenizer = Path(folder, "tokenizer.json")
+        sets.tokenizer.tokenizer.save(str(tokenizer))
+        soup = soup_of_trainer(Path(folder, "soup"), trainer, tree=sets.tree, tokenizer=tokenizer)
+        return _of_soup(soup, sets, methods)
 
 
 def _of_soup(soup: SoupOfExperts, sets: Sets, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     meter = LossMeter(soup)
-    blended_WK, said = blended_weights(meter, sets.sets, sets.assignments, sets.assign)
+    start = blended(meter, sets.sets, sets.assignments, sets.assign)
+    last = refined(meter, sets.sets, sets.assignments, start) if REFINED in methods else start
+    plain = nearest(soup, sets.assignments)
     [generic_n] = meter.losses(meter.generic_N[None], sets.evaluation[GENERIC])
     found = {GENERIC: dict.fromkeys(methods, _rounded(generic_n))}
-    for one, assignment, blended_K, how in zip(sets.sets, sets.assignments, blended_WK, said, strict=True):
-        rows_WK = torch.from_numpy(np.stack([blended_K, assignment.domain_weights])).float()
-        rows_WN = torch.cat([soup.coefficients(rows_WK), meter.generic_N[None]])
-        measured: dict[str, Any] = {"share": how["blend"]["share"]}
+    for w, one in enumerate(sets.sets):
+        rows = [start.coefficients_WN[w], plain.coefficients_WN[w], meter.generic_N]
+        measured: dict[str, Any] = {"share": last.said[w]["blend"]["share"]}
         if REFINED in methods:
-            refined_N, steps = refined_coefficients(meter, one, assignment, rows_WN[0], measured["share"])
-            rows_WN = torch.cat([rows_WN, refined_N[None]])
-            measured["steps"] = steps["refined"]["steps"]
-        rows_Wn = meter.losses(rows_WN, sets.evaluation[one.name])
+            rows.append(last.coefficients_WN[w])
+            measured["steps"] = last.said[w]["refined"]["steps"]
+        rows_Wn = meter.losses(torch.stack(rows), sets.evaluation[one.name])
         found[one.name] = dict(zip(methods, map(_rounded, rows_Wn), strict=True)) | measured
     return found
 

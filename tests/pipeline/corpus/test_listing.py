@@ -124,3 +124,21 @@ def test_groups_keep_order_and_bound(tmp_path):
         (tmp_path / f"{number}.txt").write_text("x" * size)
     groups = open_corpus(str(tmp_path)).groups(100)
     assert [[file.bytes for file in group] for group in groups] == [[40, 40], [40], [500], [10]]
+
+
+def test_the_disk_of_a_store_of_long_passages_is_its_tokens_twice(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 9000)
+    corpus = open_corpus(str(tmp_path))
+    settings = dict(passage_characters=900, max_passages=None, embedding_size=40)
+    for sampled in (0, 1000):  # without a tree, as an addition, and with one
+        assert corpus.store_bytes(**settings, sampled_passages=sampled) == pytest.approx(
+            2700 + 800 + 2 * 4000
+        )
+
+
+def test_the_disk_of_a_store_of_short_passages_is_embeddings_and_the_sample(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 9000)
+    corpus = open_corpus(str(tmp_path))
+    settings = dict(passage_characters=9, max_passages=None, embedding_size=40)
+    assert corpus.store_bytes(**settings, sampled_passages=500) == pytest.approx(2700 + 80_000 + 40_000)
+    assert corpus.store_bytes(**settings, sampled_passages=9_999) == pytest.approx(2700 + 80_000 + 80_000)

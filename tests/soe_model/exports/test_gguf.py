@@ -11,13 +11,11 @@ import pytest
 import torch
 
 from pipeline.tokenizer import load_tokenizer
-from soe_model.files.soup import SoupOfExperts
-from soe_model.files.write_soup import write_soup
+from soe_model.files.write_soup import soup_of_trainer
 from soe_model.model.backbone import gpt2_config
 from soe_model.model.flat_module import unflatten
 from soe_model.specialists.recipe import instance_of, make_recipe
 from soe_model.specialists.specialist_files import write_specialist
-from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.soe_model.training.test_trainer import K, make_trainer
 from tests.toy_store import write_texts
@@ -45,13 +43,9 @@ def specialist(root):
     backbone = gpt2_config(
         vocab_size=vocab_size, sequence_length=32, embedding_size=16, num_layers=2, num_heads=2
     )
-    soup = {"backbone": backbone, "num_experts": 4, "num_domains": K, "router_hidden": 6}
-    stage = open_stage(root / "soup", kind="soup", configuration={"soup": soup}, inputs={})
     tree, tokenizer = Tree.read(store / "domains/tree.arrow"), store / "tokenizer/tokenizer.json"
     trainer = make_trainer(backbone=backbone, sequence_length=32)
-    write_soup(stage.work, trainer, tree=tree, tokenizer=tokenizer)
-    stage.finish({})
-    soup = SoupOfExperts.open(root / "soup")
+    soup = soup_of_trainer(root / "soup", trainer, tree=tree, tokenizer=tokenizer)
     recipe = make_recipe(soup, coefficients_N=torch.tensor([0.7, -0.3, 0.0, 1.9]), how={})
     write_specialist(soup, root / "specialist", recipe, instance_of(recipe, soup))
     return soup, recipe, root / "specialist"

@@ -10,11 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from soe_model.exports.peft import write_peft
 from soe_model.files.soup import SoupOfExperts
-from soe_model.files.write_soup import write_soup
+from soe_model.files.write_soup import soup_of_trainer
 from soe_model.model.flat_module import unflatten
 from soe_model.specialists.recipe import instance_of, make_recipe
 from storage_schema.manifest import StoreError
-from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.extras import needs
 from tests.soe_model.training.test_trainer import BACKBONE, K, L, make_batch, make_trainer
@@ -54,12 +53,8 @@ def low_rank(request, tmp_path_factory):
     trainer = make_trainer(expert_rank=RANK, backbone=backbone)
     for number in range(5):
         trainer.train_step(*make_batch(number))
-    soup = {"backbone": backbone, "num_experts": 4, "num_domains": K, "router_hidden": 6, "expert_rank": RANK}
-    stage = open_stage(root / "soup", kind="soup", configuration={"soup": soup}, inputs={})
     tree, tokenizer = Tree.read(store / "domains/tree.arrow"), store / "tokenizer/tokenizer.json"
-    write_soup(stage.work, trainer, tree=tree, tokenizer=tokenizer)
-    stage.finish({})
-    return request.param, SoupOfExperts.open(root / "soup")
+    return request.param, soup_of_trainer(root / "soup", trainer, tree=tree, tokenizer=tokenizer)
 
 
 def recipe_for(soup, *coefficients):

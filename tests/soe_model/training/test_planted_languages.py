@@ -17,8 +17,7 @@ from pipeline.mixtures.meta_distributions import Fixed, Sparse, window_shares
 from pipeline.mixtures.plan import MixturePlan
 from pipeline.specialists.sets import SpecialistSet
 from pipeline.stream.batches import MixtureStream
-from soe_model.files.soup import SoupOfExperts
-from soe_model.files.write_soup import write_soup
+from soe_model.files.write_soup import soup_of_trainer
 from soe_model.model.backbone import gpt2_config
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.specialists.blending import BLENDED
@@ -26,7 +25,6 @@ from soe_model.specialists.evaluation import mean_loss
 from soe_model.specialists.refining import REFINED
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
-from storage_schema.stage import open_stage
 from storage_schema.tree import Tree
 from tests.planted import planted_languages
 from tests.toy_store import write_store
@@ -123,27 +121,17 @@ class Reader:
 @pytest.fixture(scope="module")
 def maker(planted, tmp_path_factory):
     trainer = planted.trainer
-    soup = {
-        "backbone": trainer.soup.backbone,
-        "num_experts": 8,
-        "num_domains": LANGUAGES,
-        "router_hidden": 32,
-    }
-    stage = open_stage(
-        tmp_path_factory.mktemp("home") / "planted",
-        kind="soup",
-        configuration={"soup": soup, "training": {"sequence_length": L}},
-        inputs={},
-    )
     tree = Tree(
         coarse_CD=np.eye(LANGUAGES, dtype=np.float32)[:1],
         leaves_KD=np.eye(LANGUAGES, dtype=np.float32),
         counts_K=np.ones(LANGUAGES, np.int64),
         mean_distance_K=np.ones(LANGUAGES, np.float32),
     )
-    write_soup(stage.work, trainer, tree=tree, tokenizer=planted.store / "tokenizer/tokenizer.json")
-    stage.finish({})
-    made = SpecialistMaker(SoupOfExperts.open(stage.folder))
+    folder, tokenizer = (
+        tmp_path_factory.mktemp("home") / "planted",
+        planted.store / "tokenizer/tokenizer.json",
+    )
+    made = SpecialistMaker(soup_of_trainer(folder, trainer, tree=tree, tokenizer=tokenizer))
     made.embedder = Reader(planted.languages)
     return made
 
