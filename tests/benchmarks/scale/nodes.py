@@ -136,6 +136,13 @@ def in_own_process(asked: list[str], work: Path, moments: list[str | float]) -> 
     subprocess.run(command, check=True)
 
 
+def moments_of(options: argparse.Namespace, seconds: float) -> list[str | float]:
+    """When the driver is killed in a build that takes so many seconds undisturbed."""
+    if options.kill_driver and options.stages:
+        return [*options.stages]
+    return [seconds / (options.kill_driver + 1)] * options.kill_driver
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """Seconds of each stage on each number of nodes, and how many times sooner than on the first."""
     lines = [
@@ -181,10 +188,7 @@ def main() -> None:
         more = ["--passages", options.passages, "--clusters", options.clusters, "--disturb", disturb]
         more += ["--stages", *options.stages] if options.stages else []
         asked = ["--folder", work, "--nodes", nodes, *more, "--json", result, "--one"]
-        times = options.kill_driver if disturb else 0
-        moments = (
-            [*options.stages] if times and options.stages else [found[0]["seconds"] / (times + 1)] * times
-        )
+        moments = moments_of(options, found[0]["seconds"]) if disturb else []
         in_own_process([*map(str, asked)], work, moments)
         found.append(json.loads(result.read_text()) | {"killed": kills_of(work / KILLS)})
         shutil.rmtree(work)
