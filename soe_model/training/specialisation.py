@@ -1,9 +1,9 @@
 """Whether a bank specialises: how far the experts and the instances of different mixtures differ.
 
 A bank can lower the loss without specialising: if all experts point one way and every mixture has about the same
-coefficients, the experts only move the shared parameters faster. The router's entropy does not see that. In one run of
-the preset `tiny` of 28 November 2026, of width 64 (one seed), it was 2.45 of 2.77 nats, while the coefficients' spread was 0.3, the
-instances' 0.08 and the experts' mean cosine 0.60.
+coefficients, the experts only move the shared parameters faster. The router's entropy does not see that. In one run
+of the preset `tiny` of 28 November 2026, of width 64 (one seed), it was 2.45 of 2.77 nats, while the coefficients'
+spread was 0.3, the instances' 0.08 and the experts' mean cosine 0.60.
 
 Legend: M mixtures, W of a step, N experts.
 """

@@ -18,6 +18,7 @@ from flows.jobs import compare_methods as job
 from flows.settings import CompareMethods
 from flows.specialists.losses import LossMeter
 from pipeline.remote.store import open_store
+from soe_model.files.write_soup import soup_of_trainer
 from storage_schema.layout import store_folder
 from tests.flows.built_store import write_corpus
 
@@ -81,7 +82,11 @@ def test_measuring_is_no_part_of_the_time_to_a_specialist(compared, chosen, tmp_
     alone = settings.model_copy(update={"methods": ["soup"], "options": {}})
     [contender] = contenders(alone, store, seed=3, steps=60)
     trainer = contender.method.begin(*contender.method.runs())
-    soup = specialized._written(trainer, store, tmp_path)
+    tokenizer = store.folder.parent / "tokenizer/tokenizer.json"
+    windows_K = store.windows_K(trainer.training.sequence_length)
+    soup = soup_of_trainer(
+        tmp_path / "soup", trainer, tree=store.tree, tokenizer=tokenizer, windows_K=windows_K
+    )
     texts = specialized.Texts(
         sets=[one], assignments=[specialized._placed(store, embedder_of(store), one.texts)]
     )
