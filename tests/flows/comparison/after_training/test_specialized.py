@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
@@ -90,17 +90,17 @@ def test_measuring_is_no_part_of_the_time_to_a_specialist(compared, chosen, tmp_
     texts = specialized.Texts(
         sets=[one], assignments=[specialized._placed(store, embedder_of(store), one.texts)]
     )
-    real, slept = LossMeter.losses_of_some, []
+    real, clock = LossMeter.losses_of_some, [0]
 
     def slowly(meter, coefficients_WN, windows, measured, **how):
-        if set(windows) == {"pets"}:
-            time.sleep(2)
-            slept.append(2)
+        clock[0] += 100 if set(windows) == {"pets"} else 1
         return real(meter, coefficients_WN, windows, measured, **how)
 
     monkeypatch.setattr(LossMeter, "losses_of_some", slowly)
+    monkeypatch.setattr(specialized, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     found = specialized._measured(soup, store, texts, [pets])
-    assert len(slept) == 2 and found["refined"]["seconds"] < 2
+    # Of choosing the share, and of choosing the steps; the ends were measured by a hundred each.
+    assert (found["blended"]["seconds"], found["refined"]["seconds"], clock[0]) == (1, 2, 202)
 
 
 def test_texts_that_are_others_by_now_are_said_in_the_row(compared, chosen):
