@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import time
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -155,35 +154,39 @@ def test_only_workers_in_a_task_are_killed():
         assert {one.pid for one in disturbing.working([TREE])} & of_these == {fitting}
 
 
-def test_kills_fall_in_the_stages_that_are_named(tmp_path):
+def test_kills_fall_in_the_stages_that_are_named_and_each_third_is_a_node_s(tmp_path, monkeypatch):
     kept, build, replaced = tmp_path / "kills.txt", Future(), []
-    with processes_named("ray::extract_group", "ray::fit_root") as (cutting, fitting):
+    with processes_named("ray::fit_root", "ray::extract_group") as (fitting, cutting):
 
-        def end_with_it():
+        def replace_node():
+            replaced.append(True)
+            fitting.kill()
             fitting.wait()
-            build.set_result(None)
+            Thread(target=lambda: (time.sleep(0.5), build.set_result(None)), daemon=True).start()
 
-        Thread(target=end_with_it, daemon=True).start()
-        disturbing.disturb_until_over(build, lambda: replaced.append(True), 0, kept, [TREE])
+        monkeypatch.setattr(
+            psutil.Process, "kill", lambda worker: None
+        )  # what is killed lives on, to be killed again
+        disturbing.disturb_until_over(build, replace_node, 0, kept, [TREE])
         assert cutting.poll() is None
-    assert set(disturbing.kills_of(kept)) == {"worker, in tree"}
+    # In the half second after the node there was a task of another stage alone.
+    assert disturbing.kills_of(kept) == {"worker, in tree": 2, "node, in tree": 1} and len(replaced) == 1
 
 
-def test_a_driver_is_killed_in_the_stage_that_is_named(tmp_path, monkeypatch):
-    """The first driver shows a task of the tree and would go on for ever, the next one is over at once."""
-    code = f"""
-import pathlib, subprocess, sys
-if pathlib.Path({str(tmp_path / "begun")!r}).exists():
-    sys.exit()
-pathlib.Path({str(tmp_path / "begun")!r}).touch()
-subprocess.run(["bash", "-c", "exec -a ray::fit_root sleep 60"])
-"""
-    of_nodes = subprocess.Popen
-    monkeypatch.setattr(
-        subprocess, "Popen", lambda command, **more: of_nodes([sys.executable, "-c", code], **more)
-    )
-    nodes.in_own_process([], tmp_path, [TREE])
-    assert disturbing.kills_of(tmp_path / nodes.KILLS) == {"driver, in tree": 1}
+def test_a_driver_is_killed_once_in_each_stage_that_is_seen(tmp_path, monkeypatch):
+    """Two drivers show a task each and would go on for long, the next one is over at once."""
+    shown, begun = ["ray::fit_root", "ray::extract_group"], []
+    real = subprocess.Popen
+
+    def driver(command, **more):
+        task = shown.pop(0) if shown else None
+        begun.append(task)
+        return real(["bash", "-c", f"bash -c 'exec -a {task} sleep 60'; true" if task else "true"], **more)
+
+    monkeypatch.setattr(subprocess, "Popen", driver)
+    nodes.in_own_process([], tmp_path, 1, 0, [CUT, DUPLICATES, TREE])
+    assert disturbing.kills_of(tmp_path / nodes.KILLS) == {"driver, in tree": 1, "driver, in cut": 1}
+    assert begun == ["ray::fit_root", "ray::extract_group", None]
 
 
 def test_the_tasks_of_every_module_of_the_pipeline_are_watched():

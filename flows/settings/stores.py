@@ -75,7 +75,7 @@ class BuildDomains(Settings):
         "auto",
         description="What computes the embedder. auto: torch-float16 on GPUs; torch-bfloat16 on CPUs where it is fast "
         "(AMX, or AMD with AVX-512 for it); else openvino where it is installed, or torch-float32. measured: what is "
-        "clearly the fastest on this CPU, now. Of fewer than 2,000 passages both take torch-float32.",
+        "clearly the fastest on this CPU, now. On a CPU both take torch-float32 for fewer than 2,000 passages.",
     )
     coarse_clusters: int = Field(64, ge=1, le=1024)
     leaf_clusters: int = Field(64, ge=1, le=1024, description="Leaves of each coarse cluster.")

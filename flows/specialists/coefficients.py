@@ -1,4 +1,4 @@
-"""The coefficients of many sets by the methods that learn no parameters, each from what the method before it gives.
+"""Domain weights and coefficients of many sets: of the nearest centroids, blended, and refined from the blended ones.
 
 Legend: W sets, K domains, N experts.
 """
@@ -34,8 +34,8 @@ class Chosen:
 
 def nearest(soup: SoupOfExperts, assignments: Sequence[Assignment]) -> Chosen:
     """The domain weights of the paper's Algorithm 3."""
-    rows = [assignment.domain_weights for assignment in assignments]
-    return _chosen(soup, rows, [{} for _ in rows])
+    rows_WK = np.stack([assignment.domain_weights for assignment in assignments])
+    return _chosen(soup, rows_WK, [{} for _ in rows_WK])
 
 
 def blended(
@@ -76,8 +76,6 @@ def refined(
     return Chosen(weights_WK=start.weights_WK, coefficients_WN=torch.stack(rows), said=said)
 
 
-def _chosen(
-    soup: SoupOfExperts, rows: Sequence[np.ndarray] | np.ndarray, said: list[dict[str, Any]]
-) -> Chosen:
-    weights_WK = torch.from_numpy(np.stack(rows)).float()
+def _chosen(soup: SoupOfExperts, rows_WK: np.ndarray, said: list[dict[str, Any]]) -> Chosen:
+    weights_WK = torch.from_numpy(rows_WK).float()
     return Chosen(weights_WK=weights_WK, coefficients_WN=soup.coefficients(weights_WK), said=said)

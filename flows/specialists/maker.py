@@ -124,8 +124,8 @@ class SpecialistMaker:
         if method.name not in (BLENDED, REFINED):
             return nearest(self.soup, assignments)
         with self.show("choose shares", "sets") as report:
-            again = partial(self.assign, rule=method.rule)
-            chosen = blended(self.meter, sets, assignments, again, check=check)
+            place = partial(self.assign, rule=method.rule)
+            chosen = blended(self.meter, sets, assignments, place, check=check)
             report(len(sets), len(sets))
         if method.name == REFINED:
             with self.show("refine coefficients", "sets") as report:

@@ -8,6 +8,8 @@ from pathlib import PurePosixPath
 from storage_schema.manifest import content_digest
 
 ENVIRONMENT = "environment"
+ROW_BYTES = 120
+"""Of a passage among its domain's rows, beside its tokens: whose it is, and where it lies."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 
 
@@ -110,9 +112,10 @@ class Corpus:
         embedding_size: int,
         sampled_passages: int,
     ) -> float:
-        """About how many bytes of disk building a store of this corpus takes at most: the compressed text, the
-        embeddings, and what is larger, the tree's sample of these, or the tokens (two bytes per 4.5 characters) twice,
-        while domains are written. Duplicates, and how far compressed files unpack, are not known and not counted.
+        """About how many bytes of disk building a store of this corpus takes at its peak: the compressed text, the
+        embeddings, and what is larger, the tree's sample of these, or the domains' rows (two bytes per 4.5 characters,
+        and what says whose they are) twice, while they are written. Duplicates, and how far compressed files unpack,
+        are not known and not counted.
 
         Args:
             sampled_passages: the tree is fitted on at most so many; 0: no tree is fitted.
@@ -121,9 +124,9 @@ class Corpus:
         if max_passages is not None:
             characters = min(characters, max_passages * passage_characters)
         passages = characters / passage_characters
-        embeddings, tokens = 2 * embedding_size * passages, 2 * characters / 4.5
+        embeddings, rows = 2 * embedding_size * passages, 2 * characters / 4.5 + ROW_BYTES * passages
         sample = 2 * embedding_size * min(passages, sampled_passages)
-        return 0.3 * characters + embeddings + max(sample, 2 * tokens)
+        return 0.3 * characters + embeddings + max(sample, 2 * rows)
 
     def groups(self, bytes_per_group: int) -> list[tuple[CorpusFile, ...]]:
         """The files in order, in groups of about `bytes_per_group`; a larger file is a group of its own."""

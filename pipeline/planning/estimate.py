@@ -3,8 +3,8 @@
 The encoder takes nine tenths of the time or more, so its rate is measured where the job runs (``trial.py``). The rates
 of the other stages come from a real run (tests/benchmarks/records/2026-11-24-domains.md: 319 million characters read,
 21.3 million kept in passages of 213, on 2 cores) and are divided by the number of cores. The whole is right within a
-factor of about two. A stage beside the encoder may take a sixth of what is said, where passages are long
-(2026-11-30-scale.md). Once a stage runs, its own rate is used.
+factor of about two. The stages but the encoder may take a fifth to a seventh of what is said, where passages are long
+(the models in 2026-11-30-scale.json). Once a stage runs, its own rate is used.
 """
 
 from __future__ import annotations

@@ -30,7 +30,10 @@ def soup_of_trainer(
     tokenizer: str | Path,
     windows_K: np.ndarray | None = None,
 ) -> SoupOfExperts:
-    """The soup of a trainer outside a run, as it is now: written with its manifest, unless `folder` has it already."""
+    """The soup of a trainer outside a run, with its manifest, in a folder of the caller's own.
+
+    A soup of the same settings that is there is taken, whatever its weights; one of others is replaced.
+    """
     of_training = {"sequence_length": trainer.training.sequence_length}
     configuration = {"soup": asdict(trainer.soup), "training": of_training}
     stage = open_stage(folder, kind="soup", configuration=configuration, inputs={}, rebuild=True)

@@ -16,7 +16,7 @@ import psutil
 from tests.benchmarks.scale.job import STAGE_OF_TASKS
 
 LOOK_SECONDS = 0.02
-"""Between two looks at what the workers do; the shortest tasks have a fifth of a second."""
+"""Between two looks at what the workers do; the shortest tasks have some hundredths of a second."""
 
 
 def disturb_until_over(

@@ -9,7 +9,8 @@ them, so that nothing is sooner; their digests count.
 `--disturb` builds the store once undisturbed, on the first number of nodes, and then on each with kills: every so many
 seconds a worker in its task, each third time a whole node, for which a new one comes, and so many times
 (`--kill-driver`) the driver with its cluster, after which the same command goes on. With `--stages` all kills fall in
-these, and the driver's, if it is killed at all, once in each. Of each kill the stage is kept.
+these, and `--kill-driver 1` kills the driver once in each that is seen. Of each kill the stage is kept. (Manifests have
+tasks only where there is more than a gigabyte to hash.)
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ import psutil
 
 from storage_schema.manifest import read_manifest, write_atomically
 from tests.benchmarks.scale import job
-from tests.benchmarks.scale.disturbing import LOOK_SECONDS, disturb_until_over, kill_driver, kills_of, working
+from tests.benchmarks.scale.disturbing import (
+    LOOK_SECONDS,
+    disturb_until_over,
+    kill_driver,
+    kills_of,
+    task_of,
+    working,
+)
 from tests.benchmarks.scale.sizes import STORE_FILE, Cell
 
 KILLS = "kills.txt"
@@ -112,19 +120,25 @@ def run(cell: Cell, nodes: int, disturb: float, stages: Collection[str], folder:
     return found | {"digests": {kind: read_manifest(folder / "store" / kind, kind).digest for kind in STAGES}}
 
 
-def in_own_process(asked: list[str], work: Path, moments: list[str | float]) -> None:
-    """Run one build in a process of its own, as a driver joins one cluster, and kill it at these moments.
+def in_own_process(
+    asked: list[str], work: Path, times: int, seconds: float, stages: Collection[str] = ()
+) -> None:
+    """Run one build in a process of its own, as a driver joins one cluster, and kill it on its way.
 
     Args:
-        moments: a stage: when a task of it is seen; seconds: after so many. Each counts from the kill before.
+        times: how often it is killed; with `stages`: in each of these once, when a task of it is seen, or not at all.
+        seconds: each time after so many.
     """
     command = [sys.executable, "-m", "tests.benchmarks.scale.nodes", *asked]
-    for moment in moments:
+    left = {*stages} if times else set()
+    times = len(left) or times
+    for _ in range(times):
         driver = subprocess.Popen(command, start_new_session=True)
         begun = time.monotonic()
         while driver.poll() is None:
-            due = working([moment]) if isinstance(moment, str) else time.monotonic() - begun > moment
-            if due:
+            seen = job.STAGE_OF_TASKS.get(task_of(working(left)) or "") if left else None
+            if seen in left or (not left and time.monotonic() - begun > seconds):
+                left -= {seen}
                 kill_driver(psutil.Process(driver.pid), work / KILLS)
                 driver.wait()
                 break
@@ -134,13 +148,6 @@ def in_own_process(asked: list[str], work: Path, moments: list[str | float]) -> 
                 raise SystemExit(f"{' '.join(command)} failed.")
             return  # it was sooner
     subprocess.run(command, check=True)
-
-
-def moments_of(options: argparse.Namespace, seconds: float) -> list[str | float]:
-    """When the driver is killed in a build that takes so many seconds undisturbed."""
-    if options.kill_driver and options.stages:
-        return [*options.stages]
-    return [seconds / (options.kill_driver + 1)] * options.kill_driver
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -169,7 +176,10 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=16)
     parser.add_argument("--disturb", type=float, default=0, metavar="SECONDS", help="between kills; 0: none")
     parser.add_argument("--kill-driver", type=int, default=0, metavar="TIMES", help="with --disturb")
-    parser.add_argument("--stages", nargs="+", default=[], choices=sorted({*job.STAGE_OF_TASKS.values()}))
+    stages = sorted({*job.STAGE_OF_TASKS.values()})
+    parser.add_argument(
+        "--stages", nargs="+", default=[], choices=stages, help="with --disturb: only in these"
+    )
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -188,8 +198,9 @@ def main() -> None:
         more = ["--passages", options.passages, "--clusters", options.clusters, "--disturb", disturb]
         more += ["--stages", *options.stages] if options.stages else []
         asked = ["--folder", work, "--nodes", nodes, *more, "--json", result, "--one"]
-        moments = moments_of(options, found[0]["seconds"]) if disturb else []
-        in_own_process([*map(str, asked)], work, moments)
+        times = options.kill_driver if disturb else 0
+        seconds = found[0]["seconds"] / (times + 1) if times else 0
+        in_own_process([*map(str, asked)], work, times, seconds, options.stages)
         found.append(json.loads(result.read_text()) | {"killed": kills_of(work / KILLS)})
         shutil.rmtree(work)
     print(table(found))

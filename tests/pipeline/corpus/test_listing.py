@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -126,19 +127,25 @@ def test_groups_keep_order_and_bound(tmp_path):
     assert [[file.bytes for file in group] for group in groups] == [[40, 40], [40], [500], [10]]
 
 
-def test_the_disk_of_a_store_of_long_passages_is_its_tokens_twice(tmp_path):
-    (tmp_path / "a.txt").write_text("x" * 9000)
-    corpus = open_corpus(str(tmp_path))
-    settings = dict(passage_characters=900, max_passages=None, embedding_size=40)
-    for sampled in (0, 1000):  # without a tree, as an addition, and with one
-        assert corpus.store_bytes(**settings, sampled_passages=sampled) == pytest.approx(
-            2700 + 800 + 2 * 4000
-        )
+MEASURED = {100_282_232: 258, 401_126_972: 967, 1_604_511_112: 3794}
+"""Bytes of a corpus in passages of about 1,000 characters → MB of disk while its store was built, the most that there
+were (tests/benchmarks/records/2026-11-30-scale.json)."""
 
 
-def test_the_disk_of_a_store_of_short_passages_is_embeddings_and_the_sample(tmp_path):
+@pytest.mark.parametrize("size", MEASURED)
+def test_the_disk_of_a_build_is_said_within_a_fifth(tmp_path, size):
+    (tmp_path / "a.txt").write_text("x")
+    corpus = open_corpus(str(tmp_path))
+    corpus = replace(corpus, files=(replace(corpus.files[0], bytes=size),))
+    found = corpus.store_bytes(
+        passage_characters=1000, max_passages=None, embedding_size=384, sampled_passages=6_400_000
+    )
+    assert found == pytest.approx(MEASURED[size] * 1e6, rel=0.2)
+
+
+def test_the_tree_s_sample_takes_disk_where_passages_are_short(tmp_path):
     (tmp_path / "a.txt").write_text("x" * 9000)
     corpus = open_corpus(str(tmp_path))
-    settings = dict(passage_characters=9, max_passages=None, embedding_size=40)
-    assert corpus.store_bytes(**settings, sampled_passages=500) == pytest.approx(2700 + 80_000 + 40_000)
-    assert corpus.store_bytes(**settings, sampled_passages=9_999) == pytest.approx(2700 + 80_000 + 80_000)
+    settings = dict(passage_characters=9, max_passages=None, embedding_size=400)
+    less, more = (corpus.store_bytes(**settings, sampled_passages=sampled) for sampled in (600, 9_999))
+    assert more - less == 400 * 2 * (1000 - 600)
