@@ -219,6 +219,9 @@ def _paper(
         ),
         num_experts=num_experts,
         generic_learning_rate=3e-4,
+        # The paper does not say how its router starts. At 1, the absolute coefficients of 128 experts would add up to
+        # 36, and an instance would move 37 times as far as the rates say; so they add up to about 2.
+        router_output_scale=7 / num_experts,
         training=TrainingConfig(steps=1_024_000),
     )
 

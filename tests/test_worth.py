@@ -185,6 +185,7 @@ def test_a_package_has_the_stores_windows_domain_by_domain_and_no_more_bytes_tha
     allowed = (1 << 20) + sum(array.nbytes for array in package.arrays.values()) + 34 * 20
     facts = packaging.write_package("worth", tmp_path / "small", 16, allowed)
     assert 0 < facts["tokens"] <= 22 * 16 < windows_K.sum() * 16
+    assert sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) <= allowed
     with pytest.raises(UserError, match="the sets of worth alone take"):
         packaging.write_package("worth", tmp_path / "none", 16, 1000)
 

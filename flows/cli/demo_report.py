@@ -124,7 +124,7 @@ def gained(result: dict[str, Any]) -> str | None:
     itself = sum(row.get("share") == 0 and not row.get("refining_steps") for row in sets)
     return (
         f"Over the soup's own generic instance they gain {mean:+.3f} on the mean, surely on {surely} of {len(sets)} "
-        f"sets; the rest have no sure gain: use the generic model there ({itself} were made as it)."
+        f"sets; on the rest the generic model may do as well ({itself} were made as it)."
     )
 
 

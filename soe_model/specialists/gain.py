@@ -81,7 +81,13 @@ def gain_line(how: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     gain = gain_of(how, counts)
     if gain is None:
         return "Gain over the generic instance: not measured."
-    return f"Gain: {gain}." if gain.sure else f"{NO_GAIN} ({gain})."
+    if gain.sure:
+        return f"Gain: {gain}."
+    return (
+        f"{NO_GAIN} ({gain})."
+        if gain.nats <= 0
+        else f"No sure gain: the generic model may do as well ({gain})."
+    )
 
 
 def is_generic(how: Mapping[str, Any]) -> bool:

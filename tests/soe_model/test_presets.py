@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from soe_model.optimizers import AdamConfig
 from soe_model.presets import PRESETS, SoupConfig, TrainingConfig, preset
@@ -29,6 +30,30 @@ def test_the_papers_presets_are_the_papers():
         assert (training.learning_rate, chosen.generic_learning_rate) == (1e-4, 3e-4)
         assert (training.warmup_steps, training.gradient_clip) == (2000, 0.1)
         assert (training.adam.beta1, training.adam.beta2) == (0.9, 0.999)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_coefficients_start_small_enough_for_the_rates(name):
+    """An instance moves (1 + sum of the absolute coefficients) times as far as the rates say."""
+    chosen, generator = preset(name), torch.Generator().manual_seed(0)
+    soup = SoupConfig(
+        backbone=BACKBONE,
+        num_experts=chosen.num_experts,
+        num_domains=1024,
+        router_hidden=chosen.router_hidden,
+        router_input_scale=chosen.router_input_scale,
+        router_output_scale=chosen.router_output_scale,
+    )
+    sums = []
+    for seed in range(3):
+        centroids_KD = torch.nn.functional.normalize(torch.randn(1024, 384, generator=generator))
+        drawn = torch.rand(64, 1024, generator=generator).topk(chosen.training.support_size)
+        weights_WK = torch.zeros(64, 1024).scatter_(
+            1, drawn.indices, torch.rand(drawn.values.shape, generator=generator)
+        )
+        router = soup.new_router(seed, centroids_KD)
+        sums.append(router(weights_WK / weights_WK.sum(1, keepdim=True)).abs().sum(1).mean().item())
+    assert 0.5 < sum(sums) / 3 < 3
 
 
 def test_a_warm_up_longer_than_the_run_is_refused_with_the_way_out():

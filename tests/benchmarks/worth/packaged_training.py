@@ -27,7 +27,8 @@ from storage_schema.manifest import write_atomically
 from tests.benchmarks.worth.resuming import CURVE, keep, restore
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Of Algorithm 3's weights; the rest is the generic mixture's. A set's given windows choose among them."""
+"""Of Algorithm 3's weights; the rest is the generic mixture's. The least loss on a set's given windows chooses among
+them, however sure: `blended`, which needs the set's texts, asks for more."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ def train(package: Package, options: argparse.Namespace) -> dict[str, Any] | Non
     until = time.time() + 60 * options.minutes
     soup, training = configure(package, options)
     law: MetaDistribution = (
-        Sparse(support_size=training.support_size) if soup.num_experts else Fixed(package.arrays["generic_K"])
+        Sparse(support_size=training.support_size, by_size=True)  # on the average what the twin reads
+        if soup.num_experts
+        else Fixed(package.arrays["generic_K"])
     )
     plan = MixturePlan(
         package.arrays["windows_K"],

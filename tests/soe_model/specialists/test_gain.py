@@ -28,13 +28,18 @@ def test_text_kept_apart_is_said_before_the_texts_given():
     assert "cross-fitted on the texts given" in line
 
 
-def test_an_interval_with_zero_is_no_gain():
+def test_an_interval_with_zero_is_no_sure_gain():
     line = gain_line({"method": "nearest-centroids"}, losses(-0.01, 0.05))
-    assert line.startswith("No gain: use the generic model (+0.0312 nats per token")
+    assert line.startswith("No sure gain: the generic model may do as well (+0.0312 nats per token")
     unsure = BLEND | {"errors": {"0.5": 0.02}}
-    assert gain_line({"method": "blended", "blend": unsure}, {}).startswith(
-        "No gain: use the generic model (+"
-    )
+    assert gain_line({"method": "blended", "blend": unsure}, {}).startswith("No sure gain: the generic model")
+
+
+@pytest.mark.parametrize("high", [0.02, -0.01])
+def test_what_is_no_better_than_the_generic_model_says_to_use_that(high):
+    worse = {"losses": losses(-0.05, high)["losses"] | {"made": 2.03125}}
+    line = gain_line({"method": "nearest-centroids"}, worse)
+    assert line.startswith("No gain: use the generic model (-0.0312 nats per token")
 
 
 def test_a_share_of_nothing_is_the_generic_model():
