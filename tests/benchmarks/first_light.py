@@ -5,9 +5,9 @@
     python -m tests.benchmarks.first_light --far /data/texts --json result.json
 
 Needs a store with held-out sources (``soe demo`` leaves one); each file of the folder `--far` is a set as well. Trains
-in process, on the batches Ray would give, and measures at the end: specialists by `refined` (the default), `blended`
-and Algorithm 3, and the soup's generic instance, on text that neither trained a model nor chose domain weights. In nats
-per token. Runs that the JSON file has already are not made again.
+in process, on the batches Ray would give, and measures at the end (with `--points` also on the way): specialists by
+`refined` (the default), `blended` and Algorithm 3, and the soup's generic instance, on text that neither trained a
+model nor chose domain weights. In nats per token. Runs that the JSON file has already are not made again.
 """
 
 from __future__ import annotations
@@ -36,33 +36,40 @@ MOST_SETS = 60
 """As the demonstration: all sources that have enough text."""
 
 
-def train(settings: Pretrain, store: DomainStore, sets: Sets) -> dict[str, Any]:
-    """One run, measured at its end."""
+def train(settings: Pretrain, store: DomainStore, sets: Sets, points: int = 1) -> dict[str, Any]:
+    """One run, measured at so many equal distances: ``curve``, whose last point is also ``losses``."""
     run = run_plan.resolve(settings, store)
     training = run.training
     stream = run_plan.make_stream(settings, store, training)
     trainer = SoupTrainer(run.soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
-    begun = time.monotonic()
+    seconds, curve, every = 0.0, [], -(-training.steps // points)
     for batch in stream.in_process(0, training.steps):
+        begun = time.monotonic()
         result = trainer.train_step(
             torch.from_numpy(batch.tokens_BL1.astype(np.int64)),
             torch.from_numpy(batch.mixture_B),
             torch.from_numpy(batch.domain_weights_WK),
         )
+        seconds += time.monotonic() - begun
+        if trainer.step % every == 0 or trainer.step == training.steps:
+            curve.append({"step": trainer.step, "seconds": seconds, "losses": measured(trainer, sets)})
         if trainer.step % 100 == 0:
             print(
                 f"{settings.method} seed {settings.seed}: step {trainer.step}, loss {result.loss:.3f}",
                 flush=True,
             )
-    seconds = time.monotonic() - begun
-    found = {
+    tokens = training.steps * training.batch_size * training.sequence_length
+    found = {"method": settings.method, "seed": settings.seed, "tokens": tokens, "seconds": seconds}
+    return found | {"losses": curve[-1]["losses"], "curve": curve}
+
+
+def measured(trainer: SoupTrainer, sets: Sets) -> dict[str, dict[str, Any]]:
+    """Set → the mean loss by each of MEASURED, and what was chosen."""
+    return {
         name: {method: float(np.mean(row[method])) for method in MEASURED}
         | {key: row.get(key) for key in ("share", "steps")}
         for name, row in losses(trainer, sets, refined=True).items()
     }
-    tokens = training.steps * training.batch_size * training.sequence_length
-    key = {"method": settings.method, "seed": settings.seed}
-    return key | {"tokens": tokens, "seconds": seconds, "losses": found}
 
 
 def say(runs: list[dict[str, Any]], parts: dict[str, str]) -> None:
@@ -109,6 +116,7 @@ def main() -> None:
     parser.add_argument("--config", type=json.loads, default={}, help="further settings of both, as JSON")
     parser.add_argument("--soup", type=json.loads, default={}, help="further settings of the soup, as JSON")
     parser.add_argument("--far", help="a folder; each of its files is one more set")
+    parser.add_argument("--points", type=int, default=1, help="how often each run is measured")
     parser.add_argument("--json", required=True, help="the result, written after each run")
     options = parser.parse_args()
     store = DomainStore(store_folder(options.store))
@@ -140,7 +148,7 @@ def main() -> None:
                 continue
             more = options.soup if method == "soup" else {}
             settings = Pretrain(method=method, seed=seed, **shared, **more)
-            result["runs"].append(train(settings, store, sets))
+            result["runs"].append(train(settings, store, sets, options.points))
             write_atomically(path, json.dumps(result, indent=1).encode())
     say(result["runs"], sets.parts)
 
