@@ -164,9 +164,8 @@ def test_kills_fall_in_the_stages_that_are_named_and_each_third_is_a_node_s(tmp_
             fitting.wait()
             Thread(target=lambda: (time.sleep(0.5), build.set_result(None)), daemon=True).start()
 
-        monkeypatch.setattr(
-            psutil.Process, "kill", lambda worker: None
-        )  # what is killed lives on, to be killed again
+        # What is killed lives on, to be killed again.
+        monkeypatch.setattr(psutil.Process, "kill", lambda worker: None)
         disturbing.disturb_until_over(build, replace_node, 0, kept, [TREE])
         assert cutting.poll() is None
     # In the half second after the node there was a task of another stage alone.

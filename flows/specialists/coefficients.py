@@ -1,18 +1,17 @@
-"""Domain weights and coefficients of many sets: of the nearest centroids, blended, and refined from the blended ones.
+"""Domain weights and coefficients of many sets: by the router, and refined from there.
 
 Legend: W sets, K domains, N experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from flows.specialists.blend import blended_weights
 from flows.specialists.losses import Check, LossMeter
 from flows.specialists.refine import refined_coefficients
 from pipeline.specialists.domain_weights import Assignment
@@ -32,22 +31,13 @@ class Chosen:
     """How they were chosen, of each set, for its recipe."""
 
 
-def nearest(soup: SoupOfExperts, assignments: Sequence[Assignment]) -> Chosen:
-    """The domain weights of the paper's Algorithm 3."""
-    rows_WK = np.stack([assignment.domain_weights for assignment in assignments])
-    return _chosen(soup, rows_WK, [{} for _ in rows_WK])
-
-
-def blended(
-    meter: LossMeter,
-    sets: Sequence[SpecialistSet],
-    assignments: Sequence[Assignment],
-    assign: Callable[[Sequence[str]], Assignment],
-    *,
-    check: Check = lambda: None,
+def from_weights(
+    soup: SoupOfExperts, weights_WK: np.ndarray, said: list[dict[str, Any]] | None = None
 ) -> Chosen:
-    """The domain weights that :func:`~flows.specialists.blend.blended_weights` chooses."""
-    return _chosen(meter.soup, *blended_weights(meter, sets, assignments, assign, check=check))
+    """What the router makes of domain weights; `said`: how they were chosen, for the recipes."""
+    rows_WK = torch.from_numpy(weights_WK).float()
+    said = [{} for _ in weights_WK] if said is None else said
+    return Chosen(weights_WK=rows_WK, coefficients_WN=soup.coefficients(rows_WK), said=said)
 
 
 def refined(
@@ -62,7 +52,7 @@ def refined(
     """The coefficients that :func:`~flows.specialists.refine.refined_coefficients` learns.
 
     Args:
-        start: what :func:`blended` gave.
+        start: of the weights that :func:`~flows.specialists.blend.blended_weights` chose.
         report: progress in sets.
     """
     rows, said = [], []
@@ -74,8 +64,3 @@ def refined(
         rows.append(found_N)
         said.append(start.said[number] | how)
     return Chosen(weights_WK=start.weights_WK, coefficients_WN=torch.stack(rows), said=said)
-
-
-def _chosen(soup: SoupOfExperts, rows_WK: np.ndarray, said: list[dict[str, Any]]) -> Chosen:
-    weights_WK = torch.from_numpy(rows_WK).float()
-    return Chosen(weights_WK=weights_WK, coefficients_WN=soup.coefficients(weights_WK), said=said)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from flows.reporting.progress import progress
-from flows.specialists.coefficients import Chosen, blended, nearest, refined
+from flows.specialists.blend import blended_weights
+from flows.specialists.coefficients import Chosen, from_weights, refined
 from flows.specialists.losses import Check, LossMeter
 from flows.specialists.methods import BLENDED, BY_LEARNING, LEARNED, NEAREST, Method
 from pipeline.embeddings.build import embed_texts
@@ -121,11 +122,13 @@ class SpecialistMaker:
         method: Method,
         check: Check,
     ) -> Chosen:
+        weights_WK = np.stack([assignment.domain_weights for assignment in assignments])
         if method.name not in (BLENDED, REFINED):
-            return nearest(self.soup, assignments)
+            return from_weights(self.soup, weights_WK)
         with self.show("choose shares", "sets") as report:
             place = partial(self.assign, rule=method.rule)
-            chosen = blended(self.meter, sets, assignments, place, check=check)
+            found = blended_weights(self.meter, sets, assignments, place, check=check)
+            chosen = from_weights(self.soup, *found)
             report(len(sets), len(sets))
         if method.name == REFINED:
             with self.show("refine coefficients", "sets") as report:

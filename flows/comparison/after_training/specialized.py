@@ -31,7 +31,8 @@ from flows.comparison.sets import GENERIC, MeasuredSet, targets
 from flows.comparison.training import Training
 from flows.reporting.progress import progress
 from flows.settings import CompareMethods
-from flows.specialists.coefficients import Chosen, blended, refined
+from flows.specialists.blend import blended_weights
+from flows.specialists.coefficients import Chosen, from_weights, refined
 from flows.specialists.losses import LossMeter
 from flows.specialists.methods import default_method
 from pipeline.embeddings.build import embed_texts
@@ -164,7 +165,8 @@ def _measured(
     # A single text is measured by its halves, which are placed anew.
     embedder = embedder_of(store) if any(len(one.texts) == 1 for one in texts.sets) else None
     begun = time.perf_counter()
-    start = blended(meter, texts.sets, texts.assignments, partial(_placed, store, embedder))
+    place = partial(_placed, store, embedder)
+    start = from_weights(soup, *blended_weights(meter, texts.sets, texts.assignments, place))
     seconds = time.perf_counter() - begun
 
     def ended(chosen: Chosen, seconds: float) -> dict[str, Any]:

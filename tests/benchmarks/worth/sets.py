@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from flows.specialists import coefficients
+from flows.specialists.blend import blended_weights
 from flows.specialists.losses import LossMeter
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import find_embedder, load_embedder
@@ -129,9 +130,9 @@ def losses(trainer: SoupTrainer, sets: Sets, *, refined: bool = False) -> dict[s
 
 def _of_soup(soup: SoupOfExperts, sets: Sets, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     meter = LossMeter(soup)
-    start = coefficients.blended(meter, sets.sets, sets.assignments, sets.assign)
+    start = coefficients.from_weights(soup, *blended_weights(meter, sets.sets, sets.assignments, sets.assign))
     last = coefficients.refined(meter, sets.sets, sets.assignments, start) if REFINED in methods else start
-    plain = coefficients.nearest(soup, sets.assignments)
+    plain = coefficients.from_weights(soup, np.stack([one.domain_weights for one in sets.assignments]))
     [generic_n] = meter.losses(meter.generic_N[None], sets.evaluation[GENERIC])
     found = {GENERIC: dict.fromkeys(methods, _rounded(generic_n))}
     for w, one in enumerate(sets.sets):

@@ -127,10 +127,8 @@ def maker(planted, tmp_path_factory):
         counts_K=np.ones(LANGUAGES, np.int64),
         mean_distance_K=np.ones(LANGUAGES, np.float32),
     )
-    folder, tokenizer = (
-        tmp_path_factory.mktemp("home") / "planted",
-        planted.store / "tokenizer/tokenizer.json",
-    )
+    folder = tmp_path_factory.mktemp("home") / "planted"
+    tokenizer = planted.store / "tokenizer/tokenizer.json"
     made = SpecialistMaker(soup_of_trainer(folder, trainer, tree=tree, tokenizer=tokenizer))
     made.embedder = Reader(planted.languages)
     return made
