@@ -24,7 +24,7 @@ from storage_schema.json_files import read_object
 from storage_schema.layout import home
 
 STORE, SOUP, GENERIC, SPECIALISTS = "demo", "demo-soup", "demo-generic", "demo"
-PRESET, ASKED = "tiny", "asked"
+PRESET, ASKED, SECONDS = "tiny", "asked", "seconds"
 _UUID = re.compile(r"UUID: ([0-9a-f-]{36})")
 
 
@@ -87,7 +87,7 @@ def main() -> int:
     try:
         _refuse_another()
         _run_all(steps(), known.api, console)
-        result = _collect() | {ASKED: _asked()}
+        result = _collect() | {ASKED: _asked(), SECONDS: _seconds(begun)}
     except StepError as error:
         print(error, file=sys.stderr)
         print("Finished steps are kept: mend this and run `soe demo` again.", file=sys.stderr)
@@ -117,6 +117,12 @@ def _run_all(chosen: list[Step], api: PrefectApi, console: Console) -> None:
         return
     for step in chosen:
         _follow(step, _type(step, console), api, console)
+
+
+def _seconds(begun: float) -> Any:
+    """Seconds of the command that finished the demonstration (since `begun`, monotonic); later ones keep its value."""
+    there = home() / "demo" / "summary.json"
+    return read_object(there).get(SECONDS) if there.exists() else round(time.monotonic() - begun, 1)
 
 
 def _asked() -> dict[str, Any]:

@@ -47,8 +47,7 @@ def set_of(run: Run) -> str | None:
 def beside_crisp(runs: list[Run], soups: list[Run], twins: Mapping[int, Run]) -> list[dict[str, Any]]:
     """For each set and seed with a CRISP run, a soup and a twin: the last losses of the three.
 
-    CRISP trains on Algorithm 3's weights, so the soup's specialist of these stands beside the default one, `refined`
-    (of a run that was not measured so, `blended`).
+    CRISP trains on Algorithm 3's weights, so the soup's specialist of these stands beside the default one.
     """
     of_seed = {seed_of(run): run for run in soups}
     found = []
@@ -58,7 +57,7 @@ def beside_crisp(runs: list[Run], soups: list[Run], twins: Mapping[int, Run]) ->
             continue
         asked = {
             "twin": (twins[seed], "blended"),
-            "soup": (of_seed[seed], default_of(of_seed[seed])),
+            "soup": (of_seed[seed], default_of([of_seed[seed]])),
             "algorithm 3": (of_seed[seed], "nearest-centroids"),
             "crisp": (run, "blended"),
         }
@@ -84,8 +83,10 @@ def crisp_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def default_of(run: Run) -> str:
-    return REFINED if REFINED in run["curve"][-1]["losses"]["generic"] else "blended"
+def default_of(runs: list[Run]) -> str:
+    """The default method, `refined`, if all runs were measured so, and `blended` if not."""
+    measured = all(REFINED in run["curve"][-1]["losses"]["generic"] for run in runs)
+    return REFINED if measured else "blended"
 
 
 def seed_of(run: Run) -> int:

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from soe_model.specialists.refining import REFINED
 from storage_schema.errors import UserError
 from storage_schema.manifest import write_atomically
-from tests.benchmarks.worth.crisp import UNIFORM, Run, beside_crisp, crisp_table, seed_of, set_of
+from tests.benchmarks.worth.crisp import UNIFORM, Run, beside_crisp, crisp_table, default_of, seed_of, set_of
 from tests.benchmarks.worth.sets import METHODS
 from tests.benchmarks.worth.training import CURVE
 
@@ -71,7 +70,7 @@ def compare(soups: list[Run], twins: list[Run]) -> dict[str, Any]:
         for method in METHODS
     }
     last = [run["curve"][-1]["losses"] for run in soups]
-    default = REFINED if all(REFINED in row["generic"] for row in last) else "blended"
+    default = default_of(soups)
     over: dict[str, dict[str, float]] = {}
     for part in PARTS[:-1]:
         gaps = [
