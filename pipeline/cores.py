@@ -1,11 +1,30 @@
-"""How many CPU cores this process may use, as its affinity and its control groups say."""
+"""The CPU cores that this process may use, as its affinity and control groups say, and torch's computing on them."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+_MALLOPT = {"MALLOC_TRIM_THRESHOLD_": (-1, 512 << 20), "MALLOC_MMAP_THRESHOLD_": (-3, 256 << 20)}
+"""Variable of the environment → glibc's number of the parameter, and the bytes that it is set to."""
+
+
+def compute_on(cores: int) -> None:
+    """Let torch compute on so many cores in this process, whose freed memory stays with it.
+
+    A layer of a small model frees some megabytes that the next one takes again. glibc gives them back to the kernel in
+    between, and a third of the step goes into page faults (tests/benchmarks/records/2026-11-30-freed-memory.md).
+    """
+    import torch
+
+    torch.set_num_threads(cores)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it
+    for variable, (parameter, value) in _MALLOPT.items():
+        if mallopt is not None and variable not in os.environ:
+            mallopt(parameter, value)
 
 
 def available_cores(root: Path = Path("/")) -> int:

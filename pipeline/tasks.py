@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from pipeline.cores import available_cores as available_cores
+from pipeline.cores import available_cores
 
 Report = Callable[[int, int], None]
 """``report(done, total)``."""

@@ -23,7 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "pipeline/corpus": {"places", "tasks"},
     "pipeline/passages": {"corpus", "tasks"},
     "pipeline/tokenizer": {"passages"},
-    "pipeline/embeddings": {"tasks"},
+    "pipeline/embeddings": {"cores", "tasks"},
     "pipeline/tree": set(),
     "pipeline/domains": {"embeddings", "tasks", "tokenizer", "tree"},
     "pipeline/mixtures": set(),

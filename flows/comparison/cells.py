@@ -23,7 +23,8 @@ from flows.comparison.pretrainings import Pretraining
 from flows.comparison.training import Training
 from flows.errors import user_error
 from flows.reporting.progress import progress
-from pipeline.tasks import available_cores, cancel
+from pipeline.cores import available_cores, compute_on
+from pipeline.tasks import cancel
 from soe_model.training.step import NonFiniteLoss
 from storage_schema.json_files import read_object
 from storage_schema.manifest import write_atomically
@@ -107,7 +108,7 @@ def _steps_told(place: Place, one: Pretraining) -> int:
 
 def train_and_measure(place: Place, pretraining: Pretraining) -> list[dict[str, Any]]:
     """One task: the runs that some cells share, then each of the cells. Never raises; a result says what went wrong."""
-    torch.set_num_threads(place.cores)
+    compute_on(place.cores)
     try:
         stage = place.training(pretraining)
         training = Training(

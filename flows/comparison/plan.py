@@ -20,6 +20,7 @@ from flows.comparison.sets import MeasuredSet, targets
 from flows.comparison.training import stream_of
 from flows.reporting import job_output
 from flows.settings import CompareMethods
+from pipeline.cores import compute_on
 from pipeline.remote.store import open_store
 from pipeline.tasks import run_tasks
 from soe_model.methods.method import Learner
@@ -110,10 +111,8 @@ def _paces(place: Place, left: list[Pretraining]) -> dict[str, Pace]:
         num_cpus=place.cores,
         limit=side_by_side(place.cores),
     )
-    paces: dict[str, Pace] = {}
-    for one, pace in zip(of_labels.values(), measured, strict=True):
-        paces |= dict.fromkeys(_labels(one), pace)
-    return paces
+    timed = zip(of_labels.values(), measured, strict=True)
+    return {label: pace for one, pace in timed for label in _labels(one)}
 
 
 def _alike(one: Pretraining) -> str:
@@ -126,7 +125,7 @@ def _labels(one: Pretraining) -> list[str]:
 
 def measure(pretraining: Pretraining, store_place: str, store_parts: int, cores: int) -> Pace:
     """Time a few steps of each kind of run. One that fails counts as a second: its cell will say why."""
-    torch.set_num_threads(cores)
+    compute_on(cores)
     try:
         return _timed(pretraining, store_place, store_parts)
     except Exception as error:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from flows.cluster import session
 from flows.jobs import runner
@@ -25,9 +24,9 @@ from flows.specialists.maker import SpecialistMaker
 from flows.specialists.methods import BY_LEARNING, method_of, with_method
 from flows.specialists.soups import soup_to_read
 from flows.specialists.twin import check_twin, open_twin
+from pipeline.cores import available_cores, compute_on
 from pipeline.specialists.held_out import generic_evaluation, held_out_sets
 from pipeline.specialists.sets import SpecialistSet, set_of_texts
-from pipeline.tasks import available_cores
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.evaluation import mean_loss
 from soe_model.specialists.gain import gain_line
@@ -160,7 +159,7 @@ def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: 
 
 
 def _in_task(*arguments: Any) -> dict[str, Any]:
-    torch.set_num_threads(available_cores())  # Ray gives a task one thread per logical CPU that it asked for
+    compute_on(available_cores())  # Ray gives a task one thread per logical CPU that it asked for
     return make(*arguments)
 
 

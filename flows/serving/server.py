@@ -9,7 +9,6 @@ import socket
 import sys
 from typing import Any
 
-import torch
 import uvicorn
 
 from flows.serving.access import LOOPBACK, Access, default_token_file, read_token
@@ -17,7 +16,7 @@ from flows.serving.app import create_app
 from flows.serving.limits import Limits
 from flows.serving.specialist_cache import Specialists
 from flows.specialists.soups import soup_to_read
-from pipeline.cores import available_cores
+from pipeline.cores import available_cores, compute_on
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.blending import BLENDED
 from storage_schema.errors import UserError
@@ -59,7 +58,7 @@ def main(
         port = listening.getsockname()[1]
         token = read_token(token_file)
         print(f"Opening {soup} …", flush=True)
-        torch.set_num_threads(available_cores())
+        compute_on(available_cores())
         opened = SoupOfExperts.open(soup_to_read(soup))
         specialists = Specialists(opened, cache=cache, limits=limits, method=method)
         specialists.warm_up()

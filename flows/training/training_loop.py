@@ -18,8 +18,8 @@ from ray.train import CheckpointUploadMode
 from flows.training import fatal_errors
 from flows.training.checkpoints import Checkpoints
 from flows.training.run_reporter import LOG_EVERY, Watch
+from pipeline.cores import available_cores, compute_on
 from pipeline.stream.batches import Batch, MixtureStream
-from pipeline.tasks import available_cores
 from soe_model.files.write_soup import write_soup
 from soe_model.training.step import NonFiniteLoss, StepResult
 from soe_model.training.trainer import SoupTrainer
@@ -55,7 +55,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
 def _train(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
-    torch.set_num_threads(_threads(config["cores_per_worker"], workers_here=context.get_local_world_size()))
+    compute_on(_threads(config["cores_per_worker"], workers_here=context.get_local_world_size()))
     device = ray.train.torch.get_device()
     stream: MixtureStream = ray.train.get_dataset_shard("train")
     store = stream.open_store()

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.cores import available_cores, compute_on
 from pipeline.embeddings.embedder import EmbedderWeights, load_embedder
 from pipeline.embeddings.runtimes import AUTO, RUNTIME_RECORD, Runtime, runtime_of_stage, with_runtime
 from pipeline.embeddings.word_pieces import WordPieces, embed_word_pieces, tokenize, tokenizer_of
-from pipeline.tasks import Report, available_cores, ignore_progress, run_tasks
+from pipeline.tasks import Report, ignore_progress, run_tasks
 from storage_schema.arrow_files import check_schema, read_arrow, read_parquet
 from storage_schema.aside import written_aside
 from storage_schema.corpus import embeddings_schema, part_files, rows_of
@@ -134,10 +135,8 @@ class EmbedPart:
     """The Ray Data actor: embeds a part and writes its part of embeddings."""
 
     def __init__(self, weights: EmbedderWeights, max_seq_length: int, runtime: Runtime, device: str):
-        import torch
-
         if device == "cpu":
-            torch.set_num_threads(available_cores())
+            compute_on(available_cores())
         self.model = load_embedder(weights, max_seq_length=max_seq_length, device=device)
         self.model = with_runtime(self.model, runtime)
 
@@ -201,7 +200,7 @@ def _in_this_process(items: list[dict], model: Any, tokenizing: TokenizePart) ->
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(available_cores())
+    compute_on(available_cores())
     try:
         for item in items:
             yield _embed(model, item["passages"], item["target"], tokenizing.pieces(item["passages"]))

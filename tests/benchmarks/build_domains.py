@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from flows.settings import BuildDomains
-from pipeline.tasks import available_cores
+from pipeline.cores import available_cores
 from storage_schema.layout import store_folder
 from tests.benchmarks.memory import Sampler
 

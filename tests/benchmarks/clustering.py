@@ -25,6 +25,7 @@ from timeit import repeat
 import numpy as np
 
 from flows.settings import BuildDomains
+from pipeline.cores import available_cores
 from pipeline.corpus.documents import BadDocument
 from pipeline.corpus.listing import open_corpus
 from pipeline.corpus.readers import read_documents
@@ -32,7 +33,6 @@ from pipeline.embeddings.build import read_embeddings
 from pipeline.embeddings.embedder import DEFAULT, find_embedder, load_embedder
 from pipeline.embeddings.word_pieces import tokenize, tokenizer_of
 from pipeline.passages.cutting import cut_passages, text_hash
-from pipeline.tasks import available_cores
 from pipeline.tree.descent import descend
 from pipeline.tree.kmeans import KMeansSettings, fit_node
 from pipeline.tree.nearest import Blocks, node_seed, sample_rows

@@ -24,6 +24,7 @@ import polars as pl
 import torch
 
 from flows.cluster import session
+from pipeline.cores import available_cores, compute_on
 from pipeline.corpus.listing import open_corpus
 from pipeline.embeddings.build import BATCH_SIZE, build_embeddings, read_embeddings, unit_vectors
 from pipeline.embeddings.embedder import DEFAULT, find_embedder, load_embedder
@@ -31,7 +32,6 @@ from pipeline.embeddings.runtimes import with_runtime
 from pipeline.embeddings.word_pieces import embed_word_pieces, tokenize, tokenizer_of
 from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
-from pipeline.tasks import available_cores
 from pipeline.tree.kmeans import KMeansSettings, fit_node
 from pipeline.tree.nearest import assign
 from storage_schema.corpus import part_files
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the result there")
     options = parser.parse_args()
     session.connect()
-    torch.set_num_threads(available_cores())
+    compute_on(available_cores())
     device = "cuda" if options.use_gpu else "cpu"
     model = load_embedder(find_embedder(DEFAULT), max_seq_length=options.max_seq_length, device=device)
     with tempfile.TemporaryDirectory() as name:

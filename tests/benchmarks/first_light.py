@@ -24,6 +24,7 @@ import torch
 
 from flows.settings import Pretrain
 from flows.training import resolve_run as run_plan
+from pipeline.cores import compute_on
 from soe_model.specialists.refining import REFINED
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
@@ -38,6 +39,7 @@ MOST_SETS = 60
 
 def train(settings: Pretrain, store: DomainStore, sets: Sets, points: int = 1) -> dict[str, Any]:
     """One run, measured at so many equal distances: ``curve``, whose last point is also ``losses``."""
+    compute_on(torch.get_num_threads())
     run = run_plan.resolve(settings, store)
     training = run.training
     stream = run_plan.make_stream(settings, store, training)

@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 
 from flows.cluster import session
+from pipeline.cores import available_cores
 from pipeline.corpus.listing import open_corpus
 from pipeline.domains.build import build_domains
 from pipeline.domains.fitting import TreeSettings
 from pipeline.domains.scatter import Folders
 from pipeline.passages.build import build_passages
 from pipeline.passages.selection import Selection
-from pipeline.tasks import available_cores, run_tasks
+from pipeline.tasks import run_tasks
 from pipeline.tokenizer import build_tokenizer
 from pipeline.tree.kmeans import KMeansSettings
 from storage_schema.corpus import part_files

@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 
 from flows.cluster import session
+from pipeline.cores import available_cores
 from pipeline.mixtures.meta_distributions import Sparse
 from pipeline.mixtures.plan import MixturePlan
 from pipeline.stream.batches import Fetch, MixtureStream
-from pipeline.tasks import available_cores
 from storage_schema.domains import DomainStore
 from storage_schema.layout import home
 from tests.toy_store import write_store

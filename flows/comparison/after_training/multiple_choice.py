@@ -29,6 +29,7 @@ from flows.comparison.read_sets import weights_of
 from flows.comparison.training import Training
 from flows.reporting.progress import progress
 from flows.settings import CompareMethods
+from pipeline.cores import compute_on
 from pipeline.tasks import run_tasks
 from pipeline.tokenizer import load_tokenizer
 from soe_model.methods.generic import Generic
@@ -117,7 +118,7 @@ def answered(
     place: Place, of: Asked, pretraining: Pretraining, contender: Contender
 ) -> dict[str, Any] | None:
     """One method with one seed. Never raises; says what went wrong, and returns None."""
-    torch.set_num_threads(place.cores)
+    compute_on(place.cores)
     try:
         return _answered(place, of, pretraining, contender)
     except Exception as error:

@@ -35,6 +35,7 @@ from flows.specialists.blend import blended_weights
 from flows.specialists.coefficients import Chosen, from_weights, refined
 from flows.specialists.losses import LossMeter
 from flows.specialists.methods import default_method
+from pipeline.cores import compute_on
 from pipeline.embeddings.build import embed_texts
 from pipeline.specialists.domain_weights import Assignment, assign_to_domains
 from pipeline.specialists.sets import SpecialistSet
@@ -124,7 +125,7 @@ def specialized(
     place: Place, texts: Texts, pretraining: Pretraining, contender: Contender
 ) -> dict[str, Any] | None:
     """One task: the specialists of one soup, measured. Never raises; returns a cell that says what went wrong."""
-    torch.set_num_threads(place.cores)
+    compute_on(place.cores)
     try:
         _specialize(place, texts, pretraining, contender)
     except Exception as error:

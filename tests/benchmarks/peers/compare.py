@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.local_stack import processes
-from pipeline.tasks import available_cores
+from pipeline.cores import available_cores
 from storage_schema.layout import home
 from tests.benchmarks.memory import Sampler
 from tests.benchmarks.peers.harness import MODES, B, make_tokens

@@ -21,7 +21,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.tasks import available_cores
+from pipeline.cores import available_cores
 from storage_schema.manifest import write_atomically
 from tests.benchmarks.scale import job
 from tests.benchmarks.scale.report import read_cells, summary, tables

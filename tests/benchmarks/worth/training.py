@@ -16,6 +16,7 @@ import torch
 
 from flows.settings import Pretrain
 from flows.training.resolve_run import make_stream, resolve
+from pipeline.cores import compute_on
 from soe_model.specialists.refining import REFINED
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
@@ -36,6 +37,7 @@ def train(settings: Pretrain, folder: Path, points: int, until: float) -> dict[s
         folder: receives the run's newest checkpoint and ``CURVE``, which has the points so far.
         until: time.time() after which the run stops at its next step and keeps a checkpoint.
     """
+    compute_on(torch.get_num_threads())
     store = DomainStore(store_folder(settings.store))
     run = resolve(settings, store)
     stream = make_stream(settings, store, run.training)

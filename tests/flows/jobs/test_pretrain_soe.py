@@ -14,7 +14,7 @@ from flows.jobs import pretrain_soe
 from flows.settings import Pretrain
 from flows.training import resolve_run as run_plan
 from flows.training.run_log import read_log
-from pipeline.tasks import available_cores
+from pipeline.cores import available_cores
 from soe_model.files.soup import SoupOfExperts
 from soe_model.model.flat_module import unflatten
 from soe_model.training.trainer import SoupTrainer
