@@ -44,7 +44,7 @@ def threads_and_faults(**environment: str) -> list[int]:
 def test_freed_memory_is_not_given_back_and_taken_again():
     threads, faults = threads_and_faults()
     assert threads == 1
-    assert faults < 500  # 64 MB are 16,384 pages of 4 KiB
+    assert faults < 4000  # 64 MB are 16,384 pages of 4 KiB; a busy machine makes some hundreds of its own
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this system's malloc is not glibc's")
