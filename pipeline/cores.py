@@ -8,23 +8,30 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_MALLOPT = {"MALLOC_TRIM_THRESHOLD_": (-1, 512 << 20), "MALLOC_MMAP_THRESHOLD_": (-3, 256 << 20)}
-"""Variable of the environment → glibc's number of the parameter, and the bytes that it is set to."""
+_MALLOPT = {"MALLOC_MMAP_THRESHOLD_": (-3, 32 << 20), "MALLOC_TRIM_THRESHOLD_": (-1, 512 << 20)}
+"""Variable of the environment → glibc's number of the parameter, and the bytes that it is set to: blocks of 32 MB, the
+most that each glibc takes, are returned when they are freed, and the end of the heap when it is half a gigabyte.
+"""
 
 
 def compute_on(cores: int) -> None:
     """Let torch compute on so many cores in this process, whose freed memory stays with it.
 
     A layer of a small model frees some megabytes that the next one takes again. glibc gives them back to the kernel in
-    between, and a third of the step goes into page faults (tests/benchmarks/records/2026-11-30-freed-memory.md).
+    between, and a fifth to a third of the step goes into page faults
+    (tests/benchmarks/records/2026-11-30-freed-memory.md). Where the environment sets malloc's thresholds, they stay.
     """
     import torch
 
     torch.set_num_threads(cores)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it
-    for variable, (parameter, value) in _MALLOPT.items():
-        if mallopt is not None and variable not in os.environ:
-            mallopt(parameter, value)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent where malloc is not glibc's
+    if mallopt is None or "GLIBC_TUNABLES" in os.environ or any(name in os.environ for name in _MALLOPT):
+        return
+    for parameter, value in _MALLOPT.values():
+        if not mallopt(
+            parameter, value
+        ):  # refused; the second alone would do harm, as it ends the first one's own growth
+            return
 
 
 def available_cores(root: Path = Path("/")) -> int:

@@ -24,7 +24,7 @@ from storage_schema.json_files import read_object
 from storage_schema.layout import home
 
 STORE, SOUP, GENERIC, SPECIALISTS = "demo", "demo-soup", "demo-generic", "demo"
-PRESET, ASKED, SECONDS = "tiny", "asked", "seconds"
+PRESET, ASKED, SECONDS = "tiny", "asked", "command_seconds"
 _UUID = re.compile(r"UUID: ([0-9a-f-]{36})")
 
 
@@ -119,7 +119,7 @@ def _run_all(chosen: list[Step], api: PrefectApi, console: Console) -> None:
         _follow(step, _type(step, console), api, console)
 
 
-def _seconds(begun: float) -> Any:
+def _seconds(begun: float) -> float | None:
     """Seconds of the command that finished the demonstration (since `begun`, monotonic); later ones keep its value."""
     there = home() / "demo" / "summary.json"
     return read_object(there).get(SECONDS) if there.exists() else round(time.monotonic() - begun, 1)

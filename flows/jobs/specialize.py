@@ -49,7 +49,7 @@ def run(settings: Specialize) -> dict[str, Any]:
     """
     session.require_workers(1, settings.use_gpu)
     # In a Ray task, so that it can have a GPU and the dashboard shows it.
-    task = ray.remote(num_cpus=1, num_gpus=1 if settings.use_gpu else 0)(_in_task)
+    task = ray.remote(num_cpus=1, num_gpus=1 if settings.use_gpu else 0)(make)
     return run_here(settings, lambda *arguments: ray.get(task.remote(*arguments)))
 
 
@@ -128,6 +128,7 @@ def read_sets(settings: Specialize) -> list[SpecialistSet]:
 
 def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: Path) -> dict[str, Any]:
     """Make the specialists of the sets and write them to `output`; returns the report on each."""
+    compute_on(available_cores())  # Ray gives a task one thread per logical CPU that it asked for
     soup = SoupOfExperts.open(folder, verify=False)
     maker = SpecialistMaker(soup, device="cuda" if settings.use_gpu else "cpu")
     twin = open_twin(settings)
@@ -156,11 +157,6 @@ def make(settings: Specialize, folder: Path, sets: list[SpecialistSet], output: 
         if settings.held_out_of is not None:
             report |= _generic_mixture(settings, settings.held_out_of, maker, twin)
     return report
-
-
-def _in_task(*arguments: Any) -> dict[str, Any]:
-    compute_on(available_cores())  # Ray gives a task one thread per logical CPU that it asked for
-    return make(*arguments)
 
 
 def _row(one: SpecialistSet, manifest: Manifest) -> dict[str, Any]:
