@@ -18,7 +18,7 @@ def compute_on(cores: int) -> None:
     """Let torch compute on so many cores in this process, whose freed memory stays with it.
 
     A layer of a small model frees some megabytes that the next one takes again. glibc gives them back to the kernel in
-    between, and a fifth to a third of the step goes into page faults
+    between, and up to a third of the step goes into page faults
     (tests/benchmarks/records/2026-11-30-freed-memory.md). Where the environment sets malloc's thresholds, they stay.
     """
     import torch
