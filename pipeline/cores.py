@@ -1,4 +1,4 @@
-"""The CPU cores that this process may use, as its affinity and control groups say, and torch's computing on them."""
+"""How many CPU cores this process may use, as its affinity and control groups say, and how torch uses them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _MALLOPT = {"MALLOC_MMAP_THRESHOLD_": (-3, 32 << 20), "MALLOC_TRIM_THRESHOLD_": (-1, 512 << 20)}
-"""Variable of the environment → glibc's number of the parameter, and the bytes that it is set to: blocks of 32 MB, the
-most that each glibc takes, are returned when they are freed, and the end of the heap when it is half a gigabyte.
+"""Variable of the environment → glibc's number of the parameter, and the bytes that it is set to. Freed blocks of 32 MB
+(older releases of glibc take no more) still go back to the kernel, and the heap's end when half a gigabyte is free.
 """
 
 
@@ -28,9 +28,8 @@ def compute_on(cores: int) -> None:
     if mallopt is None or "GLIBC_TUNABLES" in os.environ or any(name in os.environ for name in _MALLOPT):
         return
     for parameter, value in _MALLOPT.values():
-        if not mallopt(
-            parameter, value
-        ):  # refused; the second alone would do harm, as it ends the first one's own growth
+        # Setting either stops glibc from raising both by itself: where one is refused, the other is not set.
+        if not mallopt(parameter, value):
             return
 
 

@@ -119,9 +119,13 @@ def _run_all(chosen: list[Step], api: PrefectApi, console: Console) -> None:
         _follow(step, _type(step, console), api, console)
 
 
+def _summary() -> Path:
+    return home() / "demo" / "summary.json"
+
+
 def _seconds(begun: float) -> float | None:
     """Seconds of the command that finished the demonstration (since `begun`, monotonic); later ones keep its value."""
-    there = home() / "demo" / "summary.json"
+    there = _summary()
     return read_object(there).get(SECONDS) if there.exists() else round(time.monotonic() - begun, 1)
 
 
@@ -135,7 +139,7 @@ def _asked() -> dict[str, Any]:
 
 def _refuse_another() -> None:
     """Raise :class:`StepError` where an earlier demonstration with other settings lies, in which ours would not fit."""
-    there = home() / "demo" / "summary.json"
+    there = _summary()
     if not there.exists() or read_object(there).get(ASKED) == _asked():
         return
     folders = f"stores/{STORE}", f"runs/{SOUP}", f"runs/{GENERIC}", f"soups/{SOUP}", f"soups/{GENERIC}"
@@ -151,7 +155,7 @@ def _finished_before() -> bool:
         _collect()
     except (OSError, ValueError):
         return False
-    return (home() / "demo" / "summary.json").exists()
+    return _summary().exists()
 
 
 def _collect() -> dict[str, Any]:
