@@ -57,7 +57,7 @@ def test_its_soup_reads_what_its_twin_reads():
     """On the average: the twin reads each domain by its size, and so must the soup's mixtures."""
     soup, twin = (Pretrain(**step.config) for step in demo.steps() if step.deployment == "pretrain-soe")
     assert (soup.method, twin.method) == ("soup", "generic")
-    assert soup.meta_distribution == "sparse" and soup.by_size
+    assert soup.meta_distribution == "mixed" and all(law.by_size for law in soup.laws)
     same = {"steps", "store", "preset", "batch_size", "sequence_length", "backbone", "cores_per_worker"}
     assert soup.model_dump(include=same) == twin.model_dump(include=same)
 
