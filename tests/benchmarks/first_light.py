@@ -1,6 +1,7 @@
 """Is the soup worth it? The demonstration's soup and its generic twin, over several seeds.
 
-    python -m tests.benchmarks.first_light --store demo --soup '{"by_size": true}' --seeds 0 1 2 --json result.json
+    python -m tests.benchmarks.first_light --store demo --seeds 0 1 2 --json result.json
+    python -m tests.benchmarks.first_light --soup '{"by_size": true, "support_size": 4}' --json other.json
     python -m tests.benchmarks.first_light --methods generic --config '{"learning_rate": 2e-3}' --json b.json
     python -m tests.benchmarks.first_light --far /data/texts --json result.json
 
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flows.cli import demo
 from flows.settings import Pretrain
 from flows.training import resolve_run as run_plan
 from pipeline.cores import compute_on
@@ -35,6 +37,12 @@ from tests.benchmarks.worth.sets import METHODS, Sets, load_sets, losses
 MEASURED = (REFINED, *METHODS)
 MOST_SETS = 60
 """As the demonstration: all sources that have enough text."""
+
+
+def demonstrated() -> dict[str, Any]:
+    """The settings that the demonstration's soup has and its twin has not."""
+    soup, twin = (step.config for step in demo.steps() if step.deployment == "pretrain-soe")
+    return {key: value for key, value in soup.items() if key not in twin}
 
 
 def train(settings: Pretrain, store: DomainStore, sets: Sets, points: int = 1) -> dict[str, Any]:
@@ -116,7 +124,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=["generic", "soup"], default=["generic", "soup"])
     parser.add_argument("--config", type=json.loads, default={}, help="further settings of both, as JSON")
-    parser.add_argument("--soup", type=json.loads, default={}, help="further settings of the soup, as JSON")
+    parser.add_argument(
+        "--soup",
+        type=json.loads,
+        default=demonstrated(),
+        help="further settings of the soup, as JSON (by default the demonstration's: %(default)s)",
+    )
     parser.add_argument("--far", help="a folder; each of its files is one more set")
     parser.add_argument("--points", type=int, default=1, help="how often each run is measured")
     parser.add_argument("--json", required=True, help="the result, written after each run")
