@@ -171,6 +171,10 @@ def test_a_packaged_run_goes_on_where_it_was_cut_off(package, tmp_path):
     of_set = cut["curve"][-1]["losses"]["databases"]
     assert len(set(of_set["losses"])) == 5
     assert of_set["chosen"] == of_set["losses"][packaged_training.SHARES.index(of_set["share"])]
+    mixed = packaged_training.train(package, packaged(tmp_path / "mixed", "--support", "1", "2"))
+    laws = mixed["training"]["meta_distribution"]["laws"]
+    assert {law["of"]["support_size"]: law["share"] for law in laws} == {1: 0.5, 2: 0.5}
+    assert mixed["curve"][-1]["losses"] != whole["curve"][-1]["losses"]
     twin = packaged_training.train(package, packaged(tmp_path / "twin", "--method", "generic"))
     assert twin["num_experts"] == 0 and len(twin["curve"][-1]["losses"]["databases"]["losses"]) == 1
 

@@ -1,7 +1,7 @@
 """Soup and twin trained on a package alone, on a GPU or a CPU; needs torch, transformers, safetensors and NumPy.
 
     python -m tests.benchmarks.worth.packaged_training --package PACKAGE --out OUT --preset paper-35m --minutes 9 \
-        --soup '{"num_experts": 32}' --training '{"steps": 2000, "batch_size": 64, "warmup_steps": 200}'
+        --soup '{"num_experts": 32}' --training '{"steps": 2000, "batch_size": 64, "warmup_steps": 200}' --support 2 8
 
 The same command goes on where it was cut off. OUT/curve.json has the losses so far.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.mixtures.compositions import Mixed
 from pipeline.mixtures.meta_distributions import Fixed, MetaDistribution, Sparse
 from pipeline.mixtures.plan import MixturePlan
 from soe_model.presets import SoupConfig, TrainingConfig, preset
@@ -83,14 +84,10 @@ def train(package: Package, options: argparse.Namespace) -> dict[str, Any] | Non
     """The run to its end, or to its last minute (None)."""
     until = time.time() + 60 * options.minutes
     soup, training = configure(package, options)
-    law: MetaDistribution = (
-        Sparse(support_size=training.support_size, by_size=True)  # on the average what the twin reads
-        if soup.num_experts
-        else Fixed(package.arrays["generic_K"])
-    )
+    sizes = options.support or [training.support_size]
     plan = MixturePlan(
         package.arrays["windows_K"],
-        law,
+        _law(sizes) if soup.num_experts else Fixed(package.arrays["generic_K"]),
         seed=training.seed,
         batch_size=training.batch_size,
         mixtures_per_step=training.mixtures_per_step,
@@ -154,6 +151,12 @@ def losses(trainer: SoupTrainer, package: Package) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _law(support_sizes: list[int]) -> MetaDistribution:
+    """As many mixtures of each size; domains drawn by theirs, so that a soup reads what its twin reads on the average."""
+    laws = [Sparse(support_size=size, by_size=True) for size in support_sizes]
+    return Mixed(tuple((1 / len(laws), law) for law in laws)) if len(laws) > 1 else laws[0]
+
+
 def _mean_loss(trainer: SoupTrainer, instance: torch.Tensor, windows: np.ndarray) -> float:
     trainer.backbone.params_P.copy_(instance)
     windows_nL1 = torch.from_numpy(windows.astype(np.int64)).to(trainer.device)
@@ -192,6 +195,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", default="paper-35m")
     parser.add_argument("--soup", type=json.loads, default={}, help="fields of SoupConfig, as JSON")
     parser.add_argument("--training", type=json.loads, default={}, help="fields of TrainingConfig, as JSON")
+    parser.add_argument(
+        "--support",
+        type=int,
+        nargs="+",
+        help="domains in a mixture; as many mixtures of each of these numbers",
+    )
     parser.add_argument("--method", choices=("soup", "generic"), default="soup")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--points", type=int, default=6, help="how often losses are measured")
