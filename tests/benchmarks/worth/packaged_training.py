@@ -152,7 +152,7 @@ def losses(trainer: SoupTrainer, package: Package) -> dict[str, dict[str, Any]]:
 
 
 def _law(support_sizes: list[int]) -> MetaDistribution:
-    """As many mixtures of each size; domains drawn by theirs, so that a soup reads what its twin reads on the average."""
+    """As many mixtures of each size. Domains are drawn by theirs: on the average a soup reads what its twin does."""
     laws = [Sparse(support_size=size, by_size=True) for size in support_sizes]
     return Mixed(tuple((1 / len(laws), law) for law in laws)) if len(laws) > 1 else laws[0]
 
