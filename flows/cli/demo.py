@@ -64,8 +64,9 @@ def steps() -> list[Step]:
         "max_sets": 60,
         "evaluation_passages": 64,
     }
-    # With two domains in half of the mixtures specialists gain more, and the generic instance loses (records/
-    # 2026-11-30-sparser.md). By size, as the twin reads them: else some of the difference is what each has read.
+    # With two domains in half of the mixtures specialists gain more and the generic instance loses
+    # (tests/benchmarks/records/2026-11-30-sparser.md). By size, as the twin reads them: else some of the difference is
+    # what each has read.
     laws = [{"law": "sparse", "share": 0.5, "support_size": s, "by_size": True} for s in (2, 8)]
     soup = {"name": SOUP, "meta_distribution": "mixed", "laws": laws, **train}
     soup |= {"num_experts": 32, "router_output_scale": 0.15}

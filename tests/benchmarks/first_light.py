@@ -128,8 +128,8 @@ def main() -> None:
         "--soup",
         type=json.loads,
         default=demonstrated(),
-        help="further settings of the soup, before those of --config (by default the demonstration's, %(default)s; "
-        "records before 2026-11-30 say theirs, or had none: '{}')",
+        help="further settings of the soup, which win over --config; by default the demonstration's, %(default)s. "
+        "Records before 2026-11-30 name theirs; where they name none, give '{}'.",
     )
     parser.add_argument("--far", help="a folder; each of its files is one more set")
     parser.add_argument("--points", type=int, default=1, help="how often each run is measured")
@@ -163,7 +163,7 @@ def main() -> None:
             if any((run["method"], run["seed"]) == (method, seed) for run in result["runs"]):
                 continue
             more = options.soup if method == "soup" else {}
-            settings = Pretrain(method=method, seed=seed, **{**shared, **more})
+            settings = Pretrain(method=method, seed=seed, **(shared | more))
             result["runs"].append(train(settings, store, sets, options.points))
             write_atomically(path, json.dumps(result, indent=1).encode())
     say(result["runs"], sets.parts)
