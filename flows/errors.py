@@ -34,7 +34,7 @@ def user_error(error: BaseException) -> str | None:
         if isinstance(raised, ValidationError):
             first = raised.errors()[0]
             where = ".".join(map(str, first["loc"])) or "config"
-            return f"{where}: {first['msg']} (got {first['input']!r})"
+            return f"{where}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
         if isinstance(raised, OSError) and raised.errno == errno.ENOSPC:
             place = raised.filename or "SOE_HOME"
             return f"no space left on the disk of {place}. Free some and run the same command; it resumes."

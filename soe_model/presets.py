@@ -152,7 +152,12 @@ class Preset:
     router_hidden: int = 128
     router_input_scale: float = 1.0
     router_output_scale: float = 1.0
+    """With ``num_experts``; see :meth:`output_scale`."""
     expert_std: float = 0.0
+
+    def output_scale(self, num_experts: int) -> float:
+        """The router's, with so many experts: at the start sum |coefficient|, which the rates suit, stays the same."""
+        return self.router_output_scale * self.num_experts / (num_experts or self.num_experts)
 
     def backbone(self, *, vocab_size: int, sequence_length: int, end_of_text: int) -> dict[str, Any]:
         return gpt2_config(

@@ -168,6 +168,9 @@ def test_a_packaged_run_goes_on_where_it_was_cut_off(package, tmp_path):
     cut = packaged_training.train(package, packaged(tmp_path / "cut"))
     assert [row["step"] for row in cut["curve"]] == [7, 14]
     assert [row["losses"] for row in cut["curve"]] == [row["losses"] for row in whole["curve"]]
+    (tmp_path / "cut" / "curve.json").unlink()
+    again = packaged_training.train(package, packaged(tmp_path / "cut"))
+    assert again == cut == json.loads((tmp_path / "cut" / "curve.json").read_text())
     of_set = cut["curve"][-1]["losses"]["databases"]
     assert len(set(of_set["losses"])) == 5
     assert of_set["chosen"] == of_set["losses"][packaged_training.SHARES.index(of_set["share"])]

@@ -68,8 +68,7 @@ def steps() -> list[Step]:
     # (tests/benchmarks/records/2026-11-30-sparser.md). By size, as the twin reads them: else some of the difference is
     # what each has read.
     laws = [{"law": "sparse", "share": 0.5, "support_size": s, "by_size": True} for s in (2, 8)]
-    soup = {"name": SOUP, "meta_distribution": "mixed", "laws": laws, **train}
-    soup |= {"num_experts": 32, "router_output_scale": 0.15}
+    soup = {"name": SOUP, "num_experts": 32, "meta_distribution": "mixed", "laws": laws, **train}
     return [
         Step("Build domains from the text on this machine", "build-domains", build),
         Step("Pretrain the soup", "pretrain-soe", soup),

@@ -36,9 +36,11 @@ def collect(*, store: str, soup: str, generic: str, specialists: str) -> dict[st
         token.
 
     Raises:
-        ValueError: the two runs saw different numbers of tokens, so their losses do not compare.
+        ValueError: the two runs saw different numbers of tokens, so their losses do not compare, or the specialists
+            were not measured as the demonstration's are.
     """
-    evaluation = _read(specialist_folder(specialists) / "evaluation.json")
+    file = specialist_folder(specialists) / "evaluation.json"
+    evaluation = _read(file)
     runs = {
         "generic": _read(run_folder(generic) / "summary.json"),
         "soup": _read(run_folder(soup) / "summary.json"),
@@ -49,16 +51,23 @@ def collect(*, store: str, soup: str, generic: str, specialists: str) -> dict[st
             "their losses cannot be compared. Give both the same steps, batch_size and sequence_length."
         )
     keys = ("name", "generic_loss", "soup_loss", "unseen_source")
-    sets = [
-        {key: row[key] for key in keys} | {key: row[key] for key in OF_GAIN if key in row}
-        for row in evaluation["specialist_sets"]
-    ]
+    try:
+        sets = [
+            {key: row[key] for key in keys} | {key: row[key] for key in OF_GAIN if key in row}
+            for row in evaluation["specialist_sets"]
+        ]
+        mixture = {key: evaluation["generic_mixture"][key] for key in LOSSES}
+    except KeyError as missing:
+        raise UserError(
+            f"{file} has no {missing}: it is of specialists made with other settings. To keep them, set SOE_HOME to "
+            f"a new folder; else remove {file.parent} and run `soe demo` again."
+        ) from missing
     return {
         "specialist_sets": sets,
         "mean": _mean(sets),
         "seen": _mean([row for row in sets if not row["unseen_source"]]),
         "unseen": _mean([row for row in sets if row["unseen_source"]]),
-        "generic_mixture": {key: evaluation["generic_mixture"][key] for key in LOSSES},
+        "generic_mixture": mixture,
         "tokens": runs["soup"]["tokens"],
         "train_seconds": {name: run["train_seconds"] for name, run in runs.items()},
         "stage_seconds": {kind: read_manifest(store_folder(store) / kind, kind).seconds for kind in STAGES},

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
+from flows.errors import user_error
 from flows.settings import CompareMethods, Pretrain
-from flows.training.laws import meta_distribution
+from flows.training.laws import SETTINGS_OF_LAW, meta_distribution
 from flows.training.resolve_run import resolve
 from pipeline.mixtures.meta_distributions import window_shares
+from pipeline.mixtures.supports import Domains
 from soe_model.methods import method as method_named
 from soe_model.methods.crisp import Crisp
 from soe_model.methods.flat import FlatMethod
@@ -95,9 +98,10 @@ def contenders(settings: CompareMethods, store: DomainStore, *, seed: int, steps
             variant = ":" in label and label.partition(":")[0] in labels
             one = _contender(settings, store, label, seed=seed, steps=steps)
             made.append(replace(one, variant=variant))
-        except UserError as error:
-            others = "Leave it out of methods, or change the sizes." if len(labels) > 1 else ""
-            raise UserError(f"{label}: {error} {others}".strip()) from error
+        except (UserError, ValidationError) as error:
+            said = str(user_error(error)).removesuffix(".")
+            others = " Leave it out of methods, or change the sizes." if len(labels) > 1 else ""
+            raise UserError(f"{label}: {said}.{others}") from error
     return made
 
 
@@ -165,22 +169,26 @@ def _contender(
         assert isinstance(made, FlatMethod)
     if law:
         law |= {key: of_run[key] for key in ("support_size",) if key in of_run}
-        _check_law(law, made, store)
+    _check_law(law, made, store)
     return Contender(label=label, method=made, options=own, law=law)
 
 
 def _check_law(law: dict[str, Any], made: FlatMethod, store: DomainStore) -> None:
-    """Raise ValueError for a law that cannot be, and for a method that draws no mixtures."""
+    """Raise ValueError for a law that cannot be on these domains, and for one of a method that draws no mixtures."""
     if isinstance(made, Crisp) or all(run.domain_weights_K is not None for run in made.runs()):
-        raise UserError(
-            f"{min(law)} says how mixtures are drawn, and its runs have one mixture each: leave it out."
-        )
+        if law:
+            raise UserError(
+                f"{min(law)} says how mixtures are drawn, and its runs have one mixture each: leave it out."
+            )
+        return
     settings = Pretrain(**law)
-    if any(one.ratios for one in settings.laws or []):
-        raise UserError(
-            "one of its laws reads a table of ratios, which a comparison cannot: name another law."
-        )
-    meta_distribution(settings, made.training, store)
+    for name in (settings.meta_distribution, *(one.law for one in settings.laws or ())):
+        if "ratios" in SETTINGS_OF_LAW[name]:
+            raise UserError(
+                f"the law {name} takes its mixtures from a table, which a comparison does not read: name another law."
+            )
+    windows_K = store.windows_K(made.training.sequence_length)
+    meta_distribution(settings, made.training, store).check(Domains(windows_K))
 
 
 def _configs(

@@ -21,7 +21,7 @@ from pipeline.mixtures.meta_distributions import on_windows, window_shares
 from pipeline.specialists.domain_weights import Assignment, assign_to_domains
 from pipeline.specialists.folds import documents_of_windows
 from pipeline.specialists.held_out import generic_evaluation, held_out_sets
-from pipeline.specialists.sets import SpecialistSet, set_of_texts
+from pipeline.specialists.sets import SpecialistSet, check_names, set_of_texts
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
@@ -171,13 +171,11 @@ def read_sets(settings: CompareMethods, store: DomainStore) -> list[SpecialistSe
             max_sets=settings.max_sets or 16,
             num_volumes=len(store.volumes),
         )
-    names = [one.name for one in found]
     if not found:
         raise UserError(
             'there is no set to measure on: set held_out, or name some, texts={"notes": "/data/notes"}.'
         )
-    if twice := {name for name in names if names.count(name) > 1} | ({GENERIC} & set(names)):
-        raise UserError(f"two sets are named {sorted(twice)[0]!r}: give the one of `texts` another name.")
+    check_names(found)
     return found
 
 

@@ -59,7 +59,7 @@ def _pretrain(settings: Pretrain) -> dict[str, Any]:
     resolved = resolve(settings, store)
     soup, training = resolved.soup, resolved.training
     stream = make_stream(settings, store, training)
-    stream.plan.steps(training.steps - 1, training.steps)  # recorded mixtures may be too few
+    stream.plan.check_tables(training.steps)
     if settings.verify_store:
         _verify(store)
     _require_cuda(settings.use_gpu)
@@ -82,14 +82,18 @@ def _pretrain(settings: Pretrain) -> dict[str, Any]:
     if stage.damage:
         print(f"{stage.damage} The soup is written again.", flush=True)
     finished = stage.finished
+    settings_of_run = (
+        asdict(soup) | _identity(training) | stream.plan.facts | {"store_parts": stream.store_parts}
+    )
     if finished is None:
         with only_writer(folder):
-            of_store = stream.plan.facts | {"store_parts": stream.store_parts}
-            claim_run(folder, asdict(soup) | _identity(training) | of_store)
+            claim_run(folder, settings_of_run)
             write_atomically(folder / SETTINGS, settings.model_dump_json(indent=1))
             _fit(settings, resolved, stream, soup_folder=str(stage.work))
             finished = stage.finish({"steps": training.steps})
     else:
+        if claimed(folder):
+            claim_run(folder, settings_of_run)  # the soup itself does not say which mixtures it read
         print(f"{stage.folder} is finished; nothing to train.", flush=True)
     summary = read_object(folder / "summary.json")
     return {**summary, "soup": str(stage.folder), "digest": finished.digest}

@@ -26,7 +26,7 @@ from flows.specialists.soups import soup_to_read
 from flows.specialists.twin import check_twin, open_twin
 from pipeline.cores import available_cores, compute_on
 from pipeline.specialists.held_out import generic_evaluation, held_out_sets
-from pipeline.specialists.sets import SpecialistSet, set_of_texts
+from pipeline.specialists.sets import SpecialistSet, check_names, set_of_texts
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.evaluation import mean_loss
 from soe_model.specialists.gain import gain_line
@@ -97,7 +97,7 @@ def read_sets(settings: Specialize) -> list[SpecialistSet]:
     """The specialist sets the settings name: files of texts, and the held-out sources of a store.
 
     Raises:
-        ValueError: a set without texts, or no set at all.
+        ValueError: a set without texts, no set at all, or two of the same name.
     """
     wanted = settings.evaluation_passages
     sets = [
@@ -123,6 +123,7 @@ def read_sets(settings: Specialize) -> list[SpecialistSet]:
             'no specialist set: name files of texts, such as texts={"notes": "/data/notes"}, or a store '
             "with held-out sources (held_out_of)."
         )
+    check_names(sets)
     return sets
 
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from flows.settings.base import Settings
+from storage_schema.errors import UserError
 
-GenericShare = Annotated[float, Field(ge=0, le=1)] | Literal["uniform", "triangular"]
+
+def _share(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """The share, or one error in place of pydantic's, which has one for each kind that it may be."""
+    try:
+        return read(value)
+    except ValidationError:
+        raise UserError("it must be a number from 0 to 1, 'uniform' or 'triangular'") from None
+
+
+GenericShare = Annotated[
+    Annotated[float, Field(ge=0, le=1)] | Literal["uniform", "triangular"], WrapValidator(_share)
+]
 
 
 class MixtureLaw(Settings):
@@ -70,11 +82,13 @@ class Pretrain(Settings):
     )
     laws: list[MixtureLaw] | None = Field(
         None,
-        description="mixed: the laws, each with its share of the mixtures and its own settings.",
+        description="mixed: the laws, each with its share of the mixtures and its own settings. The table of a "
+        "`recorded` law has a row for every mixture of the run; the law takes the rows of those that fall to it.",
     )
     ratios: str | None = Field(
         None,
-        description="recorded, fixed: path of a ratios.csv (`soe ratios` and `soe weights` write one).",
+        description="recorded, fixed: path of a ratios.csv (`soe ratios` and `soe weights` write one). recorded: with "
+        "at least steps x mixtures_per_step rows.",
     )
     num_experts: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(
@@ -99,7 +113,11 @@ class Pretrain(Settings):
         None, gt=0, allow_inf_nan=False, description="Size of the router's first weights at the start."
     )
     router_output_scale: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="About that of the coefficients at the start."
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="About that of the coefficients at the start. None: the preset's, made "
+        "smaller with more experts.",
     )
     expert_std: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="Of the experts' parameters at the start."

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from flows.settings.base import Settings
 
-SpecialistMethod = Literal["blended", "refined", "nearest-centroids", "learned-coefficients", "fine-tuned"]
+SpecialistMethod = Literal[
+    "blended", "refined", "nearest-centroids", "learned-coefficients", "fine-tuned", "generic"
+]
 
 
 class Specialize(Settings):
@@ -33,7 +35,8 @@ class Specialize(Settings):
         "weights between the generic mixture and the nearest centroids, as far as surely helps on the texts; "
         "`nearest-centroids`: all the way (Algorithm 3). Neither trains. `refined`: from `blended` on, a few steps of "
         "gradient descent on the coefficients, as many as surely help. From the nearest centroids on: "
-        "`learned-coefficients`, by gradient descent on the texts (section 2.7), or `fine-tuned`, all parameters.",
+        "`learned-coefficients`, by gradient descent on the texts (section 2.7), or `fine-tuned`, all parameters. "
+        "`generic`: the generic instance itself, for where a specialist gains nothing.",
     )
     rule: Literal["flat", "tree"] = Field(
         "flat",

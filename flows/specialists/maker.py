@@ -17,7 +17,7 @@ from flows.reporting.progress import progress
 from flows.specialists.blend import blended_weights
 from flows.specialists.coefficients import Chosen, from_weights, refined
 from flows.specialists.losses import Check, LossMeter
-from flows.specialists.methods import BLENDED, BY_LEARNING, LEARNED, NEAREST, Method
+from flows.specialists.methods import BY_CHOICE, BY_LEARNING, LEARNED, NEAREST, Method
 from pipeline.embeddings.build import embed_texts
 from pipeline.embeddings.embedder import reload_embedder
 from pipeline.specialists.domain_weights import Assignment, Rule, assign_to_domains
@@ -27,7 +27,7 @@ from pipeline.stream.replay import generic_windows
 from soe_model.files.soup import SoupOfExperts
 from soe_model.specialists.coefficient_learning import learn_coefficients, two_sides
 from soe_model.specialists.fine_tuning import fine_tune
-from soe_model.specialists.recipe import Recipe, make_recipe
+from soe_model.specialists.recipe import GENERIC, Recipe, make_recipe
 from soe_model.specialists.refining import REFINED
 from storage_schema.errors import UserError
 from storage_schema.layout import store_place
@@ -123,7 +123,9 @@ class SpecialistMaker:
         check: Check,
     ) -> Chosen:
         weights_WK = np.stack([assignment.domain_weights for assignment in assignments])
-        if method.name not in (BLENDED, REFINED):
+        if method.name == GENERIC:
+            weights_WK = np.stack([self.soup.generic_weights] * len(sets))
+        if method.name not in BY_CHOICE:
             return from_weights(self.soup, weights_WK)
         with self.show("choose shares", "sets") as report:
             place = partial(self.assign, rule=method.rule)

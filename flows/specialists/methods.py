@@ -19,6 +19,7 @@ from storage_schema.manifest import content_digest
 
 NEAREST, LEARNED = "nearest-centroids", "learned-coefficients"
 BY_LEARNING = (LEARNED, FINE_TUNED)
+BY_CHOICE = (BLENDED, REFINED)
 SETTINGS_OF_METHOD = {
     LEARNED: ("learning_steps", "learning_rate"),
     FINE_TUNED: ("learning_steps", "learning_rate", "replay_store", "replay_share"),
@@ -28,7 +29,7 @@ MOST_REFINED = 30_000_000
 """Numbers of the largest bank whose specialists are refined by default: each takes 13 to 16 seconds of one
 core with a bank of 18 million, 2 with one of 1.6 million."""
 RATES = {LEARNED: 0.1, FINE_TUNED: LEARNING_RATE}
-"""Where the settings give none: of coefficients per their size (0.02 for those of 0.2, as the `tiny` preset's are)."""
+"""Where the settings give none: learned coefficients move by a part of their root mean square."""
 
 
 @dataclass(frozen=True, kw_only=True)

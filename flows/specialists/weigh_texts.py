@@ -5,6 +5,7 @@ What CRISP trains one model on (``meta_distribution=fixed``), and what ``soe sco
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ def write_domain_weights(
         StoreError: no finished store, or an embedder of other weights than it was built with.
     """
     opened = DomainStore(store_folder(store))
-    name = Path(out).stem
-    one = set_of_texts(name, texts, max_texts=max_texts, evaluation_passages=0, **fields)
+    one = set_of_texts("texts", texts, max_texts=max_texts, evaluation_passages=0, **fields)
     embeddings = read_manifest(opened.folder.parent / "embeddings", "embeddings")
     _, embedder = reload_embedder(embeddings.configuration, embeddings.inputs["model"])
     assignment = assign_to_domains(embed_texts(embedder, one.texts), opened.tree, rule=rule)
-    write_fixed(assignment.domain_weights, out, run=name)
+    row = re.sub(r"[^\w .-]", "-", Path(out).stem)  # a comma or a quote would end the cell
+    write_fixed(assignment.domain_weights, out, run=row)
     return assignment.describe() | {"notes": one.notes}

@@ -91,7 +91,9 @@ def _configs(settings: Pretrain, store: Vocabulary) -> tuple[SoupConfig, Trainin
     }
     given = settings.backbone
     backbone = chosen.backbone(**of_store) if given is None else custom_backbone(given, **of_store)
-    at_start = {name: getattr(chosen, name) for name in AT_START} | _given(settings, *AT_START)
+    at_start = {name: getattr(chosen, name) for name in AT_START}
+    at_start["router_output_scale"] = chosen.output_scale(num_experts)
+    at_start |= _given(settings, *AT_START)
     soup = SoupConfig(
         backbone=backbone,
         num_experts=num_experts,

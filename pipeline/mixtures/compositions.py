@@ -81,6 +81,11 @@ class Mixed:
                 raise UserError(
                     f"the share of the law {law.description['law']} is {share}; it must be positive and finite."
                 )
+        if not (total := sum(float(share) for share, _ in self.laws)) < np.inf:
+            raise UserError(
+                f"the shares of the laws sum to {total}; the sum must be finite. Give smaller ones: they are divided "
+                "by their sum."
+            )
 
     @property
     def description(self) -> dict[str, Any]:
@@ -128,6 +133,13 @@ class Mixed:
         for its_TW, support_M1s, weights_M1s in drawn:
             weights_TWn[its_TW] = _spread(support_M1s, weights_M1s, domains).reshape(-1, shape[-1])
         return np.broadcast_to(domains.numbers, shape), weights_TWn
+
+
+def laws_of(law: MetaDistribution) -> list[MetaDistribution]:
+    """The laws that mixtures of this one are drawn from: those of :class:`Mixed`, else itself."""
+    if isinstance(law, Mixed):
+        return [its for _, one in law.laws for its in laws_of(one)]
+    return laws_of(law.law) if isinstance(law, WithGeneric) else [law]
 
 
 def _spread(support_TWs: np.ndarray, weights_TWs: np.ndarray, domains: Domains) -> np.ndarray:

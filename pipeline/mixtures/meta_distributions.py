@@ -51,7 +51,11 @@ class Sparse:
 
     support_size: int = 4
     by_size: bool = False
-    """Draw each domain with a chance in proportion to its windows, instead of all domains alike."""
+    """Draw each domain with a chance in proportion to its windows, instead of all domains alike.
+
+    In the average mixture a domain then has nearly its share of the windows if that is well below 1/support_size, about
+    a third less than its share at 1/support_size, and never more than that: domains are distinct and weighed alike.
+    """
 
     @property
     def description(self) -> dict[str, Any]:
@@ -141,6 +145,8 @@ class Fixed:
 
     weights_K: np.ndarray
     """float64; one per domain of the store."""
+    name: str = "the domain weights"
+    """What they are, in the words of an error."""
 
     def __post_init__(self) -> None:
         try:
@@ -158,7 +164,7 @@ class Fixed:
             raise UserError(
                 f"{len(self.weights_K)} domain weights for {len(domains.windows_K)} domains: give one for each."
             )
-        check_weights(np.arange(len(self.weights_K)), self.weights_K, domains, what="the domain weights")
+        check_weights(np.arange(len(self.weights_K)), self.weights_K, domains, what=self.name)
 
     def uniforms(self, domains: Domains) -> int:
         return 0

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.mixtures.compositions import laws_of
 from pipeline.mixtures.meta_distributions import MetaDistribution
 from pipeline.mixtures.supports import Domains
 from storage_schema.errors import UserError
@@ -119,19 +120,21 @@ class MixturePlan:
         """
         if not 0 <= start < stop:
             raise UserError(f"steps [{start}, {stop}) is not a range of steps.")
-        count, width = stop - start, self.mixtures_per_step
-        needed = width * self.meta_distribution.uniforms(self.domains)
-        [uniform_TWu] = self._uniform(MIXTURES, start, count, (1, needed), slice(None))
-        number_TW = np.arange(start * width, stop * width).reshape(count, width)
-        support_TWs, weights_TWs = self.meta_distribution.draw(
-            self.domains, number_TW, uniform_TWu.reshape(count, width, -1)
-        )
-        for_domain, for_row = self._uniform(SLOTS, start, count, (2, self.batch_size), slots)
+        support_TWs, weights_TWs = self._mixtures(self.meta_distribution, start, stop)
+        for_domain, for_row = self._uniform(SLOTS, start, stop - start, (2, self.batch_size), slots)
         domain_TB = _domains(support_TWs, weights_TWs, for_domain, self.mixture_of_slot()[slots])
         row_TB = (for_row * self.domains.windows_K[domain_TB]).astype(np.int64)
         return Steps(
             start=start, support_TWs=support_TWs, weights_TWs=weights_TWs, domain_TB=domain_TB, row_TB=row_TB
         )
+
+    def check_tables(self, steps: int) -> None:
+        """Raise ValueError if a table of mixtures has no row for each mixture of a run of so many steps.
+
+        One of several laws must have them all, too: whether it draws the last mixture depends on the seed.
+        """
+        for law in laws_of(self.meta_distribution):
+            self._mixtures(law, steps - 1, steps)
 
     def first_mixtures(self, count: int, *, stop: int) -> np.ndarray:
         """The domain weights of the run's first mixtures, dense float64 [M, K]: `count`, or all before step `stop`."""
@@ -142,6 +145,14 @@ class MixturePlan:
     def mixture_of_slot(self) -> np.ndarray:
         """int64[B]: the mixture each slot belongs to."""
         return np.arange(self.batch_size) // (self.batch_size // self.mixtures_per_step)
+
+    def _mixtures(self, law: MetaDistribution, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """What `law` draws for the steps [start, stop): domains int64 [T, W, s], weights float64 [T, W, s]."""
+        count, width = stop - start, self.mixtures_per_step
+        needed = width * law.uniforms(self.domains)
+        [uniform_TWu] = self._uniform(MIXTURES, start, count, (1, needed), slice(None))
+        number_TW = np.arange(start * width, stop * width).reshape(count, width)
+        return law.draw(self.domains, number_TW, uniform_TWu.reshape(count, width, -1))
 
     def _uniform(
         self, stream: int, start: int, count: int, shape: tuple[int, int], columns: slice

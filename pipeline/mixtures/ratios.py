@@ -83,7 +83,7 @@ def read_fixed(path: str | Path, num_domains: int) -> Fixed:
         raise UserError(
             f"{path} holds {len(runs)} mixtures; a fixed one is one row. Keep the row that you want."
         )
-    return Fixed(spread(domains, weights_Rk, num_domains, path=path, whose="the store")[0])
+    return Fixed(spread(domains, weights_Rk, num_domains, path=path, whose="the store")[0], name=str(path))
 
 
 def columns_of(domains: np.ndarray) -> list[str]:
@@ -171,7 +171,8 @@ class _Rows:
     def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         if number >= len(self.ends):
             raise UserError(
-                f"{self.path} holds {len(self.ends)} mixtures; there is no mixture {number}. Train fewer steps."
+                f"{self.path} holds {len(self.ends)} mixtures; there is no mixture {number}. Train fewer steps, or "
+                "give more rows."
             )
         of_row = slice(self.ends[number - 1] if number else 0, self.ends[number])
         return self.domains[of_row], self.weights[of_row]

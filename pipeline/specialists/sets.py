@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappush, heappushpop
 
@@ -65,6 +65,14 @@ class SpecialistSet:
         if self.not_read:
             notes.append(f"Files of the texts that were not read: {files_not_read(self.not_read)}.")
         return notes
+
+
+def check_names(sets: Sequence[SpecialistSet]) -> None:
+    """Raise ValueError if two of the sets have the same name, as one of `texts` and a held-out source may."""
+    names = [one.name for one in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two sets are named {name!r}: give the one of `texts` another name.")
 
 
 def set_of_texts(

@@ -39,9 +39,14 @@ def blend(recipes: Sequence[Recipe], shares: Sequence[float], soup: SoupOfExpert
         raise UserError(
             f"{len(recipes)} recipes and {len(shares_R)} shares: give two recipes or more, a share each."
         )
-    if not np.isfinite(shares_R).all() or (shares_R < 0).any() or not shares_R.sum() > 0:
-        raise UserError(f"the shares are {list(shares)}; they must be at least 0 and not all 0.")
-    shares_R = shares_R / shares_R.sum()
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = shares_R.sum()
+    if not (shares_R >= 0).all() or not 0 < total < np.inf:
+        raise UserError(
+            f"the shares are {list(shares)}; they must be at least 0, not all 0, and of a finite sum. Give smaller or "
+            "larger ones: they are divided by their sum."
+        )
+    shares_R = shares_R / total
     for recipe in recipes:
         check_recipe(recipe, soup)
         if recipe.how.get("method") == FINE_TUNED:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -83,6 +83,7 @@ def learn_coefficients(
     Raises:
         ValueError: no window on one of the sides, or a soup without experts.
     """
+    learning = _absolute(learning, start_N)
     coefficients_N, model, step = _descent(soup, start_N, learning)
     return descend(
         step,
@@ -111,6 +112,7 @@ def coefficients_after(
 
     Raises ValueError as :func:`learn_coefficients`.
     """
+    learning = _absolute(learning, start_N)
     coefficients_N, _, step = _descent(soup, start_N, learning)
     batches, found = batches_of(windows_nL1, learning), []
     for done in range(1, looks[-1] + 1):
@@ -119,6 +121,14 @@ def coefficients_after(
         if done in looks:
             found.append(coefficients_N.detach().clone())
     return torch.stack(found)
+
+
+def _absolute(learning: Learning, start_N: torch.Tensor) -> Learning:
+    """The same with a rate that is no longer relative to the coefficients' size."""
+    if not learning.relative:
+        return learning
+    size = start_N.square().mean().sqrt().item() if len(start_N) else 0.0
+    return replace(learning, learning_rate=learning.learning_rate * (size or 1.0), relative=False)
 
 
 def _descent(
@@ -133,8 +143,7 @@ def _descent(
     gradients = unflatten(gradient_P, soup.layout)
     for name, parameter in model.named_parameters():
         parameter.grad = gradients[name]
-    size = start_N.square().mean().sqrt().item() if learning.relative else 1.0
-    optimizer = torch.optim.Adam([coefficients_N], lr=learning.learning_rate * (size or 1.0))
+    optimizer = torch.optim.Adam([coefficients_N], lr=learning.learning_rate)
 
     def step(batch_BL1: torch.Tensor) -> None:
         gradient_P.zero_()

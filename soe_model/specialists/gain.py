@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from soe_model.specialists.evaluation import student_90
+from soe_model.specialists.recipe import GENERIC
 from soe_model.specialists.refining import REFINED, steps_taken
 
 NO_GAIN = "No gain: use the generic model"
@@ -73,6 +74,8 @@ def gain_of(how: Mapping[str, Any], counts: Mapping[str, Any]) -> Gain | None:
 
 def gain_line(how: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     """One sentence for a person; arguments as :func:`gain_of`."""
+    if how.get("method") == GENERIC:
+        return "This is the generic model."
     if is_generic(how) and not how["blend"].get("units"):
         return f"{NO_GAIN}, which this is: there was too little text to measure any other."
     if is_generic(how):
@@ -84,7 +87,7 @@ def gain_line(how: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     if gain.sure:
         return f"Gain: {gain}."
     return (
-        f"{NO_GAIN} ({gain})."
+        f"{NO_GAIN}, which the method {GENERIC} makes ({gain})."
         if gain.nats <= 0
         else f"No sure gain: the generic model may do as well ({gain})."
     )
@@ -93,4 +96,6 @@ def gain_line(how: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
 def is_generic(how: Mapping[str, Any]) -> bool:
     """Whether the specialist was made as the generic instance itself."""
     blend = how.get("blend")
+    if how.get("method") == GENERIC:
+        return True
     return isinstance(blend, Mapping) and blend.get("share") == 0 and not steps_taken(how)

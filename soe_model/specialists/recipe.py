@@ -21,14 +21,14 @@ from soe_model.specialists.refining import REFINED, steps_taken
 from storage_schema.errors import UserError
 from storage_schema.manifest import Manifest, StoreError, read_manifest
 
-FINE_TUNED = "fine-tuned"
+FINE_TUNED, GENERIC = "fine-tuned", "generic"
 _LARGEST = float(np.finfo(np.float32).max)
 _ONE = 1 + 1e-6
 AS_ROUNDED = 1e-3
 """Coefficients of the same domain weights, on another machine, differ by less of the largest."""
 BLEND_COEFFICIENTS, BLEND_DOMAIN_WEIGHTS = "average-coefficients", "average-domain-weights"
 
-OF_DOMAIN_WEIGHTS = (BLENDED, "nearest-centroids", FINE_TUNED, BLEND_DOMAIN_WEIGHTS)
+OF_DOMAIN_WEIGHTS = (BLENDED, "nearest-centroids", FINE_TUNED, GENERIC, BLEND_DOMAIN_WEIGHTS)
 """Methods whose coefficients are those of the recipe's domain weights."""
 
 

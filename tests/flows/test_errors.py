@@ -38,6 +38,14 @@ def test_the_command_prints_it_on_stderr(capsys):
     [
         ({"steps": 0}, "steps: Input should be greater than or equal to 1 (got 0)"),
         ({"stepz": 1}, "stepz: Extra inputs are not permitted (got 1)"),
+        (
+            {"generic_share": "half"},
+            "generic_share: it must be a number from 0 to 1, 'uniform' or 'triangular' (got 'half')",
+        ),
+        (
+            {"laws": [{"law": "uniform", "share": 1, "generic_share": 2}]},
+            "laws.0.generic_share: it must be a number from 0 to 1, 'uniform' or 'triangular' (got 2)",
+        ),
     ],
 )
 def test_a_setting_out_of_bounds_is_named(setting, said):

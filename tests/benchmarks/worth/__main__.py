@@ -1,4 +1,4 @@
-"""What a soup is worth: a corpus of 200 MB, its domains, soups and twins of some million parameters.
+"""What a soup is worth: a corpus of 290 MB, its domains, soups and twins of some million parameters.
 
     python -m tests.benchmarks.worth prepare --folder FOLDER      # packages → corpus; minutes
     python -m tests.benchmarks.worth build --folder FOLDER        # corpus → domains; an hour or two on two cores

@@ -64,13 +64,14 @@ def configure(package: Package, options: argparse.Namespace) -> tuple[SoupConfig
         sequence_length=facts["sequence_length"],
         end_of_text=facts["end_of_text"],
     )
+    num_experts = options.soup.get("num_experts", base.num_experts)
     soup = SoupConfig(
         backbone=backbone,
-        num_experts=base.num_experts,
+        num_experts=num_experts,
         num_domains=len(package.starts_K),
         router_hidden=base.router_hidden,
         router_input_scale=base.router_input_scale,
-        router_output_scale=base.router_output_scale,
+        router_output_scale=base.output_scale(num_experts),
         expert_std=base.expert_std,
     )
     training = replace(base.training, sequence_length=facts["sequence_length"], seed=options.seed)
@@ -101,6 +102,16 @@ def train(package: Package, options: argparse.Namespace) -> dict[str, Any] | Non
         device=options.device,
     )
     notes = restore(options.out, trainer, plan.digest)
+    result = {
+        "preset": options.preset,
+        "num_experts": soup.num_experts,
+        "parameters": trainer.backbone.num_params,
+        "training": plan.facts | {"steps": training.steps, "learning_rate": training.learning_rate},
+        "package": package.facts,
+        "curve": notes["curve"],
+    }
+    if trainer.step:
+        write_atomically(options.out / CURVE, json.dumps(result))  # one that was cut off may lack its last point
     every = -(-training.steps // options.points)
     while trainer.step < training.steps:
         begun, at = time.time(), trainer.step
@@ -116,14 +127,6 @@ def train(package: Package, options: argparse.Namespace) -> dict[str, Any] | Non
         late = time.time() >= until and trainer.step < training.steps
         if at_point or late:
             keep(options.out, trainer, plan.digest, notes)
-            result = {
-                "preset": options.preset,
-                "num_experts": soup.num_experts,
-                "parameters": trainer.backbone.num_params,
-                "training": plan.facts | {"steps": training.steps, "learning_rate": training.learning_rate},
-                "package": package.facts,
-                "curve": notes["curve"],
-            }
             write_atomically(options.out / CURVE, json.dumps(result))
         if late:
             print(f"stopped at step {trainer.step} of {training.steps}: run the same again.", flush=True)

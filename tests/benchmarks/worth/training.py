@@ -54,6 +54,8 @@ def train(settings: Pretrain, folder: Path, points: int, until: float) -> dict[s
         "tokens_per_step": tokens,
         "curve": notes["curve"],
     }
+    if trainer.step:
+        write_atomically(folder / CURVE, json.dumps(result))  # one that was cut off may lack its last point
     for seconds in _steps(trainer, stream):
         notes["seconds"] += seconds
         at_point = trainer.step % every == 0 or trainer.step == steps

@@ -12,6 +12,7 @@ from rich.console import Console
 from flows.cli import demo
 from flows.cli import demo_report as comparison
 from flows.settings import BuildDomains, Pretrain, Specialize
+from storage_schema.errors import UserError
 from storage_schema.layout import run_folder, specialist_folder, store_folder
 from storage_schema.stage import open_stage
 
@@ -147,6 +148,22 @@ def test_what_is_gained_over_the_soups_own_generic_instance_is_said(monkeypatch,
     body["specialist_sets"][1]["refining_steps"] = 5
     file.write_text(json.dumps(body))
     assert "(0 were made as it)" in comparison.gained(collect())
+
+
+@pytest.mark.parametrize("missing", ["generic_loss", "generic_mixture"])
+def test_an_evaluation_of_other_specialists_is_no_demonstration(monkeypatch, tmp_path, missing):
+    """As `specialize` leaves it without compare_with, and without held_out_of."""
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    measured()
+    file = specialist_folder("out") / "evaluation.json"
+    body = json.loads(file.read_text())
+    for of_twin in (body, *body["specialist_sets"]):
+        of_twin.pop(missing, None)
+    file.write_text(json.dumps(body))
+    with pytest.raises(
+        UserError, match=f"out/evaluation.json has no '{missing}'.* else remove .*out and run"
+    ):
+        collect()
 
 
 def test_unequal_tokens_do_not_compare(monkeypatch, tmp_path):

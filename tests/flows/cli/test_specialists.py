@@ -123,16 +123,22 @@ def test_by_itself_a_specialist_goes_as_far_as_helps_and_says_what_it_gains(
     assert read_manifest(tmp_path / "c", "specialist").configuration["method"] == "blended"
 
 
-def test_where_nothing_is_gained_the_specialist_is_the_generic_instance(soup, tmp_path, capsys):
+@pytest.mark.parametrize("method", ["blended", "generic"])
+def test_the_specialist_is_the_generic_instance_where_nothing_is_gained_or_that_is_asked_for(
+    soup, tmp_path, capsys, method
+):
     random = np.random.default_rng(0)
     for number in range(12):
         noise = "".join(random.choice(list("qxzjkvw0123456789#@&%$ "), 90))
         (tmp_path / f"{number:02d}.txt").write_text(noise)
-    assert (
-        run("specialize", soup, "--texts", tmp_path, "--method", "blended", "--out", tmp_path / "made") == 0
-    )
+    assert run("specialize", soup, "--texts", tmp_path, "--method", method, "--out", tmp_path / "made") == 0
     shown = capsys.readouterr().out
-    assert "No gain: use the generic model, which this is" in shown
+    said = {
+        "blended": "No gain: use the generic model, which this is",
+        "generic": "This is the generic model.",
+    }
+    assert said[method] in shown
+    assert run("verify", tmp_path / "made", "--soup", soup) == 0
     opened = SoupOfExperts.open(soup)
     weights = torch.from_numpy(opened.generic_weights).float()
     instance_P = opened.instances(opened.coefficients(weights[None]))[0]

@@ -14,6 +14,7 @@ from flows.comparison.measuring import FINISHED
 from flows.comparison.plan import Pace, Rate, left_of, makespan, steps_in_hours, steps_of_tokens
 from flows.comparison.training import stream_of
 from flows.settings import CompareMethods
+from storage_schema.errors import UserError
 from tests.extras import needs
 from tests.flows.comparison import toy
 
@@ -94,7 +95,6 @@ def test_what_is_finished_takes_no_time(tmp_path, store):
             {"methods": ["branched-experts"], "options": {"branched-experts": {"branch_rate": "0.3"}}},
             "branched-experts: branch_rate is 0.3; it must be",
         ),
-        ({"support_size": 5}, "support_size|5"),
         (
             {"options": {"generic": {"meta_distribution": "uniform"}}},
             "generic: meta_distribution says how mixtures are drawn, and its runs have one mixture each",
@@ -105,7 +105,7 @@ def test_what_is_finished_takes_no_time(tmp_path, store):
         ),
         (
             {"options": {"soup": {"meta_distribution": "mixed", "laws": [RECORDED]}}},
-            "soup: one of its laws reads a table of ratios",
+            "soup: the law recorded takes its mixtures from a table",
         ),
         (
             {"methods": ["generic", "branched-experts"], "steps": 2},
@@ -128,6 +128,29 @@ def test_what_cannot_be_is_refused_by_name(store, given, said):
     with pytest.raises(ValueError, match=said):
         for one in toy.all_pretrainings(toy.settings(store.folder.parent, **given), store, steps=steps):
             stream_of(one.runs[0], store, 0, one.law)
+
+
+def mixed(**law):
+    return {"meta_distribution": "mixed", "laws": [{"law": "sparse", "share": 1.0} | law]}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_experts": 0}, r"soup: num_experts: Input should be .* 1 \(got 0\)\. Leave it out of methods"),
+        ({"generic_share": 2}, "soup: generic_share: it must be a number from 0 to 1"),
+        (mixed(share=-1), "soup: laws.0.share: Input should be greater than 0"),
+        ({"support_size": 9}, "soup: support_size is 9; it must be between 1 and the 4 domains"),
+        (mixed(support_size=9), "soup: support_size is 9; it must be between 1 and the 4 domains"),
+        ({"meta_distribution": "recorded"}, "soup: the law recorded takes its mixtures from a table"),
+        ({"meta_distribution": "fixed"}, "soup: the law fixed takes its mixtures from a table"),
+        (mixed(law="recorded"), "soup: the law recorded takes its mixtures from a table"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_before_any_stream(store, options, said):
+    chosen = toy.settings(store.folder.parent, options={"soup": options})
+    with pytest.raises(UserError, match=said):
+        contenders(chosen, store, seed=0, steps=24)
 
 
 def test_domain_experts_share_the_tokens_and_take_the_plain_rate(store):

@@ -10,7 +10,7 @@ from flows.jobs import pretrain_soe
 from flows.settings import Pretrain
 from flows.training import resolve_run as run_plan
 from pipeline.mixtures.ratios import write_fixed
-from soe_model.presets import Preset, TrainingConfig
+from soe_model.presets import Preset, TrainingConfig, preset
 from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from tests.flows.jobs.pretraining import SETTINGS
@@ -115,6 +115,14 @@ def test_every_number_of_a_preset_is_a_setting(home):
     for name, value in [("learning_rate", "Infinity"), ("beta2", 1.0), ("warmup_steps", -1), ("epsilon", 0)]:
         with pytest.raises(ValueError, match=name):
             Pretrain(**{name: value})
+
+
+def test_with_more_experts_than_the_preset_has_the_coefficients_start_smaller(home):
+    store = DomainStore(home / "stores" / "toy")
+    run = run_plan.resolve(Pretrain(store="toy", preset="tiny", num_experts=64), store)
+    assert run.soup.router_output_scale == preset("tiny").router_output_scale / 4
+    twin = run_plan.resolve(Pretrain(store="toy", preset="tiny", method="generic"), store)
+    assert twin.soup.router_output_scale == preset("tiny").router_output_scale
 
 
 @pytest.mark.parametrize("law", ["uniform", "dirichlet"])

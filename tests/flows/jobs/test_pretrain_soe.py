@@ -160,6 +160,8 @@ def test_an_unfinished_run_is_not_resumed_on_another_plan(home, monkeypatch, cha
 def test_a_name_in_use_is_refused(home, one_worker):
     with pytest.raises(StoreError, match="built with other settings: .*training was"):
         pretrain_soe.run(Pretrain(name="one", **SETTINGS | {"steps": 121}))
+    with pytest.raises(StoreError, match="holds another run: meta_distribution was"):
+        pretrain_soe.run(Pretrain(name="one", **SETTINGS | {"by_size": True}))
 
 
 def test_checkpoints_of_another_store_are_refused(home, one_worker):

@@ -9,6 +9,7 @@ from flows.jobs import specialize
 from flows.reporting import job_output
 from flows.reporting.progress import progress
 from flows.settings import Specialize
+from pipeline.specialists.sets import SpecialistSet
 from storage_schema.manifest import StoreError
 
 
@@ -38,6 +39,14 @@ def test_too_few_texts_to_evaluate_on_are_refused(tmp_path):
 def test_no_set_at_all_is_refused():
     with pytest.raises(ValueError, match="no specialist set: name files of texts"):
         specialize.read_sets(Specialize())
+
+
+def test_a_held_out_source_named_as_one_of_the_texts_is_refused(monkeypatch, tmp_path):
+    """Both would be written to one folder."""
+    held_out = SpecialistSet(name="notes", texts=["a"], evaluation=["b"])
+    monkeypatch.setattr(specialize, "held_out_sets", lambda *a, **k: [held_out])
+    with pytest.raises(ValueError, match="two sets are named 'notes'.*give the one of `texts` another name"):
+        read(tmp_path, "one text\n\nanother", held_out_of="mine")
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", ""])

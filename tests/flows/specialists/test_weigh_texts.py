@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flows.cli.main import main
-from pipeline.mixtures.ratios import read_fixed
+from pipeline.mixtures.ratios import read_fixed, read_table
 from storage_schema.domains import DomainStore
 from tests.flows.built_store import TOPICS
 
@@ -34,10 +34,21 @@ def test_the_texts_may_lie_in_another_field(built, settings, tmp_path, capsys):
     assert "3 passages in" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("stem", "row"), [("my mixture", "my mixture"), ('a,"b"', "a--b-"), ("Größe", "Größe")]
+)
+def test_the_table_may_have_any_name(built, settings, tmp_path, stem, row):
+    (tmp_path / "texts.txt").write_text(TOPICS["pets"])
+    out = tmp_path / f"{stem}.csv"
+    command = ["weights", settings.store, "--texts", str(tmp_path / "texts.txt"), "--out", str(out)]
+    assert main(command) == 0
+    assert read_table(out)[0] == [row]
+
+
 def test_what_cannot_be_weighed_is_said_in_a_line(built, settings, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text(" ")
     assert main(["weights", settings.store, "--texts", str(tmp_path), "--out", str(tmp_path / "h.csv")]) == 1
     assert main(["weights", "nowhere", "--texts", str(tmp_path), "--out", str(tmp_path / "h.csv")]) == 1
     said = capsys.readouterr().err
-    assert "error: specialist set h: no text in" in said and "error: no " in said
+    assert "error: specialist set texts: no text in" in said and "error: no " in said
     assert not (tmp_path / "h.csv").exists()

@@ -122,6 +122,7 @@ def test_mixtures_of_fewer_domains_are_padded():
         (lambda: Mixed(()), "there are no laws to mix"),
         (lambda: Mixed(((0.0, ALONE),)), "the share of the law fixed is 0.0"),
         (lambda: Mixed(((float("inf"), ALONE),)), "the share of the law fixed is inf"),
+        (lambda: Mixed(((1e308, ALONE), (1e308, ALONE))), "shares of the laws sum to inf.*Give smaller ones"),
         (lambda: weights(Mixed(((1.0, ALONE), (1.0, Sparse(support_size=9)))), 1), "support_size is 9"),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipeline.mixtures.compositions import Mixed, WithGeneric
 from pipeline.mixtures.meta_distributions import Sparse
 from pipeline.mixtures.plan import MixturePlan
 from pipeline.mixtures.ratios import read_fixed, read_ratios, read_table, write_fixed, write_ratios
@@ -67,6 +68,34 @@ def test_a_fixed_mixture_is_one_row(tmp_path):
         read_fixed(tmp_path / "two.csv", 6)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("domain_0002,domain_0004\n0.5,0.4\n", "the weights sum to 0.9, not to 1"),
+        ("domain_0002,domain_0004\n1,\n", "domain 4 has weight nan"),
+        ("domain_0001\n1\n", "domain 1 has weight 1 but no whole window"),
+    ],
+)
+def test_a_bad_fixed_mixture_is_refused_by_its_table_s_name(tmp_path, content, message):
+    (tmp_path / "h.csv").write_text(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}/h.csv: {message}"):
+        make_plan(Mixed(((1, Sparse(support_size=2)), (1, read_fixed(tmp_path / "h.csv", 6)))))
+
+
+@pytest.mark.parametrize("of_mixed", [lambda law: law, lambda law: WithGeneric(law=law, share=0.5)])
+def test_a_table_in_mixed_has_a_row_for_every_mixture_of_the_run(tmp_path, of_mixed):
+    """Else a run would end at the first mixture without one, in the middle: its last step seldom takes this law."""
+    write_ratios(make_plan(Sparse(support_size=3)), 0, 99, tmp_path / "r.csv")
+    table = read_ratios(tmp_path / "r.csv")
+    plan = make_plan(of_mixed(Mixed(((1, table), (99, Sparse(support_size=2))))))
+    plan.steps(99, 100)  # of the other law
+    with pytest.raises(
+        ValueError, match="r.csv holds 198 mixtures; there is no mixture 198.*or give more rows"
+    ):
+        plan.check_tables(100)
+    plan.check_tables(99)
+
+
 @pytest.mark.parametrize("head", ["run,", "run_id,", "index,run_id,name,", "name,run_id,run,"])
 def test_tables_of_olmix_are_read(tmp_path, head):
     cells = {"run": "a,", "run_id": "a,", "index": "7,", "name": "x,"}
@@ -109,7 +138,10 @@ def test_what_is_trained_on_needs_no_names(tmp_path):
         ("run,domain_0002\n0,0.5\n", "sum to 0.5, not to 1"),
         ("run,domain_0009\n0,1\n", "row 1: domain 9 has weight 1 but no whole window.*there are 6 domains"),
         ("run,domain_0001\n0,1\n", "domain 1 has weight 1 but no whole window"),
-        ("run,domain_0002\n0,1\n", "holds 1 mixtures; there is no mixture 1"),
+        (
+            "run,domain_0002\n0,1\n",
+            r"holds 1 mixtures; there is no mixture 1\. Train fewer steps, or give more rows",
+        ),
     ],
 )
 def test_bad_tables_are_refused(tmp_path, content, message):
