@@ -25,6 +25,7 @@ from soe_model.files.soup import SoupOfExperts
 from soe_model.model.backbone import gpt2_config
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.specialists.evaluation import mean_loss
+from soe_model.specialists.gain import gain_line
 from soe_model.specialists.recipe import read_recipe
 from soe_model.specialists.specialist_files import materialize
 from soe_model.specialists.verification import verify_specialist
@@ -147,6 +148,18 @@ def test_the_specialist_is_the_same_to_the_last_bit(before):
     file = "model.safetensors"
     assert (again / file).read_bytes() == (MADE / "specialist" / file).read_bytes()
     verify_files(again, manifest)
+
+
+@pytest.mark.parametrize(("method", "gain"), [("blended", "+0.0811"), ("refined", "+0.1081")])
+def test_recipes_of_chosen_shares_and_steps_rebuild_every_bit(before, method, gain):
+    """They came later, with made-up measurements; of a refined one no domain weights give the coefficients."""
+    recipe = read_recipe(MADE / f"{method}.specialist.json")
+    manifest = materialize(
+        recipe, before.soup, before.folder / method
+    )  # refuses other tensors than the recipe's
+    assert manifest.counts["tensors"] == recipe.tensors
+    assert gain_line(recipe.how, {}).startswith(f"Gain: {gain} nats per token over the generic instance")
+    assert verify_specialist(before.folder / method, before.soup).problems == ()
 
 
 def test_the_specialist_has_the_loss_it_had(before):

@@ -163,21 +163,22 @@ def packaged(folder, *more: str):
 
 
 def test_a_packaged_run_goes_on_where_it_was_cut_off(package, tmp_path):
-    whole = packaged_training.train(package, packaged(tmp_path / "whole"))
-    assert packaged_training.train(package, packaged(tmp_path / "cut", "--minutes", "0")) is None
-    cut = packaged_training.train(package, packaged(tmp_path / "cut"))
+    mixed = "--support", "1", "2"
+    whole = packaged_training.train(package, packaged(tmp_path / "whole", *mixed))
+    assert packaged_training.train(package, packaged(tmp_path / "cut", "--minutes", "0", *mixed)) is None
+    cut = packaged_training.train(package, packaged(tmp_path / "cut", *mixed))
     assert [row["step"] for row in cut["curve"]] == [7, 14]
     assert [row["losses"] for row in cut["curve"]] == [row["losses"] for row in whole["curve"]]
     (tmp_path / "cut" / "curve.json").unlink()
-    again = packaged_training.train(package, packaged(tmp_path / "cut"))
+    again = packaged_training.train(package, packaged(tmp_path / "cut", *mixed))
     assert again == cut == json.loads((tmp_path / "cut" / "curve.json").read_text())
     of_set = cut["curve"][-1]["losses"]["databases"]
     assert len(set(of_set["losses"])) == 5
     assert of_set["chosen"] == of_set["losses"][packaged_training.SHARES.index(of_set["share"])]
-    mixed = packaged_training.train(package, packaged(tmp_path / "mixed", "--support", "1", "2"))
-    laws = mixed["training"]["meta_distribution"]["laws"]
+    laws = whole["training"]["meta_distribution"]["laws"]
     assert {law["of"]["support_size"]: law["share"] for law in laws} == {1: 0.5, 2: 0.5}
-    assert mixed["curve"][-1]["losses"] != whole["curve"][-1]["losses"]
+    plain = packaged_training.train(package, packaged(tmp_path / "plain"))
+    assert plain["curve"][-1]["losses"] != whole["curve"][-1]["losses"]
     twin = packaged_training.train(package, packaged(tmp_path / "twin", "--method", "generic"))
     assert twin["num_experts"] == 0 and len(twin["curve"][-1]["losses"]["databases"]["losses"]) == 1
 

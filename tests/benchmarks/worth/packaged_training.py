@@ -111,7 +111,9 @@ def train(package: Package, options: argparse.Namespace) -> dict[str, Any] | Non
         "curve": notes["curve"],
     }
     if trainer.step:
-        write_atomically(options.out / CURVE, json.dumps(result))  # one that was cut off may lack its last point
+        write_atomically(
+            options.out / CURVE, json.dumps(result)
+        )  # one that was cut off may lack its last point
     every = -(-training.steps // options.points)
     while trainer.step < training.steps:
         begun, at = time.time(), trainer.step
