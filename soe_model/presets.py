@@ -9,7 +9,7 @@ shape of the 335 M model (GPT-2 medium's), and that one norm over shared, expert
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,12 +41,8 @@ class SoupConfig:
     """r: an expert has a low-rank product for each matrix (section 2.6); None: full experts."""
 
     def __post_init__(self) -> None:
-        for name, kind in (
-            ("backbone", dict),
-            ("num_experts", int),
-            ("num_domains", int),
-            ("router_hidden", int),
-        ):
+        kinds = {"backbone": dict} | dict.fromkeys(("num_experts", "num_domains", "router_hidden"), int)
+        for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise UserError(f"{name} is {getattr(self, name)!r:.40}; it must be of type {kind.__name__}.")
         require(self, ("num_experts",), lambda n: n >= 0, "0 (the generic twin) or more")
@@ -84,6 +80,8 @@ class TrainingConfig:
     sequence_length: int = 1024
     mixtures_per_step: int = 1
     """W; Algorithm 2 has 1."""
+    train_generic: bool = False
+    """Each step also trains the generic instance, on all of its tokens: a second pass, and one instance more."""
     support_size: int = 4
     """s: the number of domains in a mixture (section 2.4)."""
     learning_rate: float = 1e-4
@@ -132,6 +130,10 @@ class TrainingConfig:
                 f"warmup_steps is {self.warmup_steps} and the run has {self.steps} steps: it would end before its "
                 f"learning rate is reached. Give warmup_steps={self.steps // 3}, a third of the run, or more steps."
             )
+
+    def described(self) -> dict[str, Any]:
+        """As records have it: without ``train_generic`` where it is off, as earlier releases wrote it."""
+        return {name: value for name, value in asdict(self).items() if name != "train_generic" or value}
 
     def over(self, steps: int) -> TrainingConfig:
         """The same training over other steps; over fewer, the warm-up is a third of them at most."""

@@ -17,7 +17,7 @@ app = typer.Typer()
 @with_settings(
     Pretrain,
     "preset", "expert_rank", "optimizer", "batch_size", "sequence_length", "mixtures_per_step", "micro_batch_size",
-    "compile_model", "num_workers",
+    "compile_model", "train_generic", "num_workers",
 )  # fmt: skip
 def plan(
     *,

@@ -81,7 +81,7 @@ def _identity(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "soup": asdict(run.soup),
-        "training": asdict(run.training),
+        "training": run.training.described(),
         "weights": None if weights_K is None else [round(float(weight), 9) for weight in weights_K],
         "begins_from": run.begins_from,
     }

@@ -112,7 +112,7 @@ def _verify(store: DomainStore) -> None:
 
 def _identity(training: TrainingConfig) -> dict[str, Any]:
     """The settings that identify a run: its training, without what only says how a machine does it."""
-    return {name: value for name, value in asdict(training).items() if name not in MAY_CHANGE_ON_RESUME}
+    return {name: value for name, value in training.described().items() if name not in MAY_CHANGE_ON_RESUME}
 
 
 def _fit(settings: Pretrain, resolved: ResolvedRun, stream: MixtureStream, *, soup_folder: str) -> None:

@@ -75,10 +75,12 @@ def _configs(settings: Pretrain, store: Vocabulary) -> tuple[SoupConfig, Trainin
         settings,
         "steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size", "learning_rate",
         "expert_learning_rate", "router_learning_rate", "warmup_steps", "final_learning_rate_fraction",
-        "gradient_clip", "optimizer", "micro_batch_size", "compile_model", "deterministic",
+        "gradient_clip", "optimizer", "micro_batch_size", "compile_model", "deterministic", "train_generic",
     )  # fmt: skip
     num_experts = settings.num_experts or chosen.num_experts
     if settings.method == "generic":
+        if settings.train_generic:
+            raise UserError("train_generic is for soups: method=generic trains nothing else. Leave it out.")
         num_experts = 0
         overrides["mixtures_per_step"] = 1
         overrides.setdefault("learning_rate", chosen.generic_learning_rate)

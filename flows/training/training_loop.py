@@ -19,6 +19,7 @@ from flows.training import fatal_errors
 from flows.training.checkpoints import Checkpoints
 from flows.training.run_reporter import LOG_EVERY, Watch
 from pipeline.cores import available_cores, compute_on
+from pipeline.mixtures.meta_distributions import window_shares
 from pipeline.stream.batches import Batch, MixtureStream
 from soe_model.files.write_soup import write_soup
 from soe_model.training.step import NonFiniteLoss, StepResult
@@ -61,9 +62,12 @@ def _train(config: dict[str, Any]) -> None:
     store = stream.open_store()
     tree, words = store.tree, _domain_words(store.folder.parent / DOMAIN_WORDS)
     centroids_KD = torch.from_numpy(tree.leaves_KD)
-    trainer = SoupTrainer(config["soup"], config["training"], centroids_KD=centroids_KD, device=device)
-    windows_K = store.windows_K(trainer.training.sequence_length)
-    run = _Run(config, stream, trainer, windows_K / windows_K.sum(), is_first=context.get_world_rank() == 0)
+    windows_K = store.windows_K(config["training"].sequence_length)
+    generic_K = torch.from_numpy(window_shares(windows_K)).float()
+    trainer = SoupTrainer(
+        config["soup"], config["training"], centroids_KD=centroids_KD, generic_K=generic_K, device=device
+    )
+    run = _Run(config, stream, trainer, generic_K, is_first=context.get_world_rank() == 0)
     run.restore()
     run.to_the_end()
     write_soup(
@@ -99,11 +103,11 @@ class _Run:
         config: dict[str, Any],
         stream: MixtureStream,
         trainer: SoupTrainer,
-        generic_K: np.ndarray,
+        generic_K: torch.Tensor,
         *,
         is_first: bool,
     ):
-        self._generic_K = torch.from_numpy(generic_K)
+        self._generic_K = generic_K
         self.stream, self.trainer, self.is_first = stream, trainer, is_first
         self.folder = Path(config["run_folder"])
         self.checkpoints = Checkpoints(self.folder, trainer, plan_digest=stream.plan.digest)

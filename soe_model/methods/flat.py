@@ -49,6 +49,7 @@ class FlatMethod(Method):
             run.training,
             centroids_KD=self.centroids_KD,
             initial_P=None if begun is None else self.plain_model(begun),
+            generic_K=self.generic_K,
             device=self.device,
         )
 
@@ -80,7 +81,9 @@ class FlatMethod(Method):
             rate: its learning rate over the training's.
         """
         learning_rate = rate * self.training.learning_rate
-        training = replace(self.training, mixtures_per_step=1, learning_rate=learning_rate)
+        training = replace(
+            self.training, mixtures_per_step=1, learning_rate=learning_rate, train_generic=False
+        )
         if steps is not None:
             training = training.over(steps)
         return Run(

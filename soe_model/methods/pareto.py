@@ -39,6 +39,7 @@ class Pareto(GroupedMethod):
             run.training,
             router=GroupMasses(self.members_KG),
             train_shared=False,
+            generic_K=self.generic_K,
             device=self.device,
         )
 

@@ -27,12 +27,14 @@ class Sharding:
     num_params: int
     rank: int = 0
     world_size: int = 1
+    common: int = 0
+    """So many instances after those of the mixtures go to every rank."""
 
     @classmethod
-    def current(cls, num_params: int) -> Sharding:
+    def current(cls, num_params: int, *, common: int = 0) -> Sharding:
         """The sharding over the default process group, or over one rank where there is none."""
         rank, world_size = current_rank()
-        return cls(num_params=num_params, rank=rank, world_size=world_size)
+        return cls(num_params=num_params, rank=rank, world_size=world_size, common=common)
 
     @property
     def width(self) -> int:
@@ -45,9 +47,11 @@ class Sharding:
         start = min(self.rank * self.width, self.num_params)
         return slice(start, min(start + self.width, self.num_params))
 
-    def owned(self, num_mixtures: int, rank: int | None = None) -> range:
-        """The mixtures of which a rank has sequences."""
-        return owned_mixtures(num_mixtures, self.rank if rank is None else rank, self.world_size)
+    def owned(self, num_instances: int, rank: int | None = None) -> list[int]:
+        """The instances of which a rank has sequences: those of its mixtures, and the common ones."""
+        first = num_instances - self.common
+        mixtures = owned_mixtures(first, self.rank if rank is None else rank, self.world_size)
+        return [*mixtures, *range(first, num_instances)]
 
     def shard(self, full_P: torch.Tensor) -> torch.Tensor:
         """This rank's slice of the last axis, padded with zeros to `width`."""
@@ -66,7 +70,7 @@ class Sharding:
     def to_owners(self, part_Wp: torch.Tensor, out_VP: torch.Tensor) -> None:
         """From this rank's columns of all instances to all columns of its own instances, padded [V, R * p]."""
         every = range(self.world_size)
-        sent = torch.cat([part_Wp[list(self.owned(len(part_Wp), rank))].reshape(-1) for rank in every])
+        sent = torch.cat([part_Wp[self.owned(len(part_Wp), rank)].reshape(-1) for rank in every])
         received_RVp = part_Wp.new_empty(self.world_size, len(out_VP), self.width)
         sizes = [len(self.owned(len(part_Wp), rank)) * self.width for rank in every]
         dist.all_to_all_single(
@@ -74,21 +78,21 @@ class Sharding:
         )
         out_VP.view(len(out_VP), self.world_size, self.width).copy_(received_RVp.transpose(0, 1))
 
-    def from_owners(self, grads_VP: torch.Tensor, num_mixtures: int) -> torch.Tensor:
+    def from_owners(self, grads_VP: torch.Tensor, num_instances: int) -> torch.Tensor:
         """From the gradients of this rank's instances, padded [V, R * p], to its columns of all gradients, [W, p].
 
         The parts that several ranks have of one instance's gradient are added in the order of the ranks.
         """
         if self.world_size == 1:
             return grads_VP
-        owned = [self.owned(num_mixtures, rank) for rank in range(self.world_size)]
+        owned = [self.owned(num_instances, rank) for rank in range(self.world_size)]
         sent = grads_VP.view(len(grads_VP), self.world_size, self.width).transpose(0, 1).contiguous()
         sizes = [len(mixtures) * self.width for mixtures in owned]
         received = grads_VP.new_empty(sum(sizes))
         dist.all_to_all_single(received, sent.view(-1), sizes, [sent[0].numel()] * self.world_size)
-        total_Wp = grads_VP.new_zeros(num_mixtures, self.width)
+        total_Wp = grads_VP.new_zeros(num_instances, self.width)
         for mixtures, part in zip(owned, received.split(sizes), strict=True):
-            total_Wp[list(mixtures)] += part.view(len(mixtures), self.width)
+            total_Wp[mixtures] += part.view(len(mixtures), self.width)
         return total_Wp
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -32,10 +32,16 @@ class Setup:
         return Sharding(num_params=self.size.num_params, world_size=self.num_workers).width
 
     @property
+    def instances(self) -> int:
+        """W, and the generic instance if it is trained too."""
+        return self.training.mixtures_per_step + self.training.train_generic
+
+    @property
     def owned(self) -> list[int]:
-        """Number of instances of each rank: rank r has ceil((r + 1) W / n) - floor(r W / n)."""
+        """Number of instances of each rank: rank r has ceil((r + 1) W / n) - floor(r W / n), and the generic one."""
         mixtures, ranks = self.training.mixtures_per_step, self.num_workers
-        return [len(owned_mixtures(mixtures, rank, ranks)) for rank in range(ranks)]
+        generic = int(self.training.train_generic)
+        return [len(owned_mixtures(mixtures, rank, ranks)) + generic for rank in range(ranks)]
 
     @property
     def factors(self) -> list[ParameterSlot]:
@@ -56,9 +62,9 @@ class Setup:
 
     @property
     def micro_batch(self) -> int:
-        """Sequences in one pass: the setting, or all that a rank has of one mixture."""
+        """Sequences in one pass: the setting, or all that a rank has of one instance."""
         training = self.training
-        most = min(
-            training.batch_size // training.mixtures_per_step, -(-training.batch_size // self.num_workers)
-        )
+        most = -(-training.batch_size // self.num_workers)
+        if not training.train_generic:
+            most = min(training.batch_size // training.mixtures_per_step, most)
         return min(training.micro_batch_size or most, most)

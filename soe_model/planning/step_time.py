@@ -24,13 +24,15 @@ class StepTime:
 
     backbone: float | None
     bank: float | None
+    passes: int = 1
+    """Of each sequence through the backbone."""
 
     @property
     def ratio(self) -> float | None:
         """Tokens per second of the soup, divided by its twin's; both are assumed to communicate for as long."""
         if self.backbone is None or self.bank is None:
             return None
-        return self.backbone / (self.backbone + self.bank)
+        return self.backbone / self.passes / (self.backbone + self.bank)
 
 
 def token_flops(size: ModelSize, sequence_length: int) -> float:
@@ -41,7 +43,7 @@ def token_flops(size: ModelSize, sequence_length: int) -> float:
 def step_flops(setup: Setup) -> float:
     """FLOPs of the backbone in one step: a backward pass costs twice its forward pass (PaLM)."""
     training = setup.training
-    tokens = training.batch_size * training.sequence_length
+    tokens = training.batch_size * training.sequence_length * (1 + training.train_generic)
     return 3 * token_flops(setup.size, training.sequence_length) * tokens
 
 
@@ -60,7 +62,7 @@ def whole_step_flops(setup: Setup) -> float:
     the same. The paper (section 2.5) counts N P operations for the three together. Its 14 operations of Adam per
     parameter are taken as they are.
     """
-    bank = 3 * setup.training.mixtures_per_step * _products(setup)
+    bank = 3 * setup.instances * _products(setup)
     return step_flops(setup) + bank + ADAM_FLOPS * bank_params(setup)
 
 
@@ -86,4 +88,4 @@ def step_time(setup: Setup, device: Device, *, mfu: float | None = None) -> Step
     if device.bandwidth and not setup.soup.expert_rank:
         _, moved = bytes_of(setup.training.optimizer)
         bank = moved * setup.soup.num_experts * setup.width / device.bandwidth
-    return StepTime(backbone=backbone, bank=bank)
+    return StepTime(backbone=backbone, bank=bank, passes=1 + setup.training.train_generic)

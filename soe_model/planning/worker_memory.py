@@ -26,7 +26,7 @@ def worker_memory(setup: Setup) -> dict[str, float]:
     The need is their sum. Communication and activations are not there at the same time, but an allocator does not
     always reuse the memory of the one for the other.
     """
-    width, ranks, mixtures = setup.width, setup.num_workers, setup.training.mixtures_per_step
+    width, ranks, mixtures = setup.width, setup.num_workers, setup.instances
     most = max(setup.owned)
     elements = setup.soup.num_experts * width
     tile = min(elements, TILE[setup.device_type])
@@ -52,7 +52,7 @@ def communication_bytes(setup: Setup) -> float:
     Low-rank experts instead need the whole gradients on every rank: as they were received and, with several mixtures,
     once more in order.
     """
-    ranks, mixtures, owned = setup.num_workers, setup.training.mixtures_per_step, setup.owned
+    ranks, mixtures, owned = setup.num_workers, setup.instances, setup.owned
     if ranks == 1:
         return 0
     columns = sum(owned) + ranks * max(owned)

@@ -28,7 +28,7 @@ from storage_schema.versions import written_with
 
 _TRAINING = (
     "optimizer", "learning_rate", "expert_learning_rate", "router_learning_rate", "steps", "warmup_steps",
-    "final_learning_rate_fraction", "gradient_clip",
+    "final_learning_rate_fraction", "gradient_clip", "train_generic",
 )  # fmt: skip
 """Settings that the next steps depend on, besides Adam's constants; the plan's digest stands for the data."""
 

@@ -40,6 +40,16 @@ class NonFiniteLoss(RuntimeError):
         self.step, self.mixtures = step, mixtures
 
 
+def not_finite(step: int, loss: float, norm: float, of_mixtures_W: torch.Tensor) -> NonFiniteLoss:
+    """The error of a step whose loss or gradient is not finite; so are the numbers of the mixtures that caused it."""
+    mixtures = (~of_mixtures_W.isfinite()).nonzero().flatten().tolist()
+    return NonFiniteLoss(
+        f"step {step}: loss {loss}, gradient norm {norm}, of mixtures {mixtures}; nothing was updated.",
+        step=step,
+        mixtures=mixtures,
+    )
+
+
 @contextmanager
 def deterministic_kernels() -> Iterator[None]:
     """Use PyTorch's bitwise reproducible kernels inside; the setting is global, so it is put back afterwards."""

@@ -1,7 +1,6 @@
 """Pretraining of a soup: one step (Algorithm 2, with W mixtures per step) and the state that resumes it.
 
-Legend: W mixtures, V of them on this rank, K domains, N experts, P parameters of one model, p on this rank,
-B sequences of this rank, L tokens.
+Legend: W mixtures, V on this rank, K domains, N experts, P parameters of a model, p and B sequences on this rank, L tokens.
 """
 
 from __future__ import annotations
@@ -21,14 +20,15 @@ from soe_model.optimizers import Adam
 from soe_model.presets import SoupConfig, TrainingConfig
 from soe_model.training.specialisation import Specialisation, share_entropy, specialisation
 from soe_model.training.step import (
-    NonFiniteLoss,
     StepResult,
     check_state,
     deterministic_kernels,
     learning_rate_factor,
+    not_finite,
     precision,
 )
 from soe_model.training.step_clock import StepClock
+from storage_schema.errors import UserError
 
 
 class SoupTrainer:
@@ -40,6 +40,7 @@ class SoupTrainer:
         router: a module from domain weights [W, K] to coefficients [W, N] in place of the soup's router; where it has
             no parameters, there is nothing of it to train.
         train_shared: False: the shared parameters stay as they are, and only the experts learn.
+        generic_K: the generic mixture, float32 [K], for a training with ``train_generic``.
     """
 
     def __init__(
@@ -51,21 +52,27 @@ class SoupTrainer:
         initial_P: torch.Tensor | None = None,
         router: nn.Module | None = None,
         train_shared: bool = True,
+        generic_K: torch.Tensor | None = None,
         device: str | torch.device = "cpu",
     ):
         self.soup, self.training, self.device = soup, training, torch.device(device)
-        rank, world_size = current_rank()
+        if training.train_generic and generic_K is None:
+            raise UserError("train_generic needs the generic mixture: give generic_K.")
+        self._generic = (
+            [generic_K[None].to(self.device)] if training.train_generic and generic_K is not None else []
+        )
+        common, (rank, world_size) = int(training.train_generic), current_rank()
         self.backbone = build_backbone(
             soup.backbone,
             seed=training.seed,
             device=device,
-            instances=len(owned_mixtures(training.mixtures_per_step, rank, world_size)),
+            instances=len(owned_mixtures(training.mixtures_per_step, rank, world_size)) + common,
             multiple=ALIGNMENT * world_size,
         )
         if initial_P is not None:
             self.backbone.params_P.copy_(initial_P)
         self._losses = torch.compile(token_losses, dynamic=False) if training.compile_model else token_losses
-        self.sharding = Sharding.current(self.backbone.num_params)
+        self.sharding = Sharding.current(self.backbone.num_params, common=common)
         self.bank = Bank(
             self.backbone.params_P,
             num_experts=soup.num_experts,
@@ -107,7 +114,7 @@ class SoupTrainer:
         self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor, domain_weights_WK: torch.Tensor
     ) -> StepResult:
         self.clock.begin()
-        coefficients_WN = self.router.module(domain_weights_WK)
+        coefficients_WN = self._coefficients(domain_weights_WK)
         with torch.no_grad():
             self.bank.combine(coefficients_WN, self.backbone.padded_params_WP)
             self.clock.end_of("combine")
@@ -122,15 +129,22 @@ class SoupTrainer:
         self.clock.end_of("update")
         return result
 
+    def _coefficients(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
+        """Of the step's instances: those of its mixtures, then the generic one if that is trained."""
+        return self.router.module(torch.cat([domain_weights_WK, *self._generic]))
+
     def _instance_gradients(self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor) -> torch.Tensor:
-        """Compute the gradients of this rank's instances; return its share of each mixture's part of the loss, [W]."""
-        tokens_in_step = self.training.batch_size * (tokens_BL1.shape[1] - 1)
-        loss_W = torch.zeros(self.training.mixtures_per_step, device=self.device)
+        """Compute the gradients of this rank's instances; return its share of each one's part of the loss, [W].
+
+        If the generic instance is trained too, it is the last, and the gradient is that of the mean of both losses.
+        """
+        common, tokens_in_step = self.sharding.common, self.training.batch_size * (tokens_BL1.shape[1] - 1)
+        loss_W = torch.zeros(self.training.mixtures_per_step + common, device=self.device)
         self.backbone.padded_grads_WP.zero_()
         for w, tokens in self._micro_batches(tokens_BL1, mixture_B):
             with torch.enable_grad(), precision(self.device):
                 share = self._losses(self.backbone.module, tokens).sum() / tokens_in_step
-                share.backward()
+                (share / (1 + common)).backward()
             loss_W[w] += share.detach()
         return loss_W
 
@@ -141,11 +155,11 @@ class SoupTrainer:
         num_mixtures, size = self.training.mixtures_per_step, self.training.micro_batch_size
         # All lengths at once: with a comparison for each mixture the GPU would wait for each.
         lengths = mixture_B.bincount(minlength=num_mixtures).tolist()
-        for place, w in enumerate(self.sharding.owned(num_mixtures)):
+        for place, w in enumerate(self.sharding.owned(num_mixtures + self.sharding.common)):
             self.backbone.use(place)
             start = sum(lengths[:w])
-            of_mixture = tokens_BL1[start : start + lengths[w]]
-            for tokens in of_mixture.split(size or max(len(of_mixture), 1)):
+            of_instance = tokens_BL1 if w == num_mixtures else tokens_BL1[start : start + lengths[w]]
+            for tokens in of_instance.split(size or max(len(of_instance), 1)):
                 yield w, tokens
         self.backbone.use(0)
 
@@ -157,10 +171,12 @@ class SoupTrainer:
         if not self._train_shared:
             shared_norm2.zero_()
         norm = math.sqrt(shared_norm2.item() + experts_norm2.item() + router_norm**2)
-        loss = loss_W.sum().item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._refuse(loss_W, grads_Wp, loss, norm)
-        entropy = share_entropy(coefficients_WN)
+        mixtures = slice(self.training.mixtures_per_step)
+        loss = loss_W[mixtures].sum().item()
+        if not (loss_W.isfinite().all() and math.isfinite(norm)):
+            squares_W = self.sharding.sum(grads_Wp.square().sum(1))
+            raise not_finite(self.step, loss, norm, (loss_W + squares_W)[mixtures])
+        entropy = share_entropy(coefficients_WN[mixtures])
         scale = min(1.0, self.training.gradient_clip / max(norm, 1e-12))
         rates, schedule = self.training, learning_rate_factor(self.step, self.training)
         self.bank.update(
@@ -182,15 +198,6 @@ class SoupTrainer:
             loss=loss, gradient_norm=norm, router_gradient_norm=router_norm, router_entropy=entropy
         )
 
-    def _refuse(self, loss_W: torch.Tensor, grads_Wp: torch.Tensor, loss: float, norm: float) -> None:
-        squares_W = self.sharding.sum(grads_Wp.square().sum(1))
-        mixtures = (~(loss_W.isfinite() & squares_W.isfinite())).nonzero().flatten().tolist()
-        raise NonFiniteLoss(
-            f"step {self.step}: loss {loss}, gradient norm {norm}, of mixtures {mixtures}; nothing was updated.",
-            step=self.step,
-            mixtures=mixtures,
-        )
-
     @torch.no_grad()
     def instantiate(self, domain_weights_WK: torch.Tensor) -> torch.Tensor:
         """The models of domain weights (eq. 2), float32 [W, P] on every rank; all ranks call it together."""
@@ -200,23 +207,22 @@ class SoupTrainer:
     def instance_losses(
         self, tokens_BL1: torch.Tensor, mixture_B: torch.Tensor, domain_weights_WK: torch.Tensor
     ) -> torch.Tensor:
-        """The loss of each mixture's instance on its own part of a batch, in nats per token, float32 [W] on every rank.
-
-        The arguments are those of :meth:`train_step`. Nothing learns; all ranks call it together.
+        """The loss of each mixture's instance on its own part of a batch, in nats per token, float32 [W] on every rank;
+        arguments as :meth:`train_step`. Nothing learns; all ranks call it together.
         """
         tokens_of_mixture = self.training.batch_size // len(domain_weights_WK) * (tokens_BL1.shape[1] - 1)
-        self.bank.combine(self.router.module(domain_weights_WK), self.backbone.padded_params_WP)
+        self.bank.combine(self._coefficients(domain_weights_WK), self.backbone.padded_params_WP)
         loss_W = torch.zeros(len(domain_weights_WK), device=self.device)
         for w, tokens in self._micro_batches(tokens_BL1, mixture_B):
-            with precision(self.device):
-                loss_W[w] += self._losses(self.backbone.module, tokens).sum() / tokens_of_mixture
+            if w < len(loss_W):
+                with precision(self.device):
+                    loss_W[w] += self._losses(self.backbone.module, tokens).sum() / tokens_of_mixture
         return self.sharding.sum(loss_W)
 
     @torch.no_grad()
     def specialisation(self, domain_weights_MK: torch.Tensor) -> Specialisation:
-        """Whether the bank specialises, by its experts and these mixtures; all ranks call it together.
-
-        It reads the bank once and takes N² P multiplications: as much as to combine N mixtures.
+        """Whether the bank specialises, by its experts and these mixtures; all ranks call it together, which reads
+        the bank once and takes N² P multiplications, as much as to combine N mixtures.
         """
         coefficients_MN = self.router.module(domain_weights_MK.to(self.device))
         return specialisation(coefficients_MN, self.bank.gram())

@@ -51,7 +51,12 @@ def train(settings: Pretrain, store: DomainStore, sets: Sets, points: int = 1) -
     run = run_plan.resolve(settings, store)
     training = run.training
     stream = run_plan.make_stream(settings, store, training)
-    trainer = SoupTrainer(run.soup, training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
+    trainer = SoupTrainer(
+        run.soup,
+        training,
+        centroids_KD=torch.from_numpy(store.tree.leaves_KD),
+        generic_K=torch.from_numpy(sets.generic_K).float(),
+    )
     seconds, curve, every = 0.0, [], -(-training.steps // points)
     for batch in stream.in_process(0, training.steps):
         begun = time.monotonic()

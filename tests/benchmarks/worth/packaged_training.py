@@ -99,6 +99,7 @@ def train(package: Package, options: argparse.Namespace) -> dict[str, Any] | Non
         soup,
         training,
         centroids_KD=torch.from_numpy(package.arrays["centroids_KD"]),
+        generic_K=torch.from_numpy(package.arrays["generic_K"]).float(),
         device=options.device,
     )
     notes = restore(options.out, trainer, plan.digest)

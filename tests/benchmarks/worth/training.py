@@ -41,9 +41,14 @@ def train(settings: Pretrain, folder: Path, points: int, until: float) -> dict[s
     store = DomainStore(store_folder(settings.store))
     run = resolve(settings, store)
     stream = make_stream(settings, store, run.training)
-    trainer = SoupTrainer(run.soup, run.training, centroids_KD=torch.from_numpy(store.tree.leaves_KD))
-    notes = restore(folder, trainer, stream.plan.digest)
     sets = load_sets(settings.store, run.training.sequence_length)
+    trainer = SoupTrainer(
+        run.soup,
+        run.training,
+        centroids_KD=torch.from_numpy(store.tree.leaves_KD),
+        generic_K=torch.from_numpy(sets.generic_K).float(),
+    )
+    notes = restore(folder, trainer, stream.plan.digest)
     steps, begun_at, saved = run.training.steps, trainer.step, time.time()
     every, tokens = -(-steps // points), run.training.batch_size * run.training.sequence_length
     result = {

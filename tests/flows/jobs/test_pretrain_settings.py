@@ -79,6 +79,7 @@ def test_impossible_settings_are_refused_before_anything_starts(home, change, me
         ({"backbone": {"model_type": "vit"}}, "'vit', which is no causal language model"),
         ({"backbone": {"model_type": "gpt2", "resid_pdrop": 0.1}}, "resid_pdrop 0.1: a resumed run"),
         ({"optimizer": "magic"}, "magic"),
+        ({"method": "generic", "train_generic": True}, "train_generic is for soups"),
     ],
 )
 def test_impossible_workers_and_backbones_are_refused(home, change, message):
@@ -104,7 +105,7 @@ def test_every_number_of_a_preset_is_a_setting(home):
     assert {name: getattr(soup, name) for name in at_start} == at_start
     assert asdict(training.adam) == adam
     of_preset = {field.name for field in fields(Preset)} | {field.name for field in fields(TrainingConfig)}
-    carried_out = {"optimizer", "micro_batch_size", "compile_model", "deterministic", "seed"}
+    carried_out = {"optimizer", "micro_batch_size", "compile_model", "deterministic", "seed", "train_generic"}
     others = {
         "shape",
         "training",

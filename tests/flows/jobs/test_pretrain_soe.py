@@ -80,6 +80,15 @@ def test_two_workers_give_the_same_losses(home, one_worker):
         assert abs(loss - losses(home, "one")[step]) < 1e-4
 
 
+def test_a_run_may_train_the_generic_instance_too(home, one_worker):
+    pretrain_soe.run(Pretrain(name="generic-too", **SETTINGS | {"train_generic": True}))
+    [alone, too] = (read_log(home / "runs" / name)[-1] for name in ("one", "generic-too"))
+    assert too["generic_instance_loss"] < alone["generic_instance_loss"]
+    assert SoupOfExperts.open(home / "soups" / "generic-too").manifest.configuration["training"][
+        "train_generic"
+    ]
+
+
 def test_a_finished_run_is_skipped(home, one_worker):
     before = (home / "runs" / "one" / "log.jsonl").read_text()
     assert pretrain_soe.run(Pretrain(name="one", **SETTINGS))["digest"] == one_worker["digest"]

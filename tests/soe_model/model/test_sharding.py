@@ -10,12 +10,15 @@ from soe_model.model.sharding import Sharding
 from tests.soe_model.training.test_trainer import make_batch, make_trainer
 
 B = 12
+GENERIC = dict(train_generic=True, generic_K=torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1]))
 VARIANTS = {
     "adam": dict(mixtures_per_step=3),
     "one-mixture": dict(mixtures_per_step=1),
     "mixture-a-rank": dict(mixtures_per_step=4),
     "factored-int8": dict(mixtures_per_step=2, optimizer="factored-int8"),
     "low-rank": dict(mixtures_per_step=2, expert_rank=2),
+    "generic-too": dict(mixtures_per_step=3, **GENERIC),
+    "low-rank-generic-too": dict(mixtures_per_step=1, expert_rank=2, **GENERIC),
 }
 
 

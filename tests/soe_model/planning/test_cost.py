@@ -126,6 +126,16 @@ def test_workers_of_one_machine_share_its_memory():
     assert "num_workers" not in str(refused.value)
 
 
+def test_a_generic_instance_that_is_trained_too_is_a_second_pass_and_one_more_to_hold():
+    setup, more = make_setup(workers=2), make_setup(workers=2, train_generic=True)
+    assert step_flops(more) == 2 * step_flops(setup)
+    assert [number - 1 for number in more.owned] == setup.owned
+    memory, needed_more = worker_memory(setup), worker_memory(more)
+    assert needed_more["instances and gradients"] == 2 * memory["instances and gradients"]
+    time, longer = (step_time(one, DEVICES["H200"]) for one in (setup, more))
+    assert longer.ratio == pytest.approx(time.backbone / (2 * time.backbone + time.bank))
+
+
 @pytest.mark.parametrize(
     ("mixtures", "workers", "most"), [(1, 8, 1), (8, 8, 1), (8, 2, 4), (3, 2, 2), (6, 4, 2)]
 )

@@ -19,7 +19,9 @@ divided by its own size and moves its parameter as far as any other."""
 BACKBONE = gpt2_config(vocab_size=40, sequence_length=L, embedding_size=8, num_layers=2, num_heads=2)
 
 
-def make_trainer(num_experts=4, expert_std=0.05, expert_rank=None, backbone=BACKBONE, **training):
+def make_trainer(
+    num_experts=4, expert_std=0.05, expert_rank=None, backbone=BACKBONE, generic_K=None, **training
+):
     settings = dict(
         steps=10, batch_size=B, sequence_length=L, mixtures_per_step=W, warmup_steps=1, learning_rate=1e-2,
         expert_learning_rate=5e-3, router_learning_rate=2e-2, gradient_clip=0.5, adam=ADAM,
@@ -32,7 +34,7 @@ def make_trainer(num_experts=4, expert_std=0.05, expert_rank=None, backbone=BACK
         expert_std=expert_std,
         expert_rank=expert_rank,
     )
-    return SoupTrainer(soup, TrainingConfig(**settings | training))
+    return SoupTrainer(soup, TrainingConfig(**settings | training), generic_K=generic_K)
 
 
 def make_batch(step, *, batch_size=B, mixtures=W):
@@ -74,6 +76,25 @@ def test_losses_of_instances_are_those_of_the_models_alone(micro_batch_size):
     assert found_W.unique().numel() == W
     trainer.backbone.params_P.zero_()
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.tensors().items())
+
+
+def test_a_step_that_trains_the_generic_instance_is_one_of_twice_the_batch():
+    """Its second half is the same sequences, under mixtures that are all the generic one."""
+    generic_K = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1])
+    trainer = make_trainer(train_generic=True, generic_K=generic_K)
+    twice = make_trainer(batch_size=2 * B, mixtures_per_step=2 * W)
+    for number in range(3):
+        tokens, mixture, weights = make_batch(number)
+        own_loss = trainer.instance_losses(tokens, mixture, weights).mean().item()
+        found = trainer.train_step(tokens, mixture, weights)
+        all_weights = torch.cat([weights, generic_K.expand(W, -1)])
+        both = twice.train_step(torch.cat([tokens, tokens]), torch.cat([mixture, mixture + W]), all_weights)
+        assert found.gradient_norm == pytest.approx(both.gradient_norm, rel=1e-4)
+        assert found.loss == pytest.approx(own_loss, rel=1e-5)
+    for name, tensor in twice.tensors().items():
+        torch.testing.assert_close(trainer.tensors()[name], tensor, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="give generic_K"):
+        make_trainer(train_generic=True)
 
 
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not():
