@@ -1,6 +1,6 @@
 """Pretraining of a soup: one step (Algorithm 2, with W mixtures per step) and the state that resumes it.
 
-Legend: W mixtures, V on this rank, K domains, N experts, P parameters of a model, p and B sequences on this rank, L tokens.
+Legend: W mixtures, V here, K domains, N experts, P parameters of a model, p and B sequences here, L tokens.
 """
 
 from __future__ import annotations
