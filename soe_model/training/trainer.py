@@ -1,6 +1,6 @@
 """Pretraining of a soup: one step (Algorithm 2, with W mixtures per step) and the state that resumes it.
 
-Legend: W mixtures, V here, K domains, N experts, P parameters of a model, p and B sequences here, L tokens.
+Legend: W mixtures, K domains, N experts, P parameters of a model, L tokens; on this rank V mixtures, p, B sequences.
 """
 
 from __future__ import annotations
