@@ -100,8 +100,8 @@ class TrainingConfig:
     optimizer: str = "adam"
     """Optimizer of the experts, one of soe_model.optimizers.OPTIMIZERS. Shared parameters and router use exact Adam."""
     micro_batch_size: int | None = None
-    """Sequences in one forward and backward pass on one rank; None: all that the rank has of a mixture. The last pass
-    takes what is left. Give a divisor, or `compile_model` compiles that size too."""
+    """Sequences in one pass on one rank; None: all that it has of a mixture (of the step, for the generic instance).
+    The last pass takes what is left. Give a divisor, or `compile_model` compiles that size too."""
     compile_model: bool = False
     """Compile the backbone and its loss (torch.compile)."""
     deterministic: bool = False
@@ -109,12 +109,8 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(
-            self,
-            ("steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size"),
-            whole,
-            "at least 1",
-        )
+        sizes = ("steps", "batch_size", "sequence_length", "mixtures_per_step", "support_size")
+        require(self, sizes, whole, "at least 1")
         if self.batch_size % self.mixtures_per_step:
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of mixtures_per_step {self.mixtures_per_step}."
@@ -160,6 +156,10 @@ class Preset:
     def output_scale(self, num_experts: int) -> float:
         """The router's, with so many experts: at the start sum |coefficient|, which the rates suit, stays the same."""
         return self.router_output_scale * self.num_experts / (num_experts or self.num_experts)
+
+    def described(self) -> dict[str, Any]:
+        """As records have it."""
+        return asdict(self) | {"training": self.training.described()}
 
     def backbone(self, *, vocab_size: int, sequence_length: int, end_of_text: int) -> dict[str, Any]:
         return gpt2_config(

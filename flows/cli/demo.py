@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def _asked() -> dict[str, Any]:
     """What this demonstration asks for, as JSON keeps it; a preset is named, so its numbers stand beside the name."""
     from soe_model.presets import preset
 
-    found = {"configurations": [step.config for step in steps()], "preset": asdict(preset(PRESET))}
+    found = {"configurations": [step.config for step in steps()], "preset": preset(PRESET).described()}
     return dict(json.loads(json.dumps(found)))
 
 

@@ -120,6 +120,8 @@ def show(setup: Setup, chosen: Device, console: Console, *, mfu: float | None = 
     size, soup, training = setup.size, setup.soup, setup.training
     full = soup.num_experts * (setup.factor_size if soup.expert_rank else size.num_params)
     mixtures = f"{training.mixtures_per_step} mixture{'s' * (training.mixtures_per_step > 1)}"
+    if training.train_generic:
+        mixtures += " and the generic instance"
     console.print(
         f"{size.num_params:,} parameters, {soup.num_experts} experts of together {full:,}; "
         f"{'adam' if soup.expert_rank else training.optimizer}, {setup.num_workers} x {chosen.name}; a step of "

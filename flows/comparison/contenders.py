@@ -141,6 +141,8 @@ def _contender(
             f"{wrong[0]} is no option of it; there are {', '.join(sorted(mine)) or 'none of its own'}, and those "
             "settings of pretrain-soe that are not the same for all methods."
         )
+    if of_run.get("train_generic") and name not in (SOUP, PARETO):
+        raise UserError("train_generic is for methods that make a model of each mixture: leave it out.")
     soup, training = _configs(settings, store, name, of_run, seed=seed, steps=steps)
     windows_K = store.windows_K(training.sequence_length)
     arguments: dict[str, Any] = {

@@ -104,7 +104,7 @@ def planned(
 
 def _paces(place: Place, left: list[Pretraining]) -> dict[str, Pace]:
     """How long each takes, by label: timed with one seed, as many at once as will train."""
-    of_labels = {_alike(one): one for one in left}
+    of_labels = {", ".join(_labels(one)): one for one in left}
     measured = run_tasks(
         measure,
         [(one, place.store_place, place.store_parts, place.cores) for one in of_labels.values()],
@@ -113,10 +113,6 @@ def _paces(place: Place, left: list[Pretraining]) -> dict[str, Pace]:
     )
     timed = zip(of_labels.values(), measured, strict=True)
     return {label: pace for one, pace in timed for label in _labels(one)}
-
-
-def _alike(one: Pretraining) -> str:
-    return ", ".join(_labels(one))
 
 
 def _labels(one: Pretraining) -> list[str]:
@@ -147,7 +143,9 @@ def _timed(pretraining: Pretraining, store_place: str, store_parts: int) -> Pace
             stream = stream_of(run, store, pretraining.seed, pretraining.law)
             rates.append(_step_seconds(learner, stream, run.training.steps))
         training += rates[level[run.name]] * run.training.steps
-    return Pace(training=training, window=rates[0] / (BACKWARD * pretraining.runs[0].training.batch_size))
+    first = pretraining.runs[0].training
+    sequences = first.batch_size * (1 + first.train_generic)
+    return Pace(training=training, window=rates[0] / (BACKWARD * sequences))
 
 
 def left_of(place: Place, one: Pretraining, pace: Pace) -> Rate:
@@ -234,8 +232,11 @@ def _say(
     ]
     longest: dict[str, tuple[Pretraining, Rate]] = {}
     for one, rate in zip(left, rates, strict=True):
-        if _alike(one) not in longest or rate.training > longest[_alike(one)][1].training:
-            longest[_alike(one)] = (one, rate)
+        if (
+            ", ".join(_labels(one)) not in longest
+            or rate.training > longest[", ".join(_labels(one))][1].training
+        ):
+            longest[", ".join(_labels(one))] = (one, rate)
     lines += [f"- {alike}: {_left(*of)}" for alike, of in longest.items()]
     print("\n".join(lines), flush=True)
     job_output.write_card("plan", "# Plan\n\n" + "\n".join(lines))

@@ -9,7 +9,7 @@ seed), results.json and comparison.html. The same command goes on where an earli
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def run(settings: CompareMethods) -> dict[str, Any]:
 
 def _facts(chosen: CompareMethods, store: DomainStore) -> dict[str, Any]:
     """What all runs of a comparison share. A preset is named, so its numbers stand beside the name."""
-    numbers = asdict(preset(str(chosen.preset)))
+    numbers = preset(str(chosen.preset)).described()
     of_training = {f"training.{name}": value for name, value in numbers.pop("training").items()}
     return (
         chosen.model_dump(mode="json", exclude=MAY_CHANGE)

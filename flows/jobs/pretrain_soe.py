@@ -82,9 +82,9 @@ def _pretrain(settings: Pretrain) -> dict[str, Any]:
     if stage.damage:
         print(f"{stage.damage} The soup is written again.", flush=True)
     finished = stage.finished
-    settings_of_run = (
-        asdict(soup) | _identity(training) | stream.plan.facts | {"store_parts": stream.store_parts}
-    )
+    of_stream = stream.plan.facts | {"store_parts": stream.store_parts}
+    train_generic = {"train_generic": training.train_generic}  # said too where it is off
+    settings_of_run = asdict(soup) | _identity(training) | train_generic | of_stream
     if finished is None:
         with only_writer(folder):
             claim_run(folder, settings_of_run)

@@ -85,15 +85,15 @@ class Pretrain(Settings):
         description="mixed: the laws, each with its share of the mixtures and its own settings. The table of a "
         "`recorded` law has a row for every mixture of the run; the law takes the rows of those that fall to it.",
     )
-    train_generic: bool = Field(
-        False,
-        description="Each step also trains the generic instance, on all of its tokens: a second pass, for a generic "
-        "model as good as the twin and no worse specialists.",
-    )
     ratios: str | None = Field(
         None,
         description="recorded, fixed: path of a ratios.csv (`soe ratios` and `soe weights` write one). recorded: with "
         "at least steps x mixtures_per_step rows.",
+    )
+    train_generic: bool = Field(
+        False,
+        description="Each step also trains the generic instance, on all of its tokens, which is a second pass. Give it "
+        "mixtures that are the corpus on the average, such as those drawn `by_size`.",
     )
     num_experts: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(

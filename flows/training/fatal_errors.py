@@ -41,13 +41,15 @@ def not_finite(step: int, mixtures: list[int], domain_weights_WK: np.ndarray, sa
     """The message for a loss or gradient that is not finite, with the domains it came from.
 
     Args:
-        mixtures: those of the step whose own loss or gradient is not finite; empty: only their sum is not.
+        mixtures: those of the step whose own loss or gradient is not finite; empty: only their sum is not,
+            or the generic instance's.
     """
     named = "; ".join(f"mixture {w} of domains {_domains(domain_weights_WK[w])}" for w in mixtures)
+    texts = ", or look at the texts of these domains" if mixtures else ""
     return (
-        f"the training has diverged: {said} At step {step}: {named or 'no mixture alone, only their sum'}. No "
+        f"the training has diverged: {said} At step {step}: {named or 'no mixture alone'}. No "
         "checkpoint was written since. Lower the learning rates (learning_rate, expert_learning_rate, "
-        "router_learning_rate) under another name, or look at the texts of these domains."
+        f"router_learning_rate) under another name{texts}."
     )
 
 

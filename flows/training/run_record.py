@@ -46,7 +46,8 @@ def claim_run(folder: Path, settings: dict[str, Any]) -> None:
         changed = [
             f"{key} was {_short(before.get(key))}, now {_short(value)}"
             for key, value in settings.items()
-            if before.get(key) != value
+            # A setting that is off and not in the record may be younger than the run.
+            if before.get(key) != value and not (value is False and key not in before)
         ]
         if changed:
             raise StoreError(

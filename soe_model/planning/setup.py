@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from soe_model.model.flat_module import ParameterSlot
 from soe_model.model.low_rank import factor_slots
-from soe_model.model.sharding import Sharding, owned_mixtures
+from soe_model.model.sharding import Sharding
 from soe_model.planning.model_size import ModelSize
 from soe_model.presets import SoupConfig, TrainingConfig
 
@@ -29,7 +29,12 @@ class Setup:
     @property
     def width(self) -> int:
         """p, padding included."""
-        return Sharding(num_params=self.size.num_params, world_size=self.num_workers).width
+        return self._sharding.width
+
+    @property
+    def _sharding(self) -> Sharding:
+        common = int(self.training.train_generic)
+        return Sharding(num_params=self.size.num_params, world_size=self.num_workers, common=common)
 
     @property
     def instances(self) -> int:
@@ -39,9 +44,8 @@ class Setup:
     @property
     def owned(self) -> list[int]:
         """Number of instances of each rank: rank r has ceil((r + 1) W / n) - floor(r W / n), and the generic one."""
-        mixtures, ranks = self.training.mixtures_per_step, self.num_workers
-        generic = int(self.training.train_generic)
-        return [len(owned_mixtures(mixtures, rank, ranks)) + generic for rank in range(ranks)]
+        sharding = self._sharding
+        return [len(sharding.owned(self.instances, rank)) for rank in range(self.num_workers)]
 
     @property
     def factors(self) -> list[ParameterSlot]:

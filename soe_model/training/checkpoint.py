@@ -144,6 +144,7 @@ def _check(folder: Path, state: dict[str, Any], trainer: SoupTrainer, plan_diges
             "mixtures changed). Use the original settings, or another run name."
         )
     mine = _to_match(trainer)
+    state["training"].setdefault("train_generic", False)  # before it could be
     for part, of in (("soup", "another model"), ("training", "the state of another training")):
         changed = [
             f"{key} was {state[part][key]!r}, now {value!r}"

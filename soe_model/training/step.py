@@ -40,11 +40,19 @@ class NonFiniteLoss(RuntimeError):
         self.step, self.mixtures = step, mixtures
 
 
-def not_finite(step: int, loss: float, norm: float, of_mixtures_W: torch.Tensor) -> NonFiniteLoss:
-    """The error of a step whose loss or gradient is not finite; so are the numbers of the mixtures that caused it."""
-    mixtures = (~of_mixtures_W.isfinite()).nonzero().flatten().tolist()
+def not_finite(
+    step: int, loss: float, norm: float, of_instances_W: torch.Tensor, num_mixtures: int
+) -> NonFiniteLoss:
+    """The error of a step whose loss or gradient is not finite.
+
+    Args:
+        of_instances_W: not finite for the instances that caused it: those of the mixtures, then the generic one.
+    """
+    instances = (~of_instances_W.isfinite()).nonzero().flatten().tolist()
+    mixtures = [w for w in instances if w < num_mixtures]
+    generic = " and the generic instance" if mixtures != instances else ""
     return NonFiniteLoss(
-        f"step {step}: loss {loss}, gradient norm {norm}, of mixtures {mixtures}; nothing was updated.",
+        f"step {step}: loss {loss}, gradient norm {norm}, of mixtures {mixtures}{generic}; nothing was updated.",
         step=step,
         mixtures=mixtures,
     )

@@ -1,6 +1,6 @@
 """Pretraining of a soup: one step (Algorithm 2, with W mixtures per step) and the state that resumes it.
 
-Legend: W mixtures, K domains, N experts, P parameters of a model, L tokens; on this rank V mixtures, p, B sequences.
+Legend: W instances of a step, K domains, N experts, P parameters of one, L tokens; of this rank V, p and B sequences.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class SoupTrainer:
         device: str | torch.device = "cpu",
     ):
         self.soup, self.training, self.device = soup, training, torch.device(device)
-        if training.train_generic and generic_K is None:
-            raise UserError("train_generic needs the generic mixture: give generic_K.")
+        if training.train_generic and (generic_K is None or not soup.num_experts):
+            raise UserError("train_generic needs experts and the generic mixture: give generic_K.")
         self._generic = (
             [generic_K[None].to(self.device)] if training.train_generic and generic_K is not None else []
         )
@@ -171,12 +171,12 @@ class SoupTrainer:
         if not self._train_shared:
             shared_norm2.zero_()
         norm = math.sqrt(shared_norm2.item() + experts_norm2.item() + router_norm**2)
-        mixtures = slice(self.training.mixtures_per_step)
-        loss = loss_W[mixtures].sum().item()
+        num_mixtures = self.training.mixtures_per_step
+        loss = loss_W[:num_mixtures].sum().item()
         if not (loss_W.isfinite().all() and math.isfinite(norm)):
             squares_W = self.sharding.sum(grads_Wp.square().sum(1))
-            raise not_finite(self.step, loss, norm, (loss_W + squares_W)[mixtures])
-        entropy = share_entropy(coefficients_WN[mixtures])
+            raise not_finite(self.step, loss, norm, loss_W + squares_W, num_mixtures)
+        entropy = share_entropy(coefficients_WN[:num_mixtures])
         scale = min(1.0, self.training.gradient_clip / max(norm, 1e-12))
         rates, schedule = self.training, learning_rate_factor(self.step, self.training)
         self.bank.update(

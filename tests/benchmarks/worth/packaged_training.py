@@ -107,7 +107,7 @@ def train(package: Package, options: argparse.Namespace) -> dict[str, Any] | Non
         "preset": options.preset,
         "num_experts": soup.num_experts,
         "parameters": trainer.backbone.num_params,
-        "training": plan.facts | {"steps": training.steps, "learning_rate": training.learning_rate},
+        "training": training.described() | plan.facts,
         "package": package.facts,
         "curve": notes["curve"],
     }

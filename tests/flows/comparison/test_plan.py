@@ -88,6 +88,10 @@ def test_what_is_finished_takes_no_time(tmp_path, store):
         ({"options": {"soup": {"cores_per_worker": 2}}}, "soup: cores_per_worker is no option of it"),
         ({"options": {"generic": {"use_gpu": True}}}, "generic: use_gpu is no option of it"),
         (
+            {"options": {"generic": {"train_generic": True}}},
+            "generic: train_generic is for methods that make",
+        ),
+        (
             {"methods": ["merged-linear"], "options": {"merged-linear": {"densities": 0.3}}},
             "merged-linear: densities is 0.3; it must be a list of numbers",
         ),

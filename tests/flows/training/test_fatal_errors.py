@@ -26,3 +26,5 @@ def test_a_message_names_the_heaviest_domains():
     weights_WK[0, 7] = 0.5
     message = endings.not_finite(3, [0], weights_WK, "loss nan.")
     assert "mixture 0 of domains 7 (0.5), 0 (0.01)" in message and "and 12 more" in message
+    alone = endings.not_finite(3, [], weights_WK, "loss nan, of mixtures [] and the generic instance.")
+    assert "no mixture alone." in alone and "these domains" not in alone

@@ -16,6 +16,12 @@ def test_a_run_is_claimed_once_and_only_with_its_settings(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["written_by"] == WRITTEN_BY
     with pytest.raises(StoreError, match="seed was 1, now 2"):
         claim_run(tmp_path, {"seed": 2})
+    claim_run(tmp_path, {"seed": 1, "train_generic": False})  # a setting that came later, and is off
+    with pytest.raises(StoreError, match="train_generic was null, now true"):
+        claim_run(tmp_path, {"seed": 1, "train_generic": True})
+    claim_run(tmp_path / "too", {"seed": 1, "train_generic": True})
+    with pytest.raises(StoreError, match="train_generic was true, now false"):
+        claim_run(tmp_path / "too", {"seed": 1, "train_generic": False})
 
 
 def test_a_record_of_the_first_release_is_read(tmp_path):

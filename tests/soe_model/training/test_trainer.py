@@ -93,8 +93,30 @@ def test_a_step_that_trains_the_generic_instance_is_one_of_twice_the_batch():
         assert found.loss == pytest.approx(own_loss, rel=1e-5)
     for name, tensor in twice.tensors().items():
         torch.testing.assert_close(trainer.tensors()[name], tensor, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="give generic_K"):
-        make_trainer(train_generic=True)
+    for other in (dict(), dict(num_experts=0, generic_K=generic_K)):
+        with pytest.raises(ValueError, match="train_generic needs experts and the generic mixture"):
+            make_trainer(train_generic=True, **other)
+
+
+@pytest.mark.parametrize("mixtures", [[], [1]])
+def test_a_generic_instance_that_is_not_finite_is_named(mixtures):
+    trainer = make_trainer(train_generic=True, generic_K=torch.full((K,), float("nan")))
+    tokens, mixture, weights = make_batch(0)
+    weights[mixtures] = float("nan")
+    with pytest.raises(NonFiniteLoss, match="and the generic instance; nothing was updated") as error:
+        trainer.train_step(tokens, mixture, weights)
+    assert error.value.mixtures == mixtures
+
+
+@pytest.mark.parametrize("mixtures", [1, W])
+def test_micro_batches_of_the_generic_instance_give_the_step_of_the_whole(mixtures):
+    of = dict(train_generic=True, generic_K=torch.full((K,), 1 / K), mixtures_per_step=mixtures)
+    whole, parts = make_trainer(**of), make_trainer(micro_batch_size=2, **of)
+    for number in range(2):
+        results = [one.train_step(*make_batch(number, mixtures=mixtures)) for one in (whole, parts)]
+        assert results[1].loss == pytest.approx(results[0].loss, rel=1e-5)
+    for name, tensor in whole.tensors().items():
+        torch.testing.assert_close(parts.tensors()[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not():
