@@ -154,9 +154,7 @@ def test_the_specialist_is_the_same_to_the_last_bit(before):
 def test_recipes_of_chosen_shares_and_steps_rebuild_every_bit(before, method, gain):
     """They came later, with made-up measurements; of a refined one no domain weights give the coefficients."""
     recipe = read_recipe(MADE / f"{method}.specialist.json")
-    manifest = materialize(
-        recipe, before.soup, before.folder / method
-    )  # refuses other tensors than the recipe's
+    manifest = materialize(recipe, before.soup, before.folder / method)
     assert manifest.counts["tensors"] == recipe.tensors
     assert gain_line(recipe.how, {}).startswith(f"Gain: {gain} nats per token over the generic instance")
     assert verify_specialist(before.folder / method, before.soup).problems == ()

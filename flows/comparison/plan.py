@@ -232,11 +232,9 @@ def _say(
     ]
     longest: dict[str, tuple[Pretraining, Rate]] = {}
     for one, rate in zip(left, rates, strict=True):
-        if (
-            ", ".join(_labels(one)) not in longest
-            or rate.training > longest[", ".join(_labels(one))][1].training
-        ):
-            longest[", ".join(_labels(one))] = (one, rate)
+        alike = ", ".join(_labels(one))
+        if alike not in longest or rate.training > longest[alike][1].training:
+            longest[alike] = (one, rate)
     lines += [f"- {alike}: {_left(*of)}" for alike, of in longest.items()]
     print("\n".join(lines), flush=True)
     job_output.write_card("plan", "# Plan\n\n" + "\n".join(lines))
