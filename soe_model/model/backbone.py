@@ -8,7 +8,7 @@ Legend: B sequences, L tokens in a sequence.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from storage_schema.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 def gpt2_config(
@@ -109,8 +111,22 @@ def build_backbone(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(hugging_face_config(backbone), trust_remote_code=False)
     model.config.use_cache = False
-    model = model.to(device=device, dtype=torch.float32).train()
+    model = with_fused_gelu(model).to(device=device, dtype=torch.float32).train()
     return FlatModule(model, instances=instances, multiple=multiple)
+
+
+def with_fused_gelu(model: Model) -> Model:
+    """The model with PyTorch's kernel for GPT-2's GELU, which transformers computes, and keeps, in eight operations.
+
+    The same function but for rounding. The configuration, which is written to files, stays as it is.
+    """
+    from transformers.activations import GELUTanh, NewGELUActivation
+
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(parent, name, GELUTanh())
+    return model
 
 
 def token_losses(model: torch.nn.Module, tokens_BL1: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch.optim.adam import adam
 
 from soe_model.optimizers.compiling import updating
-from soe_model.optimizers.tile import AdamConfig, hyperparameters, tiles, update_tile
+from soe_model.optimizers.tile import GRADIENT_ELEMENTS, AdamConfig, hyperparameters, tiles, update_tile
 
 COLUMNS_OF_ROW = 1 << 19
 """Columns that a CPU combines at once: few calls, and the sum stays in the cache."""
@@ -108,7 +108,7 @@ class AdamExperts:
         if self._update is not update_tile:
             self.update_by(self._update, coefficients_WN, grads_Wp, step=step, learning_rate=learning_rate)
             return
-        for columns in tiles(self.weights_Np, fused=False):
+        for columns in tiles(self.weights_Np, fused=False, eager=GRADIENT_ELEMENTS):
             gradient = coefficients_WN.T @ grads_Wp[:, columns]
             rows = [
                 (

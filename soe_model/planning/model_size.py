@@ -27,8 +27,6 @@ class ModelSize:
     """Width of the MLP."""
     gated: bool
     """Whether the MLP is gated, as in Llama."""
-    gelu_new: bool
-    """Whether the activation is transformers' own formula of GELU, which in eager mode keeps each step of it."""
     vocab_size: int
 
 
@@ -53,7 +51,6 @@ def model_size(backbone: dict[str, Any]) -> ModelSize:
     )  # a tied table is multiplied with too
     names = ("intermediate_size", "n_inner", "ffn_dim")
     hidden = next((size for name in names if (size := getattr(config, name, None))), 4 * config.hidden_size)
-    activation = getattr(config, "activation_function", None) or getattr(config, "hidden_act", None)
     return ModelSize(
         num_params=sum(p.numel() for p in parameters.values()),
         matmul_params=sum(p.numel() for p in parameters.values() if p.dim() > 1 and id(p) not in tables),
@@ -62,6 +59,5 @@ def model_size(backbone: dict[str, Any]) -> ModelSize:
         embedding_size=config.hidden_size,
         hidden_size=hidden,
         gated=any("gate_proj" in name or "gate_up_proj" in name for name in parameters),
-        gelu_new=activation == "gelu_new",
         vocab_size=config.vocab_size,
     )

@@ -9,11 +9,11 @@ sequence, h the embedding size, f the width of the MLP. All sizes are in bytes.
 
 from __future__ import annotations
 
-from soe_model.optimizers.tile import CACHE_ELEMENTS, FUSED_ELEMENTS
+from soe_model.optimizers.tile import FUSED_ELEMENTS, GRADIENT_ELEMENTS
 from soe_model.planning.setup import Setup
 from soe_model.planning.state_size import ADAM_STATE, FLOAT, experts_bytes, router_params
 
-TILE = {"cuda": FUSED_ELEMENTS["cuda"], "cpu": CACHE_ELEMENTS}
+TILE = {"cuda": FUSED_ELEMENTS["cuda"], "cpu": GRADIENT_ELEMENTS}
 """The most elements of the bank that an optimizer works on at a time."""
 PROCESS = {"cuda": 1.0e9, "cpu": 0.6e9}
 """Bytes that are held before the first tensor (assumed): on a GPU the CUDA context and its libraries' work space, on a
@@ -67,8 +67,7 @@ def activation_bytes(setup: Setup) -> float:
     A layer keeps, per token, after Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1), without dropout and with
     fused attention, which keeps no scores: 6 h values for queries, keys, values and the inputs of the attention's and
     the MLP's matrices; 2 h for the inputs of two norms; and 2 f for the MLP (4 f if it is gated). Their 34 h bytes in
-    16 bits, with f = 4 h, are these and two masks. Autocast keeps the norms' inputs in float32. ``gelu_new`` is written
-    in steps, and unless it is compiled each step is kept: 5 f values, of which three are always float32.
+    16 bits, with f = 4 h, are these and two masks. Autocast keeps the norms' inputs in float32.
 
     A logit costs 12 bytes at the peak: its log-softmax and two gradients in float32. Autocast also keeps the matrices
     in bfloat16.
@@ -76,10 +75,7 @@ def activation_bytes(setup: Setup) -> float:
     size, cuda = setup.size, setup.device_type == "cuda"
     number = 2 if cuda else FLOAT
     attention = (6 * number + 2 * FLOAT) * size.embedding_size
-    if size.gelu_new and not setup.training.compile_model:
-        mlp = (2 * number + 3 * FLOAT) * size.hidden_size
-    else:
-        mlp = (4 if size.gated else 2) * number * size.hidden_size
+    mlp = (4 if size.gated else 2) * number * size.hidden_size
     of_token = size.num_layers * (attention + mlp) + 12 * size.vocab_size
     tokens = setup.micro_batch * setup.training.sequence_length
     return tokens * of_token + (number * size.matmul_params if cuda else 0)
