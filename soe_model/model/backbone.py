@@ -120,12 +120,12 @@ def with_fused_gelu(model: Model) -> Model:
 
     The same function but for rounding. The configuration, which is written to files, stays as it is.
     """
-    from transformers.activations import GELUTanh, NewGELUActivation
+    from transformers.activations import NewGELUActivation
 
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, NewGELUActivation):
-                setattr(parent, name, GELUTanh())
+                setattr(parent, name, torch.nn.GELU(approximate="tanh"))
     return model
 
 
