@@ -63,7 +63,7 @@ def steps() -> list[Step]:
         "output": SPECIALISTS,
         "max_sets": 60,
         "evaluation_passages": 64,
-        "bootstrap": 0,  # how far Algorithm 3 depends on the texts: the table does not show it
+        "bootstrap": 0,  # it gives an interval that the table does not show
     }
     # With two domains in half of the mixtures specialists gain more and the generic instance loses
     # (tests/benchmarks/records/2026-11-30-sparser.md). By size, as the twin reads them: else some of the difference is

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from soe_model.files.bank_files import SHARED, BankFiles, LowRankBankFiles, expert_file, opened
-from soe_model.model.backbone import hugging_face_config, with_fused_gelu
+from soe_model.model.backbone import fuse_gelu, hugging_face_config
 from soe_model.model.flat_module import ParameterSlot, empty_instances, unflatten
 from soe_model.model.router import Router, check_domain_weights
 from soe_model.presets import SoupConfig
@@ -176,7 +176,8 @@ class SoupOfExperts:
         with no_init_weights():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).float().eval()
         model.tie_weights()  # no_init_weights leaves this out too
-        return self.attach(with_fused_gelu(model), instance_P)
+        fuse_gelu(model)
+        return self.attach(model, instance_P)
 
     @cached_property
     def _backbone(self) -> dict[str, Any]:

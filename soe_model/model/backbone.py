@@ -8,7 +8,7 @@ Legend: B sequences, L tokens in a sequence.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,6 @@ from storage_schema.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 def gpt2_config(
@@ -111,14 +109,15 @@ def build_backbone(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(hugging_face_config(backbone), trust_remote_code=False)
     model.config.use_cache = False
-    model = with_fused_gelu(model).to(device=device, dtype=torch.float32).train()
+    fuse_gelu(model)
+    model = model.to(device=device, dtype=torch.float32).train()
     return FlatModule(model, instances=instances, multiple=multiple)
 
 
-def with_fused_gelu(model: Model) -> Model:
-    """The model with PyTorch's kernel for GPT-2's GELU, which transformers computes, and keeps, in eight operations.
+def fuse_gelu(model: torch.nn.Module) -> None:
+    """Let PyTorch's kernel compute GPT-2's GELU in this model; transformers takes eight operations and keeps each.
 
-    The same function but for rounding. The configuration, which is written to files, stays as it is.
+    It is the same function but for rounding. The configuration, which is written to files, stays as it is.
     """
     from transformers.activations import NewGELUActivation
 
@@ -126,7 +125,6 @@ def with_fused_gelu(model: Model) -> Model:
         for name, child in parent.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(parent, name, torch.nn.GELU(approximate="tanh"))
-    return model
 
 
 def token_losses(model: torch.nn.Module, tokens_BL1: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,8 @@ from soe_model.optimizers import rounding
 CACHE_ELEMENTS = 1 << 18
 """Elements of a tile in eager mode on a CPU, so that what one expression leaves for the next stays in the cache."""
 GRADIENT_ELEMENTS = 1 << 21
-"""Elements of a gradient that PyTorch's own Adam takes on a CPU, row by row. Of fewer, its calls cost more than its
-work: at 2^18 an update of 32 experts of 95,000 parameters took 2.6 times as long."""
+"""Elements of a tile that PyTorch's own Adam updates on a CPU, row by row. With smaller tiles its calls cost more than
+its work (tests/benchmarks/records/2026-11-30-small-step.md)."""
 FUSED_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
 """Elements of a tile otherwise: few calls, and far below 2^31."""
 FACTORED = 1024
@@ -45,7 +45,7 @@ def tiles(
 
     Args:
         fused: one kernel does all the work on a tile, so that nothing between expressions must fit into the cache.
-        eager: elements of a tile on a CPU where it does not.
+        eager: the most elements of a tile on a CPU where no one kernel does.
     """
     device = rows_Np.device.type
     most = FUSED_ELEMENTS[device] if fused or device != "cpu" else eager
