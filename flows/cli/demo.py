@@ -18,6 +18,7 @@ from rich.console import Console
 from flows.cli import demo_report, stack_status
 from flows.cli.follow_run import follow, outcome
 from flows.local_stack import health as stack_health
+from flows.local_stack import prefect_profile
 from flows.local_stack import state as stack_state
 from flows.prefect_client.api import PrefectApi
 from storage_schema.json_files import read_object
@@ -83,7 +84,7 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
     begun = time.monotonic()
     known = stack_state.load()
-    if known is None or not stack_health.is_up(known):
+    if known is None or not stack_health.is_up(known) or not prefect_profile.is_active(known.api.url):
         console.rule("Start the stack", align="left")
         stack_status.up()
         known = stack_state.load()

@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.training.run_record import summary_of
 from storage_schema.errors import UserError
 from storage_schema.json_files import read_object
-from storage_schema.layout import home, run_folder, specialist_folder, store_folder
+from storage_schema.layout import home, run_folder, soup_folder, specialist_folder, store_folder
 from storage_schema.manifest import read_manifest, write_atomically
 
 OF_GAIN = "soup_generic_instance_loss", "gain_low", "share", "refining_steps"
@@ -36,15 +37,12 @@ def collect(*, store: str, soup: str, generic: str, specialists: str) -> dict[st
         token.
 
     Raises:
-        ValueError: the two runs saw different numbers of tokens, so their losses do not compare, or the specialists
-            were not measured as the demonstration's are.
+        ValueError: the two runs saw different numbers of tokens, so their losses do not compare, the specialists
+            were not measured as the demonstration's are, or the folder of a run was removed.
     """
     file = specialist_folder(specialists) / "evaluation.json"
-    evaluation = _read(file)
-    runs = {
-        "generic": _read(run_folder(generic) / "summary.json"),
-        "soup": _read(run_folder(soup) / "summary.json"),
-    }
+    evaluation = read_object(file)
+    runs = {"generic": _summary(generic), "soup": _summary(soup)}
     if runs["generic"]["tokens"] != runs["soup"]["tokens"]:
         raise UserError(
             f"{soup} saw {runs['soup']['tokens']} tokens and {generic} {runs['generic']['tokens']}: "
@@ -146,5 +144,11 @@ def _losses(row: dict[str, Any]) -> list[str]:
     return [f"{generic:.3f}", f"{soup:.3f}", f"{soup - generic:+.3f}"]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_object(path)
+def _summary(name: str) -> dict[str, Any]:
+    summary = summary_of(run_folder(name))
+    if not summary:
+        raise UserError(
+            f"{run_folder(name)} has no summary.json, which says how long {name} trained. Remove {soup_folder(name)} "
+            "too, and run `soe demo` again: it trains it anew."
+        )
+    return summary

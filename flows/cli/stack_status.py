@@ -96,7 +96,7 @@ def print_places(known: Stack) -> None:
         )
     _CONSOLE.print(f"SOE_HOME       {layout.home()}")
     if not prefect_profile.is_active(known.api.url):
-        _CONSOLE.print(f"`prefect` commands go elsewhere until `prefect profile use {prefect_profile.NAME}`.")
+        _CONSOLE.print("`prefect` commands go elsewhere until `soe up`.")
 
 
 def _print_runs(known: Stack) -> bool:

@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import threading
+from contextlib import suppress
+from pathlib import Path
 
 from pipeline.cores import available_cores
 from storage_schema.errors import UserError
@@ -38,12 +40,21 @@ def connect() -> None:
         port = _free_port()
         os.environ[DASHBOARD] = f"http://127.0.0.1:{port}"
         os.environ.setdefault(PREEMPTION_WATCHER, "0")
+        _hide_token()
         cpus = max(4, available_cores())
         ray.init(address="local", num_cpus=cpus, _node_ip_address="127.0.0.1", dashboard_port=port)
     if threading.current_thread() is threading.main_thread():
         # Ray's own prints a stack trace of C++, and aborts.
         usual = on_sigterm in (signal.SIG_DFL, None)
         signal.signal(signal.SIGTERM, signal.default_int_handler if usual else on_sigterm)
+
+
+def _hide_token() -> None:
+    """Let this user alone enter ~/.ray, where Ray keeps the token of the clusters that it starts, readable by all."""
+    folder = Path.home() / ".ray"
+    with suppress(OSError):  # somebody else's: Ray itself says what it cannot write
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
 
 
 def _free_port() -> int:

@@ -29,7 +29,7 @@ LEARNING = Learning(learning_rate=LEARNING_RATE, steps=400)
 """With 100 steps none of 72 fine-tunings had ended."""
 BACKWARD = 3
 """A step's passes, forward and backward, in forward passes."""
-NOT_ONE = "not one model"
+NOT_ONE = "it is not one model"
 
 
 def fine_tuned(
@@ -157,7 +157,10 @@ def in_words(rows: list[dict[str, Any]]) -> list[str]:
     without = {
         row["method"]: row["fine_tuning"]["said"] for row in rows if row.get("fine_tuning", {}).get("said")
     }
-    return lines + [f"{method}: {said}, and not fine-tuned." for method, said in without.items()]
+    return lines + [
+        f"{method} has no losses after fine-tuning: {said.removesuffix('.')}."
+        for method, said in without.items()
+    ]
 
 
 def _to_reach_the_soup(loss: float, generic: list[dict[str, Any]]) -> str:

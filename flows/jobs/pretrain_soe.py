@@ -21,14 +21,13 @@ from flows.training import fatal_errors
 from flows.training.elsewhere import written_run
 from flows.training.fit_check import check_disk, check_fits
 from flows.training.resolve_run import SETTINGS, ResolvedRun, make_stream, resolve
-from flows.training.run_record import claim_run, claimed
+from flows.training.run_record import claim_run, claimed, summary_of
 from pipeline.remote.store import open_store
 from pipeline.reports.audit import verify_domains
 from pipeline.stream.batches import MixtureStream
 from soe_model.presets import TrainingConfig
 from storage_schema.domains import DomainStore
 from storage_schema.errors import UserError
-from storage_schema.json_files import read_object
 from storage_schema.layout import run_folder, soup_to_write, store_place
 from storage_schema.lock import only_writer
 from storage_schema.manifest import read_manifest, write_atomically
@@ -42,9 +41,14 @@ def run(settings: Pretrain) -> dict[str, Any]:
     """Pretrain (or resume) one soup and write it; returns its digest, tokens and seconds.
 
     Raises:
-        ValueError: for settings, stores or checkpoints that do not fit, and workers the cluster lacks.
+        ValueError: for settings, stores or checkpoints that do not fit, workers the cluster lacks, and a path as name.
         StoreError: the run's place elsewhere cannot be read or written, or holds another soup.
     """
+    if run_folder(settings.name) == soup_to_write(settings.name):
+        raise UserError(
+            f"name is {settings.name!r}, which is a path. A run and its soup lie in two folders of the same name: give "
+            "a name without a slash, and choose the place with SOE_HOME."
+        )
     with written_run(settings.name):
         summary = _pretrain(settings)
     return summary | ({"soup": settings.name.rstrip("/")} if "://" in settings.name else {})
@@ -95,8 +99,7 @@ def _pretrain(settings: Pretrain) -> dict[str, Any]:
         if claimed(folder):
             claim_run(folder, settings_of_run)  # the soup itself does not say which mixtures it read
         print(f"{stage.folder} is finished; nothing to train.", flush=True)
-    summary = read_object(folder / "summary.json")
-    return {**summary, "soup": str(stage.folder), "digest": finished.digest}
+    return {**summary_of(folder), "soup": str(stage.folder), "digest": finished.digest}
 
 
 def _embedder(store: DomainStore) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from flows.reporting import charts
 from flows.reporting.artifact_text import artifact_key, markdown_table, number, run_key
 from flows.settings import Pretrain, Specialize
 from flows.training.run_log import read_log
+from flows.training.run_record import summary_of
 from storage_schema.json_files import read_object
 from storage_schema.layout import (
     MADE,
@@ -65,7 +66,7 @@ def publish_specialists(config: Specialize) -> None:
 def soup_card(config: Pretrain) -> str:
     """Markdown: the run's settings, numbers, digests, loss curve, and the command that makes it again."""
     manifest = read_manifest(soup_to_write(config.name), "soup")
-    summary = read_object(run_folder(config.name) / "summary.json")
+    summary = summary_of(run_folder(config.name))
     log = {row["step"]: row for row in read_log(run_folder(config.name))}
     inputs = [[f"{name} digest", f"`{digest}`"] for name, digest in manifest.inputs.items()]
     place = config.name if "://" in config.name else soup_to_write(config.name)
@@ -74,7 +75,7 @@ def soup_card(config: Pretrain) -> str:
     command = ["prefect", "deployment", "run", "pretrain-soe", "--params", chosen]
     lines = [
         f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}",
-        *charts.of_log([log[step] for step in sorted(log)]),
+        *(charts.of_log([log[step] for step in sorted(log)]) if log else []),
         markdown_table(["", ""], [*rows, ["digest", f"`{manifest.digest}`"], *inputs]),
         f"In `{place}`; checkpoints and log in `{run_folder(config.name)}`.",
         "The same command resumes the run where it was cut off, and finds it finished when it is:",

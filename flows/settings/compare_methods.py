@@ -103,8 +103,8 @@ class CompareMethods(Settings):
         None,
         ge=0,
         le=1000,
-        description="Random mixtures on each of which a model is trained with each seed, to see whether a soup, which "
-        "predicts their losses without, ranks them alike. 0: none.",
+        description="Random mixtures on each of which a model is trained with each seed, to see whether the soup, "
+        "which tells their losses without training, ranks them alike. 0: none.",
     )
     fine_tune_tokens: list[Annotated[int, Field(ge=1)]] | None = Field(
         None,

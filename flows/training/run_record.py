@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storage_schema.json_files import as_object, parse_json
+from storage_schema.json_files import as_object, parse_json, read_object
 from storage_schema.manifest import StoreError, canonical_json, shortened, write_atomically
 from storage_schema.versions import version_problem, written_with
 
@@ -29,6 +29,12 @@ def settings_in(content: bytes, where: object) -> dict[str, Any]:
     if "schema_version" in begun and (problem := version_problem(where, begun)):
         raise StoreError(problem)
     return {key: value for key, value in begun.items() if key not in written_with()}
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """What the run in `folder` said at its end; empty where the folder was removed, which a finished soup outlives."""
+    summary = folder / "summary.json"
+    return read_object(summary) if summary.exists() else {}
 
 
 def _short(value: Any) -> str:

@@ -54,6 +54,15 @@ def test_a_setting_out_of_bounds_is_named(setting, said):
     assert user_error(raised.value) == said
 
 
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+    with pytest.raises(IsADirectoryError) as raised:
+        tmp_path.read_text()
+    assert (
+        user_error(raised.value)
+        == f"{tmp_path} is a folder, where a file is needed. Give the path of a file."
+    )
+
+
 def test_a_full_disk_is_named():
     full = OSError(errno.ENOSPC, "No space left on device", "/data/x")
     assert "no space left on the disk of /data/x" in user_error(full)

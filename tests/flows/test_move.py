@@ -40,6 +40,8 @@ SOUP = dict(
 )  # fmt: skip
 NODES = 3
 """With one CPU each: two training workers and the task that reads their data take all three."""
+FIRST_NODE = "127.0.0.2"
+"""Ray replaces 127.0.0.1 by an outside address; others it takes for machines on a network."""
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Site:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard_port}",
+            "RAY_API_SERVER_ADDRESS": f"http://{FIRST_NODE}:{self.dashboard_port}",
             "PREFECT_HOME": str(self.folder / "prefect"),
             "PREFECT_API_URL": f"http://127.0.0.1:{self.prefect_port}/api",
             "PREFECT_API_AUTH_STRING": self.password,
@@ -181,11 +183,11 @@ def start_ray(site: Site) -> None:
     common += ["--min-worker-port=0", "--max-worker-port=0"]
 
     def node(number: int) -> list[str]:
-        # Ray replaces 127.0.0.1 by an outside address; these it takes for machines on a network.
         port = processes.free_port()
         return [f"--node-ip-address=127.0.0.{2 + number}", f"--dashboard-agent-listen-port={port}"]
 
-    head = ["--head", f"--port={site.ray_port}", f"--dashboard-port={site.dashboard_port}", *node(0)]
+    head = ["--head", f"--port={site.ray_port}", *node(0)]
+    head += [f"--dashboard-host={FIRST_NODE}", f"--dashboard-port={site.dashboard_port}"]
     head += [f"--temp-dir={site.folder / 'ray'}", f"--ray-client-server-port={processes.free_port()}"]
     metrics = {
         name: str(processes.free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
@@ -193,7 +195,7 @@ def start_ray(site: Site) -> None:
     site.start("head", "ray", "start", *head, *common, core=0, **metrics)
     eventually(lambda: site.nodes() == 1, 240)
     for number in range(1, NODES):
-        address = f"--address=127.0.0.2:{site.ray_port}"
+        address = f"--address={FIRST_NODE}:{site.ray_port}"
         site.start(f"node-{number}", "ray", "start", address, *node(number), *common, core=number)
         # One after the other: of two that come in the same moment, one may not find itself in the list of nodes.
         eventually(lambda: site.nodes() == 1 + number, 240)  # noqa: B023

@@ -132,6 +132,30 @@ def test_the_summary_has_these_keys_and_no_others(monkeypatch, tmp_path):
     }
 
 
+def test_a_run_whose_folder_was_removed_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOE_HOME", str(tmp_path))
+    measured()
+    (run_folder("twin") / "summary.json").unlink()
+    with pytest.raises(UserError, match="runs/twin has no summary.json.*Remove .*soups/twin too"):
+        collect()
+
+
+def test_where_prefect_commands_go_elsewhere_the_stack_is_asked_for_again(monkeypatch):
+    """Another stack of the same user may have taken the profile; a demonstration must not run on it."""
+    known, asked = SimpleNamespace(api=SimpleNamespace(url="http://127.0.0.1:4200/api")), []
+    monkeypatch.setattr(demo.stack_state, "load", lambda: known)
+    monkeypatch.setattr(demo.stack_health, "is_up", lambda stack: True)
+    monkeypatch.setattr(demo.prefect_profile, "is_active", lambda url: bool(asked))
+    monkeypatch.setattr(demo.stack_status, "up", lambda: asked.append("up"))
+
+    def refuse():
+        raise demo.StepError("far enough")
+
+    monkeypatch.setattr(demo, "_refuse_another", refuse)
+    assert demo.main() == demo.main() == 1
+    assert asked == ["up"]
+
+
 def test_what_is_gained_over_the_soups_own_generic_instance_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("SOE_HOME", str(tmp_path))
     measured()

@@ -47,12 +47,13 @@ input()
 """
 
 
-def test_a_cluster_of_ones_own_listens_on_loopback_only_and_its_workers_can_ask_for_an_actor():
+def test_a_cluster_of_ones_own_is_ones_own_and_its_workers_can_ask_for_an_actor(tmp_path):
+    """It listens on loopback alone, and nobody else reads its token."""
     mark = f"SOE_TEST_OF_CONNECT={os.getpid()}"
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     job = subprocess.Popen(
         [sys.executable, "-c", ASKS_IN_A_WORKER],
-        env=clean | dict([mark.split("=")]),
+        env=clean | dict([mark.split("="), ("HOME", str(tmp_path))]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -61,6 +62,8 @@ def test_a_cluster_of_ones_own_listens_on_loopback_only_and_its_workers_can_ask_
         assert job.stdout.readline() == "up ALIVE\n"
         addresses = {address for address, _ in listening(set(processes.carrying(mark)))}
         assert addresses and addresses <= LOOPBACK
+        token = tmp_path / ".ray/auth_token"
+        assert token.exists() and token.parent.stat().st_mode & 0o777 == 0o700
     finally:
         job.communicate("\n", timeout=60)
 

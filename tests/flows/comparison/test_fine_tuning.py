@@ -123,7 +123,10 @@ def test_the_words_say_how_much_text_generic_needs():
         and "generic (2.700; 3.300 before)" in best
     )
     assert "generic reaches the loss of the soup before its fine-tuning (3.000) with 100 tokens" in reached
-    assert smear == "smear: not one model, and not fine-tuned."
+    assert smear == "smear has no losses after fine-tuning: it is not one model."
+    assert in_words([row("soup", 3.0, 2.9), row("generic", said="its loss is not finite.")])[-1] == (
+        "generic has no losses after fine-tuning: its loss is not finite."
+    )
     assert "does not reach" in in_words([row("generic", 3.3, 3.2, 3.1), soup])[1]
     assert in_words([routed]) == in_words([{"method": "pareto"}]) == []
 

@@ -47,12 +47,13 @@ from tests.flows.jobs.pretraining import SETTINGS
         ),
         ({"mixtures_per_step": 3}, "batch_size 8 is not a multiple of mixtures_per_step 3"),
         ({"warmup_steps": None}, "warmup_steps is 300 and the run has 60 steps.*Give warmup_steps=20"),
+        ({"name": "some/bad"}, "name is 'some/bad', which is a path.*without a slash.*SOE_HOME"),
         ({"num_workers": 4, "use_gpu": True}, "4 workers need 4 GPUs; the Ray cluster has 0"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_starts(home, change, message):
     with pytest.raises(ValueError, match=message):
-        pretrain_soe.run(Pretrain(name="bad", **SETTINGS | change))
+        pretrain_soe.run(Pretrain(**{"name": "bad"} | SETTINGS | change))
     assert not (home / "runs" / "bad").exists()
 
 

@@ -95,6 +95,14 @@ def test_a_finished_run_is_skipped(home, one_worker):
     assert (home / "runs" / "one" / "log.jsonl").read_text() == before
 
 
+def test_a_finished_soup_outlives_the_folder_of_its_run(home, one_worker):
+    folder = home / "runs" / "one"
+    kept = folder.rename(home / "one-kept")
+    again = pretrain_soe.run(Pretrain(name="one", **SETTINGS))
+    kept.rename(folder)
+    assert again == {"soup": one_worker["soup"], "digest": one_worker["digest"]}
+
+
 @pytest.mark.long
 def test_a_store_on_s3_gives_the_same_soup(home, one_worker, s3):
     """The job starts a Ray session of its own, whose processes have the AWS variables."""

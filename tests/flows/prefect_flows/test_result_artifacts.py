@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -63,6 +64,9 @@ def test_the_soups_card_says_how_to_resume(tmp_path, monkeypatch):
     assert digest in card and "d" * 64 in card and "4,096,000" in card and len(pictures(card)) == 1
     [command] = re.findall(r"```\n(prefect .*)\n```", card)
     assert resumed(command) == Pretrain(name="mine", steps=4)
+    shutil.rmtree(run_folder("mine"))  # what a finished soup outlives
+    card = artifacts.soup_card(Pretrain(name="mine", steps=4))
+    assert digest in card and not pictures(card)
     # In the command that a shell reads, whatever the settings hold.
     apostrophe = Pretrain(name="mine", store="/data/it's mine; $HOME")
     [command] = re.findall(r"```\n(prefect .*)\n```", artifacts.soup_card(apostrophe))
