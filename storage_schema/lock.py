@@ -25,7 +25,7 @@ def only_writer(folder: str | Path) -> Iterator[None]:
     system supports it (NFS 4 and cluster file systems do).
 
     Raises:
-        StoreError: another process holds the lock; the message names that process.
+        StoreError: another process holds the lock (the message names it), or the file system has no locks.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,6 +37,8 @@ def only_writer(folder: str | Path) -> Iterator[None]:
             raise StoreError(
                 f"{folder} is being written by {_holder(file.read(4096))}. Wait for it, or use another name."
             ) from error
+        except OSError as error:
+            raise _no_locks(folder, error) from error
         file.truncate(0)
         file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
         file.flush()
@@ -48,12 +50,17 @@ def in_turn(folder: str | Path) -> Iterator[None]:
     """Wait until nobody else writes or replaces `folder`, then be the only one to do so while the block runs.
 
     The lock file lies beside the folder, because the folder itself is replaced; it is removed at the end.
+
+    Raises StoreError if the file system has no locks.
     """
     folder = Path(folder)
     lock = folder.with_name(f".{folder.name}{LOCK}")
     while True:
         with open(lock, "a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                raise _no_locks(folder, error) from error
             if not _is_open(lock, file):
                 continue  # the former holder has removed this file
             try:
@@ -61,6 +68,13 @@ def in_turn(folder: str | Path) -> Iterator[None]:
             finally:
                 lock.unlink(missing_ok=True)
             return
+
+
+def _no_locks(folder: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{folder} cannot be locked: {error.strerror}. Mount its file system with locks (Lustre: -o flock), or set "
+        "SOE_HOME to a folder on another disk."
+    )
 
 
 def _is_open(path: Path, file: IO[str]) -> bool:

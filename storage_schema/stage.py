@@ -121,6 +121,7 @@ def open_stage(
         if not folder.exists() or (rebuild and not _differences(done, configuration, inputs)):
             _publish(work, folder)
     if folder.exists():
+        shutil.rmtree(_replaced(folder), ignore_errors=True)  # what a crash left of it
         finished = read_manifest(folder, kind)
         changes = _differences(finished, configuration, inputs)
         if changes and not rebuild:
@@ -202,6 +203,8 @@ def _differences(manifest: Manifest, configuration: dict, inputs: dict[str, str]
 def _prepare_work(work: Path, request: str) -> None:
     """Keep unfinished work of the same request and remove that of another. Other files are not touched."""
     record = work / _REQUEST_NAME
+    discarded = work.with_name(f".{work.name}.discarded")
+    shutil.rmtree(discarded, ignore_errors=True)
     if work.exists() and not record.exists() and any(work.iterdir()):
         raise StoreError(
             f"{work} is where {work.name.removesuffix(PARTIAL_SUFFIX)} would be put together, but it holds something "
@@ -210,7 +213,8 @@ def _prepare_work(work: Path, request: str) -> None:
     if work.exists() and not (
         record.exists() and read_bounded(record, len(request.encode())) == request.encode()
     ):
-        shutil.rmtree(work)
+        os.rename(work, discarded)  # half removed, it would look like somebody else's
+        shutil.rmtree(discarded)
     work.mkdir(parents=True, exist_ok=True)
     remove_asides(work)
     write_atomically(record, request)
@@ -219,7 +223,7 @@ def _prepare_work(work: Path, request: str) -> None:
 def _publish(work: Path, folder: Path) -> None:
     """Rename `work`, whose manifest is on disk, to `folder`. The former stage is removed only after that."""
     shutil.rmtree(work / SCRATCH, ignore_errors=True)
-    old = folder.with_name(f".{folder.name}.replaced")  # hidden, so no user gave a folder this name
+    old = _replaced(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.rename(folder, old)
@@ -227,3 +231,8 @@ def _publish(work: Path, folder: Path) -> None:
     (folder / _REQUEST_NAME).unlink(missing_ok=True)  # only now: until the rename it says what `work` holds
     flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(folder: Path) -> Path:
+    """Where a former stage lies until it is removed. Hidden, so no user gave a folder this name."""
+    return folder.with_name(f".{folder.name}.replaced")

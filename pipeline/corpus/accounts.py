@@ -77,7 +77,7 @@ class Tally:
 
     @staticmethod
     def total(tallies: Iterable[Tally]) -> Tally:
-        """Add tallies up. Of the bad documents, the first :data:`NAMED` are named."""
+        """Add tallies up. The first :data:`NAMED` bad documents are named, and damaged files in order."""
         total = Tally()
         for tally in tallies:
             for name in ("documents_read", "documents", "characters", "passages_cut", "blank_passages"):
@@ -85,7 +85,8 @@ class Tally:
             total.documents_lost += tally.documents_lost
             _add(total.dropped, tally.dropped)
             _add(total.bad, tally.bad)
-            total.damaged = tally.damaged | total.damaged
+            for file, how in tally.damaged.items():
+                total.damaged.setdefault(file, how)
             total.bad_named = [*total.bad_named, *tally.bad_named][:NAMED]
         return total
 

@@ -44,6 +44,10 @@ def open_corpus(uri: str, *, text_field: str = "text", source_field: str = "sour
         ValueError: nothing is there, it cannot be reached, refuses the credentials, or holds no file of a
             known kind or a saved dataset that cannot be read.
     """
+    if not uri.strip():
+        raise UserError(
+            "The path of the corpus is empty. Give that of a file or folder, a URI, or `environment`."
+        )
     not_read: Counter[str] = Counter()
     if uri == ENVIRONMENT:
         listed: Sequence[CorpusFile] = list_environment()

@@ -17,6 +17,11 @@ ROWS = 1024
 
 def read_parquet(filesystem: fs.FileSystem, file: CorpusFile, corpus: Corpus) -> Found:
     """Each row is a document. The columns of one row group are in memory at a time."""
+    if file.compression:  # Parquet compresses its own columns, and is read from its end
+        yield damaged(
+            file, OtherShape(f"is Parquet inside {file.compression}, which is not unpacked: unpack it")
+        )
+        return
     try:
         with open_raw(filesystem, file) as raw, pq.ParquetFile(pa.PythonFile(raw, mode="r")) as table:
             columns = _columns(table.schema_arrow, corpus)

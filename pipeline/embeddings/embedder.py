@@ -79,8 +79,7 @@ def load_embedder(weights: EmbedderWeights, *, max_seq_length: int, device: str 
         raise UserError(
             f"The embedder {weights.name!r} cannot be loaded ({weights.origin}): {reason} {_way_out()}"
         ) from error
-    configuration = getattr(getattr(model[0], "auto_model", None), "config", None)
-    positions = getattr(configuration, "max_position_embeddings", None)
+    positions = _positions(getattr(model[0], "auto_model", None))
     if positions is not None and max_seq_length > positions:
         raise UserError(
             f"max_seq_length is {max_seq_length}; the embedder {weights.name!r} has {positions} positions. "
@@ -88,6 +87,16 @@ def load_embedder(weights: EmbedderWeights, *, max_seq_length: int, device: str 
         )
     model.max_seq_length = max_seq_length
     return model
+
+
+def _positions(encoder: Any) -> int | None:
+    """How many word pieces the encoder can read; None if it does not say."""
+    positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    padding = getattr(
+        table, "padding_idx", None
+    )  # RoBERTa and its kin number positions from the one after it
+    return positions if positions is None or padding is None else positions - padding - 1
 
 
 def reload_embedder(

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.passages.buckets import PRESENT, write_dealt
+from pipeline.passages.parts import scan_part
 from pipeline.passages.sources import Shard, documents_per_source, merged
 from storage_schema.arrow_files import read_parquet
 from storage_schema.stage import RunTasks
@@ -91,7 +92,7 @@ def deal_shards(
     over = {"documents": 0, "passages": 0}
     if last_orders is not None:
         every = rows
-        rows = rows.join(pl.read_parquet(last_orders), on="source")
+        rows = rows.join(scan_part(last_orders, "source", "last").collect(), on="source")
         rows = rows.filter(pl.col("order") <= pl.col("last"))
         over["documents"] = every["document_hash"].n_unique() - rows["document_hash"].n_unique()
         over["passages"] = len(every) - len(rows)

@@ -119,6 +119,7 @@ def _local_files(root: str) -> list[str]:
             folders.clear()
             continue
         entered.add((here.st_dev, here.st_ino))
+        folders.sort()  # else the disk says by which of two links a folder is entered
         found += [os.path.join(folder, name) for name in names]
     for path in found:
         if not path.isprintable() and re.search("[\ud800-\udfff]", path):

@@ -26,7 +26,8 @@ FILES, FILE_BYTES, DOCUMENTS = 48, 1 << 19, 512
 """At most this many files are read, and of a larger file only its first bytes, or its first documents."""
 LOOK_SECONDS, TRY_SECONDS = 0.7, 0.7
 PACKED = 3.0
-"""Assumed characters per byte of compressed text, for a file that is too large to read to its end."""
+"""Assumed characters per byte of compressed text, for a file that is too large to read to its end. Of one that is not
+compressed (a saved dataset's) each byte is assumed to be a character."""
 TEXTS, TRY_TEXTS = 64, 8
 """Passages kept of a sample, and passages that the encoder is given at once."""
 
@@ -43,7 +44,8 @@ def sample_corpus(corpus: Corpus, passage_characters: int) -> CorpusSample:
         documents, share = _begin_of(corpus, file)
         cut = [cut_passages(text, passage_characters) for text in documents]
         characters, passages = sum(map(len, documents)), sum(map(len, cut))
-        per_byte = share * characters / file.bytes if share else PACKED * (characters > 0)
+        assumed = PACKED if file.compression else 1.0
+        per_byte = share * characters / file.bytes if share else assumed * (characters > 0)
         found.append((per_byte, per_byte * passages / max(1, characters)))
         texts.append([passage for some in cut for passage in some][:TEXTS])
         if time.monotonic() - begun > LOOK_SECONDS:

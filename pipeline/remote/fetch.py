@@ -22,7 +22,7 @@ from pipeline.remote.mirror import Source
 from pipeline.remote.publish import STAGES
 from pipeline.remote.transfer import transfer
 from pipeline.tasks import Report, ignore_progress, is_disk_full
-from storage_schema.aside import written_aside
+from storage_schema.aside import remove_asides, written_aside
 from storage_schema.manifest import (
     FileEntry,
     Manifest,
@@ -102,12 +102,13 @@ def _stages(source: Source, below: str, folder: Path) -> Iterator[FetchedStage]:
 
 
 def stage_to_fetch(name: str, manifest: Manifest, content: bytes, target: Path) -> FetchedStage:
-    """A stage that will be `target`. `content` is its manifest as it was read."""
+    """A stage that will be `target`, which nobody else fetches. `content` is its manifest as it was read."""
     work = target.with_name(f".{target.name}.fetched")
     there = work / manifest_name(manifest.kind)
     if there.exists() and there.read_bytes() != content:  # what was begun is there no longer
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
+    remove_asides(work)
     write_atomically(there, content)
     return FetchedStage(name=name, manifest=manifest, work=work, target=target)
 

@@ -25,8 +25,8 @@ SUM_TOLERANCE = 1e-6
 FEW = 30
 """Texts below which a warning says that they are few."""
 FAR, SPREAD = 0.05, 0.07
-"""Texts count as far when their mean distance is beyond that of training passages by this share of it, or by two
-standard errors of a mean of so few (single training passages spread by 0.07 around their domain's mean)."""
+"""Texts count as far when their mean distance is beyond that of training passages by this share of it, and by two
+standard errors of a mean of so few (single training passages spread by 0.07 of their domain's mean)."""
 NO_TEXTS = "The specialist set has zero texts; domain weights need at least one."
 
 

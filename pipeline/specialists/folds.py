@@ -83,7 +83,11 @@ def documents_of_windows(
 
 
 def in_turn(counts: Sequence[int], *, seed: int = 0) -> list[tuple[int, int]]:
-    """Pairs of a unit and one of its so many rows: a row of each unit, then another of each, any first."""
+    """Pairs (unit, row): first a random row of every unit, then a second one of every unit that has two, and so on.
+
+    Args:
+        counts: the rows of each unit.
+    """
     random = np.random.default_rng(seed)
     turns = [
         (turn, unit, row)

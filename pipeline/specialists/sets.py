@@ -84,7 +84,8 @@ def set_of_texts(
     text_field: str = "text",
     source_field: str = "source",
 ) -> SpecialistSet:
-    """The specialist set in a file or folder of texts: a bounded sample of its passages, some of every file.
+    """The specialist set in a file or folder of texts: a bounded sample of its passages, some of every file where there
+    are no more files than passages wanted.
 
     All of the files are read. Documents are drawn by the hashes of their texts, so their order changes nothing. Of a
     long document the passages are spread over all of it, and its end is what is evaluated on: neighbouring passages
@@ -97,8 +98,7 @@ def set_of_texts(
 
     Raises:
         ValueError: a name that names no folder, unreadable texts (as :func:`pipeline.passages.build.build_passages`),
-        or too
-            few passages.
+            or too few passages.
     """
     if not FOLDER.fullmatch(name):
         raise UserError(f"{name!r} cannot name a specialist; use letters, digits, '_', '-' and '.'.")
@@ -133,10 +133,12 @@ def set_of_texts(
 
 
 class _Sample:
-    """The documents of a corpus with the lowest hashes: at least some of every file, about `wanted` passages in all."""
+    """The documents of a corpus with the lowest hashes, about `wanted` passages in all: of every file an equal share,
+    and what that leaves of all documents.
+    """
 
     def __init__(self, wanted: int, *, files: int):
-        self.wanted, self.share = wanted, -(-wanted // max(1, files))
+        self.wanted, self.share = wanted, wanted // max(1, files)
         self.of_files: list[list[_Drawn]] = []
         self.of_all: list[_Drawn] = []
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -35,6 +36,17 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_nothing(tmp_path):
         pass
     with only_writer(folder):
         pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for lock in (only_writer, in_turn):
+        with pytest.raises(StoreError, match="store cannot be locked: Function not impl.*-o flock.*SOE_HOME"):
+            with lock(tmp_path / "store"):
+                pass
 
 
 def test_those_who_write_one_folder_take_turns(tmp_path):

@@ -61,6 +61,37 @@ def test_unfinished_work_is_kept_for_the_same_settings_only(tmp_path):
     ).exists()
 
 
+def test_removing_unfinished_work_may_be_cut_off(tmp_path, monkeypatch):
+    stage = open_stage(tmp_path / "s", kind="passages", configuration={"n": 1}, inputs={})
+    (stage.work / "half").write_bytes(b"x")
+
+    def killed(path, **_):
+        if path.exists():
+            (path / "plan.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", killed)
+        open_stage(tmp_path / "s", kind="passages", configuration={"n": 2}, inputs={})
+    build(tmp_path / "s", {"n": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_removing_a_replaced_stage_may_be_cut_off(tmp_path, monkeypatch):
+    build(tmp_path / "s")
+
+    def killed(path, **_):
+        if path.exists() and "replaced" in path.name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", killed)
+        build(tmp_path / "s", {"n": 2}, rebuild=True)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert build(tmp_path / "s", {"n": 2}).finished.configuration == {"n": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

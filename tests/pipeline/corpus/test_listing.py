@@ -97,6 +97,24 @@ def test_bad_lines_are_named(tmp_path, line, problem):
     assert bad.where == "l.jsonl:3" and problem in bad.problem
 
 
+def test_a_path_that_was_forgotten_is_not_the_working_folder(tmp_path, monkeypatch):
+    """Such as that of a shell variable which is not set."""
+    (tmp_path / "some.txt").write_text("some text")
+    monkeypatch.chdir(tmp_path)
+    for uri in ("", " "):
+        with pytest.raises(ValueError, match="path of the corpus is empty"):
+            open_corpus(uri)
+
+
+def test_of_the_names_of_one_folder_the_first_counts_on_every_disk(tmp_path):
+    for number in range(20):
+        (tmp_path / f"real-{number}").mkdir()
+        (tmp_path / f"real-{number}" / "some.txt").write_text(f"text {number}")
+        (tmp_path / f"alias-{number}").symlink_to(f"real-{number}")
+    names = {file.name for file in open_corpus(str(tmp_path)).files}
+    assert names == {f"alias-{number}/some.txt" for number in range(20)}
+
+
 def test_empty_corpora_are_errors(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "nothing.txt").touch()

@@ -131,13 +131,15 @@ def test_files_of_another_shape_are_damaged_files(tmp_path):
     pq.write_table(pa.table({"body": ["a"] * 99}), tmp_path / "column.parquet")
     pq.write_table(pa.table({"text": [1.5] * 99}), tmp_path / "numbers.parquet")
     pq.write_table(pa.table({"text": ["a"] * 9, "source": [1.5] * 9}), tmp_path / "source.parquet")
+    (tmp_path / "packed.parquet.gz").write_bytes(gzip.compress((tmp_path / "numbers.parquet").read_bytes()))
     (tmp_path / "unmarked.jsonl").write_bytes(json_lines(MANY_RECORDS).decode().encode("utf-16-le"))
     found = {one.where: one for one in read_all(tmp_path)}
-    assert len(found) == 8 and {type(one) for one in found.values()} == {DamagedFile}
+    assert len(found) == 9 and {type(one) for one in found.values()} == {DamagedFile}
     assert all("jq -c" in found[f"{name}.json"].problem for name in ("array", "pretty", "object", "mark"))
     assert "no column 'text'; it has body" in found["column.parquet"].problem
     assert "the column 'text' has the type double; save it as strings" in found["numbers.parquet"].problem
     assert "the column 'source' has the type double" in found["source.parquet"].problem
+    assert "is Parquet inside gzip, which is not unpacked: unpack it" in found["packed.parquet.gz"].problem
     assert "UTF-16 or UTF-32 without a byte-order mark. Save it as UTF-8" in found["unmarked.jsonl"].problem
 
 

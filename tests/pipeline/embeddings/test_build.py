@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipeline.embeddings import build as embedding
@@ -204,6 +205,17 @@ def test_altered_packaged_weights_are_refused(monkeypatch):
 def test_more_word_pieces_than_positions_is_an_error():
     with pytest.raises(ValueError, match="max_seq_length is 513.*512 positions"):
         load_embedder(find_embedder("all-MiniLM-L6-v2"), max_seq_length=513)
+
+
+def test_an_encoder_that_counts_positions_from_its_padding_has_fewer():
+    from transformers import RobertaConfig, RobertaModel
+
+    small = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    encoder = RobertaModel(RobertaConfig(max_position_embeddings=14, **small))
+    assert embedder._positions(encoder) == 12
+    encoder(torch.full((1, 12), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        encoder(torch.full((1, 13), 5))
 
 
 def test_files_keep_rows_and_order(tmp_path):

@@ -79,7 +79,9 @@ def test_the_rules_hold_whatever_the_number_of_buckets(corpus, chosen, bucket_ro
     monkeypatch.setattr(dealing, "GROUP_ROWS", 3 * bucket_rows)
     monkeypatch.setattr(parts, "LEAST_PART_ROWS", 11)
     shards, rows = corpus
-    selected = select_passages(shards, chosen, tmp_path, run=lambda f, given: [f(*some) for some in given])
+    folder = tmp_path / "store[1]"  # which is no pattern
+    folder.mkdir()
+    selected = select_passages(shards, chosen, folder, run=lambda f, given: [f(*some) for some in given])
     assert [part.number for part in selected.parts] == list(range(len(selected.parts)))
     found = {"train": [], "held_out": []}
     for part in selected.parts:
@@ -97,7 +99,7 @@ def test_the_rules_hold_whatever_the_number_of_buckets(corpus, chosen, bucket_ro
         assert line["train_passages"] == sum(rows[s][i][1] == line["source"] for s, i in train)
         assert line["held_out_passages"] == sum(rows[s][i][1] == line["source"] for s, i in held_out)
         assert line["unseen"] == (line["source"] in chosen.held_out_sources)
-    assert not list(tmp_path.glob("bucket*"))
+    assert not list(folder.glob("bucket*"))
 
 
 def test_tasks_do_the_work_with_arguments_that_do_not_grow(corpus, tmp_path, monkeypatch):

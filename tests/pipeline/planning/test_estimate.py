@@ -21,6 +21,7 @@ from pipeline.passages.cutting import cut_passages
 from pipeline.planning import trial as build_trial
 from pipeline.planning.estimate import CLUSTER, CUT, EMBED, TRAIN, CorpusSample, estimate_build, in_words
 from pipeline.planning.trial import encoder_rate, sample_corpus
+from tests.toy_corpora import save_dataset
 
 SAMPLE = CorpusSample(files=3, bytes=10**9, characters_per_byte=0.9, passages_per_byte=0.9 / 1000)
 
@@ -141,6 +142,15 @@ def test_a_sample_says_nearly_what_all_of_it_does(tmp_path, monkeypatch, only):
     passages = sum(len(cut_passages(text, 500)) for text in texts)
     assert sample.passages == pytest.approx(passages, rel=0.15)
     assert only == "large.txt" or 8 < len(sample.texts) <= build_trial.TEXTS
+
+
+def test_a_large_saved_dataset_has_no_more_text_than_bytes(tmp_path, monkeypatch):
+    records = [{"text": f"{number} " + "words of a text. " * 60} for number in range(500)]
+    save_dataset(tmp_path / "saved", records, shards=1)
+    monkeypatch.setattr(build_trial, "FILE_BYTES", 1 << 17)
+    sample = sample_corpus(open_corpus(str(tmp_path / "saved")), 500)
+    characters = sum(len(record["text"]) for record in records)
+    assert sample.characters_per_byte * sample.bytes == pytest.approx(characters, rel=0.1)
 
 
 def test_the_look_is_bounded_by_bytes_and_seconds(tmp_path, monkeypatch):

@@ -168,6 +168,9 @@ def test_fetching_that_was_cut_off_goes_on(bucket, proxy, own, tmp_path):
     with pytest.raises(UnavailableError, match="node-0005"):
         fetch_store(bucket.uri, tmp_path / "fetched")
     assert not (tmp_path / "fetched/domains").exists()
+    (tmp_path / "fetched/.domains.fetched/.some.0123456789ab.aside").write_bytes(
+        b"half a file, by a killed fetch"
+    )
     proxy.rule = lambda *_: None
     proxy.requests.clear()
     fetch_store(bucket.uri, tmp_path / "fetched")

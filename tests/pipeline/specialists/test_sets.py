@@ -85,6 +85,19 @@ def test_every_file_has_its_share(tmp_path):
     assert len(texts) == 30 and {"the only text of b", "the only text of c"} <= {*texts}
 
 
+@pytest.mark.parametrize(("files", "in_each"), [(600, 1), (150, 20)])
+def test_many_small_files_are_taken_from_alike(tmp_path, files, in_each):
+    """Not the first ones by name, where there are more of them, or nearly as many, as passages are wanted."""
+    for number in range(files):
+        write(
+            tmp_path / f"{number:03d}.jsonl", [{"text": f"text {n} of file {number}"} for n in range(in_each)]
+        )
+    texts = set_of_texts("t", str(tmp_path), max_texts=200, evaluation_passages=0).texts
+    of_files = [int(text.split()[-1]) for text in texts]
+    assert len(texts) == 200 and 60 < sum(number >= files / 2 for number in of_files) < 140
+    assert in_each == 1 or {*of_files} == {*range(files)}
+
+
 def test_fields_are_named_as_for_a_build(tmp_path):
     path = write(tmp_path / "c.jsonl", records(5, "content"))
     assert len(set_of_texts("t", path, max_texts=9, evaluation_passages=0, text_field="content").texts) == 5
