@@ -1,4 +1,4 @@
-"""Domain weights → model: bank, router, training, specialists. It needs only torch, transformers and safetensors."""
+"""Domain weights → model: bank, router, training, specialists. Training needs only torch, transformers, safetensors."""
 
 import os
 

@@ -120,7 +120,9 @@ class BankFiles:
         self.folder = folder
         self.shared = MappedTensors(folder / SHARED)
         self.slots = self.shared.slots
-        self.experts = [self._expert(number) for number in range(num_experts)]
+        self.experts: list[MappedTensors] = []
+        for number in range(num_experts):
+            self.experts.append(self._expert(number))
 
     @property
     def num_params(self) -> int:
@@ -201,6 +203,11 @@ class LowRankBankFiles(BankFiles):
             fits = side in ("A", "B") and len(slot.shape) == len(matrix) == 2
             if not fits or slot.shape[0] != matrix[side == "B"]:
                 raise StoreError(f"{expert.path}: {slot.name} fits no matrix of {self.shared.path}.")
+            other = expert.by_name.get(f"{name}.{'B' if side == 'A' else 'A'}")
+            if other is None or other.shape[1:] != slot.shape[1:]:
+                raise StoreError(f"{expert.path}: {slot.name} has no other factor of its rank.")
+        if number and expert.slots != self.experts[0].slots:
+            raise StoreError(f"{expert.path} does not have the factors of {self.experts[0].path}.")
         return expert
 
 

@@ -45,7 +45,7 @@ class Smear(FlatMethod):
     segments: int = 4
     """S, the segments of a whole sequence; 1: the routers read nothing, and choose the same for all texts."""
     dropout: float = 0.1
-    """Share of the experts that a sequence goes without in training (section 3)."""
+    """Share of the experts that a segment goes without in training (section 3)."""
     routed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -91,6 +91,33 @@ def _refuse_code(settings: dict[str, Any]) -> None:
             )
 
 
+def check_causal(backbone: dict[str, Any]) -> None:
+    """Build the backbone on this CPU and let it read a few tokens.
+
+    Raises:
+        ValueError: transformers cannot build or run it, or a token's logits change with a later token, as those of an
+            encoder such as BERT do without ``is_decoder``. It would learn to copy its targets.
+    """
+    from transformers import AutoModelForCausalLM
+
+    kind, config = backbone["model_type"], hugging_face_config(backbone)
+    tokens_2L = torch.zeros(2, 8, dtype=torch.int64)
+    tokens_2L[1, -1] = 1
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
+            one_LV, other_LV = (model(input_ids=tokens_L[None]).logits[0, :-1] for tokens_L in tokens_2L)
+    except Exception as error:  # each architecture raises its own errors
+        raise UserError(
+            f"transformers cannot run the backbone of model_type {kind!r}: {error!r:.300}"
+        ) from error
+    if (one_LV - other_LV).abs().max() > 1e-5 * one_LV.abs().max():
+        raise UserError(
+            f"the backbone of model_type {kind!r} reads later tokens too, and would learn to copy its targets. Take a "
+            "causal model, or give is_decoder=true if it is an encoder that can be one."
+        )
+
+
 def build_backbone(
     backbone: dict[str, Any],
     *,
@@ -128,7 +155,8 @@ def fuse_gelu(model: torch.nn.Module) -> None:
 
 
 def token_losses(model: torch.nn.Module, tokens_BL1: torch.Tensor) -> torch.Tensor:
-    """Loss of each next token in nats, float32 [B, L]; `tokens_BL1` is int64 [B, L + 1]."""
+    """Loss of each next token in nats, float32 [B, L]; `tokens_BL1` is int64 [B, L + 1], on any device."""
+    tokens_BL1 = tokens_BL1.to(next(model.parameters()).device)
     return losses_of_logits(model(input_ids=tokens_BL1[:, :-1]).logits, tokens_BL1)
 
 

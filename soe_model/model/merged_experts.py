@@ -68,7 +68,7 @@ class MergedExperts(nn.Module):
 
     Args:
         segment_length: T. The tokens of a last, shorter segment are routed like those of a whole one.
-        dropout: share of the experts that a sequence goes without in training.
+        dropout: share of the experts that a segment goes without in training.
     """
 
     def __init__(

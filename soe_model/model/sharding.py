@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 ALIGNMENT = 1024
-"""The columns of a shard are a multiple of this, so that columns which share a number lie on one rank."""
+"""The columns of a shard are a multiple of this, so that those with a common scale or second moment lie on one rank."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from soe_model.optimizers.tile import (
 from storage_schema.errors import UserError
 
 GRAM_COLUMNS = 1 << 16
-"""Columns that are float32 at once for the experts' inner products; a tile of a GPU would be half a gigabyte."""
+"""Columns taken at once where float32 tensors of their size are made; a tile of a GPU would be half a gigabyte."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,9 @@ class CompactExperts:
         blocks = grads_Wp.view(len(grads_Wp), -1, FACTORED)
         gram_bWW = torch.einsum("wbf,vbf->bwv", blocks, blocks)
         rows = torch.einsum("wn,bwv,vn->nb", coefficients_WN, gram_bWW, coefficients_WN)
-        columns = ((coefficients_WN @ coefficients_WN.T @ grads_Wp) * grads_Wp).sum(0)
+        gram_WW = coefficients_WN @ coefficients_WN.T
+        parts = grads_Wp.split(GRAM_COLUMNS, dim=1)  # each makes two tensors of its own size
+        columns = torch.cat([((gram_WW @ part_Wt) * part_Wt).sum(0) for part_Wt in parts])
         assert self.second_rows is not None and self.second_columns is not None
         self.second_rows.lerp_(rows.clamp_(min=0), share)
         self.second_columns.lerp_(columns.clamp_(min=0), share)

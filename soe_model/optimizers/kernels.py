@@ -44,9 +44,11 @@ def _update(
     rate, correction, epsilon = tl.load(numbers_ptr + 2), tl.load(numbers_ptr + 3), tl.load(numbers_ptr + 4)
 
     gradient = tl.zeros((BLOCK,), tl.float32)
+    grads = grads_ptr + columns
     for w in tl.static_range(W):
         coefficient = tl.load(coefficients_ptr + w * num_experts + expert)
-        gradient += coefficient * tl.load(grads_ptr + w * grads_stride + columns)
+        gradient += coefficient * tl.load(grads)
+        grads += grads_stride  # one row at a time: w * grads_stride may be too large for 32 bits
 
     if not FLOAT:
         place = tl.load(places_ptr + columns)

@@ -13,6 +13,7 @@ import torch
 
 from soe_model.bounds import finite_positive, require
 from soe_model.optimizers import rounding
+from storage_schema.errors import UserError
 
 CACHE_ELEMENTS = 1 << 18
 """Elements of a tile in eager mode on a CPU, so that what one expression leaves for the next stays in the cache."""
@@ -48,6 +49,8 @@ def tiles(
         eager: the most elements of a tile on a CPU where no one kernel does.
     """
     device = rows_Np.device.type
+    if device not in FUSED_ELEMENTS:
+        raise UserError(f"the bank is on {device}; it can lie on {' or '.join(FUSED_ELEMENTS)}.")
     most = FUSED_ELEMENTS[device] if fused or device != "cpu" else eager
     width = max(most // max(len(rows_Np), 1) // multiple, 1) * multiple
     for start in range(0, rows_Np.shape[1], width):

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from soe_model.model.backbone import hugging_face_config
-from storage_schema.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +32,11 @@ class ModelSize:
 def model_size(backbone: dict[str, Any]) -> ModelSize:
     """Build the backbone on torch's meta device, which takes no memory, and measure it.
 
-    Raises ValueError for a configuration that transformers does not know or accept.
+    Raises ValueError for a configuration that transformers does not know.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
-    try:
-        config = hugging_face_config(backbone)
-    except StrictDataclassError as error:
-        raise UserError(f"the backbone is no configuration of a {backbone['model_type']}: {error}") from error
+    config = hugging_face_config(backbone)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parameters = dict(model.named_parameters())

@@ -15,7 +15,7 @@ STUDENT_90 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.8
 
 @torch.no_grad()
 def window_losses(model: torch.nn.Module, windows_nL1: torch.Tensor, *, batch_size: int = 32) -> torch.Tensor:
-    """Mean next-token loss in nats per token of each window of L + 1 tokens, float64 [n].
+    """Mean next-token loss in nats per token of each window of L + 1 tokens (on any device), float64 [n].
 
     Raises ValueError if there is no window.
     """
@@ -34,7 +34,12 @@ def mean_loss(model: torch.nn.Module, windows_nL1: torch.Tensor, *, batch_size: 
 
 
 def student_90(values: int) -> float:
-    """Standard errors on either side of the mean of 2 or more values that make a 90% interval, within 0.02."""
+    """Standard errors on either side of the mean of 2 or more values that make a 90% interval, within 0.02.
+
+    Raises ValueError for fewer: they have no standard error.
+    """
+    if values < 2:
+        raise ValueError(f"{values} values have no standard error")
     return STUDENT_90[values - 2] if values - 2 < len(STUDENT_90) else NORMAL_90 + 1.53 / (values - 1)
 
 

@@ -45,31 +45,30 @@ def gain_of(how: Mapping[str, Any], counts: Mapping[str, Any]) -> Gain | None:
         counts: of the manifest, with ``losses`` if there are any.
     """
     losses = counts.get("losses") or {}
-    if "gain_interval" in losses:
-        low, high = losses["gain_interval"]
-        return Gain(
-            nats=losses["generic_instance"] - losses["made"],
-            low=low,
-            high=high,
-            measured=f"on {losses['windows']:,} windows of text kept apart",
-        )
     try:  # a recipe from elsewhere may say anything
+        if "gain_interval" in losses:
+            low, high = map(float, losses["gain_interval"])
+            nats = float(losses["generic_instance"]) - float(losses["made"])
+            return Gain(
+                nats=nats, low=low, high=high, measured=f"on {losses['windows']:,} windows of text kept apart"
+            )
         if steps_taken(how):
             refined = how[REFINED]
-            nats, half = refined["gain"], student_90(refined["units"]) * refined["gain_error"]
+            nats, error, units = refined["gain"], refined["gain_error"], refined["units"]
         else:
             blend = how["blend"]
             name = f"{blend['share']:g}"
-            nats, half = -blend["differences"][name], student_90(blend["units"]) * blend["errors"][name]
-    except (IndexError, KeyError, TypeError, ValueError):
+            nats, error, units = -blend["differences"][name], blend["errors"][name], blend["units"]
+        half = student_90(units) * float(error)
+        return Gain(
+            nats=float(nats),
+            low=nats - half,
+            high=nats + half,
+            measured="cross-fitted on the texts given, which also chose how far it goes: each under a specialist of "
+            "the other half",
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None
-    return Gain(
-        nats=nats,
-        low=nats - half,
-        high=nats + half,
-        measured="cross-fitted on the texts given, which also chose how far it goes: each under a specialist of the "
-        "other half",
-    )
 
 
 def gain_line(how: Mapping[str, Any], counts: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from soe_model.model.sharding import Sharding
 from soe_model.training.checkpoint_files import STATE, DamagedCheckpoint, rank_file, read_state, verify_file
 from soe_model.training.trainer import SoupTrainer
+from storage_schema.aside import written_aside
 from storage_schema.manifest import (
     StoreError,
     UnavailableError,
@@ -69,7 +70,8 @@ class Snapshot:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / rank_file(self.sharding.rank, self.sharding.world_size)
-        save_file(self.tensors, path)
+        with written_aside(path) as aside:
+            save_file(self.tensors, aside)
         entry = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         write_atomically(path.with_suffix(".json"), json.dumps(entry, indent=1))
         if self.sharding.rank == 0:

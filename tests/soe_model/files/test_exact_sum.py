@@ -137,6 +137,25 @@ def test_low_rank_files_stand_for_their_products(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"b.weight.B": None}, "expert-001.safetensors: b.weight.A has no other factor of its rank"),
+        ({"b.weight.A": None}, "expert-001.safetensors: b.weight.B has no other factor of its rank"),
+        ({"b.weight.A": (7, 1)}, "expert-001.safetensors: b.weight.. has no other factor of its rank"),
+        ({"b.weight.A": (7, 1), "b.weight.B": (3, 1)}, "expert-001.safetensors does not have the factors of"),
+        ({"c.weight.A": (6, 2), "c.weight.B": (4, 2)}, "expert-001.safetensors does not have the factors of"),
+    ],
+)
+def test_low_rank_experts_have_the_same_factors(tmp_path, changed, message):
+    shapes = {"b.weight.A": (7, 2), "b.weight.B": (3, 2)}
+    experts = [shapes, {name: shape for name, shape in (shapes | changed).items() if shape}]
+    factors = [{name: torch.ones(shape) for name, shape in expert.items()} for expert in experts]
+    write_bank(tmp_path, [some_tensors(torch.Generator().manual_seed(1)), *factors])
+    with pytest.raises(StoreError, match=message):
+        LowRankBankFiles(tmp_path, 2)
+
+
+@pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda path: path.unlink(), "expert-001.safetensors cannot be read"),

@@ -5,8 +5,9 @@ Legend: W mixtures, N experts, p columns.
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from soe_model.optimizers import MOMENTS, OPTIMIZERS, AdamConfig, bytes_of, rounding
+from soe_model.optimizers import MOMENTS, OPTIMIZERS, AdamConfig, bytes_of, compact, rounding
 from soe_model.optimizers.compact import CompactExperts
 from soe_model.optimizers.tile import FACTORED
 
@@ -14,20 +15,22 @@ W, N, P = 3, 5, 2 * FACTORED
 CONFIG = AdamConfig()
 
 
-def make(name, *, shape=(N, P), std=0.02, config=CONFIG, first_column=0):
+def make(name, *, shape=(N, P), std=0.02, config=CONFIG, first_column=0, device="cpu"):
     def fill(tile_Nt, start):
         columns_t = torch.arange(start, start + tile_Nt.shape[1])
         tile_Nt.copy_(std * rounding.normal(rounding.row_keys(len(tile_Nt), 0, 0), columns_t))
 
-    return OPTIMIZERS[name](shape, config=config, seed=7, fill=fill, first_column=first_column)
+    return OPTIMIZERS[name](
+        shape, config=config, seed=7, fill=fill, first_column=first_column, device=torch.device(device)
+    )
 
 
-def gradients(step, *, columns=P, scale=1e-3):
+def gradients(step, *, columns=P, scale=1e-3, device="cpu"):
     generator = torch.Generator().manual_seed(step)
     spread = torch.logspace(-2, 2, columns)  # columns of very different size, as embeddings have
     return (
-        torch.randn(W, N, generator=generator),
-        scale * torch.randn(W, columns, generator=generator) * spread,
+        torch.randn(W, N, generator=generator).to(device),
+        (scale * torch.randn(W, columns, generator=generator) * spread).to(device),
     )
 
 
@@ -212,3 +215,22 @@ def test_bytes_are_those_that_the_tensors_take():
 def test_a_shard_that_cuts_a_block_is_refused():
     with pytest.raises(ValueError, match="multiples of 1024"):
         CompactExperts((2, 1000), moments=MOMENTS["factored"], config=CONFIG, seed=0)
+
+
+def test_factors_take_no_tensors_as_large_as_the_gradients(monkeypatch):
+    """What is planned for a worker has no room for them."""
+    monkeypatch.setattr(compact, "GRAM_COLUMNS", FACTORED)
+    experts = make("factored", shape=(N, 8 * FACTORED))
+    coefficients_WN, grads_Wp = gradients(0, columns=8 * FACTORED)
+    made = []
+
+    class Notes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **kwargs or {})
+            if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() != grads_Wp.data_ptr():
+                made.append(out.untyped_storage().nbytes() // 4)
+            return out
+
+    with Notes():
+        experts._factors(coefficients_WN, grads_Wp, 0.1)
+    assert made and max(made) < grads_Wp.numel()

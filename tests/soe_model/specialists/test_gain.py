@@ -53,6 +53,19 @@ def test_a_share_of_nothing_is_the_generic_model():
     assert line.startswith("No gain: use the generic model, which this is: there was too little text")
 
 
+@pytest.mark.parametrize(
+    ("how", "counts"),
+    [
+        ({"method": "refined", "refined": {"steps": 5, "gain": "x", "units": 4, "gain_error": 0.1}}, {}),
+        ({"method": "refined", "refined": {"steps": 5, "gain": 0.1, "units": 1, "gain_error": 0.1}}, {}),
+        (HOW, {"losses": {"gain_interval": [0.1, 0.2]}}),
+        (HOW, {"losses": {"gain_interval": 0.1, "generic_instance": 2.0, "made": 1.9, "windows": 3}}),
+    ],
+)
+def test_a_recipe_that_says_nonsense_measured_nothing(how, counts):
+    assert gain_of(how, counts) is None
+
+
 def test_the_interval_of_few_values_is_students():
     scipy = pytest.importorskip("scipy.stats")
     for values in (2, 3, 5, 11, 12, 20, 100, 10_000):

@@ -54,6 +54,16 @@ def test_resume_is_bit_identical(tmp_path, kind):
         assert torch.equal(second.tensors()[name], tensor), name
 
 
+def test_tensors_have_their_name_only_once_they_are_on_disk(tmp_path, monkeypatch):
+    def power_cut(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, make_trainer(), plan_digest="p", notes={})
+    assert not list(tmp_path.iterdir())
+
+
 def _clear_padding(trainer):
     """Columns beyond the parameters are zero from the start, and no checkpoint sets them."""
     for name, tensor in trainer.tensors().items():
