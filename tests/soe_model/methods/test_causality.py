@@ -58,7 +58,9 @@ def test_a_model_that_reads_ahead_is_found():
         def __init__(self, distance):
             super().__init__()
             self.distance = distance
-            self.table = torch.randn(WORDS, WORDS, generator=torch.Generator().manual_seed(2))
+            self.table = torch.nn.Parameter(
+                torch.randn(WORDS, WORDS, generator=torch.Generator().manual_seed(2))
+            )
 
         def forward(self, input_ids):
             return SimpleNamespace(logits=self.table[input_ids.roll(-self.distance, 1)])
