@@ -39,7 +39,8 @@ def user_error(error: BaseException) -> str | None:
             place = raised.filename or "SOE_HOME"
             return f"no space left on the disk of {place}. Free some and run the same command; it resumes."
         if isinstance(raised, IsADirectoryError) and raised.filename:
-            return f"{raised.filename} is a folder, where a file is needed. Give the path of a file."
+            folder = raised.filename2 or raised.filename  # of a rename the place that it goes to
+            return f"{folder} is a folder, where a file is needed. Give the path of a file."
         if isinstance(raised, PermissionError | NotADirectoryError) and raised.filename:
             return f"{raised.filename}: {raised.strerror}. Choose another place, or make this one writable."
         # Ray's wrapper (it has a `cause`) is an instance of its cause's class too, but its text is a traceback.

@@ -51,8 +51,8 @@ def connect() -> None:
 
 def _hide_token() -> None:
     """Let this user alone enter ~/.ray, where Ray keeps the token of the clusters that it starts, readable by all."""
-    folder = Path.home() / ".ray"
-    with suppress(OSError):  # somebody else's: Ray itself says what it cannot write
+    with suppress(OSError, RuntimeError):  # no home, or not one's own: Ray itself says what it cannot write
+        folder = Path.home() / ".ray"
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
 

@@ -18,6 +18,7 @@ from flows.jobs import runner
 from flows.reporting.progress import progress
 from flows.settings import Pretrain
 from flows.training import fatal_errors
+from flows.training.custom_backbone import check_special_tokens
 from flows.training.elsewhere import written_run
 from flows.training.fit_check import check_disk, check_fits
 from flows.training.resolve_run import SETTINGS, ResolvedRun, make_stream, resolve
@@ -38,7 +39,8 @@ MAY_CHANGE_ON_RESUME = "micro_batch_size", "compile_model", "deterministic"
 
 
 def run(settings: Pretrain) -> dict[str, Any]:
-    """Pretrain (or resume) one soup and write it; returns its digest, tokens and seconds.
+    """Pretrain (or resume) one soup and write it; returns its digest, and its tokens and seconds while the run's folder
+    is there.
 
     Raises:
         ValueError: for settings, stores or checkpoints that do not fit, workers the cluster lacks, and a path as name.
@@ -62,6 +64,7 @@ def _pretrain(settings: Pretrain) -> dict[str, Any]:
     store = open_store(store_place(settings.store), num_volumes=claimed(folder).get("store_parts"))
     resolved = resolve(settings, store)
     soup, training = resolved.soup, resolved.training
+    check_special_tokens(soup.backbone, vocab_size=store.vocab_size)
     stream = make_stream(settings, store, training)
     stream.plan.check_tables(training.steps)
     if settings.verify_store:

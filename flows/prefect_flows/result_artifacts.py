@@ -77,7 +77,7 @@ def soup_card(config: Pretrain) -> str:
         f"# {'Soup' if config.method == 'soup' else 'Generic twin'} {config.name}",
         *(charts.of_log([log[step] for step in sorted(log)]) if log else []),
         markdown_table(["", ""], [*rows, ["digest", f"`{manifest.digest}`"], *inputs]),
-        f"In `{place}`; checkpoints and log in `{run_folder(config.name)}`.",
+        f"In `{place}`; checkpoints and log in `{run_folder(config.name)}`." if log else f"In `{place}`.",
         "The same command resumes the run where it was cut off, and finds it finished when it is:",
         f"```\n{shlex.join(command)}\n```",
     ]

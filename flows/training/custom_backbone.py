@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from soe_model.model.backbone import check_causal, hugging_face_config
+from soe_model.model.backbone import hugging_face_config
 from storage_schema.errors import UserError
 
 
@@ -17,8 +17,7 @@ def custom_backbone(
     the store's end of text, and dropout is 0 (because a resumed run would draw other random numbers).
 
     Raises:
-        ValueError: no model_type or an unknown one, a model that is not causal or cannot be run, a vocabulary smaller
-            than the store's, too few positions, or special tokens that the store has not.
+        ValueError: no model_type or an unknown one, a vocabulary smaller than the store's, too few positions.
     """
     # Slow to import, and rarely needed: most runs name a preset.
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -54,17 +53,20 @@ def custom_backbone(
             f"backbone has vocab_size {config.vocab_size}; the store's tokenizer has {vocab_size} tokens. Give at "
             "least so many, or leave it out."
         )
-    for name in ("bos_token_id", "eos_token_id"):
-        if type(completed[name]) is not int or not 0 <= completed[name] < vocab_size:
-            raise UserError(
-                f"backbone has {name} {completed[name]!r}; it must be one of the store's {vocab_size} tokens. Leave it "
-                f"out: it is then {end_of_text}, the store's end of text."
-            )
     there = getattr(config, positions, None)
     if there is not None and there < sequence_length:
         raise UserError(
             f"backbone has {positions} {there}; sequence_length is {sequence_length}. Give at least so many, leave "
             "it out, or lower sequence_length."
         )
-    check_causal(completed)
     return completed
+
+
+def check_special_tokens(backbone: dict[str, Any], *, vocab_size: int) -> None:
+    """Raise ValueError unless the tokens that begin and end a text are the store's, whose tokenizer specialists get."""
+    for name in ("bos_token_id", "eos_token_id"):
+        if type(backbone[name]) is not int or not 0 <= backbone[name] < vocab_size:
+            raise UserError(
+                f"backbone has {name} {backbone[name]!r}; it must be one of the store's {vocab_size} tokens. Leave it "
+                "out: it is then the store's end of text."
+            )

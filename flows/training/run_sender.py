@@ -165,7 +165,7 @@ class RunSender:
     def _send_checkpoint(self, name: str) -> list[str]:
         """Send the files of a checkpoint. Returns their names there; none if it is not whole or Ray drops it."""
         try:
-            paths = sorted((self.folder / name).iterdir())
+            paths = sorted((self.folder / name).glob("[!.]*"))
             if not is_whole(self.folder / name):  # asked after the listing, which then was of all its files
                 return []
             return [self._upload(path) for path in paths]

@@ -91,33 +91,6 @@ def _refuse_code(settings: dict[str, Any]) -> None:
             )
 
 
-def check_causal(backbone: dict[str, Any]) -> None:
-    """Build the backbone on this CPU and let it read a few tokens.
-
-    Raises:
-        ValueError: transformers cannot build or run it, or a token's logits change with a later token, as those of an
-            encoder such as BERT do without ``is_decoder``. It would learn to copy its targets.
-    """
-    from transformers import AutoModelForCausalLM
-
-    kind, config = backbone["model_type"], hugging_face_config(backbone)
-    tokens_2L = torch.zeros(2, 8, dtype=torch.int64)
-    tokens_2L[1, -1] = 1
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
-            one_LV, other_LV = (model(input_ids=tokens_L[None]).logits[0, :-1] for tokens_L in tokens_2L)
-    except Exception as error:  # each architecture raises its own errors
-        raise UserError(
-            f"transformers cannot run the backbone of model_type {kind!r}: {error!r:.300}"
-        ) from error
-    if (one_LV - other_LV).abs().max() > 1e-5 * one_LV.abs().max():
-        raise UserError(
-            f"the backbone of model_type {kind!r} reads later tokens too, and would learn to copy its targets. Take a "
-            "causal model, or give is_decoder=true if it is an encoder that can be one."
-        )
-
-
 def build_backbone(
     backbone: dict[str, Any],
     *,
@@ -139,6 +112,34 @@ def build_backbone(
     fuse_gelu(model)
     model = model.to(device=device, dtype=torch.float32).train()
     return FlatModule(model, instances=instances, multiple=multiple)
+
+
+@torch.no_grad()
+def check_causal(model: torch.nn.Module) -> None:
+    """Let the model read 8 tokens, and the same with another one at the end. It stays as it is, in training mode.
+
+    Raises:
+        ValueError: it cannot be run; or logits change with a later token, as those of an encoder such as BERT do
+            without ``is_decoder``. It would learn to copy its targets.
+    """
+    kind, device = model.config.model_type, next(model.parameters()).device
+    tokens_2L = torch.zeros(2, 8, dtype=torch.int64, device=device)
+    tokens_2L[1, -1] = 1
+    model.eval()
+    try:
+        one_LV, other_LV = (model(input_ids=tokens_L[None]).logits[0, :-1] for tokens_L in tokens_2L)
+    except (RuntimeError, MemoryError):
+        raise  # such as one that says that memory is short
+    except Exception as error:  # each architecture raises its own errors
+        raise UserError(
+            f"transformers cannot run the backbone of model_type {kind!r}: {error!r:.300}"
+        ) from error
+    model.train()
+    if (one_LV - other_LV).abs().max() > 1e-5 * one_LV.abs().max():
+        raise UserError(
+            f"the backbone of model_type {kind!r} reads later tokens too, and would learn to copy its targets. Take a "
+            "causal model, or give is_decoder=true if it is an encoder that can be one."
+        )
 
 
 def fuse_gelu(model: torch.nn.Module) -> None:

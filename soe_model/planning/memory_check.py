@@ -39,8 +39,9 @@ def refuse_what_cannot_fit(setup: Setup, memory: float, *, of: str, workers_ther
     ways = list(_ways_out(setup, fits, more_workers=workers_there == 1 and setup.device_type == "cuda"))
     texts = [" ".join(f"{name}={value}" for name, value in way.items()) for way in ways]
     of_workers = f"{workers_there} workers need" if workers_there > 1 else "a worker needs"
-    fewer = ", or fewer workers" if setup.device_type == "cpu" and setup.num_workers > 1 else ""
-    too_large = f"The backbone alone, without experts, does not fit either: take a smaller one{fewer}."
+    fewer = ", or fewer workers" if workers_there > 1 and needed(setup) <= memory else ""
+    less = "Nor does it fit with one expert: take" if setup.soup.num_experts else "Take"
+    too_large = f"{less} a smaller backbone{fewer}."
     way_out = f"Set {'; or '.join(texts)}." if ways else too_large
     raise UserError(
         f"{of_workers} {workers_there * needed(setup) / GB:.1f} GB of memory and {of} has {memory / GB:.1f} GB "

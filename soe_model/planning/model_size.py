@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from soe_model.model.backbone import hugging_face_config
+from storage_schema.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +33,19 @@ class ModelSize:
 def model_size(backbone: dict[str, Any]) -> ModelSize:
     """Build the backbone on torch's meta device, which takes no memory, and measure it.
 
-    Raises ValueError for a configuration that transformers does not know.
+    Raises ValueError for a configuration that transformers does not know or cannot build.
     """
     from transformers import AutoModelForCausalLM
 
     config = hugging_face_config(backbone)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # each architecture raises its own errors
+        kind = config.model_type
+        raise UserError(
+            f"transformers cannot build the backbone of model_type {kind!r}: {error!r:.300}"
+        ) from error
     parameters = dict(model.named_parameters())
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     tables.discard(

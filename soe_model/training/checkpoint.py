@@ -70,6 +70,10 @@ class Snapshot:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / rank_file(self.sharding.rank, self.sharding.world_size)
+        for left in folder.glob(
+            f".{path.name}.*"
+        ):  # by a worker that was killed; nobody else writes this name
+            left.unlink()
         with written_aside(path) as aside:
             save_file(self.tensors, aside)
         entry = {"bytes": path.stat().st_size, "sha256": file_digest(path)}

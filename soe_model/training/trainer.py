@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from soe_model.model.backbone import build_backbone, token_losses
+from soe_model.model.backbone import build_backbone, check_causal, token_losses
 from soe_model.model.bank import Bank
 from soe_model.model.flat_module import FlatModule
 from soe_model.model.sharding import ALIGNMENT, Sharding, current_rank, owned_mixtures
@@ -58,9 +58,8 @@ class SoupTrainer:
         self.soup, self.training, self.device = soup, training, torch.device(device)
         if training.train_generic and (generic_K is None or not soup.num_experts):
             raise UserError("train_generic needs experts and the generic mixture: give generic_K.")
-        self._generic = (
-            [generic_K[None].to(self.device)] if training.train_generic and generic_K is not None else []
-        )
+        also = generic_K if training.train_generic else None
+        self._generic = [] if also is None else [also[None].to(self.device)]
         common, (rank, world_size) = int(training.train_generic), current_rank()
         self.backbone = build_backbone(
             soup.backbone,
@@ -69,6 +68,7 @@ class SoupTrainer:
             instances=len(owned_mixtures(training.mixtures_per_step, rank, world_size)) + common,
             multiple=ALIGNMENT * world_size,
         )
+        check_causal(self.backbone.module)
         if initial_P is not None:
             self.backbone.params_P.copy_(initial_P)
         self._losses = torch.compile(token_losses, dynamic=False) if training.compile_model else token_losses

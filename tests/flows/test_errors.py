@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -13,7 +14,7 @@ from flows.errors import in_one_line, user_error
 from flows.prefect_flows.ray_job_client import JobError
 from flows.settings import Pretrain
 from storage_schema.errors import UserError
-from storage_schema.manifest import StoreError
+from storage_schema.manifest import StoreError, write_atomically
 
 
 def fail(error):
@@ -54,13 +55,12 @@ def test_a_setting_out_of_bounds_is_named(setting, said):
     assert user_error(raised.value) == said
 
 
-def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+@pytest.mark.parametrize("use", [Path.read_text, lambda folder: write_atomically(folder, "")])
+def test_a_folder_in_place_of_a_file_is_named(tmp_path, use):
     with pytest.raises(IsADirectoryError) as raised:
-        tmp_path.read_text()
-    assert (
-        user_error(raised.value)
-        == f"{tmp_path} is a folder, where a file is needed. Give the path of a file."
-    )
+        use(tmp_path)
+    said = f"{tmp_path} is a folder, where a file is needed. Give the path of a file."
+    assert user_error(raised.value) == said
 
 
 def test_a_full_disk_is_named():

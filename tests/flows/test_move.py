@@ -40,8 +40,7 @@ SOUP = dict(
 )  # fmt: skip
 NODES = 3
 """With one CPU each: two training workers and the task that reads their data take all three."""
-FIRST_NODE = "127.0.0.2"
-"""Ray replaces 127.0.0.1 by an outside address; others it takes for machines on a network."""
+FIRST_NODE = "127.0.0.2"  # Ray replaces 127.0.0.1 by an outside address
 
 
 @dataclass

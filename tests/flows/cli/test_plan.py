@@ -79,6 +79,9 @@ def test_a_backbone_from_a_file(tmp_path, capsys):
         "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
+        # Of its own tokenizer, not of the store that it will be trained on.
+        "bos_token_id": 128000,
+        "eos_token_id": [128001, 128009],
     }
     (tmp_path / "config.json").write_text(json.dumps(llama))
     assert cli.main(["plan", "--backbone", str(tmp_path / "config.json"), "--device", "H100"]) == 0

@@ -55,7 +55,7 @@ def test_status_says_what_it_cannot_know(known, server, capsys, monkeypatch, fai
     assert state in lines_with("prefect-server.log", shown)[0]
     assert "unknown" in lines_with("prefect-worker.log", shown)[0]
     assert "Flow runs: unknown" in shown and "may be busy" in shown
-    assert "down" not in shown and "o flow run" not in shown and "soe up" not in shown
+    assert "down" not in shown and "o flow run" not in shown and "what is missing" not in shown
     finding = doctor.stack()
     assert finding.verdict == "note" and state in finding.text and "down" not in finding.text
 

@@ -15,10 +15,6 @@ from soe_model.training.trainer import SoupTrainer
 from storage_schema.domains import DomainStore
 from tests.flows.jobs.pretraining import SETTINGS
 
-TINY_BERT = {
-    "model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
-}  # fmt: skip
-
 
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -82,12 +78,10 @@ def test_impossible_settings_are_refused_before_anything_starts(home, change, me
             "refuses the backbone",
         ),
         ({"backbone": {"model_type": "vit"}}, "'vit', which is no causal language model"),
-        ({"backbone": TINY_BERT}, "'bert' reads later tokens too.*is_decoder=true"),
         (
-            {"backbone": TINY_BERT | {"model_type": "roberta"}},
-            "transformers cannot run.*'roberta': TypeError",
+            {"backbone": {"model_type": "gpt2", "n_embd": 32, "n_head": 3}},
+            "transformers cannot build.*'gpt2'",
         ),
-        ({"backbone": {"model_type": "gpt2", "n_embd": 32, "n_head": 3}}, "transformers cannot run.*'gpt2'"),
         (
             {"backbone": {"model_type": "gpt2", "eos_token_id": [0, 1]}},
             r"eos_token_id \[0, 1\]; it must be one of the store's \d+ tokens",

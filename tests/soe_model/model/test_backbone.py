@@ -1,9 +1,31 @@
 """The backbone computes what transformers' model of the same configuration does."""
 
+import pytest
 import torch
 
-from soe_model.model.backbone import build_backbone, gpt2_config, hugging_face_config, token_losses
+from soe_model.model.backbone import (
+    build_backbone,
+    check_causal,
+    gpt2_config,
+    hugging_face_config,
+    token_losses,
+)
 from soe_model.model.flat_module import unflatten
+
+BERT = {
+    "model_type": "bert", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 32,
+}  # fmt: skip
+
+
+def test_an_encoder_is_no_backbone_unless_it_is_a_decoder():
+    with pytest.raises(ValueError, match="'bert' reads later tokens too.*is_decoder=true"):
+        check_causal(build_backbone(BERT, seed=0).module)
+    decoder = build_backbone(BERT | {"is_decoder": True}, seed=0).module
+    check_causal(decoder)
+    assert decoder.training
+    with pytest.raises(ValueError, match="transformers cannot run the backbone .*'roberta': TypeError"):
+        check_causal(build_backbone(BERT | {"model_type": "roberta", "pad_token_id": None}, seed=0).module)
 
 
 def test_gpt2s_activation_is_one_kernel_and_the_same_function():

@@ -114,7 +114,7 @@ def test_a_smaller_micro_batch_is_enough_where_it_is():
 
 
 def test_a_backbone_too_large_alone_is_refused_without_a_way_out():
-    with pytest.raises(ValueError, match=r"without experts, does not fit either: take a smaller one\.$"):
+    with pytest.raises(ValueError, match=r"Nor does it fit with one expert: take a smaller backbone\.$"):
         refuse_what_cannot_fit(make_setup(), 1e9, of="a small GPU")
 
 
@@ -124,8 +124,10 @@ def test_workers_of_one_machine_share_its_memory():
     with pytest.raises(ValueError, match="2 workers need") as refused:
         refuse_what_cannot_fit(setup, 2 * needed(setup) - 1, of="this machine", workers_there=2)
     assert "num_workers" not in str(refused.value)
-    with pytest.raises(ValueError, match="take a smaller one, or fewer workers"):
+    with pytest.raises(ValueError, match=r"take a smaller backbone, or fewer workers\.$"):
         refuse_what_cannot_fit(setup, needed(setup), of="this machine", workers_there=2)
+    with pytest.raises(ValueError, match=r"take a smaller backbone\.$"):
+        refuse_what_cannot_fit(setup, needed(setup) / 3, of="this machine", workers_there=2)
 
 
 def test_a_generic_instance_that_is_trained_too_is_a_second_pass_and_one_more_to_hold():

@@ -62,6 +62,12 @@ def test_tensors_have_their_name_only_once_they_are_on_disk(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, make_trainer(), plan_digest="p", notes={})
     assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    (tmp_path / ".rank-00000-of-00001.safetensors.0123456789ab.aside").write_bytes(
+        b"by a worker that was killed"
+    )
+    save_checkpoint(tmp_path, make_trainer(), plan_digest="p", notes={})
+    assert is_whole(tmp_path) and not list(tmp_path.glob(".*"))
 
 
 def _clear_padding(trainer):
