@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "storage_schema": {"storage_schema", "pyarrow", "numpy", "safetensors"},
     # It must run where only torch, transformers and safetensors are: what they bring themselves is there too.
     "soe_model": {
-        "soe_model", "storage_schema", "torch", "transformers", "safetensors", "numpy", "huggingface_hub", "yaml",
+        "soe_model", "storage_schema", "torch", "transformers", "safetensors", "numpy", "yaml",
         "tokenizers",
     },
 }  # fmt: skip

@@ -225,11 +225,11 @@ def test_the_deployments_run_on_another_cluster_and_database(site, s3, tmp_path)
     far = upload(s3, shared / "stores" / "mine")
     site.deployment("pretrain-soe", SOUP | {"store": far})
 
-    # The same on one machine, without a cluster or a server. A worker has one core here as there: bits of sums depend
-    # on the number of threads.
-    for module, config in (("build_domains", store), ("pretrain_soe", SOUP | {"store": far})):
+    # The same by hand on one machine. Encoder and workers have one core each, as there: sums depend on the threads.
+    jobs = ("build_domains", store, [0]), ("pretrain_soe", SOUP | {"store": far}, [0, 1])
+    for module, config, cores in jobs:
         command = [sys.executable, "-m", f"flows.jobs.{module}", "--config", json.dumps(config)]
-        run([*on_cores(0, 1), *command], plain_environment(alone))
+        run([*on_cores(*cores), *command], plain_environment(alone))
     for made, kind in (("stores/mine/domains", "domains"), ("soups/soup", "soup")):
         assert digest(shared, of=made, kind=kind) == digest(alone, of=made, kind=kind)
 
