@@ -93,9 +93,8 @@ def _positions(encoder: Any) -> int | None:
     """How many word pieces the encoder can read; None if it does not say."""
     positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
-    padding = getattr(
-        table, "padding_idx", None
-    )  # RoBERTa and its kin number positions from the one after it
+    # RoBERTa and its kin number positions from the one after that of padding.
+    padding = getattr(table, "padding_idx", None)
     return positions if positions is None or padding is None else positions - padding - 1
 
 

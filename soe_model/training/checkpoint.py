@@ -70,9 +70,7 @@ class Snapshot:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / rank_file(self.sharding.rank, self.sharding.world_size)
-        for left in folder.glob(
-            f".{path.name}.*"
-        ):  # by a worker that was killed; nobody else writes this name
+        for left in folder.glob(f".{path.name}.*"):  # by a worker that was killed: this name is ours alone
             left.unlink()
         with written_aside(path) as aside:
             save_file(self.tensors, aside)
